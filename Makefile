@@ -1,0 +1,72 @@
+# demo, test and lint each make .venv themselves when it is missing or out of date.
+# Works with GNU make 3.81 (macOS) and later.
+
+VENV  := .venv
+PY    := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+# The first command that really runs and is a Python 3.9, 3.10 or 3.11: a pyenv shim may be
+# there and still fail. PYTHON=... is taken alone.
+CANDIDATES = $(if $(PYTHON),'$(PYTHON)',python3.11 python3.10 python3.9 python3)
+IS_SUPPORTED := import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
+BASE_PYTHON = $(shell for p in $(CANDIDATES); do \
+  if "$$p" -c '$(IS_SUPPORTED)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
+FOUND = $(if $(PYTHON),PYTHON=$(PYTHON) is $(shell '$(PYTHON)' --version 2>/dev/null || \
+  echo 'not a command that runs'),none was found on the PATH)
+NO_PYTHON = Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no other); $(FOUND). \
+Install one ("apt install python3.11 python3.11-venv", "brew install python@3.11" or \
+"pyenv install 3.11") and name it: make $(or $(MAKECMDGOALS),test) PYTHON=python3.11
+NO_VENV = $$p cannot make virtual environments: install its venv module \
+(on Debian and Ubuntu: apt install python$$v-venv) and run make again
+
+# A .venv that was not finished, or whose Python no longer runs, is made anew.
+FRESH = $(shell [ -f '$(STAMP)' ] && $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || echo fresh)
+
+define MAKE_VENV
+p='$(or $(BASE_PYTHON),$(error $(NO_PYTHON)))'; \
+v=$$("$$p" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+full=$$("$$p" -c 'import platform; print(platform.python_version())'); \
+"$$p" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(NO_VENV)" >&2; exit 2; }; \
+echo "Making $(VENV) with Python $$full ... (about a minute, and the download)"; \
+rm -rf '$(VENV)'; \
+"$$p" -m venv '$(VENV)'
+endef
+UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean fresh
+
+help:
+	@echo 'make demo    train a small private GAN on the digits that come with the package'
+	@echo 'make test    run the tests'
+	@echo 'make lint    check the code with ruff'
+	@echo 'make clean   remove .venv and what the tools left behind (never runs/)'
+	@echo ''
+	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
+	@echo 'PYTHON=... makes .venv with: make test PYTHON=python3.10 (3.9, 3.10 or 3.11)'
+
+demo: $(STAMP)
+	@$(PY) -m tf_efsgd.launch --flagfile=demo.flags $(ARGS)
+
+test: $(STAMP)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP)
+	@$(PY) -m ruff check $(or $(ARGS),.)
+
+# The stamp is written last. pip is brought up to date first: old ones look for versions that
+# fit together for many minutes. What builds the package is installed, not fetched again for it.
+$(STAMP): setup.py $(FRESH)
+	@set -e; \
+	$(if $(FRESH),$(MAKE_VENV),$(UPDATE_VENV)); \
+	PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
+	echo '  build tools ...'; \
+	$(PY) -m pip install -qq --upgrade pip 'setuptools>=64,<81' 'wheel<0.46'; \
+	echo '  TensorFlow, TF Privacy and the rest of setup.py ...'; \
+	$(PY) -m pip install -qq --no-build-isolation -e '.[dev,report]'; \
+	touch '$(STAMP)'; \
+	echo '$(VENV) is ready.'
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""What every test runs under: TensorFlow quiet, on the CPU, with two logical devices."""
+
+import os
+import pathlib
+
+# Before the first import of TensorFlow, here or in a test module.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
+
+import pytest  # noqa: E402
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionstart(session):
+    """Splits the CPU in two, for MirroredStrategy(['CPU:0', 'CPU:1']).
+
+    TensorFlow takes this only before its first op, so before any test module is imported.
+    """
+    del session
+    try:
+        import tensorflow as tf
+    except ImportError:  # Tests of what needs no TensorFlow still run.
+        return
+    cpu = tf.config.list_physical_devices('CPU')[0]
+    halves = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(cpu, halves)
+
+
+@pytest.fixture(scope='session')
+def test_data():
+    """The folder TF_EFSGD_TEST_DATA, or ../shared/data beside the repository; skips if absent."""
+    folder = pathlib.Path(os.environ.get('TF_EFSGD_TEST_DATA') or _REPO / '..' / 'shared' / 'data')
+    if not folder.is_dir():
+        pytest.skip(f'no test data in {folder}; set TF_EFSGD_TEST_DATA to a folder that has it')
+    return folder.resolve()

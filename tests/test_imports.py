@@ -1,0 +1,201 @@
+"""Holds every import under tf_efsgd/ against the table of who may import whom."""
+
+import ast
+import pathlib
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent / 'tf_efsgd'
+
+# Module -> what of ours it may import. 'data' stands for the package and all in it, 'data.records'
+# for that module alone. Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
+_MAY_IMPORT = {
+    '': [
+        'audit', 'benchmark', 'checkpoints', 'config', 'data', 'evaluation', 'export', 'generate',
+        'models', 'monitoring', 'plan', 'privacy', 'version',
+    ],
+    'version': [],
+    'launch': ['config', 'runner', 'version'],
+    'config': [],
+    'runner': [
+        'config', 'data', 'models', 'privacy', 'monitoring', 'checkpoints', 'evaluation', 'export',
+        'version',
+    ],
+    'data': ['data'],
+    'data.records': [],
+    'data.poisson': [],
+    'models': ['models'],
+    'models.layers': [],
+    'models.generator': ['models.layers'],
+    'models.discriminator': ['models.layers'],
+    'models.losses': [],
+    'models.gan': ['privacy.optimizer'],
+    'privacy': ['privacy'],
+    'privacy.clipping': [],
+    'privacy.layer_norms': [],
+    'privacy.error_feedback': [],
+    'privacy.noise': [],
+    'privacy.optimizer': ['privacy'],
+    'privacy.warm_start': [],
+    'privacy.accounting': [],
+    'privacy.ledger': [],
+    'monitoring': [],
+    'checkpoints': [],
+    'evaluation': ['evaluation'],
+    'evaluation.classifiers': ['data.records', 'evaluation'],
+    'evaluation.distances': ['data.records', 'evaluation'],
+    'evaluation.extractors': ['data.records', 'evaluation'],
+    'evaluation.report': ['data.records', 'evaluation'],
+    'export': ['data.records', 'version'],
+    'generate': ['data.records'],
+    'plan': ['config', 'privacy.accounting'],
+    'audit': ['config', 'data', 'models', 'privacy'],
+    'benchmark': ['config', 'data', 'models', 'privacy'],
+}
+
+# Libraries that a module must do without: ε and the ledger need no TensorFlow.
+_WITHOUT = {
+    'privacy.accounting': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
+    'privacy.ledger': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
+}
+
+
+def _module_name(path):
+    parts = path.relative_to(_ROOT).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+_FILES = {_module_name(path): path for path in sorted(_ROOT.rglob('*.py'))}
+_MODULES = set(_MAY_IMPORT) | set(_FILES)
+
+
+def _imported_names(source, module, is_package):
+    """Yields (line, dotted name) of all imports, also those inside functions."""
+    package = ['tf_efsgd', *filter(None, module.split('.'))]
+    if not is_package:
+        package = package[:-1]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = '.'.join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield node.lineno, base if alias.name == '*' else f'{base}.{alias.name}'
+        elif isinstance(node, ast.Call) and node.args:
+            # importlib.import_module('tf_efsgd.x') and __import__('tf_efsgd.x').
+            called = getattr(node.func, 'attr', getattr(node.func, 'id', None))
+            name = getattr(node.args[0], 'value', None)
+            if called in ('import_module', '__import__') and isinstance(name, str):
+                yield node.lineno, '.'.join(package[:1] + [name[1:]]) if name[:1] == '.' else name
+
+
+def _our_module(name):
+    """The longest prefix of a dotted name that is a module of ours, None for a library's."""
+    first, *rest = name.split('.')
+    if first != 'tf_efsgd':
+        return None
+    while rest and '.'.join(rest) not in _MODULES:
+        rest.pop()
+    return '.'.join(rest)
+
+
+def _is_within(module, parents):
+    return any(module == parent or module.startswith(parent + '.') for parent in parents)
+
+
+def find_violations(source, module, is_package=False):
+    """What in the source of a module breaks the table, as lines for a person."""
+    found = []
+    for line, name in _imported_names(source, module, is_package):
+        ours = _our_module(name)
+        if ours is None:
+            if _is_within(name, _WITHOUT.get(module, [])):
+                found.append(f'line {line}: tf_efsgd.{module} must do without {name}')
+        elif ours != module and not (ours and _is_within(ours, _MAY_IMPORT[module])):
+            allowed = ', '.join(_MAY_IMPORT[module]) or 'nothing of ours'
+            found.append(
+                f'line {line}: tf_efsgd.{module} may import {allowed}. Received: {name}'
+            )
+    return found
+
+
+def test_every_module_is_in_the_table():
+    unknown = sorted(set(_FILES) - set(_MAY_IMPORT))
+    assert not unknown, (
+        f'tf_efsgd/ has modules that the table in {pathlib.Path(__file__).name} does not know: '
+        f'{unknown}. Add each with what it may import, and keep to the architecture.'
+    )
+
+
+def test_nobody_may_import_the_launcher_or_the_runner():
+    allowed = [
+        (module, name)
+        for module, names in _MAY_IMPORT.items()
+        for name in names
+        if name in ('launch', 'runner')
+    ]
+    assert allowed == [('launch', 'runner')]
+
+
+@pytest.mark.parametrize('module', [m for m in _FILES if m in _MAY_IMPORT])
+def test_imports_keep_to_the_table(module):
+    path = _FILES[module]
+    found = find_violations(path.read_text('utf-8'), module, path.name == '__init__.py')
+    assert not found, '\n'.join([str(path), *found])
+
+
+@pytest.mark.parametrize(
+    ('module', 'source'),
+    [
+        ('privacy.noise', 'import tf_efsgd.config'),
+        ('privacy.noise', 'from tf_efsgd.privacy import clipping'),
+        ('privacy.noise', 'from . import clipping'),
+        ('privacy.noise', 'from .clipping import clip'),
+        ('privacy.noise', 'from .. import config'),
+        ('privacy.noise', 'import tf_efsgd'),
+        ('privacy.noise', 'from tf_efsgd import *'),
+        ('privacy.accounting', 'import numpy, tensorflow as tf'),
+        ('privacy.accounting', 'from tensorflow.keras import layers'),
+        ('privacy.ledger', 'from tensorflow_privacy import x'),
+        ('export', 'from tf_efsgd import privacy'),
+        ('export', 'def f():\n    from tf_efsgd.privacy.accounting import epsilon'),
+        ('export', 'import importlib\nimportlib.import_module("tf_efsgd.privacy")'),
+        ('evaluation.report', 'import tf_efsgd.data.poisson'),
+        ('generate', 'if x:\n    import tf_efsgd.models'),
+        ('models.gan', 'from tf_efsgd.privacy.noise import draw'),
+        ('models.gan', 'from tf_efsgd.privacy import optimizer, noise'),
+        ('monitoring', 'from tf_efsgd.privacy import ledger'),
+        ('checkpoints', 'from tf_efsgd.privacy import accounting'),
+        ('config', 'from tf_efsgd import version'),
+        ('audit', 'from tf_efsgd import runner'),
+        ('runner', 'from tf_efsgd import launch'),
+    ],
+)
+def test_a_planted_violation_is_found(module, source):
+    assert len(find_violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ('module', 'source'),
+    [
+        ('launch', 'from absl import app\nfrom tf_efsgd import config, runner'),
+        ('privacy.noise', 'import tensorflow as tf'),
+        ('privacy.accounting', 'import dp_accounting\nimport tensorflowjs_is_another_library'),
+        ('privacy.optimizer', 'from tf_efsgd.privacy import clipping\nfrom . import noise'),
+        ('models.gan', 'from tf_efsgd.privacy.optimizer import make_it'),
+        ('models.generator', 'from tf_efsgd.models import layers'),
+        ('evaluation.report', 'from tf_efsgd.data.records import Records\nfrom . import distances'),
+        ('runner', 'from tf_efsgd.data.poisson import sample\nimport tf_efsgd.evaluation.report'),
+    ],
+)
+def test_what_the_table_allows_is_not_found(module, source):
+    assert find_violations(source, module) == []
+
+
+def test_a_package_s_own_imports_are_read_from_its_own_folder():
+    assert not find_violations('from .clipping import clip', 'privacy', is_package=True)
+    assert find_violations('from ..models import gan', 'privacy', is_package=True)
+    assert not find_violations('from .config import RunConfig', '', is_package=True)
+    assert find_violations('from .runner import run', '', is_package=True)
