@@ -1,0 +1,84 @@
+"""Poisson sampling: every record enters every step by its own coin, as the accounting assumes.
+
+Formal guarantees:
+  - In each step every record is taken independently with probability exactly
+    `accounting.sampling_probability`: its 32-bit draw is below `threshold`.
+  - Batches have variable size, empty ones included. Nothing is truncated, padded, shuffled or
+    remembered: there are no epochs.
+  - The draws come from Philox keyed by the operating system; the key stays in this process's
+    memory, in no graph, file or log.
+  - Over several replicas, each record belongs to one replica; a step's shares are disjoint and
+    together are one Poisson sample.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+_GRAIN = 2**32
+
+
+def poisson_batches(
+    images: np.ndarray,
+    labels: np.ndarray,
+    threshold: int,
+    *,
+    num_replicas: int = 1,
+    key: int | None = None,
+) -> tf.data.Dataset:
+    """An endless data set of Poisson samples.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+      threshold: a record is sampled when its uniform 32-bit draw is below it; in [1, 2^32], see
+        `accounting.sampling_threshold`.
+      num_replicas: each step is handed out as this many consecutive elements, one per replica.
+      key: for tests only: a fixed key. None draws one from the operating system.
+
+    Returns:
+      Elements (images uint8 [n, H, W, C], labels int32 [n]); n varies and may be 0.
+
+    Raises:
+      ValueError: if `threshold` is out of range.
+    """
+    if not 1 <= threshold <= _GRAIN:
+        raise ValueError(f'threshold must be in [1, 2^32]. Received: {threshold}.')
+
+    def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for sampled in sample_indices(len(images), threshold, key):
+            for replica in range(num_replicas):
+                share = sampled[sampled % num_replicas == replica]
+                yield images[share], labels[share]
+
+    dataset = tf.data.Dataset.from_generator(
+        batches,
+        output_signature=(
+            tf.TensorSpec([None, *images.shape[1:]], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+        ),
+    )
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+    return dataset.prefetch(2 * num_replicas)
+
+
+def sample_indices(
+    num_records: int, threshold: int, key: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yields the sampled record numbers of step after step, ascending int64 [n].
+
+    Args:
+      num_records: N >= 1.
+      threshold: in [1, 2^32].
+      key: for tests only: a fixed key.
+    """
+    # A fresh Philox key for every iteration that starts: its counter is never reset.
+    philox = np.random.Philox(key=secrets.randbits(128) if key is None else key)
+    draws = np.random.Generator(philox)
+    while True:
+        drawn = draws.integers(0, _GRAIN, size=num_records, dtype=np.uint32)
+        yield np.flatnonzero(drawn < threshold)

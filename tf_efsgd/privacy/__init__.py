@@ -1,0 +1,1 @@
+"""The private mechanism: one concept per file, composed by `optimizer.py`."""

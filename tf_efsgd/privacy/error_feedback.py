@@ -1,0 +1,41 @@
+"""The error-feedback buffer: what clipping cut, given back later. Pure, and public.
+
+Formal guarantees:
+  - `feed_back` sees only the noisy residual mean and earlier outputs of itself, so whatever it
+    returns is post-processing of the private releases.
+  - Conservation: over any number of steps, sum(delivered) + buffer = sum(noisy_residual_mean),
+    with or without `feedback_l2_norm_clip`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+
+def feed_back(
+    buffer: Sequence[tf.Tensor],
+    noisy_residual_mean: Sequence[tf.Tensor],
+    feedback_decay: float,
+    feedback_l2_norm_clip: float | None = None,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """One step of u = E + R/B;  d = clip((1 - beta) u, Ce);  E <- u - d.
+
+    Delivering the fraction 1 - beta is a contractive compressor in the sense of Karimireddy et al.
+    2019, Error Feedback Fixes SignSGD.
+
+    Args:
+      buffer: E, one float32 tensor per variable; zeros before the first step.
+      noisy_residual_mean: R/B, same shapes.
+      feedback_decay: beta in [0, 1): the part of the buffer that is kept back.
+      feedback_l2_norm_clip: Ce > 0, the largest L2 norm of d over all variables; None: no limit.
+
+    Returns:
+      (delivered, new_buffer): d and E, lists of tensors in the order of `buffer`.
+    """
+    owed = [e + r for e, r in zip(buffer, noisy_residual_mean)]
+    delivered = [(1.0 - feedback_decay) * u for u in owed]
+    if feedback_l2_norm_clip is not None:
+        delivered, _ = tf.clip_by_global_norm(delivered, feedback_l2_norm_clip)
+    return list(delivered), [u - d for u, d in zip(owed, delivered)]

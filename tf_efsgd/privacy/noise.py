@@ -1,0 +1,160 @@
+"""The only file that draws DP noise.
+
+Formal guarantees:
+  - Noise comes from Philox with an explicit 64-bit key from the operating system; `--seed` and
+    TensorFlow's global seeds have no part in it.
+  - No two draws under one key share a counter: the high word of the 128-bit counter names (step,
+    purpose, variable), the low word counts inside one draw.
+  - A key lives in one process and its step counter only ever grows: nothing here is saved or
+    restored, so a step that is run again after a crash gets fresh noise.
+  - Every draw is the sum of four independent ones, scaled by 1/2: TensorFlow's Box-Muller stops at
+    5.678 standard deviations, which alone would cost delta about 1e-3 in a long run (Holohan and
+    Braghin 2021); the sum stops where the normal tail is below 1e-19.
+
+Philox is not a cryptographic generator: the guarantee is computational.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import tensorflow as tf
+
+# Purposes share a step's counters without meeting.
+CLIPPED_GRAD_SUM = 0
+RESIDUAL_GRAD_SUM = 1
+
+# Bits of the counter's high word: step | purpose | variable.
+VARIABLE_BITS = 20
+PURPOSE_BITS = 4
+STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
+
+_PHILOX = 1
+_DRAWS = 4
+
+
+class NoiseKey:
+    """A Philox key from the operating system, and the steps already drawn under it.
+
+    Hand `key` to a `tf.function` as an argument: a tensor that a function captures becomes a
+    constant of its graph, and graphs are written to disk. The object itself refuses to be pickled
+    or copied, because a copy would repeat the noise.
+
+    Args:
+      key: for tests only: a fixed key, an integer in [0, 2^64). None draws a fresh one.
+    """
+
+    def __init__(self, key: int | None = None):
+        value = secrets.randbits(64) if key is None else key
+        self._key = tf.constant([value], tf.uint64)
+        self._next_step = 0
+
+    @property
+    def key(self) -> tf.Tensor:
+        """The key, uint64 [1]."""
+        return self._key
+
+    def next_step(self) -> tf.Tensor:
+        """Takes a step number that this key has not used yet, uint64 []."""
+        if self._next_step >= 2**STEP_BITS:
+            raise OverflowError('This noise key has no unused steps left: make a new one.')
+        step = tf.constant(self._next_step, tf.uint64)
+        self._next_step += 1
+        return step
+
+    def __repr__(self) -> str:
+        return '<NoiseKey: secret>'
+
+    def __reduce__(self):
+        raise TypeError('A NoiseKey is never pickled or copied: a copy would repeat the noise.')
+
+
+class NoiseKeyVariables:
+    """A key and its step counter in variables, for callers that cannot pass arguments along.
+
+    Keras' own training function takes an iterator and nothing else. A graph holds a variable's
+    handle, not its value, and nothing tracks these two, so no checkpoint or export has them. Make
+    it in the scope of the strategy that will use it.
+    """
+
+    def __init__(self):
+        # int64, as in tf.random.Generator: GPUs lack some uint64 kernels.
+        self._key, self._step = (
+            tf.Variable(
+                initial,
+                trainable=False,
+                name=name,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
+            for name, initial in (
+                ('secret', tf.bitcast(NoiseKey().key, tf.int64)),
+                ('secret_step', tf.zeros([], tf.int64)),
+            )
+        )
+
+    def next(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """Takes an unused step: (key uint64 [1], step uint64 []), the same on every replica."""
+        step = tf.identity(self._step)
+        self._step.assign_add(1)
+        return tf.bitcast(tf.identity(self._key), tf.uint64), tf.bitcast(step, tf.uint64)
+
+    def __repr__(self) -> str:
+        return '<NoiseKeyVariables: secret>'
+
+    def __reduce__(self):
+        raise TypeError('A noise key is never pickled or copied: a copy would repeat the noise.')
+
+
+def counter(step: tf.Tensor, purpose: int, variable: int) -> tf.Tensor:
+    """The Philox counter at which the draw of (step, purpose, variable) starts.
+
+    Args:
+      step: uint64 [], in [0, 2^40).
+      purpose: in [0, 2^4), e.g. `CLIPPED_GRAD_SUM`.
+      variable: position of the variable in the update, in [0, 2^20).
+
+    Returns:
+      uint64 [2], low word first. Draws advance the low word, one per four numbers, so a variable
+      may have 2^64 numbers.
+
+    Raises:
+      ValueError: if `purpose` or `variable` is out of range.
+    """
+    if not (0 <= purpose < 2**PURPOSE_BITS and 0 <= variable < 2**VARIABLE_BITS):
+        raise ValueError(
+            f'purpose must be below 2^{PURPOSE_BITS} and variable below 2^{VARIABLE_BITS}. '
+            f'Received: purpose={purpose}, variable={variable}.'
+        )
+    within_step = tf.constant((purpose << VARIABLE_BITS) | variable, tf.uint64)
+    high = tf.bitwise.left_shift(
+        tf.cast(step, tf.uint64), tf.constant(PURPOSE_BITS + VARIABLE_BITS, tf.uint64)
+    )
+    return tf.stack([tf.zeros([], tf.uint64), tf.bitwise.bitwise_or(high, within_step)])
+
+
+def gaussian(
+    shape: tf.TensorShape | list[int],
+    stddev: tf.Tensor | float,
+    *,
+    key: tf.Tensor,
+    step: tf.Tensor,
+    purpose: int,
+    variable: int,
+) -> tf.Tensor:
+    """One draw of N(0, stddev^2 I), the same wherever it is computed with the same arguments.
+
+    Args:
+      shape: static shape of the draw.
+      stddev: float32 [], >= 0.
+      key: uint64 [1].
+      step: uint64 []; never the same twice under one key.
+      purpose: see `counter`.
+      variable: see `counter`.
+
+    Returns:
+      float32 `shape`.
+    """
+    draws = tf.raw_ops.StatelessRandomNormalV2(
+        shape=[_DRAWS, *shape], key=key, counter=counter(step, purpose, variable), alg=_PHILOX
+    )
+    return tf.reduce_sum(draws, axis=0) * (stddev / _DRAWS**0.5)

@@ -1,0 +1,437 @@
+"""Error-feedback DP-SGD as a Keras optimizer: clip, release, feed back, update.
+
+`make_error_feedback_optimizer_class` stands beside TF Privacy's
+`make_vectorized_keras_optimizer_class`. One private step (B: `expected_batch_size`, sigma:
+`noise_multiplier`, rho: `residual_share`):
+
+    clipped_grad_sum  = sum_i clip(g_i, C1)                  residual_grad_sum = sum_i r_i
+    noisy_grad_sum    = clipped_grad_sum + N(0, sigma^2 C1^2 / (1 - rho))
+    noisy_residual_sum = residual_grad_sum + N(0, sigma^2 C2^2 / rho)
+    u = E + noisy_residual_sum / B;  d = clip((1 - beta) u, Ce);  E <- u - d
+    the base optimizer gets noisy_grad_sum / B + d
+
+Formal guarantees:
+  - Scaled by their noise, the two sums move by at most 1 / sigma when one record is added or
+    removed, whatever rho, C1 and C2: one step is one Gaussian mechanism, `dp_event`, on the
+    sampled records.
+  - E holds noised quantities only; it, the update and all later state are post-processing.
+  - With several replicas the sums are all-reduced first; then every replica computes the same
+    noise, once for all of them, and the same update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+
+import dp_accounting
+import tensorflow as tf
+
+from tf_efsgd.privacy import clipping, noise
+from tf_efsgd.privacy import error_feedback as feedback
+
+ERROR_FEEDBACK_MODES = ('private', 'none')
+
+_BUFFER = 'error_feedback'
+
+
+@dataclasses.dataclass(frozen=True)
+class Mechanism:
+    """The numbers that define a private step; validated, public.
+
+    Attributes:
+      l2_norm_clip: C1 > 0, length to which every record's gradient is clipped.
+      noise_multiplier: sigma >= 0; 0 adds no noise and claims no epsilon.
+      error_feedback: 'private', or 'none' for plain DP-SGD.
+      residual_l2_norm_clip: C2 > 0, length to which what clipping cut is clipped.
+      residual_share: rho in [0, 1), share of the budget (in 1/sigma^2) spent on the residual.
+      feedback_decay: beta in [0, 1), part of the buffer kept back at each step.
+      feedback_l2_norm_clip: Ce > 0, largest norm given back in one step; None: no limit.
+    """
+
+    l2_norm_clip: float
+    noise_multiplier: float
+    error_feedback: str = 'private'
+    residual_l2_norm_clip: float = 1.0
+    residual_share: float = 0.1
+    feedback_decay: float = 0.9
+    feedback_l2_norm_clip: float | None = None
+
+    def __post_init__(self):
+        def require(ok, name, allowed):
+            if not ok:
+                raise ValueError(f'{name} must be {allowed}. Received: {getattr(self, name)!r}.')
+
+        def positive(value):
+            return math.isfinite(value) and value > 0
+
+        require(positive(self.l2_norm_clip), 'l2_norm_clip', 'finite and above 0')
+        require(
+            math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0,
+            'noise_multiplier',
+            'finite and not negative (0: no noise, no privacy)',
+        )
+        require(
+            self.error_feedback in ERROR_FEEDBACK_MODES,
+            'error_feedback',
+            'one of ' + ', '.join(ERROR_FEEDBACK_MODES),
+        )
+        require(
+            positive(self.residual_l2_norm_clip), 'residual_l2_norm_clip', 'finite and above 0'
+        )
+        require(0 <= self.residual_share < 1, 'residual_share', 'in [0, 1)')
+        require(0 <= self.feedback_decay < 1, 'feedback_decay', 'in [0, 1)')
+        require(
+            self.feedback_l2_norm_clip is None or positive(self.feedback_l2_norm_clip),
+            'feedback_l2_norm_clip',
+            'None, or finite and above 0',
+        )
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a residual is released at all; without one the step is plain DP-SGD."""
+        return self.error_feedback == 'private' and self.residual_share > 0
+
+    @property
+    def clipped_noise_stddev(self) -> float:
+        """Standard deviation of the noise on `clipped_grad_sum`: C1 sigma / sqrt(1 - rho)."""
+        share = self.residual_share if self.feeds_back else 0.0
+        return self.l2_norm_clip * self.noise_multiplier / math.sqrt(1.0 - share)
+
+    @property
+    def residual_noise_stddev(self) -> float:
+        """Standard deviation of the noise on `residual_grad_sum`: C2 sigma / sqrt(rho)."""
+        return self.residual_l2_norm_clip * self.noise_multiplier / math.sqrt(self.residual_share)
+
+    @property
+    def dp_event(self) -> dp_accounting.DpEvent:
+        """The event of one step on the sampled records, without the sampling."""
+        if self.noise_multiplier == 0:
+            return dp_accounting.NonPrivateDpEvent()
+        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
+
+
+def new_noise_key() -> noise.NoiseKey:
+    """A caller's own key for `release`, fresh from the operating system."""
+    return noise.NoiseKey()
+
+
+class PrivateOptimizer:
+    """What every class made by `make_error_feedback_optimizer_class` is an instance of."""
+
+
+def make_error_feedback_optimizer_class(cls: type) -> type:
+    """Given a legacy Keras optimizer class, returns its error-feedback DP subclass.
+
+    Args:
+      cls: subclass of `tf.keras.optimizers.legacy.Optimizer`, e.g. `legacy.SGD`.
+
+    Returns:
+      A subclass of `cls` whose constructor takes the arguments of the mechanism, then those of
+      `cls`. Two ways in, one mechanism:
+        - `compile` / `minimize` with a loss vector [batch] (drop-in for TF Privacy's);
+        - `clipped_sums` and `release` with the loss as a function of one record (fast).
+
+    Raises:
+      TypeError: if `cls` is no legacy Keras optimizer.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, tf.keras.optimizers.legacy.Optimizer)):
+        raise TypeError(
+            'Give a class from tf.keras.optimizers.legacy: the mechanism overrides its '
+            f'_compute_gradients. Received: {cls!r}.'
+        )
+
+    class ErrorFeedbackDPOptimizer(cls, PrivateOptimizer):
+        """Error-feedback DP-SGD over `{base}`.
+
+        ```python
+        optimizer = tf_efsgd.{name}(
+            l2_norm_clip=1.0, noise_multiplier=1.1, expected_batch_size=256, learning_rate=0.1)
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(
+            from_logits=True, reduction=tf.keras.losses.Reduction.NONE)
+        model.compile(optimizer=optimizer, loss=loss)
+        ```
+
+        Epsilon follows from `dp_event`, the sampling of the batches (Poisson with probability
+        `expected_batch_size` / N) and the number of steps.
+        """
+
+        def __init__(
+            self,
+            l2_norm_clip: float,
+            noise_multiplier: float,
+            num_microbatches: int | None = None,
+            expected_batch_size: int | None = None,
+            error_feedback: str = 'private',
+            residual_l2_norm_clip: float = 1.0,
+            residual_share: float = 0.1,
+            feedback_decay: float = 0.9,
+            feedback_l2_norm_clip: float | None = None,
+            *args,
+            **kwargs,
+        ):
+            """Initializes the optimizer.
+
+            Args:
+              l2_norm_clip: see `Mechanism`, as the next ones.
+              noise_multiplier: ratio of the noise to the sensitivity of the stacked release.
+              num_microbatches: None or the batch size: clipping is per example.
+              expected_batch_size: B, the public constant that the sums are divided by. None:
+                divides by the batch's own size, and then `dp_event` claims nothing.
+              error_feedback: 'private' or 'none'.
+              residual_l2_norm_clip: see `Mechanism`.
+              residual_share: see `Mechanism`.
+              feedback_decay: see `Mechanism`.
+              feedback_l2_norm_clip: see `Mechanism`.
+              *args: of the base class.
+              **kwargs: of the base class.
+
+            Raises:
+              ValueError: if an argument is out of its range.
+            """
+            super().__init__(*args, **kwargs)
+            self.mechanism = Mechanism(
+                l2_norm_clip,
+                noise_multiplier,
+                error_feedback,
+                residual_l2_norm_clip,
+                residual_share,
+                feedback_decay,
+                feedback_l2_norm_clip,
+            )
+            if expected_batch_size is not None and expected_batch_size < 1:
+                raise ValueError(
+                    f'expected_batch_size must be at least 1. Received: {expected_batch_size}.'
+                )
+            self.expected_batch_size = expected_batch_size
+            self._num_microbatches = num_microbatches
+            self._own_randomness = noise.NoiseKeyVariables()
+            self._released = False
+
+        @property
+        def dp_event(self) -> dp_accounting.DpEvent:
+            """The `DpEvent` of one step on the sampled records (sampling not included).
+
+            `NonPrivateDpEvent` without noise, and when sums are divided by the size of the batch,
+            which is private under add-or-remove-one neighbours.
+            """
+            if self.expected_batch_size is None:
+                return dp_accounting.NonPrivateDpEvent()
+            return self.mechanism.dp_event
+
+        def clipped_sums(
+            self,
+            loss_of_record: Callable[[tf.Tensor], tf.Tensor],
+            records: tf.Tensor | tuple[tf.Tensor, ...],
+            var_list: Sequence[tf.Variable],
+        ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            """The two clipped sums over this replica's share of a batch: PRIVATE if records are.
+
+            Args:
+              loss_of_record: the WHOLE loss of one record (no batch axis) -> float32 [].
+              records: tensor or structure of tensors [batch, ...]; batch may be 0.
+              var_list: variables the step updates.
+
+            Returns:
+              (clipped_grad_sum, residual_grad_sum), float32, shaped like `var_list`.
+            """
+            gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
+            return self._dense_clipped_sums(gradients, var_list)
+
+        def release(
+            self,
+            clipped_grad_sum: Sequence[tf.Tensor],
+            residual_grad_sum: Sequence[tf.Tensor],
+            var_list: Sequence[tf.Variable],
+            *,
+            noise_key: tf.Tensor,
+            noise_step: tf.Tensor,
+            batch_size: tf.Tensor | None = None,
+        ) -> list[tf.Tensor]:
+            """All-reduces the private sums, adds ONE noise, feeds back: the public gradient.
+
+            Call it in a replica context, by every replica with the same key and step.
+
+            Args:
+              clipped_grad_sum: of this replica, from `clipped_sums`.
+              residual_grad_sum: of this replica, from `clipped_sums`.
+              var_list: the same variables.
+              noise_key: uint64 [1], a `NoiseKey.key`, as an argument of the `tf.function`.
+              noise_step: uint64 [], `NoiseKey.next_step()`: never used before under this key.
+              batch_size: float32 [], this replica's number of records; only for a divisor when
+                there is no `expected_batch_size`.
+
+            Returns:
+              v = A/B + d, float32, shaped like `var_list`, the same on every replica. Add
+              gradients of public terms to it, then `apply_gradients`.
+            """
+            replica = tf.distribute.get_replica_context()
+            if replica.num_replicas_in_sync > 1:
+                clipped_grad_sum, residual_grad_sum = replica.all_reduce(
+                    tf.distribute.ReduceOp.SUM,
+                    (list(clipped_grad_sum), list(residual_grad_sum)),
+                )
+            divisor = self._divisor(batch_size, replica)
+            public_gradient, buffer = self._release_and_feed_back(
+                clipped_grad_sum, residual_grad_sum, var_list, divisor, noise_key, noise_step
+            )
+            self._store_buffer(var_list, buffer)
+            self._released = True
+            return public_gradient
+
+        def _release_and_feed_back(
+            self, clipped_grad_sum, residual_grad_sum, var_list, divisor, key, step
+        ):
+            """Everything after the all-reduce: pure, identical on every replica."""
+
+            def add_noise(sums, stddev, purpose):
+                if not self.mechanism.noise_multiplier:
+                    return list(sums)
+                return [
+                    s
+                    + noise.gaussian(
+                        s.shape, stddev, key=key, step=step, purpose=purpose, variable=i
+                    )
+                    for i, s in enumerate(sums)
+                ]
+
+            mechanism = self.mechanism
+            noisy_grad_sum = add_noise(
+                clipped_grad_sum, mechanism.clipped_noise_stddev, noise.CLIPPED_GRAD_SUM
+            )
+            gradient = [s / divisor for s in noisy_grad_sum]
+            if not mechanism.feeds_back:
+                return gradient, None
+            noisy_residual_sum = add_noise(
+                residual_grad_sum, mechanism.residual_noise_stddev, noise.RESIDUAL_GRAD_SUM
+            )
+            delivered, buffer = feedback.feed_back(
+                [tf.convert_to_tensor(e) for e in self._buffer(var_list)],
+                [s / divisor for s in noisy_residual_sum],
+                mechanism.feedback_decay,
+                mechanism.feedback_l2_norm_clip,
+            )
+            return [g + d for g, d in zip(gradient, delivered)], buffer
+
+        def _dense_clipped_sums(self, gradients, var_list):
+            clipped, residual = clipping.clipped_sums(
+                gradients, self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
+            )
+
+            def dense(sums):
+                return [tf.zeros(v.shape) if s is None else s for s, v in zip(sums, var_list)]
+
+            return dense(clipped), dense(residual)
+
+        def _divisor(self, batch_size, replica):
+            if self.expected_batch_size is not None:
+                return float(self.expected_batch_size)
+            if batch_size is None:
+                raise ValueError('Give expected_batch_size to the optimizer, or batch_size here.')
+            if replica.num_replicas_in_sync > 1:
+                batch_size = replica.all_reduce(tf.distribute.ReduceOp.SUM, batch_size)
+            return tf.maximum(batch_size, 1.0)
+
+        def _buffer(self, var_list):
+            """E, one slot per variable: zeros at first, in every checkpoint, public."""
+            with tf.init_scope():
+                return [self.add_slot(v, _BUFFER) for v in var_list]
+
+        def _store_buffer(self, var_list, buffer):
+            if buffer is None:
+                return
+
+            def assign(strategy, slots, values):
+                for slot, value in zip(slots, values):
+                    strategy.extended.update(slot, lambda e, new: e.assign(new), args=(value,))
+
+            tf.distribute.get_replica_context().merge_call(
+                assign, args=(self._buffer(var_list), buffer)
+            )
+
+        # The drop-in way: any Keras model, a loss vector and a tape.
+
+        def _compute_gradients(self, loss, var_list, grad_loss=None, tape=None):
+            """Private gradients of a loss vector [batch], through TF Privacy's jacobian form."""
+            if grad_loss is not None:
+                raise ValueError('grad_loss would be applied before clipping; it is not allowed.')
+            if not callable(loss) and tape is None:
+                raise ValueError('`tape` is required when a `Tensor` loss is passed.')
+            tape = tape if tape is not None else tf.GradientTape(persistent=True)
+            if callable(loss):
+                with tape:
+                    if not callable(var_list):
+                        tape.watch(var_list)
+                    loss = loss()
+                    if callable(var_list):
+                        var_list = var_list()
+            self._check_loss(loss)
+            var_list = tf.nest.flatten(var_list)
+            jacobian = tape.jacobian(
+                loss, var_list, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
+            key, step = self._own_randomness.next()
+            gradients = self.release(
+                *self._dense_clipped_sums(jacobian, var_list),
+                var_list,
+                noise_key=key,
+                noise_step=step,
+                batch_size=tf.cast(tf.shape(loss)[0], tf.float32),
+            )
+            return list(zip(gradients, var_list))
+
+        def _check_loss(self, loss):
+            if loss.shape.rank != 1:
+                raise ValueError(
+                    'The loss must be one value per example, shape [batch]: use '
+                    f'reduction=tf.keras.losses.Reduction.NONE. Received: shape {loss.shape}.'
+                )
+            size = loss.shape[0]
+            if self._num_microbatches is not None and self._num_microbatches != size:
+                raise ValueError(
+                    'num_microbatches must be None or the batch size: averaging a microbatch '
+                    'before the clip is not supported. Received: '
+                    f'num_microbatches={self._num_microbatches}, batch size {size}.'
+                )
+
+        def apply_gradients(
+            self, grads_and_vars, name=None, experimental_aggregate_gradients=False
+        ):
+            """Applies released gradients; they are the same on every replica, so never summed."""
+            del experimental_aggregate_gradients
+            if not self._released:
+                raise ValueError(
+                    'apply_gradients got gradients that did not go through the private mechanism. '
+                    'Call minimize, or clipped_sums and release, first.'
+                )
+            return super().apply_gradients(
+                grads_and_vars, name=name, experimental_aggregate_gradients=False
+            )
+
+        def get_gradients(self, loss, params):
+            """Not supported: TF1 graphs have no per-example gradients here."""
+            raise ValueError('get_gradients would not be private; use minimize.')
+
+        def get_config(self) -> dict:
+            """The constructor's arguments."""
+            config = super().get_config()
+            config.update(dataclasses.asdict(self.mechanism))
+            config['num_microbatches'] = self._num_microbatches
+            config['expected_batch_size'] = self.expected_batch_size
+            return config
+
+    name = f'ErrorFeedbackDPKeras{cls.__name__}Optimizer'
+    ErrorFeedbackDPOptimizer.__doc__ = ErrorFeedbackDPOptimizer.__doc__.format(
+        base=f'tf.keras.optimizers.legacy.{cls.__name__}', name=name
+    )
+    ErrorFeedbackDPOptimizer.__name__ = ErrorFeedbackDPOptimizer.__qualname__ = name
+    return ErrorFeedbackDPOptimizer
+
+
+ErrorFeedbackDPKerasSGDOptimizer = make_error_feedback_optimizer_class(
+    tf.keras.optimizers.legacy.SGD
+)
+ErrorFeedbackDPKerasAdamOptimizer = make_error_feedback_optimizer_class(
+    tf.keras.optimizers.legacy.Adam
+)
