@@ -1,0 +1,55 @@
+"""Differentially private image generation with error-feedback SGD.
+
+The public names are loaded when they are first used: accounting, plans and flags need no
+TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from tf_efsgd.version import __version__
+
+if TYPE_CHECKING:
+    from tf_efsgd.models.discriminator import build_discriminator
+    from tf_efsgd.models.gan import EFSGDGan
+    from tf_efsgd.models.generator import build_generator, draw_inputs
+    from tf_efsgd.models.layers import NoiseInjection
+    from tf_efsgd.models.losses import NonSaturatingLosses
+    from tf_efsgd.privacy.optimizer import (
+        ErrorFeedbackDPKerasAdamOptimizer,
+        ErrorFeedbackDPKerasSGDOptimizer,
+        make_error_feedback_optimizer_class,
+    )
+
+_MODULES = {
+    'EFSGDGan': 'models.gan',
+    'ErrorFeedbackDPKerasAdamOptimizer': 'privacy.optimizer',
+    'ErrorFeedbackDPKerasSGDOptimizer': 'privacy.optimizer',
+    'NoiseInjection': 'models.layers',
+    'NonSaturatingLosses': 'models.losses',
+    'build_discriminator': 'models.discriminator',
+    'build_generator': 'models.generator',
+    'draw_inputs': 'models.generator',
+    'make_error_feedback_optimizer_class': 'privacy.optimizer',
+}
+
+__all__ = [
+    'EFSGDGan',
+    'ErrorFeedbackDPKerasAdamOptimizer',
+    'ErrorFeedbackDPKerasSGDOptimizer',
+    'NoiseInjection',
+    'NonSaturatingLosses',
+    '__version__',
+    'build_discriminator',
+    'build_generator',
+    'draw_inputs',
+    'make_error_feedback_optimizer_class',
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)

@@ -1,0 +1,364 @@
+"""The differentially private GAN as a Keras model.
+
+`train_step` is one private discriminator step and, when it is due, one public generator step. Only
+the discriminator ever sees records, and only through the optimizer's clipped sums; the generator,
+its moving average and the step schedule are functions of what was released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tf_efsgd.privacy import optimizer as private_optimizer
+
+LOGITS = 'logits'
+RECONSTRUCTION = 'reconstruction'
+
+# Layers whose output for one example depends on the others, or that remember what they saw.
+_MIXES_EXAMPLES = (
+    tf.keras.layers.BatchNormalization,
+    tf.keras.layers.Normalization,
+)
+
+# Below this accuracy on generated images the discriminator has fallen behind (Bie et al. 2023,
+# Private GANs, Revisited, on the update frequency), and the generator waits, up to the maximum.
+_FAKE_ACCURACY_TARGET = 0.6
+_FAKE_ACCURACY_DECAY = 0.8
+MAX_DISCRIMINATOR_STEPS = 64
+
+
+class EFSGDGan(tf.keras.Model):
+    """A class-conditional GAN whose discriminator is trained privately.
+
+    ```python
+    gan = EFSGDGan(build_generator(...), build_discriminator(...), draw_inputs, seed=1)
+    gan.compile(
+        generator_optimizer=tf.keras.optimizers.legacy.Adam(...),
+        discriminator_optimizer=ErrorFeedbackDPKerasAdamOptimizer(..., expected_batch_size=256),
+        losses=NonSaturatingLosses())
+    gan.fit(poisson_batches(...), steps_per_epoch=train_steps)
+    ```
+
+    One step of `fit` is one private step. Batches are (images uint8 [n, H, W, C], labels int32
+    [n]), Poisson samples; n may be 0.
+
+    Args:
+      generator: from `build_generator`; maps drawn inputs to images float32 in [-1, 1].
+      discriminator: from `build_discriminator`; maps images float32 [n, H, W, C] in [-1, 1] to
+        {'logits': float32 [n, classes]} and, if it has the head, {'reconstruction': like images}.
+      draw_inputs: (generator, labels int32 [n], seed int32 [2] or None, rows int32 [m] or None) ->
+        inputs of the generator, [m] of them; see `models.generator.draw_inputs`.
+      seed: of what is public: latents and labels of generated images.
+    """
+
+    def __init__(
+        self,
+        generator: tf.keras.Model,
+        discriminator: tf.keras.Model,
+        draw_inputs: Callable[..., dict[str, tf.Tensor]],
+        *,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        _refuse_layers_that_mix_examples(discriminator)
+        self.generator = generator
+        self.discriminator = discriminator
+        self.ema_generator = tf.keras.models.clone_model(generator)
+        self.ema_generator.set_weights(generator.get_weights())
+        self.num_classes = discriminator.output[LOGITS].shape[-1]
+        self._draw_inputs = draw_inputs
+        self._seed = seed
+        self.private_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name='private_steps')
+        self.generator_steps = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name='generator_steps'
+        )
+        self.steps_since_generator = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name='steps_since_generator'
+        )
+        self.discriminator_steps = tf.Variable(
+            0, trainable=False, dtype=tf.int64, name='discriminator_steps'
+        )
+        self.fake_accuracy = tf.Variable(0.5, trainable=False, name='fake_accuracy')
+
+    def compile(
+        self,
+        generator_optimizer: tf.keras.optimizers.legacy.Optimizer,
+        discriminator_optimizer: tf.keras.optimizers.legacy.Optimizer,
+        *,
+        losses,
+        expected_batch_size: int | None = None,
+        reconstruction_weight: float = 0.01,
+        discriminator_steps: int = 5,
+        adaptive_discriminator_steps: bool = True,
+        generator_ema: float = 0.99,
+        clip_fake: bool = True,
+        noise_key=None,
+        **kwargs,
+    ):
+        """Configures training.
+
+        Args:
+          generator_optimizer: a legacy Keras optimizer.
+          discriminator_optimizer: an error-feedback DP optimizer with `expected_batch_size`; any
+            other legacy Keras optimizer trains WITHOUT privacy.
+          losses: per-example losses, a `models.losses.NonSaturatingLosses` or the like.
+          expected_batch_size: mean number of records in a batch and number of generated images
+            beside them. None takes the optimizer's.
+          reconstruction_weight: lambda >= 0 of the squared error of the reconstruction head.
+          discriminator_steps: private steps per generator step, at least; 1 to 64.
+          adaptive_discriminator_steps: raise them, up to 64, for as long as the discriminator's
+            accuracy on generated images (on nothing else) is below 60%.
+          generator_ema: decay in [0, 1) of the generator's moving average, per generator step.
+          clip_fake: clip the gradients of generated images as those of records, to C1 and, with
+            error feedback, C2 more, so that real and generated images pull with equal force.
+          noise_key: for tests only: a `NoiseKey`. None draws one from the operating system.
+          **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
+
+        Raises:
+          ValueError: without any `expected_batch_size`.
+        """
+        super().compile(**kwargs)
+        self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
+        if expected_batch_size is None and self.is_private:
+            expected_batch_size = discriminator_optimizer.expected_batch_size
+        if expected_batch_size is None:
+            raise ValueError(
+                'Give expected_batch_size to the discriminator_optimizer (or here, when training '
+                'without privacy): the divisor of the sums must be a public constant.'
+            )
+        self.generator_optimizer = generator_optimizer
+        self.discriminator_optimizer = discriminator_optimizer
+        self._losses = losses
+        self._expected_batch_size = expected_batch_size
+        self._reconstruction_weight = reconstruction_weight
+        self._discriminator_steps = discriminator_steps
+        self._adaptive_discriminator_steps = adaptive_discriminator_steps
+        self._generator_ema = generator_ema
+        self._clip_fake = clip_fake
+        self._noise_key = noise_key
+
+    def make_train_function(self, force: bool = False):
+        """One step of `fit`: the noise key enters the graph as an argument, never as a constant."""
+        if self.train_function is not None and not force:
+            return self.train_function
+        noise_key = self._noise_key or private_optimizer.new_noise_key()
+
+        def step(iterator, key, noise_step):
+            return self.train_step((next(iterator), key, noise_step))
+
+        if not self.run_eagerly:
+            step = tf.function(step)
+        self.train_function = lambda iterator: step(iterator, noise_key.key, noise_key.next_step())
+        return self.train_function
+
+    def train_step(self, data) -> dict[str, tf.Tensor]:
+        """One private discriminator step, then, when it is due, one public generator step.
+
+        Args:
+          data: (records, noise key uint64 [1], noise step uint64 []); records are one Poisson
+            sample (images uint8 [n, H, W, C], labels int32 [n]), distributed over the replicas.
+
+        Returns:
+          What may be written down: scalars that depend on releases and generated images only.
+        """
+        records, noise_key, noise_step = data
+        logs = self._on_every_replica(self.discriminator_step, records, noise_key, noise_step)
+        self._count_private_step(logs['fake_accuracy'])
+        if self._generator_is_due():
+            self._on_every_replica(self.generator_step)
+            self._after_generator_step()
+        return {
+            **logs,
+            'fake_accuracy_average': tf.identity(self.fake_accuracy),
+            'discriminator_steps': tf.identity(self.discriminator_steps),
+            'generator_steps': tf.identity(self.generator_steps),
+        }
+
+    def discriminator_step(self, records, noise_key, noise_step) -> dict[str, tf.Tensor]:
+        """The private step, in a replica context: clip, all-reduce, release, feed back, update."""
+        images, labels = records
+        optimizer = self.discriminator_optimizer
+        variables = self.discriminator.trainable_variables
+        generated, generated_labels = self._generate_share()
+        public = self._public_gradients(generated, generated_labels, variables)
+        if self.is_private:
+            clipped, residual = optimizer.clipped_sums(
+                self._loss_of_record, (to_float(images), labels), variables
+            )
+            private = optimizer.release(
+                clipped, residual, variables, noise_key=noise_key, noise_step=noise_step
+            )
+        else:
+            private = self._plain_gradients(to_float(images), labels, variables)
+        optimizer.apply_gradients(
+            [(r + f, v) for r, f, v in zip(private, public, variables)],
+            experimental_aggregate_gradients=False,
+        )
+        logits = self._losses.realness(
+            self.discriminator(generated, training=False)[LOGITS], generated_labels
+        )
+        return {
+            'fake_accuracy': self._mean_of_generated(tf.cast(logits < 0, tf.float32)),
+            'fake_loss': self._mean_of_generated(self._losses.fake(logits)),
+            'released_gradient_norm': tf.linalg.global_norm(private),
+        }
+
+    def generator_step(self) -> dict[str, tf.Tensor]:
+        """The public step, in a replica context: no record is near it."""
+        variables = self.generator.trainable_variables
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            generated, labels = self._generate_share(for_generator=True)
+            logits = self.discriminator(generated, training=False)[LOGITS]
+            loss = tf.reduce_sum(self._losses.generator(self._losses.realness(logits, labels)))
+            loss /= self._expected_batch_size
+        gradients = tape.gradient(loss, variables)
+        self.generator_optimizer.apply_gradients(zip(gradients, variables))
+        return {'generator_loss': _all_reduce(loss)}
+
+    def call(self, inputs, training=None):
+        """Generates images from `draw_inputs` with the moving average of the generator."""
+        return self.ema_generator(inputs, training=training)
+
+    def generate(self, labels: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """One image per label from the moving average of the generator.
+
+        Args:
+          labels: int32 [n].
+          seed: int32 [2], or None for fresh images.
+
+        Returns:
+          float32 [n, H, W, C] in [-1, 1].
+        """
+        return self.ema_generator(self._draw_inputs(self.ema_generator, labels, seed))
+
+    def _loss_of_record(self, record) -> tf.Tensor:
+        """The WHOLE private loss of one record: adversarial and reconstruction."""
+        image, label = record[0][tf.newaxis], record[1][tf.newaxis]
+        outputs = self.discriminator(image, training=True)
+        loss = self._losses.real(self._losses.realness(outputs[LOGITS], label))
+        if RECONSTRUCTION in outputs:
+            loss += self._reconstruction_weight * self._losses.reconstruction(
+                image, outputs[RECONSTRUCTION]
+            )
+        return loss[0]
+
+    def _loss_of_generated(self, generated) -> tf.Tensor:
+        image, label = generated[0][tf.newaxis], generated[1][tf.newaxis]
+        logits = self.discriminator(image, training=True)[LOGITS]
+        return self._losses.fake(self._losses.realness(logits, label))[0]
+
+    def _public_gradients(self, generated, labels, variables) -> list[tf.Tensor]:
+        """Mean gradient on generated images; clipped per image like records with `clip_fake`."""
+        if self.is_private and self._clip_fake:
+            clipped, residual = self.discriminator_optimizer.clipped_sums(
+                self._loss_of_generated, (generated, labels), variables
+            )
+            # A record's residual arrives in the end, so a generated image's must arrive too:
+            # with C1 alone on this side, everything generated is soon called real.
+            feeds_back = self.discriminator_optimizer.mechanism.feeds_back
+            sums = [c + r for c, r in zip(clipped, residual)] if feeds_back else clipped
+        else:
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
+                logits = self.discriminator(generated, training=True)[LOGITS]
+                loss = tf.reduce_sum(self._losses.fake(self._losses.realness(logits, labels)))
+            sums = tape.gradient(loss, variables, unconnected_gradients='zero')
+        return [s / self._expected_batch_size for s in _all_reduce(sums)]
+
+    def _plain_gradients(self, images, labels, variables) -> list[tf.Tensor]:
+        """Mean gradient on records WITHOUT privacy, for comparison."""
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            outputs = self.discriminator(images, training=True)
+            loss = self._losses.real(self._losses.realness(outputs[LOGITS], labels))
+            if RECONSTRUCTION in outputs:
+                loss += self._reconstruction_weight * self._losses.reconstruction(
+                    images, outputs[RECONSTRUCTION]
+                )
+            loss = tf.reduce_sum(loss) / self._expected_batch_size
+        return _all_reduce(tape.gradient(loss, variables, unconnected_gradients='zero'))
+
+    def _generate_share(self, for_generator: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
+        """This replica's part of `expected_batch_size` generated images: (images, labels).
+
+        Every replica draws all inputs from the same public seed and takes its own rows, so the
+        images of a step do not depend on the number of replicas.
+        """
+        seed = tf.random.experimental.stateless_fold_in(
+            tf.constant([self._seed, int(for_generator)], tf.int32), self.private_steps
+        )
+        labels = tf.random.stateless_uniform(
+            [self._expected_batch_size], seed, 0, self.num_classes, tf.int32
+        )
+        replica = tf.distribute.get_replica_context()
+        own = tf.range(
+            replica.replica_id_in_sync_group,
+            self._expected_batch_size,
+            replica.num_replicas_in_sync,
+        )
+        inputs = self._draw_inputs(self.generator, labels, seed, own)
+        return self.generator(inputs, training=False), tf.gather(labels, own)
+
+    def _mean_of_generated(self, values: tf.Tensor) -> tf.Tensor:
+        return _all_reduce(tf.reduce_sum(values)) / self._expected_batch_size
+
+    def _on_every_replica(self, step, *args) -> dict[str, tf.Tensor]:
+        strategy = self.distribute_strategy
+        logs = strategy.run(step, args=args)
+        # All-reduced already: every replica has the same.
+        return {k: strategy.experimental_local_results(v)[0] for k, v in logs.items()}
+
+    def _count_private_step(self, fake_accuracy: tf.Tensor) -> None:
+        self.private_steps.assign_add(1)
+        self.steps_since_generator.assign_add(1)
+        self.fake_accuracy.assign(
+            _FAKE_ACCURACY_DECAY * self.fake_accuracy
+            + (1.0 - _FAKE_ACCURACY_DECAY) * fake_accuracy
+        )
+
+    def _generator_is_due(self) -> tf.Tensor:
+        due = self.steps_since_generator >= self._discriminator_steps
+        if not self._adaptive_discriminator_steps:
+            return due
+        waited = self.steps_since_generator >= MAX_DISCRIMINATOR_STEPS
+        return due & ((self.fake_accuracy >= _FAKE_ACCURACY_TARGET) | waited)
+
+    def _after_generator_step(self) -> None:
+        self.discriminator_steps.assign(self.steps_since_generator)
+        self.steps_since_generator.assign(0)
+        self.generator_steps.assign_add(1)
+        # A short memory at first, so that the average is not made of random weights.
+        steps = tf.cast(self.generator_steps, tf.float32)
+        decay = tf.minimum(self._generator_ema, (1.0 + steps) / (10.0 + steps))
+        for average, variable in zip(self.ema_generator.weights, self.generator.weights):
+            average.assign(decay * average + (1.0 - decay) * variable)
+
+
+def to_float(images: tf.Tensor) -> tf.Tensor:
+    """Maps images uint8 in [0, 255] to float32 in [-1, 1]."""
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: tf.Tensor) -> tf.Tensor:
+    """Maps images float32 in [-1, 1] to uint8 in [0, 255]."""
+    return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
+
+
+def _all_reduce(values):
+    replica = tf.distribute.get_replica_context()
+    if replica.num_replicas_in_sync == 1:
+        return values
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _refuse_layers_that_mix_examples(model: tf.keras.Model) -> None:
+    for layer in model._flatten_layers():
+        if isinstance(layer, _MIXES_EXAMPLES):
+            raise ValueError(
+                f'Layer {layer.name!r} ({type(layer).__name__}) mixes the examples of a batch, so '
+                'clipping one gradient would not bound one record. Use GroupNormalization instead.'
+            )

@@ -1,0 +1,126 @@
+"""The class-conditional generator: latents and labels to images, noise injected on the way up."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tf_efsgd.models.layers import NoiseInjection
+
+LATENTS = 'latents'
+LABELS = 'labels'
+
+_EMBEDDING_DIM = 32
+
+
+def start_size(image_size: int) -> int:
+    """The height and width, 4 to 7, from which doubling reaches `image_size`.
+
+    Args:
+      image_size: height and width of the images, in pixels.
+
+    Raises:
+      ValueError: if doubling never reaches it.
+    """
+    size = image_size
+    while size >= 8 and size % 2 == 0:
+        size //= 2
+    if not 4 <= size <= 7:
+        allowed = sorted({s * 2**k for s in (4, 5, 6, 7) for k in range(7)})
+        nearest = min(allowed, key=lambda a: abs(a - image_size))
+        raise ValueError(
+            'image_size must be 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, ...). '
+            f'Received: {image_size}; nearest: {nearest}.'
+        )
+    return size
+
+
+def build_generator(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    latent_dim: int = 64,
+    width: int = 64,
+    noise_injection: bool = True,
+) -> tf.keras.Model:
+    """Builds the generator.
+
+    No layer mixes examples: GroupNormalization, never BatchNormalization.
+
+    Args:
+      image_shape: (H, W, C) with H = W as in `start_size`.
+      num_classes: number of labels.
+      latent_dim: size of the latent vector.
+      width: channels at the start; halved at each upsampling, 16 at the least.
+      noise_injection: inject noise after each upsampling.
+
+    Returns:
+      A model from {'latents': float32 [n, latent_dim], 'labels': int32 [n] in [0, num_classes),
+      and with noise injection 'noise_<size>': float32 [n, size, size, 1]} (draw them with
+      `draw_inputs`) to images, float32 [n, H, W, C] in [-1, 1].
+
+    Raises:
+      ValueError: if `image_shape` cannot be reached.
+    """
+    height, image_width, channels = image_shape
+    if height != image_width:
+        raise ValueError(f'Images must be square. Received: {height}x{image_width}.')
+    size = start_size(height)
+    latents = tf.keras.Input([latent_dim], name=LATENTS)
+    labels = tf.keras.Input([], dtype=tf.int32, name=LABELS)
+    inputs = {LATENTS: latents, LABELS: labels}
+
+    classes = tf.keras.layers.Embedding(num_classes, _EMBEDDING_DIM, name='classes')(labels)
+    x = tf.keras.layers.Concatenate()([latents, classes])
+    x = tf.keras.layers.Dense(size * size * width)(x)
+    x = tf.keras.layers.Reshape([size, size, width])(x)
+    x = _normalize_and_activate(x)
+    while size < height:
+        size *= 2
+        width = max(width // 2, 16)
+        x = tf.keras.layers.Conv2DTranspose(width, 4, strides=2, padding='same')(x)
+        if noise_injection:
+            noise = tf.keras.Input([size, size, 1], name=f'noise_{size}')
+            inputs[noise.name] = noise
+            x = NoiseInjection(name=f'noise_injection_{size}')(x, noise=noise)
+        x = _normalize_and_activate(x)
+    images = tf.keras.layers.Conv2D(channels, 3, padding='same', activation='tanh')(x)
+    return tf.keras.Model(inputs, images, name='generator')
+
+
+def _normalize_and_activate(x):
+    x = tf.keras.layers.GroupNormalization(groups=max(1, min(8, x.shape[-1] // 8)))(x)
+    return tf.keras.layers.LeakyReLU(0.2)(x)
+
+
+def draw_inputs(
+    generator: tf.keras.Model,
+    labels: tf.Tensor,
+    seed: tf.Tensor | None = None,
+    rows: tf.Tensor | None = None,
+) -> dict[str, tf.Tensor]:
+    """Draws latents and noise images for given labels. Public randomness.
+
+    Args:
+      generator: from `build_generator`.
+      labels: int32 [n].
+      seed: int32 [2] for a repeatable draw; None draws anew at each call.
+      rows: int32 [m], which rows of the draw to return; None returns all.
+
+    Returns:
+      All inputs of the generator, [n, ...] or [m, ...].
+    """
+    drawn = [name for name in generator.input if name != LABELS]
+    seeds = [None] * len(drawn)
+    if seed is not None:
+        seeds = tf.unstack(tf.random.experimental.stateless_split(seed, len(drawn)))
+    inputs = {LABELS: labels}
+    for name, own_seed in zip(drawn, seeds):
+        shape = [tf.shape(labels)[0], *generator.input[name].shape[1:]]
+        inputs[name] = (
+            tf.random.normal(shape)
+            if own_seed is None
+            else tf.random.stateless_normal(shape, own_seed)
+        )
+    if rows is None:
+        return inputs
+    return {name: tf.gather(value, rows) for name, value in inputs.items()}

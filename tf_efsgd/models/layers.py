@@ -1,0 +1,86 @@
+"""Keras layers of our own."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class NoiseInjection(tf.keras.layers.Layer):
+    """Adds one noise image to all channels, each with its own learned scale.
+
+    x + scale * noise, scale float32 [channels], zeros at first: the network learns where
+    randomness helps (Karras et al. 2019, A Style-Based Generator, section 2). This noise is part
+    of the generator and public; it has nothing to do with DP noise.
+    """
+
+    def build(self, input_shape):
+        """Creates the scales for features [batch, H, W, channels]."""
+        self.scale = self.add_weight(
+            name='scale', shape=[input_shape[-1]], initializer='zeros', trainable=True
+        )
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor, noise: tf.Tensor | None = None) -> tf.Tensor:
+        """Injects noise.
+
+        Args:
+          inputs: features, float32 [batch, H, W, channels].
+          noise: standard normal, float32 [batch, H, W, 1]; None draws it.
+
+        Returns:
+          float32 [batch, H, W, channels].
+        """
+        if noise is None:
+            noise = tf.random.normal(tf.concat([tf.shape(inputs)[:-1], [1]], axis=0))
+        return inputs + self.scale * noise
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class ImageToPatches(tf.keras.layers.Layer):
+    """Cuts images into patches that do not overlap; a Dense after it is a strided convolution.
+
+    Unlike a Conv2D with stride = kernel size, its per-example gradients are one matrix product.
+
+    Args:
+      patch_size: height and width of a patch, in pixels; divides height and width of the image.
+    """
+
+    def __init__(self, patch_size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.patch_size = patch_size
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Maps float32 [batch, H, W, C] to [batch, H / patch, W / patch, patch^2 C]."""
+        return tf.nn.space_to_depth(inputs, self.patch_size)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), 'patch_size': self.patch_size}
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class PatchesToImage(tf.keras.layers.Layer):
+    """Lays out one patch per position as an image and crops it centrally.
+
+    Args:
+      image_size: height and width of the result, in pixels.
+      patch_size: height and width of a patch, in pixels.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, **kwargs):
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.patch_size = patch_size
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Maps float32 [batch, h, w, patch_size^2 C] to [batch, image_size, image_size, C]."""
+        image = tf.nn.depth_to_space(inputs, self.patch_size)
+        margin = (image.shape[1] - self.image_size) // 2
+        end = margin + self.image_size
+        return image[:, margin:end, margin:end, :]
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        sizes = {'image_size': self.image_size, 'patch_size': self.patch_size}
+        return {**super().get_config(), **sizes}
