@@ -1,0 +1,253 @@
+"""Train a classifier on generated images, measure it on real ones (gen2real).
+
+The score looks at real test images, so it is NOT covered by differential privacy: keep it in
+`RUN/nonprivate/` and never feed it back into training.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+if TYPE_CHECKING:
+    from tf_efsgd.data.records import Records
+
+_MAX_HELD_OUT = 5000
+_TEST_BATCH_SIZE = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Gen2RealResult:
+    """What one gen2real run measured.
+
+    Attributes:
+        accuracy: share of real test images classified correctly, in [0, 1]. Not covered by DP.
+        chosen_epoch: the epoch whose weights were measured, counted from 1.
+        held_out_accuracy: accuracy of that epoch on held-out generated images, in [0, 1].
+        epochs: how many epochs were trained.
+        num_generated: generated images in total, the held-out ones included.
+        num_test: real test images.
+    """
+
+    accuracy: float
+    chosen_epoch: int
+    held_out_accuracy: float
+    epochs: int
+    num_generated: int
+    num_test: int
+
+
+def build_cnn(
+    image_shape: tuple[int, int, int], num_classes: int, *, seed: int = 0
+) -> tf.keras.Model:
+    """Builds the gen2real classifier: two conv layers, dense 128, dropout 0.5, logits.
+
+    Every initializer has its own seed, so that the weights do not depend on (or change) the
+    global random state.
+
+    Args:
+        image_shape: (height, width, channels) of the images; height and width at least 4.
+        num_classes: how many logits, at least 1.
+        seed: of the initial weights and of dropout.
+
+    Returns:
+        A model from images, float32 [batch, height, width, channels] in [-1, 1], to logits,
+        float32 [batch, num_classes].
+
+    Raises:
+        ValueError: if an image is smaller than 4 x 4, or there is no class.
+    """
+    height, width, _ = image_shape
+    if min(height, width) < 4 or num_classes < 1:
+        raise ValueError(
+            "The classifier needs images of at least 4 x 4 pixels and at least 1 class. "
+            f"Received: image_shape={tuple(image_shape)}, num_classes={num_classes}."
+        )
+    layers = tf.keras.layers
+
+    def kernel(index: int) -> tf.keras.initializers.Initializer:
+        return tf.keras.initializers.GlorotUniform(seed=10 * seed + index)
+
+    return tf.keras.Sequential(
+        [
+            layers.InputLayer(input_shape=tuple(image_shape), dtype=tf.float32),
+            layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer=kernel(0)),
+            layers.MaxPool2D(),
+            layers.Conv2D(64, 3, padding="same", activation="relu", kernel_initializer=kernel(1)),
+            layers.MaxPool2D(),
+            layers.Flatten(),
+            layers.Dense(128, activation="relu", kernel_initializer=kernel(2)),
+            # A generator of its own: by default the global seed would have a say in the masks.
+            layers.Dropout(0.5, seed=10 * seed + 3, force_generator=True),
+            # float32 logits also where the caller's global policy is mixed precision.
+            layers.Dense(num_classes, kernel_initializer=kernel(4), dtype="float32"),
+        ],
+        name="gen2real_cnn",
+    )
+
+
+def gen2real(
+    generated: Records,
+    test: Records,
+    *,
+    epochs: int = 10,
+    held_out: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    verbose: bool = False,
+) -> Gen2RealResult:
+    """Trains a CNN on generated images and measures its accuracy on real test images, once.
+
+    The epoch is chosen on held-out GENERATED images. Choosing it on the real test split would
+    overstate the score and spend privacy that nobody accounts for.
+
+    Two runs with the same arguments on the same CPU agree; a GPU may differ in the last digits.
+
+    Args:
+        generated: images uint8 [n, H, W, C] in [0, 255] with labels int32 [n], n >= 2.
+        test: real images that training never saw, of the same shape and classes.
+        epochs: passes over the generated images that are trained on, at least 1.
+        held_out: how many generated images choose the epoch, in [1, n - 1]; default: a tenth of
+            them, at most 5000.
+        batch_size: images per training step, at least 1.
+        seed: of the split, the shuffles, the initial weights and dropout.
+        verbose: whether a progress bar is drawn.
+
+    Returns:
+        The accuracy on the real test images, and how it came about.
+
+    Raises:
+        ValueError: if the two sets do not fit together, or a number is out of its range.
+    """
+    num_generated = len(generated.images)
+    if held_out is None:
+        held_out = min(_MAX_HELD_OUT, max(1, num_generated // 10))
+    _check(generated, test, epochs=epochs, held_out=held_out, batch_size=batch_size)
+
+    order = np.random.default_rng(seed).permutation(num_generated)
+    chosen_on, trained_on = order[:held_out], order[held_out:]
+    steps_per_epoch = -(-len(trained_on) // batch_size)
+    load = _loader(generated)
+
+    model = build_cnn(generated.images.shape[1:], generated.num_classes, seed=seed)
+    model.compile(
+        optimizer=tf.keras.optimizers.Adam(),
+        loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    chooser = _EpochChooser()
+    total = epochs * steps_per_epoch
+    with tqdm.tqdm(total=total, desc="gen2real", unit="batch", disable=not verbose) as bar:
+        model.fit(
+            load(_shuffled(trained_on, batch_size, epochs, seed)),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            validation_data=load(_in_order(chosen_on)),
+            callbacks=[chooser, _Progress(bar)],
+            verbose=0,
+        )
+    model.set_weights(chooser.weights)
+    # The one and only look at the real test split.
+    _, accuracy = model.evaluate(_loader(test)(_in_order(np.arange(len(test.images)))), verbose=0)
+    return Gen2RealResult(
+        accuracy=float(accuracy),
+        chosen_epoch=chooser.epoch,
+        held_out_accuracy=chooser.accuracy,
+        epochs=epochs,
+        num_generated=num_generated,
+        num_test=len(test.images),
+    )
+
+
+def _check(
+    generated: Records, test: Records, *, epochs: int, held_out: int, batch_size: int
+) -> None:
+    """Raises ValueError unless the arguments of gen2real fit together."""
+    shapes = generated.images.shape[1:], test.images.shape[1:]
+    classes = generated.num_classes, test.num_classes
+    if shapes[0] != shapes[1] or classes[0] != classes[1]:
+        raise ValueError(
+            "Generated and test images must have the same shape and classes. Received: generated "
+            f"{shapes[0]} with {classes[0]} classes, test {shapes[1]} with {classes[1]} classes."
+        )
+    if len(test.images) == 0:
+        raise ValueError("gen2real needs at least 1 test image. Received: 0.")
+    if not 1 <= held_out <= len(generated.images) - 1:
+        raise ValueError(
+            "held_out must leave at least 1 generated image to train on and 1 to choose the epoch. "
+            f"Received: held_out={held_out} of {len(generated.images)} generated images."
+        )
+    if epochs < 1 or batch_size < 1:
+        raise ValueError(
+            "epochs and batch_size must be at least 1. "
+            f"Received: epochs={epochs}, batch_size={batch_size}."
+        )
+
+
+def _in_order(indices: np.ndarray) -> tf.data.Dataset:
+    """Batches of the indices, once."""
+    return tf.data.Dataset.from_tensor_slices(indices).batch(_TEST_BATCH_SIZE)
+
+
+def _shuffled(indices: np.ndarray, batch_size: int, epochs: int, seed: int) -> tf.data.Dataset:
+    """Batches of the indices, once per epoch, each time in another order.
+
+    Stateless, because `Dataset.shuffle(seed=...)` depends on the global seed too.
+    """
+
+    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        order = tf.random.experimental.stateless_shuffle(indices, seed=tf.stack([seed, epoch]))
+        return tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+
+    return tf.data.Dataset.range(epochs).flat_map(one_epoch)
+
+
+def _loader(records: Records) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
+    """A function from batches of indices to batches of (float32 images in [-1, 1], int32 labels).
+
+    All data sets it makes share one uint8 copy of the images; only a few batches are float.
+    """
+    with tf.device("CPU"):
+        images = tf.convert_to_tensor(records.images, tf.uint8)
+        labels = tf.convert_to_tensor(records.labels, tf.int32)
+
+    def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.cast(tf.gather(images, indices), tf.float32)
+        return pixels / 127.5 - 1.0, tf.gather(labels, indices)
+
+    return lambda batches: batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+
+
+class _EpochChooser(tf.keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the best held-out accuracy; the earliest if tied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = -1.0
+        self.epoch = 0
+        self.weights: list[np.ndarray] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        accuracy = float((logs or {})["val_accuracy"])
+        if accuracy > self.accuracy:
+            self.accuracy, self.epoch = accuracy, epoch + 1
+            self.weights = self.model.get_weights()
+
+
+class _Progress(tf.keras.callbacks.Callback):
+    """Moves a tqdm bar by one per training batch."""
+
+    def __init__(self, bar: tqdm.tqdm) -> None:
+        super().__init__()
+        self._bar = bar
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        self._bar.update(1)
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self._bar.set_postfix(epoch=epoch + 1, held_out=f"{(logs or {})['val_accuracy']:.3f}")
