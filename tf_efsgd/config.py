@@ -1,0 +1,411 @@
+"""The settings of a run: frozen dataclasses, their absl flags, their validation.
+
+Every setting is written once, as a dataclass field with its help; flags are made from the fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line that says what to do."""
+
+
+_DEFINE = {
+    'string': flags.DEFINE_string,
+    'integer': flags.DEFINE_integer,
+    'float': flags.DEFINE_float,
+    'boolean': flags.DEFINE_boolean,
+}
+
+
+def _setting(kind: str, default, text: str, choices: Sequence[str] | None = None):
+    return dataclasses.field(
+        default=default, metadata={'kind': kind, 'help': text, 'choices': choices}
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    dataset: str = _setting(
+        'string',
+        'mnist_10k',
+        'mnist_10k (embedded: the 10,000 images of the MNIST test split), digits (from '
+        'scikit-learn), mnist, fashion_mnist, celeb_a or any other TFDS name with images and '
+        'labels, folder:PATH (PATH/<class>/*.{png,jpg} or PATH/train/<class>/...), idx:PATH.',
+    )
+    data_dir: str | None = _setting(
+        'string', None, "Where TFDS keeps prepared data sets. Default: TFDS's own."
+    )
+    tfds_manual_dir: str | None = _setting(
+        'string', None, 'Folder with files that you downloaded yourself, for TFDS to prepare.'
+    )
+    image_size: int | None = _setting(
+        'integer',
+        None,
+        'Height and width to resize to, in pixels: 4 to 7 times a power of two. Default: native.',
+    )
+    label: str = _setting('string', 'Male', 'celeb_a: the attribute to use as the label.')
+    limit_records: int | None = _setting(
+        'integer',
+        None,
+        'Use about this many training records, chosen by a hash of their content. Default: all.',
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class PrivacyConfig:
+    """The mechanism and its budget."""
+
+    private: bool = _setting(
+        'boolean',
+        True,
+        '--noprivate trains without clipping and noise, for comparison; the run is then marked '
+        'NOT PRIVATE.',
+    )
+    target_epsilon: float | None = _setting(
+        'float',
+        None,
+        'Epsilon of the whole run, above 0; the noise is calibrated for it. Either this or '
+        '--noise_multiplier.',
+    )
+    target_delta: float = _setting(
+        'float', 1e-5, 'Delta, in (0, 1); keep it well below 1 / number of records.'
+    )
+    noise_multiplier: float | None = _setting(
+        'float', None, 'Noise over sensitivity of one step, above 0; epsilon is then reported.'
+    )
+    l2_norm_clip: float = _setting(
+        'float', 1.0, "Length to which each record's gradient is clipped, above 0."
+    )
+    expected_batch_size: int = _setting(
+        'integer',
+        128,
+        'Mean number of records in a step, at least 1. Larger: less noise, fewer epochs per '
+        'epsilon, slower steps.',
+    )
+    train_steps: int = _setting('integer', 5000, 'Number of private steps, at least 1.')
+    error_feedback: str = _setting(
+        'string',
+        'private',
+        'private gives back later what clipping cut; none is plain DP-SGD.',
+        ('private', 'none'),
+    )
+    residual_l2_norm_clip: float = _setting(
+        'float',
+        1.0,
+        'Length to which what clipping cut of one gradient is clipped, above 0; of the size of '
+        'what is cut.',
+    )
+    residual_share: float = _setting(
+        'float',
+        0.1,
+        'Share of the budget (in 1/sigma^2) spent on the residual, in [0, 1); 0 is plain DP-SGD.',
+    )
+    feedback_decay: float = _setting(
+        'float', 0.9, 'Part of the error buffer kept back at each step, in [0, 1).'
+    )
+    feedback_l2_norm_clip: float | None = _setting(
+        'float', None, 'Largest norm given back in one step, above 0. Default: no limit.'
+    )
+    clip_fake: bool = _setting(
+        'boolean', True, 'Clip gradients of generated images too, so that both sides pull alike.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The networks."""
+
+    latent_dim: int = _setting('integer', 64, 'Size of the latent vector, at least 1.')
+    generator_width: int = _setting(
+        'integer', 64, 'Channels at the start of the generator, at least 1.'
+    )
+    discriminator_width: int = _setting(
+        'integer',
+        32,
+        'Channels of the first layer of the discriminator, at least 1. Wider networks need '
+        'more budget: the noise grows with the number of parameters.',
+    )
+    noise_injection: bool = _setting(
+        'boolean', True, 'Inject noise after each upsampling of the generator.'
+    )
+    reconstruction: str = _setting(
+        'string',
+        'head',
+        'head decodes the image back from the trunk of the discriminator; none does not.',
+        ('head', 'none'),
+    )
+    reconstruction_weight: float = _setting(
+        'float', 0.01, 'Weight of the squared reconstruction error, not negative.'
+    )
+    generator_ema: float = _setting(
+        'float', 0.99, "Decay of the generator's moving average per generator step, in [0, 1)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How the networks are trained, and on what."""
+
+    discriminator_steps: int = _setting(
+        'integer', 5, 'Private steps per generator step, at least; 1 to 64.'
+    )
+    adaptive_discriminator_steps: bool = _setting(
+        'boolean',
+        True,
+        'Raise them, up to 64, while the discriminator falls behind on generated images.',
+    )
+    generator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
+    discriminator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
+    seed: int = _setting(
+        'integer',
+        1,
+        'Fixes what is public: initial weights, latents. Never the sampling or the DP noise.',
+    )
+    strategy: str = _setting(
+        'string',
+        'auto',
+        'auto is mirrored when there are several GPUs, else one_device.',
+        ('auto', 'one_device', 'mirrored'),
+    )
+    logical_devices: int = _setting(
+        'integer', 1, 'Split the CPU into this many devices, to try --strategy=mirrored.'
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """What a run writes, and when."""
+
+    run_dir: str | None = _setting(
+        'string', None, 'Run folder; new or empty. Default: runs/<data set>-<time>.'
+    )
+    resume: bool = _setting(
+        'boolean', False, 'Go on in --run_dir from its last checkpoint, with the same settings.'
+    )
+    checkpoint_steps: int = _setting('integer', 500, 'Steps between checkpoints, at least 1.')
+    log_steps: int = _setting(
+        'integer',
+        50,
+        'Steps between log entries, and steps per reservation in the ledger, at least 1.',
+    )
+    sample_steps: int = _setting('integer', 500, 'Steps between sample pictures, at least 1.')
+    evaluate: bool = _setting(
+        'boolean', True, 'Measure gen2real accuracy at the end, into the nonprivate folder.'
+    )
+    evaluation_images: int = _setting(
+        'integer', 20000, 'Generated images that the evaluation trains on, at least 100.'
+    )
+    export: bool = _setting('boolean', True, 'Export the generator as a SavedModel at the end.')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run."""
+
+    data: DataConfig = DataConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    run: RunSettings = RunSettings()
+
+    def __post_init__(self):
+        """Checks every setting that can be checked without the data.
+
+        Raises:
+          ConfigError: if one is out of its range.
+        """
+        self._check_ranges()
+        for group in _groups(self):
+            for field in dataclasses.fields(group):
+                value, choices = getattr(group, field.name), field.metadata['choices']
+                if choices and value not in choices:
+                    raise ConfigError(
+                        f'--{field.name} must be one of {", ".join(choices)}. Received: {value}.'
+                    )
+        privacy = self.privacy
+        if privacy.private and (privacy.target_epsilon is None) == (
+            privacy.noise_multiplier is None
+        ):
+            given = 'neither' if privacy.target_epsilon is None else 'both'
+            raise ConfigError(
+                'Give either --target_epsilon (the noise is calibrated) or --noise_multiplier '
+                f'(epsilon is reported). Received: {given}.'
+            )
+        if self.run.resume and self.run.run_dir is None:
+            raise ConfigError('--resume needs --run_dir, the folder of the run to go on with.')
+        if self.training.strategy == 'one_device' and self.training.logical_devices > 1:
+            raise ConfigError(
+                '--logical_devices above 1 needs --strategy=mirrored. Received: '
+                f'--strategy=one_device --logical_devices={self.training.logical_devices}.'
+            )
+
+    def _check_ranges(self):
+        for group, name, low, high in _RANGES:
+            value = getattr(getattr(self, group), name)
+            if value is None:
+                continue
+            above = value >= low if isinstance(low, int) else value > low
+            below = value < high if isinstance(high, float) else value <= high
+            if not (math.isfinite(value) and above and below):
+                raise ConfigError(f'--{name} must be {_describe(low, high)}. Received: {value}.')
+
+    def to_flags(self) -> str:
+        """The settings as the text of a flagfile, one flag per line, defaults included."""
+        lines = []
+        for group in _groups(self):
+            for field in dataclasses.fields(group):
+                value = getattr(group, field.name)
+                if value is None:
+                    continue
+                if field.metadata['kind'] == 'boolean':
+                    lines.append(f'--{"" if value else "no"}{field.name}')
+                else:
+                    lines.append(f'--{field.name}={value}')
+        return '\n'.join(lines) + '\n'
+
+
+_ANY = math.inf
+# (group, name, lowest, highest). An int bound is included, a float bound is not.
+_RANGES = (
+    ('data', 'image_size', 4, _ANY),
+    ('data', 'limit_records', 1, _ANY),
+    ('privacy', 'target_epsilon', 0.0, _ANY),
+    ('privacy', 'target_delta', 0.0, 1.0),
+    ('privacy', 'noise_multiplier', 0.0, _ANY),
+    ('privacy', 'l2_norm_clip', 0.0, _ANY),
+    ('privacy', 'expected_batch_size', 1, _ANY),
+    ('privacy', 'train_steps', 1, _ANY),
+    ('privacy', 'residual_l2_norm_clip', 0.0, _ANY),
+    ('privacy', 'residual_share', 0, 1.0),
+    ('privacy', 'feedback_decay', 0, 1.0),
+    ('privacy', 'feedback_l2_norm_clip', 0.0, _ANY),
+    ('model', 'latent_dim', 1, _ANY),
+    ('model', 'generator_width', 1, _ANY),
+    ('model', 'discriminator_width', 1, _ANY),
+    ('model', 'reconstruction_weight', 0, _ANY),
+    ('model', 'generator_ema', 0, 1.0),
+    ('training', 'discriminator_steps', 1, 64),
+    ('training', 'generator_learning_rate', 0.0, _ANY),
+    ('training', 'discriminator_learning_rate', 0.0, _ANY),
+    ('training', 'seed', 0, 2**31 - 1),
+    ('training', 'logical_devices', 1, 64),
+    ('run', 'checkpoint_steps', 1, _ANY),
+    ('run', 'log_steps', 1, _ANY),
+    ('run', 'sample_steps', 1, _ANY),
+    ('run', 'evaluation_images', 100, _ANY),
+)
+
+
+def _describe(low, high) -> str:
+    least = f'at least {low}' if isinstance(low, int) else f'above {low:g}'
+    if high == _ANY:
+        return f'{least} and finite'
+    return f'{least} and {"below" if isinstance(high, float) else "at most"} {high:g}'
+
+
+def _groups(config: RunConfig):
+    return [getattr(config, field.name) for field in dataclasses.fields(config)]
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines one absl flag per setting."""
+    for group in _groups(_defaults()):
+        for field in dataclasses.fields(group):
+            text = field.metadata['help']
+            if field.metadata['choices']:
+                text = f'<{"|".join(field.metadata["choices"])}>: {text}'
+            _DEFINE[field.metadata['kind']](
+                field.name, field.default, text, flag_values=flag_values
+            )
+
+
+def _defaults() -> RunConfig:
+    """The default of every setting; they alone are no valid run: a budget is missing."""
+    return RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0))
+
+
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
+    """Reads the settings from parsed flags.
+
+    Raises:
+      ConfigError: if one is wrong.
+    """
+    groups = {
+        field.name: type(group)(
+            **{f.name: flag_values[f.name].value for f in dataclasses.fields(group)}
+        )
+        for field, group in zip(dataclasses.fields(RunConfig), _groups(_defaults()))
+    }
+    return RunConfig(**groups)
+
+
+def from_flagfile(text: str) -> RunConfig:
+    """Reads the settings from the text of a flagfile, as `RunConfig.to_flags` writes it.
+
+    Raises:
+      ConfigError: if one is wrong.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    arguments = [line for line in text.splitlines() if line and not line.startswith('#')]
+    try:
+        flag_values(['flagfile', *arguments])
+    except flags.Error as error:
+        raise ConfigError(' '.join(str(error).split())) from error
+    return from_flags(flag_values)
+
+
+def config_dirs() -> list[pathlib.Path]:
+    """Where a bare --flagfile name is looked up, in order."""
+    installed = importlib.resources.files('tf_efsgd').joinpath('configs')
+    checkout = pathlib.Path(__file__).resolve().parent.parent / 'configs'
+    return [pathlib.Path.cwd(), pathlib.Path(str(installed)), checkout]
+
+
+def find_flagfiles(arguments: Sequence[str]) -> list[str]:
+    """Replaces bare --flagfile names by the paths of the files they mean.
+
+    A name without a folder is looked up in the working folder, then in the installed configs.
+
+    Args:
+      arguments: command-line arguments.
+
+    Returns:
+      The arguments, `--flagfile NAME` as `--flagfile=PATH`.
+
+    Raises:
+      ConfigError: if there is no such file.
+    """
+    found, rest = [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument in ('--flagfile', '-flagfile') and rest:
+            argument = f'--flagfile={rest.pop(0)}'
+        if argument.startswith(('--flagfile=', '-flagfile=')):
+            argument = f'--flagfile={_find_flagfile(argument.split("=", 1)[1])}'
+        found.append(argument)
+    return found
+
+
+def _find_flagfile(name: str) -> pathlib.Path:
+    path = pathlib.Path(name).expanduser()
+    bare = path.name == name
+    candidates = [folder / name for folder in config_dirs()] if bare else [path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted({p.name for folder in config_dirs()[1:] for p in folder.glob('*.flags')})
+    raise ConfigError(
+        f'There is no flagfile {name!r}. Give a path, or one of {", ".join(known) or "none"}.'
+    )

@@ -1,0 +1,260 @@
+"""Keras callbacks that show and bound a run: progress bar, TensorBoard, sample grids, budget.
+
+Only what `EFSGDGan.train_step` returns and generated images are written: functions of private
+releases, so all tags begin with dp/.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import os
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+from tensorboard.backend.event_processing import event_accumulator
+
+# Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
+_CELL_SIZE = 56
+_MAX_COLUMNS = 16
+_MARGIN = 2
+
+
+class Budget(tf.keras.callbacks.Callback):
+    """Reserves steps in the ledger before they run.
+
+    Args:
+      reserve: charges a number of steps, and returns when that is on disk; raises when it would
+        pass the budget, which stops the run before the step.
+      remaining_steps: returns how many steps may still be reserved.
+      steps_per_entry: how many to reserve at a time.
+    """
+
+    def __init__(
+        self,
+        reserve: Callable[[int], None],
+        remaining_steps: Callable[[], int],
+        steps_per_entry: int,
+    ):
+        super().__init__()
+        self._reserve = reserve
+        self._remaining_steps = remaining_steps
+        self._steps_per_entry = steps_per_entry
+        self._left = 0
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Makes sure that the coming step is paid for."""
+        if self._left == 0:
+            count = max(1, min(self._steps_per_entry, self._remaining_steps()))
+            self._reserve(count)
+            self._left = count
+        self._left -= 1
+
+
+class _EveryStep(tf.keras.callbacks.Callback):
+    """Counts the steps of a run, over resumes."""
+
+    def __init__(self, first_step: int, last_step: int, every: int):
+        super().__init__()
+        self.step = first_step
+        self._last_step = last_step
+        self._every = every
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        if self.step % self._every == 0 or self.step == self._last_step:
+            self.on_due(logs or {})
+
+    def on_due(self, logs):
+        raise NotImplementedError
+
+
+class ProgressBar(_EveryStep):
+    """Steps per second, time left and epsilon so far.
+
+    Args:
+      first_step: steps done before, >= 0.
+      last_step: step at which the run ends.
+      every: steps between updates of epsilon.
+      epsilon: steps -> an upper bound on the epsilon spent; None when nothing is private.
+    """
+
+    def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
+        super().__init__(first_step, last_step, every)
+        self._epsilon = epsilon
+        self._bar = None
+
+    def on_train_begin(self, logs=None):
+        """Opens the bar."""
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            initial=self.step,
+            total=self._last_step,
+            unit='step',
+            desc='Training',
+            mininterval=0.5 if interactive else 20.0,
+            dynamic_ncols=interactive,
+        )
+        self._show_epsilon()
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Advances the bar."""
+        super().on_train_batch_end(batch, logs)
+        self._bar.update(1)
+
+    def on_due(self, logs):
+        """Refreshes epsilon."""
+        self._show_epsilon()
+
+    def _show_epsilon(self):
+        text = 'NOT PRIVATE'
+        if self._epsilon is not None:
+            text = f'ε≤{round_up(self._epsilon(self.step)):.2f}'
+        self._bar.set_postfix_str(text, refresh=False)
+
+    def on_train_end(self, logs=None):
+        """Closes the bar."""
+        self._bar.close()
+
+
+class TensorBoardScalars(_EveryStep):
+    """Writes the released scalars, and epsilon, as dp/<name>.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      first_step: as in `ProgressBar`.
+      last_step: as in `ProgressBar`.
+      every: steps between entries.
+      epsilon: as in `ProgressBar`.
+    """
+
+    def __init__(self, writer, first_step: int, last_step: int, every: int, epsilon=None):
+        super().__init__(first_step, last_step, every)
+        self._writer = writer
+        self._epsilon = epsilon
+
+    def on_due(self, logs):
+        """Writes one entry of every scalar."""
+        with self._writer.as_default(step=self.step):
+            for name, value in logs.items():
+                tf.summary.scalar(f'dp/{name}', value)
+            if self._epsilon is not None:
+                tf.summary.scalar('dp/epsilon', self._epsilon(self.step))
+        self._writer.flush()
+
+
+class SampleGrid(_EveryStep):
+    """Writes a grid of generated images, to samples/step_<step>.png and TensorBoard.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      folder: RUN/samples.
+      generate: labels int32 [n] -> images uint8 [n, H, W, C]; the same latents at each call.
+      num_classes: one column per class, the first 16 at most.
+      first_step: as in `ProgressBar`.
+      last_step: as in `ProgressBar`.
+      every: steps between grids.
+      rows: images per class.
+    """
+
+    def __init__(
+        self,
+        writer,
+        folder: str,
+        generate: Callable[[np.ndarray], np.ndarray],
+        num_classes: int,
+        first_step: int,
+        last_step: int,
+        every: int,
+        rows: int = 8,
+    ):
+        super().__init__(first_step, last_step, every)
+        self._writer = writer
+        self._folder = folder
+        self._generate = generate
+        self._columns = min(num_classes, _MAX_COLUMNS)
+        self._rows = rows
+
+    def on_due(self, logs):
+        """Writes one grid."""
+        labels = np.tile(np.arange(self._columns, dtype=np.int32), self._rows)
+        grid = image_grid(self._generate(labels), self._columns)
+        path = self.path(self._folder, self.step)
+        tf.io.write_file(f'{path}.tmp', tf.io.encode_png(grid))
+        os.replace(f'{path}.tmp', path)
+        with self._writer.as_default(step=self.step):
+            tf.summary.image('dp/samples', grid[np.newaxis])
+        self._writer.flush()
+
+    @staticmethod
+    def path(folder: str, step: int) -> str:
+        """Where the grid of a step is."""
+        return os.path.join(folder, f'step_{step:06d}.png')
+
+
+class Checkpoint(_EveryStep):
+    """Saves the run.
+
+    Args:
+      save: saves, given the step.
+      first_step: as in `ProgressBar`.
+      last_step: as in `ProgressBar`.
+      every: steps between checkpoints.
+    """
+
+    def __init__(self, save: Callable[[int], None], first_step: int, last_step: int, every: int):
+        super().__init__(first_step, last_step, every)
+        self._save = save
+
+    def on_due(self, logs):
+        """Saves one checkpoint."""
+        self._save(self.step)
+
+
+def round_up(epsilon: float, digits: int = 2) -> float:
+    """Rounds to `digits` decimals, never below `epsilon`."""
+    return math.ceil(epsilon * 10**digits) / 10**digits
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lays images out in rows, with a margin, enlarged when they are small.
+
+    Args:
+      images: uint8 [rows * columns, H, W, C], row by row.
+      columns: images per row.
+
+    Returns:
+      uint8 [height, width, C].
+    """
+    factor = max(1, _CELL_SIZE // images.shape[1])
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    margins = [(0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)]
+    images = np.pad(images, margins, constant_values=255)
+    count, height, width, channels = images.shape
+    rows = count // columns
+    grid = images.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def read_scalars(log_dir: str) -> list[dict[str, float]]:
+    """Reads back what `TensorBoardScalars` wrote, over all resumes of a run.
+
+    Args:
+      log_dir: RUN/logs.
+
+    Returns:
+      One dict per logged step: 'step', and the value of each tag without its dp/.
+    """
+    events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
+    events.Reload()
+    entries = collections.defaultdict(dict)
+    for tag in events.Tags()['tensors']:
+        if tag == 'dp/samples':
+            continue
+        for event in events.Tensors(tag):
+            value = tf.make_ndarray(event.tensor_proto)
+            entries[event.step][tag[len('dp/') :]] = float(value)
+    return [{'step': step, **entries[step]} for step in sorted(entries)]
