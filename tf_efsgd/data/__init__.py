@@ -1,0 +1,1 @@
+"""The records of a data set, and the Poisson sampler over them."""
