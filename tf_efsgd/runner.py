@@ -70,13 +70,17 @@ def run(config: RunConfig) -> str:
     _check_run_dir(run_dir, config)
     strategy = _make_strategy(config)
     dataset = _load(config)
-    plan = _make_plan(config, dataset)
+    if config.run.resume:
+        spent = _reopen_ledger(run_dir, dataset)
+        plan = spent.plan
+    else:
+        spent, plan = None, _make_plan(config, dataset)
     with strategy.scope():
         gan = _build(config, dataset.train, plan)
     _describe(config, plan, gan, run_dir)
 
     trained = _Run(config, run_dir, dataset, plan, gan, strategy)
-    trained.open()
+    trained.open(spent)
     trained.fit()
     trained.finish()
     return str(run_dir)
@@ -93,24 +97,18 @@ class _Run:
         self._gan = gan
         self._strategy = strategy
 
-    def open(self) -> None:
-        """Makes or reopens the run folder, its ledger and its checkpoints."""
+    def open(self, spent: ledger.Ledger | None) -> None:
+        """Makes the run folder, or goes on in it from its last checkpoint with what it spent."""
         self._dir.mkdir(parents=True, exist_ok=True)
-        self._ledger = _as_config_error(
-            lambda: ledger.Ledger(self._dir / 'ledger.jsonl', self._plan), ledger.LedgerError
-        )
-        self._checkpoints = checkpoints.RunCheckpoints(
-            str(self._dir / 'checkpoints'), self._gan
-        )
-        if self._config.run.resume:
-            position = self._checkpoints.restore_latest()
-            if position is not None:
-                _as_config_error(
-                    lambda: self._ledger.check_position(position), ledger.LedgerError
-                )
-        else:
-            (self._dir / 'config.flags').write_text(self._config.to_flags())
         (self._dir / 'samples').mkdir(exist_ok=True)
+        if spent is None:
+            (self._dir / 'config.flags').write_text(self._config.to_flags())
+            spent = ledger.Ledger(self._dir / 'ledger.jsonl', self._plan)
+        self._ledger = spent
+        self._checkpoints = checkpoints.RunCheckpoints(str(self._dir / 'checkpoints'), self._gan)
+        position = self._checkpoints.restore_latest()
+        if position is not None:
+            _as_config_error(lambda: spent.check_position(position), ledger.LedgerError)
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
@@ -137,13 +135,13 @@ class _Run:
         found = {'sample picture': self._last_samples(), 'report': self._dir / 'report.html'}
         report.write_report(
             self._dir / 'report.html',
-            title=f'{self._dataset.name}: synthetic images',
+            title=f'{self._plan.dataset}: synthetic images',
             private=statement['private'],
             statement=statement,
             samples_png=found['sample picture'],
             sample_caption='One class per column: ' + ', '.join(self._dataset.train.class_names),
             history=monitoring.read_scalars(str(self._dir / 'logs')),
-            config_text=(self._dir / 'config.flags').read_text(),
+            config_text=_public_config(self._config, statement['dataset']).to_flags(),
         )
         if settings.export:
             found['SavedModel'] = self._export(statement)
@@ -291,7 +289,7 @@ def _as_config_error(call, error_type):
 def _run_dir(config: RunConfig) -> pathlib.Path:
     if config.run.run_dir is not None:
         return pathlib.Path(config.run.run_dir).expanduser()
-    name = ''.join(c if c.isalnum() or c in '-_.' else '_' for c in config.data.dataset)
+    name = _public_name(config.data.dataset).replace(':', '-')
     return pathlib.Path('runs') / f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
 
 
@@ -358,6 +356,48 @@ def _load(config: RunConfig) -> records.Dataset:
     )
 
 
+def _public_config(config: RunConfig, dataset: str) -> RunConfig:
+    """The settings without where things are on this machine."""
+    data = dataclasses.replace(config.data, dataset=dataset, data_dir=None, tfds_manual_dir=None)
+    run_settings = dataclasses.replace(config.run, run_dir=None, resume=False)
+    return dataclasses.replace(config, data=data, run=run_settings)
+
+
+def _reopen_ledger(run_dir: pathlib.Path, dataset: records.Dataset) -> ledger.Ledger:
+    """The ledger of the run to resume, if it was written for these records."""
+    spent = _as_config_error(
+        lambda: ledger.Ledger(run_dir / 'ledger.jsonl'), ledger.LedgerError
+    )
+    now = dataclasses.replace(spent.plan, **_public_facts(dataset))
+    if now != spent.plan:
+        changed = [
+            f'{name} was {getattr(spent.plan, name)}, is {value}'
+            for name, value in _public_facts(dataset).items()
+            if value != getattr(spent.plan, name)
+        ]
+        raise ConfigError(
+            f'The data set is not the one that {run_dir} was started with: {"; ".join(changed)}. '
+            'Resume with the same data, or start a new run folder.'
+        )
+    return spent
+
+
+def _public_facts(dataset: records.Dataset) -> dict:
+    train = dataset.train
+    return {
+        'dataset': _public_name(dataset.name),
+        'dataset_size': len(train),
+        'image_shape': train.image_shape,
+        'num_classes': train.num_classes,
+    }
+
+
+def _public_name(dataset: str) -> str:
+    """The data set's name without where it is on this machine."""
+    scheme, colon, path = dataset.partition(':')
+    return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
+
+
 def _make_plan(config: RunConfig, dataset: records.Dataset) -> ledger.Plan:
     privacy, train = config.privacy, dataset.train
     if privacy.expected_batch_size > len(train):
@@ -379,10 +419,7 @@ def _make_plan(config: RunConfig, dataset: records.Dataset) -> ledger.Plan:
                 privacy.target_epsilon, privacy.target_delta, probability, privacy.train_steps
             )
     return ledger.Plan(
-        dataset=dataset.name,
-        dataset_size=len(train),
-        image_shape=train.image_shape,
-        num_classes=train.num_classes,
+        **_public_facts(dataset),
         sampling_probability=probability,
         noise_multiplier=noise_multiplier,
         train_steps=privacy.train_steps,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 from tf_efsgd.models.layers import ImageToPatches, PatchesToImage
@@ -28,8 +30,8 @@ def build_discriminator(
     Args:
       image_shape: (H, W, C) with H = W.
       num_classes: number of labels.
-      width: channels after the first layer, which sees patches of 4x4 pixels; doubled at each
-        halving after it.
+      width: channels after the first layer, which sees patches of 4x4 pixels (2x2 or 1x1 where 4
+        does not divide the height); doubled at each halving after it.
       reconstruction: 'head' decodes the input from the trunk's last features, each position its
         own patch; 'none' leaves that out.
 
@@ -47,7 +49,7 @@ def build_discriminator(
         raise ValueError(f"reconstruction must be 'head' or 'none'. Received: {reconstruction!r}.")
     images = tf.keras.Input(image_shape, name='images')
     # Patches first: a quarter of the positions at once, and per-example gradients that are cheap.
-    stride = _PATCH_SIZE if height % _PATCH_SIZE == 0 else 1
+    stride = math.gcd(height, _PATCH_SIZE)
     x = tf.keras.layers.Dense(width)(ImageToPatches(stride)(images))
     x = tf.keras.layers.LeakyReLU(0.2)(x)
     while x.shape[1] > 4:

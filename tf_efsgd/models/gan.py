@@ -19,6 +19,8 @@ RECONSTRUCTION = 'reconstruction'
 # Layers whose output for one example depends on the others, or that remember what they saw.
 _MIXES_EXAMPLES = (
     tf.keras.layers.BatchNormalization,
+    tf.keras.layers.experimental.SyncBatchNormalization,
+    tf.compat.v1.keras.layers.BatchNormalization,
     tf.keras.layers.Normalization,
 )
 

@@ -25,7 +25,7 @@ def start_size(image_size: int) -> int:
     while size >= 8 and size % 2 == 0:
         size //= 2
     if not 4 <= size <= 7:
-        allowed = sorted({s * 2**k for s in (4, 5, 6, 7) for k in range(7)})
+        allowed = sorted({s * 2**k for s in (4, 5, 6, 7) for k in range(image_size.bit_length())})
         nearest = min(allowed, key=lambda a: abs(a - image_size))
         raise ValueError(
             'image_size must be 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, ...). '

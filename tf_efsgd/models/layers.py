@@ -52,7 +52,8 @@ class ImageToPatches(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps float32 [batch, H, W, C] to [batch, H / patch, W / patch, patch^2 C]."""
-        return tf.nn.space_to_depth(inputs, self.patch_size)
+        # TensorFlow's op takes 2 at the least.
+        return inputs if self.patch_size == 1 else tf.nn.space_to_depth(inputs, self.patch_size)
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
@@ -75,7 +76,8 @@ class PatchesToImage(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps float32 [batch, h, w, patch_size^2 C] to [batch, image_size, image_size, C]."""
-        image = tf.nn.depth_to_space(inputs, self.patch_size)
+        size = self.patch_size
+        image = inputs if size == 1 else tf.nn.depth_to_space(inputs, size)
         margin = (image.shape[1] - self.image_size) // 2
         end = margin + self.image_size
         return image[:, margin:end, margin:end, :]

@@ -93,7 +93,21 @@ class NoiseKeyVariables:
         )
 
     def next(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes an unused step: (key uint64 [1], step uint64 []), the same on every replica."""
+        """Takes an unused step: (key uint64 [1], step uint64 []), the same on every replica.
+
+        Raises:
+          ValueError: under a strategy of several replicas in whose scope this was not made: each
+            replica would count for itself and add a noise of its own.
+        """
+        strategy = tf.distribute.get_strategy()
+        if (
+            strategy.num_replicas_in_sync > 1
+            and not strategy.extended.variable_created_in_scope(self._step)
+        ):
+            raise ValueError(
+                'The optimizer was made outside the scope of the strategy it runs under, so every '
+                'replica would add another noise. Make it inside `with strategy.scope():`.'
+            )
         step = tf.identity(self._step)
         self._step.assign_add(1)
         return tf.bitcast(tf.identity(self._key), tf.uint64), tf.bitcast(step, tf.uint64)

@@ -1,0 +1,148 @@
+"""The generator: every size, every class, and no example that sees another."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.models import generator as generators
+
+
+def _build(size=8, channels=1, **settings):
+    tf.keras.utils.set_random_seed(5)
+    return generators.build_generator(
+        (size, size, channels), 3, **{'latent_dim': 4, 'width': 8, **settings}
+    )
+
+
+def _with_noise(model):
+    """Gives noise an influence, which a new generator does not have."""
+    for layer in model.layers:
+        if layer.name.startswith('noise_injection'):
+            layer.scale.assign(0.5 * tf.ones_like(layer.scale))
+    return model
+
+
+@pytest.fixture(scope='module')
+def generator():
+    return _with_noise(_build(16))
+
+
+@pytest.fixture
+def inputs(generator):
+    return generators.draw_inputs(generator, tf.constant([0, 1, 2]), tf.constant([1, 2]))
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+@pytest.mark.parametrize('size', [4, 7, 8, 28, 32, 64])
+def test_images_have_the_asked_shape_and_range(size, channels):
+    model = _build(size, channels)
+    # Far from usual: only a bounded output stays in range.
+    model.layers[-1].set_weights([100 * w for w in model.layers[-1].get_weights()])
+    images = model(generators.draw_inputs(model, tf.constant([0, 2]))).numpy()
+    assert images.shape == (2, size, size, channels)
+    assert images.dtype == np.float32
+    assert -1 <= images.min() < -0.9 and 0.9 < images.max() <= 1
+
+
+def _is_reachable(size):
+    while size >= 8 and size % 2 == 0:
+        size //= 2
+    return 4 <= size <= 7
+
+
+def test_start_size_doubles_to_every_size_it_accepts():
+    for size in filter(_is_reachable, range(1, 1100)):
+        start = generators.start_size(size)
+        assert start in (4, 5, 6, 7)
+        assert size in [start * 2**k for k in range(9)]
+
+
+def test_refused_sizes_name_the_nearest():
+    reachable = [size for size in range(1, 2100) if _is_reachable(size)]
+    refused = [size for size in range(1, 1100) if not _is_reachable(size)]
+    for size in refused:
+        with pytest.raises(ValueError, match=f'Received: {size}; nearest: ') as caught:
+            generators.start_size(size)
+        nearest = int(str(caught.value).split('nearest: ')[1].rstrip('.'))
+        assert nearest in reachable
+        assert abs(nearest - size) == min(abs(r - size) for r in reachable)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'message'), [((30, 30, 1), 'nearest: 28'), ((8, 16, 1), 'square. Received: 8x16')]
+)
+def test_images_it_cannot_make_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        generators.build_generator(shape, 3)
+
+
+@pytest.mark.parametrize('name', ['latents', 'labels', 'noise_8', 'noise_16'])
+def test_every_input_decides_the_image(generator, inputs, name):
+    before = generator(inputs)
+    after = generator({**inputs, name: tf.roll(inputs[name], 1, axis=0)})
+    for image, other in zip(before, after):
+        assert np.abs(image - other).max() > 1e-4
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_no_example_sees_another(generator, inputs, training):
+    # The generator that trains and the one that is exported must make the same images.
+    wide = {
+        name: tf.concat([value[:1], tf.cast(50 * value[1:], value.dtype) % 3], axis=0)
+        for name, value in inputs.items()
+    }
+    alone = {name: value[:1] for name, value in inputs.items()}
+    first = generator(inputs, training=training)[0]
+    assert first.shape == (16, 16, 1)
+    for batch in (wide, alone):
+        np.testing.assert_allclose(generator(batch, training=training)[0], first, atol=1e-5)
+
+
+def test_without_noise_injection_there_is_neither_input_nor_variable():
+    noisy, plain = _build(16), _build(16, noise_injection=False)
+    assert set(plain.input) == {'latents', 'labels'}
+    assert set(noisy.input) == {'latents', 'labels', 'noise_8', 'noise_16'}
+    extra = [v for v in noisy.trainable_variables if 'noise_injection' in v.name]
+    assert len(extra) == 2
+    assert len(plain.variables) == len(noisy.variables) - 2
+    assert set(generators.draw_inputs(plain, tf.constant([1]))) == {'latents', 'labels'}
+
+
+def test_draws_repeat_with_a_seed_and_only_then(generator):
+    labels = tf.constant([2, 0, 2])
+
+    def draw(seed):
+        return generators.draw_inputs(generator, labels, seed)
+
+    first, again = draw(tf.constant([1, 2])), draw(tf.constant([1, 2]))
+    shapes = {name: value.shape.as_list() for name, value in first.items()}
+    assert shapes == {
+        'labels': [3], 'latents': [3, 4], 'noise_8': [3, 8, 8, 1], 'noise_16': [3, 16, 16, 1]
+    }  # fmt: skip
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+    np.testing.assert_array_equal(first['labels'], labels)
+    for other in (draw(tf.constant([1, 3])), draw(None)):
+        for name in ('latents', 'noise_8', 'noise_16'):
+            assert not np.isclose(first[name], other[name]).any()
+    assert not np.isclose(draw(None)['latents'], draw(None)['latents']).any()
+
+
+def test_draws_of_different_inputs_are_independent_normals(generator):
+    drawn = generators.draw_inputs(generator, tf.zeros([200], tf.int32), tf.constant([4, 4]))
+    for name in ('latents', 'noise_8', 'noise_16'):
+        values = drawn[name].numpy().ravel()
+        assert abs(values.mean()) < 5 / len(values) ** 0.5
+        assert abs(values.std() - 1) < 5 / (2 * len(values)) ** 0.5
+    one, other = (drawn[name].numpy().ravel()[:800] for name in ('latents', 'noise_8'))
+    assert abs(np.corrcoef(one, other)[0, 1]) < 0.18
+
+
+@pytest.mark.parametrize('rows', [[0, 2], [2], []])
+def test_rows_are_those_of_the_whole_draw(generator, rows):
+    labels, seed = tf.constant([2, 0, 1]), tf.constant([1, 2])
+    whole = generators.draw_inputs(generator, labels, seed)
+    part = generators.draw_inputs(generator, labels, seed, tf.constant(rows, tf.int32))
+    assert set(part) == set(whole)
+    for name in whole:
+        np.testing.assert_array_equal(part[name], whole[name].numpy()[rows])

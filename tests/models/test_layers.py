@@ -1,0 +1,116 @@
+"""The layers of our own: what they compute, and that each survives saving."""
+
+import inspect
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.models import layers
+
+# Every layer of models/layers.py: its arguments, and the shape of an image it takes.
+_CASES = {
+    'NoiseInjection': ({}, (4, 4, 3)),
+    'ImageToPatches': ({'patch_size': 2}, (6, 4, 3)),
+    'PatchesToImage': ({'image_size': 6, 'patch_size': 4}, (2, 2, 48)),
+}
+
+
+def _our_layers():
+    return {
+        name: layer
+        for name, layer in inspect.getmembers(layers, inspect.isclass)
+        if issubclass(layer, tf.keras.layers.Layer) and layer.__module__ == layers.__name__
+    }
+
+
+def _random(*shape):
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+def test_every_layer_has_a_case():
+    assert set(_our_layers()) == set(_CASES), 'add each new layer to _CASES'
+
+
+@pytest.mark.parametrize('name', _CASES)
+def test_config_makes_the_same_layer_again(name):
+    arguments, shape = _CASES[name]
+    layer = _our_layers()[name](name='ours', **arguments)
+    config = layer.get_config()
+    assert arguments.items() <= config.items()
+    again = type(layer).from_config(config)
+    assert again.get_config() == config
+    assert again(tf.zeros([2, *shape])).shape == layer(tf.zeros([2, *shape])).shape
+
+
+@pytest.mark.parametrize('name', _CASES)
+@pytest.mark.parametrize('suffix', ['.keras', ''])
+def test_a_saved_model_comes_back_without_being_told_of_our_layers(name, suffix, tmp_path):
+    arguments, shape = _CASES[name]
+    inputs = {'x': tf.keras.Input(shape)}
+    given = {'x': _random(2, *shape)}
+    called_with = {}
+    if name == 'NoiseInjection':  # Noise of its own would differ from call to call.
+        inputs['noise'] = called_with['noise'] = tf.keras.Input((*shape[:-1], 1))
+        given['noise'] = _random(2, *shape[:-1], 1)
+    layer = _our_layers()[name](**arguments)
+    model = tf.keras.Model(inputs, layer(inputs['x'], **called_with))
+    model.set_weights([_random(*w.shape) for w in model.get_weights()])
+    path = tmp_path / f'model{suffix}'
+    model.save(path)
+    loaded = tf.keras.models.load_model(path)
+    assert type(loaded.layers[-1]).__name__ == name
+    np.testing.assert_array_equal(loaded(given), model(given))
+    assert not np.array_equal(model(given), np.zeros_like(model(given)))
+
+
+def test_a_new_noise_injection_changes_nothing():
+    x = _random(2, 4, 4, 3)
+    np.testing.assert_array_equal(layers.NoiseInjection()(x), x)
+
+
+def test_noise_is_scaled_per_channel():
+    layer = layers.NoiseInjection()
+    layer.build([None, 1, 2, 3])
+    assert [v.shape.as_list() for v in layer.trainable_variables] == [[3]]
+    layer.set_weights([np.array([0.0, 2.0, -0.5])])
+    x = np.array([[[[1, 2, 3], [4, 5, 6]]]], np.float32)
+    noise = np.array([[[[0.3], [-2.0]]]], np.float32)
+    wanted = [[[[1, 2.6, 2.85], [4, 1, 7]]]]
+    np.testing.assert_allclose(layer(x, noise=noise), wanted, rtol=1e-6)
+
+
+def test_noise_is_drawn_anew_when_none_is_given():
+    layer = layers.NoiseInjection()
+    layer.build([None, 16, 16, 2])
+    layer.set_weights([np.array([1.0, 3.0])])
+    first, second = (layer(tf.zeros([9, 16, 16, 2])).numpy() for _ in range(2))
+    assert not np.allclose(first, second)
+    assert not np.allclose(first[0], first[1]), 'each example has noise of its own'
+    np.testing.assert_allclose(first[..., 1], 3 * first[..., 0], rtol=1e-5)
+    # 2304 standard normals: five standard deviations of their mean and of their spread.
+    assert abs(first[..., 0].mean()) < 0.104
+    assert abs(first[..., 0].std() - 1) < 0.074
+
+
+def test_patches_are_the_pixels_of_their_place():
+    images = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
+    patches = layers.ImageToPatches(2)(images)
+    assert patches.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(patches[1, 1, 2], images[1, 2:4, 4:6].ravel())
+
+
+@pytest.mark.parametrize('patch_size', [1, 2, 4])
+def test_patches_to_image_undoes_image_to_patches(patch_size):
+    images = _random(2, 8, 8, 3)
+    patches = layers.ImageToPatches(patch_size)(images)
+    np.testing.assert_array_equal(layers.PatchesToImage(8, patch_size)(patches), images)
+
+
+@pytest.mark.parametrize(('size', 'first'), [(6, 1), (5, 1), (2, 3)])
+def test_patches_to_image_crops_the_middle(size, first):
+    images = _random(2, 8, 8, 3)
+    cropped = layers.PatchesToImage(size, 4)(layers.ImageToPatches(4)(images))
+    np.testing.assert_array_equal(
+        cropped, images[:, first : first + size, first : first + size]
+    )

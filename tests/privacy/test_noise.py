@@ -1,0 +1,199 @@
+"""Tests of the noise: its law, its independence, its tail, its counters, its secret."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from scipy import stats
+
+from tf_efsgd.privacy import noise
+
+_KEY = 0x1234_5678_9ABC_DEF1
+_SIZE = 20_000
+_STDDEV = 0.3
+# Fixed keys make the draws fixed; at this level another key fails one time in a million.
+_LEVEL = 1e-6
+
+
+def _draw(shape=(_SIZE,), stddev=_STDDEV, key=_KEY, step=3, purpose=0, variable=0):
+    return noise.gaussian(
+        list(shape),
+        stddev,
+        key=noise.NoiseKey(key).key,
+        step=tf.constant(step, tf.uint64),
+        purpose=purpose,
+        variable=variable,
+    ).numpy()
+
+
+def _scale_p_value(sample, stddev):
+    """Two-sided p-value of the variance, were `sample` N(0, stddev^2)."""
+    statistic = np.sum(np.square(sample.astype(np.float64))) / stddev**2
+    tail = stats.chi2(sample.size)
+    return 2 * min(tail.cdf(statistic), tail.sf(statistic))
+
+
+def _correlation_p_value(a, b):
+    r = np.dot(a.astype(np.float64), b) / (np.linalg.norm(a) * np.linalg.norm(b))
+    return 2 * stats.norm.sf(abs(r) * np.sqrt(a.size))
+
+
+def test_law_and_rejection_of_wrong_scales():
+    sample = _draw()
+    assert _scale_p_value(sample, _STDDEV) > _LEVEL
+    assert stats.kstest(sample / _STDDEV, 'norm').pvalue > _LEVEL
+    for wrong in (2 / 3, 3 / 2):
+        assert _scale_p_value(sample * wrong, _STDDEV) < _LEVEL
+        assert stats.kstest(sample * wrong / _STDDEV, 'norm').pvalue < _LEVEL
+
+
+def test_independence_over_purposes_variables_and_steps():
+    base = {'step': 3, 'purpose': 0, 'variable': 0}
+    others = [{'purpose': 1}, {'variable': 1}, {'step': 4}, {'step': 3 + 2**16}, {'key': _KEY + 1}]
+    sample = _draw(**base)
+    for other in others:
+        assert _correlation_p_value(sample, _draw(**{**base, **other})) > _LEVEL
+    # Within a draw too: neighbours, and the pairs that Box-Muller makes together.
+    assert _correlation_p_value(sample[:-1], sample[1:]) > _LEVEL
+    assert _correlation_p_value(sample[0::2] ** 2 - _STDDEV**2, sample[1::2] ** 2 - _STDDEV**2) > (
+        _LEVEL
+    )
+    # The measure does see a shared quarter of the noise, and the same noise.
+    assert _correlation_p_value(sample, sample + _draw(step=4) * 3) < _LEVEL
+    assert _correlation_p_value(sample, _draw(**base)) < _LEVEL
+
+
+def test_is_a_four_fold_sum():
+    key = noise.NoiseKey(_KEY).key
+    at = noise.counter(tf.constant(3, tf.uint64), 1, 5)
+    four = tf.raw_ops.StatelessRandomNormalV2(shape=[4, 2, 50], key=key, counter=at, alg=1)
+    expected = four.numpy().sum(axis=0) * _STDDEV / 2
+    np.testing.assert_allclose(_draw([2, 50], purpose=1, variable=5), expected, rtol=1e-5)
+
+
+def test_tail_goes_beyond_what_one_draw_can_reach():
+    # This step, found by search, holds a number that no single Box-Muller draw could be.
+    assert np.abs(_draw([2**16], stddev=1.0, step=2436)).max() > 5.8 > 5.678
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (3,), (2, 3, 1)])
+def test_shape(shape):
+    assert _draw(shape).shape == shape
+
+
+def test_same_arguments_same_noise_inside_and_outside_a_function():
+    compiled = tf.function(
+        lambda key, step: noise.gaussian(
+            [100], _STDDEV, key=key, step=step, purpose=1, variable=2
+        )
+    )
+    inside = compiled(noise.NoiseKey(_KEY).key, tf.constant(7, tf.uint64)).numpy()
+    np.testing.assert_array_equal(inside, _draw([100], step=7, purpose=1, variable=2))
+
+
+def test_no_counter_repeats_in_a_million():
+    steps, purposes, variables = np.meshgrid(
+        np.arange(31_250, dtype=np.uint64), [0, 1], np.arange(16), indexing='ij'
+    )
+    high = (steps << np.uint64(24)) | (purposes.astype(np.uint64) << np.uint64(20))
+    high = (high | variables.astype(np.uint64)).ravel()
+    assert len(high) == 10**6 == len(np.unique(high))
+    for i in [0, 1, 16, 31, 32, 77_777, 999_999]:
+        place = np.unravel_index(i, steps.shape)
+        step, purpose, variable = (int(a[place]) for a in (steps, purposes, variables))
+        counter = noise.counter(tf.constant(step, tf.uint64), purpose, variable).numpy()
+        assert counter.tolist() == [0, int(high[i])]
+
+
+def test_extreme_counters_keep_apart():
+    top = (2**noise.STEP_BITS - 1, 2**noise.PURPOSE_BITS - 1, 2**noise.VARIABLE_BITS - 1)
+    found = set()
+    for i in range(8):
+        step, purpose, variable = (t if i >> j & 1 else 0 for j, t in enumerate(top))
+        counter = noise.counter(tf.constant(step, tf.uint64), purpose, variable).numpy()
+        found.add(tuple(counter.tolist()))
+    assert len(found) == 8
+    assert (0, 2**64 - 1) in found
+
+
+def test_steps_draw_without_repeats():
+    first = tf.function(
+        lambda key, step: noise.gaussian([1], 1.0, key=key, step=step, purpose=0, variable=0)
+    )
+    taker = noise.NoiseKey(_KEY)
+    pairs = [
+        tf.concat([first(taker.key, step), first(taker.key, step + 2**39)], 0).numpy().tobytes()
+        for step in (taker.next_step() for _ in range(1000))
+    ]
+    assert len(set(pairs)) == 1000
+
+
+@pytest.mark.parametrize('purpose, variable', [(-1, 0), (16, 0), (0, -1), (0, 2**20)])
+def test_out_of_range_is_refused(purpose, variable):
+    with pytest.raises(ValueError, match=f'purpose={purpose}, variable={variable}'):
+        noise.counter(tf.constant(0, tf.uint64), purpose, variable)
+
+
+def test_a_used_up_key_is_refused():
+    taker = noise.NoiseKey(_KEY)
+    assert [int(taker.next_step()) for _ in range(3)] == [0, 1, 2]
+    taker._next_step = 2**noise.STEP_BITS
+    with pytest.raises(OverflowError, match='new one'):
+        taker.next_step()
+
+
+def test_keys_are_fresh_and_64_bits():
+    keys = [int(noise.NoiseKey().key[0]) for _ in range(64)]
+    assert len(set(keys)) == 64
+    assert max(keys) >= 2**62  # fails with probability 4^-64
+
+
+@pytest.mark.parametrize('make', [lambda: noise.NoiseKey(_KEY), noise.NoiseKeyVariables])
+@pytest.mark.parametrize('duplicate', [pickle.dumps, copy.copy, copy.deepcopy])
+def test_keys_are_not_copied(make, duplicate):
+    with pytest.raises(TypeError, match='never pickled or copied'):
+        duplicate(make())
+
+
+def test_repr_hides_the_key():
+    for text in (repr(noise.NoiseKey(_KEY)), str(noise.NoiseKey(_KEY))):
+        assert str(_KEY) not in text
+        assert f'{_KEY:x}' not in text.lower()
+    variables = noise.NoiseKeyVariables()
+    assert str(int(variables._key)) not in repr(variables)
+
+
+def test_no_graph_holds_a_key():
+    def serialized(function, *args):
+        return function.get_concrete_function(*args).graph.as_graph_def().SerializeToString()
+
+    def shows(graph, key):
+        value = int(key[0])
+        signed = value - 2**64 if value >= 2**63 else value
+        texts = [value.to_bytes(8, 'little'), str(value).encode(), str(signed).encode()]
+        return any(text in graph for text in texts)
+
+    def draw(key, step):
+        return noise.gaussian([5], 0.3, key=key, step=step, purpose=0, variable=0)
+
+    taker, variables = noise.NoiseKey(), noise.NoiseKeyVariables()
+    as_argument = serialized(tf.function(draw), taker.key, taker.next_step())
+    assert not shows(as_argument, taker.key)
+    as_variable = serialized(tf.function(lambda: draw(*variables.next())))
+    assert not shows(as_variable, variables.next()[0])
+    # The search finds a key that is in the graph.
+    value = int(taker.key[0])
+    as_constant = tf.function(lambda: draw(tf.constant([value, 1], tf.uint64)[:1], tf.constant(0)))
+    assert shows(serialized(as_constant), taker.key)
+
+
+def test_key_variables_count_steps_and_differ():
+    one, other = noise.NoiseKeyVariables(), noise.NoiseKeyVariables()
+    take = tf.function(one.next)
+    taken = [take() for _ in range(3)] + [one.next()]
+    assert [int(step) for _, step in taken] == [0, 1, 2, 3]
+    assert len({int(key[0]) for key, _ in taken}) == 1
+    assert int(other.next()[0][0]) != int(taken[0][0][0])
+    assert taken[0][0].dtype == taken[0][1].dtype == tf.uint64
