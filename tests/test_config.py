@@ -109,14 +109,23 @@ def test_the_text_of_a_config_gives_the_config_again():
         for group in dataclasses.fields(config.RunConfig)
     }
     changed = config.RunConfig(**groups)
-    assert config.from_flagfile(changed.to_flags()) == changed
-    assert _settings(config.from_flagfile(changed.to_flags())) == _OTHER
+    # The run folder and whether to resume are no part of what would repeat a run.
+    wanted = {**_OTHER, 'run_dir': None, 'resume': False}
+    assert _settings(config.from_flagfile(changed.to_flags())) == wanted
 
 
 def test_a_config_can_be_used_as_a_flagfile(tmp_path):
     saved = _config(train_steps=7, l2_norm_clip=0.1234567890123)
     (tmp_path / 'config.flags').write_text(saved.to_flags())
     assert _parse(f'--flagfile={tmp_path}/config.flags') == saved
+
+
+@pytest.mark.parametrize('flagfile_first', [True, False])
+def test_a_run_is_resumed_with_its_flagfile_before_or_after(flagfile_first, tmp_path):
+    (tmp_path / 'config.flags').write_text(_config(run_dir='runs/old').to_flags())
+    arguments = [f'--flagfile={tmp_path}/config.flags', '--resume', '--run_dir=runs/moved']
+    run = _parse(*(arguments if flagfile_first else arguments[::-1])).run
+    assert (run.resume, run.run_dir) == (True, 'runs/moved')
 
 
 def test_comments_and_empty_lines_of_a_flagfile_are_skipped():

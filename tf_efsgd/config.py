@@ -175,7 +175,7 @@ class TrainingConfig:
     strategy: str = _setting(
         'string',
         'auto',
-        'auto is mirrored when there are several GPUs, else one_device.',
+        'auto is mirrored when there are several GPUs (or --logical_devices), else one_device.',
         ('auto', 'one_device', 'mirrored'),
     )
     logical_devices: int = _setting(
@@ -197,7 +197,8 @@ class RunSettings:
     log_steps: int = _setting(
         'integer',
         50,
-        'Steps between log entries, and steps per reservation in the ledger, at least 1.',
+        'Steps between log entries, and steps per reservation in the ledger (that of the first '
+        'start of a run), at least 1.',
     )
     sample_steps: int = _setting('integer', 500, 'Steps between sample pictures, at least 1.')
     evaluate: bool = _setting(
@@ -261,12 +262,15 @@ class RunConfig:
                 raise ConfigError(f'--{name} must be {_describe(low, high)}. Received: {value}.')
 
     def to_flags(self) -> str:
-        """The settings as the text of a flagfile, one flag per line, defaults included."""
+        """What would repeat the run, as the text of a flagfile, defaults included.
+
+        Where the run is, and whether it goes on, is left to the command line, in any order.
+        """
         lines = []
         for group in _groups(self):
             for field in dataclasses.fields(group):
                 value = getattr(group, field.name)
-                if value is None:
+                if value is None or field.name in ('run_dir', 'resume'):
                     continue
                 if field.metadata['kind'] == 'boolean':
                     lines.append(f'--{"" if value else "no"}{field.name}')
@@ -358,11 +362,14 @@ def from_flagfile(text: str) -> RunConfig:
     """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
-    arguments = [line for line in text.splitlines() if line and not line.startswith('#')]
+    lines = [line.strip() for line in text.splitlines()]
+    arguments = [line for line in lines if line and not line.startswith(('#', '//'))]
     try:
-        flag_values(['flagfile', *arguments])
+        rest = flag_values(['flagfile', *arguments])
     except flags.Error as error:
         raise ConfigError(' '.join(str(error).split())) from error
+    if len(rest) > 1:  # absl stops reading there.
+        raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
     return from_flags(flag_values)
 
 

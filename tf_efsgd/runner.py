@@ -415,8 +415,12 @@ def _make_plan(config: RunConfig, dataset: records.Dataset) -> ledger.Plan:
         probability = accounting.sampling_probability(privacy.expected_batch_size, len(train))
         noise_multiplier = privacy.noise_multiplier
         if noise_multiplier is None:
-            noise_multiplier = accounting.calibrate_noise_multiplier(
-                privacy.target_epsilon, privacy.target_delta, probability, privacy.train_steps
+            print('Calibrating the noise ...', flush=True)
+            noise_multiplier = _as_config_error(
+                lambda: accounting.calibrate_noise_multiplier(
+                    privacy.target_epsilon, privacy.target_delta, probability, privacy.train_steps
+                ),
+                ValueError,
             )
     return ledger.Plan(
         **_public_facts(dataset),
@@ -544,6 +548,9 @@ def _print_result(statement: dict, found: dict) -> None:
             f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
             f'in {statement["steps"]} steps.'
         )
+        lost = statement['steps'] - statement['applied_steps']
+        if lost:
+            print(f'{lost} of these steps were lost in interruptions; they are charged too.')
     else:
         print('NOT PRIVATE: do not share what this run made.')
     for name, place in found.items():

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
 from tf_efsgd.privacy import clipping
 
 _C1, _C2 = 0.7, 0.3
+# The same examples every time, and a failure is shown as it is: shrinking takes minutes.
+_PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
 
 
 def _by_float64(gradients, c1, c2):
@@ -52,7 +54,7 @@ def test_by_hand():
     _assert_close(sums, [[0.9, [1.8]], [1.2, [2.1]]], 1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(_PROPERTIES, max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(0, 4),
@@ -115,7 +117,7 @@ def test_a_record_that_is_not_finite_adds_exactly_zero(bad, place):
         np.testing.assert_array_equal(s, np.zeros(2))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(_PROPERTIES, max_examples=25)
 @given(
     row=st.lists(st.floats(width=32), min_size=3, max_size=3),
     c1=st.sampled_from([1e-3, 0.7, 30.0]),
@@ -171,3 +173,29 @@ def test_losses_that_cannot_be_clipped_are_refused(loss, message):
     weights = tf.Variable([0.3, 0.4])
     with pytest.raises(ValueError, match=message):
         clipping.per_example_gradients(lambda x: loss(weights, x), tf.ones([3, 2]), [weights])
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_records_do_not_meet_in_a_convolution(bad):
+    # 0 * NaN is NaN: were the records' gradients one masked pass, one record would empty all.
+    images = np.float32(np.random.default_rng(5).normal(size=[3, 4, 4, 2]))
+    images[1] = bad
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(4, 3, 2, 'same'),
+            tf.keras.layers.GroupNormalization(2),
+            tf.keras.layers.Conv2DTranspose(2, 3, 2, 'same'),
+        ]
+    )
+    model.build([None, 4, 4, 2])
+
+    def sums(records):
+        gradients = clipping.per_example_gradients(
+            lambda image: tf.reduce_sum(tf.square(model(image[None]) - 0.3)),
+            records,
+            model.trainable_variables,
+        )
+        return clipping.clipped_sums(gradients, _C1, _C2)
+
+    _assert_close(sums(images), sums(images[[0, 2]]), 1e-6)
+    assert np.abs(sums(images)[0][0]).max() > 1e-3

@@ -16,14 +16,6 @@ from tf_efsgd.privacy import optimizer as private_optimizer
 LOGITS = 'logits'
 RECONSTRUCTION = 'reconstruction'
 
-# Layers whose output for one example depends on the others, or that remember what they saw.
-_MIXES_EXAMPLES = (
-    tf.keras.layers.BatchNormalization,
-    tf.keras.layers.experimental.SyncBatchNormalization,
-    tf.compat.v1.keras.layers.BatchNormalization,
-    tf.keras.layers.Normalization,
-)
-
 # Below this accuracy on generated images the discriminator has fallen behind (Bie et al. 2023,
 # Private GANs, Revisited, on the update frequency), and the generator waits, up to the maximum.
 _FAKE_ACCURACY_TARGET = 0.6
@@ -65,7 +57,7 @@ class EFSGDGan(tf.keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        _refuse_layers_that_mix_examples(discriminator)
+        _refuse_layers_with_state(discriminator)
         self.generator = generator
         self.discriminator = discriminator
         self.ema_generator = tf.keras.models.clone_model(generator)
@@ -167,10 +159,13 @@ class EFSGDGan(tf.keras.Model):
           What may be written down: scalars that depend on releases and generated images only.
         """
         records, noise_key, noise_step = data
-        logs = self._on_every_replica(self.discriminator_step, records, noise_key, noise_step)
+        strategy = self.distribute_strategy
+        logs = strategy.run(self.discriminator_step, args=(records, noise_key, noise_step))
+        # All-reduced already: every replica has the same.
+        logs = {k: strategy.experimental_local_results(v)[0] for k, v in logs.items()}
         self._count_private_step(logs['fake_accuracy'])
         if self._generator_is_due():
-            self._on_every_replica(self.generator_step)
+            strategy.run(self.generator_step)
             self._after_generator_step()
         return {
             **logs,
@@ -208,7 +203,7 @@ class EFSGDGan(tf.keras.Model):
             'released_gradient_norm': tf.linalg.global_norm(private),
         }
 
-    def generator_step(self) -> dict[str, tf.Tensor]:
+    def generator_step(self) -> None:
         """The public step, in a replica context: no record is near it."""
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -219,7 +214,6 @@ class EFSGDGan(tf.keras.Model):
             loss /= self._expected_batch_size
         gradients = tape.gradient(loss, variables)
         self.generator_optimizer.apply_gradients(zip(gradients, variables))
-        return {'generator_loss': _all_reduce(loss)}
 
     def call(self, inputs, training=None):
         """Generates images from `draw_inputs` with the moving average of the generator."""
@@ -308,12 +302,6 @@ class EFSGDGan(tf.keras.Model):
     def _mean_of_generated(self, values: tf.Tensor) -> tf.Tensor:
         return _all_reduce(tf.reduce_sum(values)) / self._expected_batch_size
 
-    def _on_every_replica(self, step, *args) -> dict[str, tf.Tensor]:
-        strategy = self.distribute_strategy
-        logs = strategy.run(step, args=args)
-        # All-reduced already: every replica has the same.
-        return {k: strategy.experimental_local_results(v)[0] for k, v in logs.items()}
-
     def _count_private_step(self, fake_accuracy: tf.Tensor) -> None:
         self.private_steps.assign_add(1)
         self.steps_since_generator.assign_add(1)
@@ -357,10 +345,14 @@ def _all_reduce(values):
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def _refuse_layers_that_mix_examples(model: tf.keras.Model) -> None:
-    for layer in model._flatten_layers():
-        if isinstance(layer, _MIXES_EXAMPLES):
+def _refuse_layers_with_state(model: tf.keras.Model) -> None:
+    """A layer that remembers what it saw (all batch normalizations do) would bypass the clip."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, tf.keras.Model) or not layer.trainable:
+            continue
+        if layer.non_trainable_weights:
             raise ValueError(
-                f'Layer {layer.name!r} ({type(layer).__name__}) mixes the examples of a batch, so '
-                'clipping one gradient would not bound one record. Use GroupNormalization instead.'
+                f'Layer {layer.name!r} ({type(layer).__name__}) keeps statistics of the records or '
+                'mixes the examples of a batch, which clipping one gradient does not bound. Use '
+                'GroupNormalization instead.'
             )

@@ -93,7 +93,7 @@ def clipped_sums(
     residual_length = _clip_length(length - clipped_length, residual_l2_norm_clip)
     weights = tf.math.divide_no_nan(tf.stack([clipped_length, residual_length]), scaled_norm)
 
-    sums = [tf.matmul(weights, g) for g in scaled]
+    sums = [_weighted_sums(weights, g) for g in scaled]
     shapes = [g.shape[1:] for g in present]
     clipped = iter([tf.reshape(s[0], shape) for s, shape in zip(sums, shapes)])
     residual = iter([tf.reshape(s[1], shape) for s, shape in zip(sums, shapes)])
@@ -121,6 +121,17 @@ def _scale(flat: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor
         lambda: [tf.where(finite[:, tf.newaxis], g, 0.0) for g in scaled],
     )
     return scaled, tf.where(finite, scale, 0.0), tf.where(finite, norm, 0.0)
+
+
+def _weighted_sums(weights: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
+    """The product of [2, batch] and [batch, size], in full float32."""
+    if (
+        tf.config.list_physical_devices('GPU')
+        and tf.config.experimental.tensor_float_32_execution_enabled()
+    ):
+        # There a matrix product rounds its inputs to 10 bits: the sums could pass their bounds.
+        return tf.reduce_sum(weights[:, :, tf.newaxis] * gradients, axis=1)
+    return tf.matmul(weights, gradients)
 
 
 def _clip_length(length: tf.Tensor, l2_norm_clip: float) -> tf.Tensor:

@@ -5,7 +5,8 @@ Formal guarantees:
   - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
   - A torn last line counts as one full reservation.
   - `reserve` refuses what would pass the planned number of steps.
-  - Every entry holds the hash of all before it, so an altered or shortened ledger is recognised.
+  - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
+    recognised; a checkpoint's `position` also guards the end, up to that checkpoint.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Ledger:
         self._path = pathlib.Path(path)
         self.reserved_steps = 0
         self._hash = hashlib.sha256()
+        self._bytes = 0
         if self._path.exists():
             self._read()
             if plan is not None and plan != self.plan:
@@ -78,6 +80,7 @@ class Ledger:
         else:
             self.plan = plan
             self._append({'kind': 'plan', **dataclasses.asdict(plan)})
+            self._sync_folder()
 
     @property
     def remaining_steps(self) -> int:
@@ -87,7 +90,7 @@ class Ledger:
     @property
     def position(self) -> dict[str, int | str]:
         """Length in bytes and hash so far: what a checkpoint stores."""
-        return {'bytes': self._path.stat().st_size, 'sha256': self._hash.hexdigest()}
+        return {'bytes': self._bytes, 'sha256': self._hash.hexdigest()}
 
     def reserve(self, steps: int) -> None:
         """Charges `steps` steps; run them only after this returns.
@@ -95,7 +98,7 @@ class Ledger:
         Raises:
           LedgerError: if that would pass the plan, or `steps` is not in [1, steps_per_entry].
         """
-        if not 1 <= steps <= self.plan.steps_per_entry:
+        if not self._is_count(steps):
             raise LedgerError(
                 f'One entry reserves 1 to {self.plan.steps_per_entry} steps. Received: {steps}.'
             )
@@ -103,6 +106,10 @@ class Ledger:
             raise LedgerError(
                 f'{steps} more steps would pass the budget: {self.reserved_steps} of '
                 f'{self.plan.train_steps} are spent.'
+            )
+        if self._path.stat().st_size != self._bytes:
+            raise LedgerError(
+                f'{self._path} was changed by another process: two must not train in one folder.'
             )
         self._append({'kind': 'steps', 'count': steps})
         self.reserved_steps += steps
@@ -120,18 +127,33 @@ class Ledger:
                 'what was spent cannot be known. Start a new run folder.'
             )
 
+    def _is_count(self, steps) -> bool:
+        return type(steps) is int and 1 <= steps <= self.plan.steps_per_entry
+
     def _append(self, entry: dict) -> None:
+        """Writes an entry behind the last whole one, over a torn line if there is one."""
         entry = {
             **entry,
             'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
             'sha256_before': self._hash.hexdigest(),
         }
         line = json.dumps(entry).encode() + b'\n'
-        with open(self._path, 'ab') as file:
+        with open(self._path, 'r+b' if self._path.exists() else 'xb') as file:
+            file.seek(self._bytes)
             file.write(line)
+            file.truncate()
             file.flush()
             os.fsync(file.fileno())
         self._hash.update(line)
+        self._bytes += len(line)
+
+    def _sync_folder(self) -> None:
+        """Makes sure that a power cut cannot lose the name of the new file."""
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def _read(self) -> None:
         *lines, torn = self._path.read_bytes().split(b'\n')
@@ -144,17 +166,23 @@ class Ledger:
             else:
                 self.reserved_steps += entry['count']
             self._hash.update(line + b'\n')
+            self._bytes += len(line) + 1
         if not lines:
             raise LedgerError(f'{self._path} has no plan: start a new run folder.')
         if torn:
-            self._close_torn_line(torn)
+            # A power cut left this line unfinished: a full reservation takes its place.
+            count = self.plan.steps_per_entry
+            self._append({'kind': 'steps', 'count': count, 'torn': True})
+            self.reserved_steps += count
 
     def _parse(self, line: bytes, number: int) -> dict:
         try:
             entry = json.loads(line)
-            # A torn line, once counted, is followed by the entry that counts it.
-            known = entry['kind'] == ('plan' if number == 0 else 'steps')
-            intact = known and entry['sha256_before'] == self._hash.hexdigest()
+            intact = entry['sha256_before'] == self._hash.hexdigest()
+            if number == 0:
+                intact = intact and entry['kind'] == 'plan'
+            else:
+                intact = intact and entry['kind'] == 'steps' and self._is_count(entry['count'])
         except (ValueError, KeyError, TypeError):
             intact = False
         if not intact:
@@ -163,16 +191,6 @@ class Ledger:
                 'be known. Start a new run folder.'
             )
         return entry
-
-    def _close_torn_line(self, torn: bytes) -> None:
-        """Replaces a line that a power cut left unfinished by a full reservation."""
-        with open(self._path, 'r+b') as file:
-            file.truncate(self._path.stat().st_size - len(torn))
-            file.flush()
-            os.fsync(file.fileno())
-        count = self.plan.steps_per_entry
-        self._append({'kind': 'steps', 'count': count, 'torn': True})
-        self.reserved_steps += count
 
 
 def _differences(old: Plan, new: Plan) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import dp_accounting
@@ -102,6 +103,8 @@ class Mechanism:
     @property
     def residual_noise_stddev(self) -> float:
         """Standard deviation of the noise on `residual_grad_sum`: C2 sigma / sqrt(rho)."""
+        if not self.residual_share:
+            return math.inf
         return self.residual_l2_norm_clip * self.noise_multiplier / math.sqrt(self.residual_share)
 
     @property
@@ -155,6 +158,12 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
 
         Epsilon follows from `dp_event`, the sampling of the batches (Poisson with probability
         `expected_batch_size` / N) and the number of steps.
+
+        Sharp edge of the drop-in way: it presumes that every record's gradient is finite. In the
+        backward pass of a loss VECTOR one record's NaN or infinity reaches all the others (as in
+        TF Privacy's optimizers), and then all count as zero. Bound what the loss can do, or use
+        `clipped_sums` and `release`, where such a record alone counts as zero. It cannot see the
+        model either: BatchNormalization mixes examples and must not be in it.
         """
 
         def __init__(
@@ -200,9 +209,12 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 feedback_decay,
                 feedback_l2_norm_clip,
             )
-            if expected_batch_size is not None and expected_batch_size < 1:
+            if expected_batch_size is not None and not (
+                isinstance(expected_batch_size, numbers.Integral) and expected_batch_size >= 1
+            ):
                 raise ValueError(
-                    f'expected_batch_size must be at least 1. Received: {expected_batch_size}.'
+                    'expected_batch_size must be an integer of at least 1. '
+                    f'Received: {expected_batch_size}.'
                 )
             self.expected_batch_size = expected_batch_size
             self._num_microbatches = num_microbatches
@@ -268,10 +280,11 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """
             replica = tf.distribute.get_replica_context()
             if replica.num_replicas_in_sync > 1:
-                clipped_grad_sum, residual_grad_sum = replica.all_reduce(
-                    tf.distribute.ReduceOp.SUM,
-                    (list(clipped_grad_sum), list(residual_grad_sum)),
-                )
+                sums = [list(clipped_grad_sum)]
+                if self.mechanism.feeds_back:
+                    sums.append(list(residual_grad_sum))
+                clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+                residual_grad_sum = rest[0] if rest else None
             divisor = self._divisor(batch_size, replica)
             public_gradient, buffer = self._release_and_feed_back(
                 clipped_grad_sum, residual_grad_sum, var_list, divisor, noise_key, noise_step
@@ -387,13 +400,16 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                     'The loss must be one value per example, shape [batch]: use '
                     f'reduction=tf.keras.losses.Reduction.NONE. Received: shape {loss.shape}.'
                 )
-            size = loss.shape[0]
-            if self._num_microbatches is not None and self._num_microbatches != size:
-                raise ValueError(
-                    'num_microbatches must be None or the batch size: averaging a microbatch '
-                    'before the clip is not supported. Received: '
-                    f'num_microbatches={self._num_microbatches}, batch size {size}.'
-                )
+            if self._num_microbatches is None:
+                return
+            size, message = loss.shape[0], (
+                'num_microbatches must be None or the batch size: averaging a microbatch before '
+                f'the clip is not supported. Received: num_microbatches={self._num_microbatches}.'
+            )
+            if size is None:
+                tf.debugging.assert_equal(tf.shape(loss)[0], self._num_microbatches, message)
+            elif size != self._num_microbatches:
+                raise ValueError(f'{message[:-1]}, batch size {size}.')
 
         def apply_gradients(
             self, grads_and_vars, name=None, experimental_aggregate_gradients=False
@@ -405,6 +421,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                     'apply_gradients got gradients that did not go through the private mechanism. '
                     'Call minimize, or clipped_sums and release, first.'
                 )
+            self._released = False
             return super().apply_gradients(
                 grads_and_vars, name=name, experimental_aggregate_gradients=False
             )

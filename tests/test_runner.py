@@ -1,0 +1,401 @@
+"""Whole runs: what they leave behind, what they spend, and how they go on after a crash."""
+
+import functools
+import json
+import os
+import pathlib
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
+
+from tf_efsgd import checkpoints, config, monitoring, runner
+from tf_efsgd.privacy import accounting
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+_TARGET = 1.0
+_SETTINGS = {
+    'dataset': 'digits',
+    # About a tenth of the records: calibration is quick there.
+    'expected_batch_size': 160,
+    'target_epsilon': _TARGET,
+    'train_steps': 8,
+    'discriminator_steps': 2,
+    'noadaptive_discriminator_steps': None,
+    'latent_dim': 4,
+    'generator_width': 8,
+    'discriminator_width': 8,
+    'log_steps': 2,
+    'checkpoint_steps': 3,
+    'sample_steps': 5,
+    'evaluation_images': 100,
+}
+_TAGS = {
+    'dp/fake_accuracy',
+    'dp/fake_loss',
+    'dp/released_gradient_norm',
+    'dp/fake_accuracy_average',
+    'dp/discriminator_steps',
+    'dp/generator_steps',
+    'dp/epsilon',
+    'dp/samples',
+}
+# A run folder, with <...> for what a run cannot know beforehand.
+_FILES = {
+    'config.flags',
+    'ledger.jsonl',
+    'logs/<events>',
+    'checkpoints/checkpoint',
+    *(f'checkpoints/ckpt-{step}.{kind}' for step in (6, 8) for kind in ('index', '<data>')),
+    'samples/step_000005.png',
+    'samples/step_000008.png',
+    'report.html',
+    'export/1/saved_model.pb',
+    'export/1/fingerprint.pb',
+    'export/1/variables/variables.index',
+    'export/1/variables/variables.<data>',
+    'export/1/assets.extra/privacy_statement.json',
+    'nonprivate/metrics.json',
+}
+
+
+def _flags(folder, *more, **changes):
+    """The settings of a tiny run, as lines of a flagfile."""
+    settings = {**_SETTINGS, 'run_dir': folder, **changes}
+    lines = [f'--{k}' if v is None else f'--{k}={v}' for k, v in settings.items()]
+    return [*lines, *more]
+
+
+def _run(folder, *more, **changes):
+    lines = _flags(folder, '--strategy=one_device', *more, **changes)
+    assert runner.run(config.from_flagfile('\n'.join(lines))) == str(folder)
+
+
+def _reserved(folder):
+    """The counts of the ledger, read without its class."""
+    entries = [json.loads(line) for line in (folder / 'ledger.jsonl').read_text().splitlines()]
+    assert [entry['kind'] for entry in entries] == ['plan'] + ['steps'] * (len(entries) - 1)
+    return [entry['count'] for entry in entries[1:]]
+
+
+def _statement(folder):
+    return json.loads((folder / 'export/1/assets.extra/privacy_statement.json').read_text())
+
+
+def _files(folder):
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()}
+    names = {re.sub(r'^logs/events\.out\.tfevents\..*', 'logs/<events>', name) for name in names}
+    return {name.replace('data-00000-of-00001', '<data>') for name in names}
+
+
+def _tags(folder):
+    events = event_accumulator.EventAccumulator(str(folder / 'logs'))
+    events.Reload()
+    found = events.Tags()
+    assert not found.pop('graph') and not found.pop('meta_graph'), 'a graph may hold constants'
+    return set().union(*found.values())
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _quick_calibration():
+    """Calibrates once for all runs with the same budget."""
+    with pytest.MonkeyPatch.context() as patch:
+        cached = functools.lru_cache(accounting.calibrate_noise_multiplier)
+        patch.setattr(accounting, 'calibrate_noise_multiplier', cached)
+        yield
+
+
+# One run from start to end.
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A finished run: its folder, the secrets it drew, and ledger and steps side by side."""
+    folder = tmp_path_factory.mktemp('runs') / 'finished'
+    drawn, side_by_side = [], []
+    real = secrets.randbits
+    applied = monitoring.Checkpoint.on_train_batch_end
+
+    def randbits(bits):
+        drawn.append((bits, real(bits)))
+        return drawn[-1][1]
+
+    def on_train_batch_end(self, batch, logs=None):
+        applied(self, batch, logs)
+        side_by_side.append((int(self.model.private_steps.numpy()), sum(_reserved(folder))))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secrets, 'randbits', randbits)
+        patch.setattr(monitoring.Checkpoint, 'on_train_batch_end', on_train_batch_end)
+        _run(folder)
+    return folder, drawn, side_by_side
+
+
+def test_a_run_leaves_exactly_its_folder(finished):
+    assert _files(finished[0]) == _FILES
+
+
+def test_the_settings_would_repeat_the_run(finished):
+    folder = finished[0]
+    saved = config.from_flagfile((folder / 'config.flags').read_text())
+    wanted = config.from_flagfile('\n'.join(_flags(folder, '--strategy=one_device')))
+    assert [saved.data, saved.privacy, saved.model, saved.training] == [
+        wanted.data, wanted.privacy, wanted.model, wanted.training
+    ]  # fmt: skip
+
+
+def test_the_statement_is_the_account_of_the_ledger(finished):
+    folder = finished[0]
+    statement, reserved = _statement(folder), sum(_reserved(folder))
+    assert (reserved, statement['steps'], statement['applied_steps']) == (8, 8, 8)
+    plan = json.loads((folder / 'ledger.jsonl').read_text().splitlines()[0])
+    assert (plan['dataset'], plan['dataset_size']) == ('digits', 1602)
+    assert 160 / 1602 <= plan['sampling_probability'] < 160 / 1602 + 1e-9
+    spent = accounting.compute_epsilon(
+        accounting.step_event(plan['sampling_probability'], plan['noise_multiplier']), 8, 1e-5
+    )
+    assert statement['private'] is True
+    assert statement['epsilon'] == pytest.approx(spent.headline, abs=1e-9)
+    assert 0.99 * _TARGET < statement['epsilon'] <= _TARGET
+    assert (statement['delta'], statement['target_epsilon']) == (1e-5, _TARGET)
+    for name in ('noise_multiplier', 'sampling_probability'):
+        assert statement[name] == plan[name]
+
+
+def test_steps_are_in_the_ledger_before_they_run(finished):
+    folder, _, side_by_side = finished
+    assert _reserved(folder) == [2, 2, 2, 2]
+    assert [applied for applied, _ in side_by_side] == list(range(1, 9))
+    assert all(applied <= reserved <= applied + 1 for applied, reserved in side_by_side)
+
+
+def test_only_what_is_released_is_logged(finished):
+    folder = finished[0]
+    assert _tags(folder) == _TAGS
+    entries = monitoring.read_scalars(str(folder / 'logs'))
+    assert [entry['step'] for entry in entries] == [2, 4, 6, 8]
+    epsilons = [entry['epsilon'] for entry in entries]
+    assert 0 < epsilons[0] <= epsilons[1] <= epsilons[2] <= epsilons[3] <= _TARGET
+    assert epsilons[3] >= _statement(folder)['epsilon'] - 1e-6
+
+
+def test_the_report_says_what_the_statement_says(finished):
+    folder = finished[0]
+    page = (folder / 'report.html').read_text()
+    assert 'NOT PRIVATE' not in page
+    assert 'data:image/png;base64' in page
+    assert str(folder) not in page, 'the report is for sharing'
+
+
+def test_the_export_is_the_trained_generator(finished):
+    folder = finished[0]
+    serve = tf.saved_model.load(str(folder / 'export' / '1')).signatures['serving_default']
+    images = serve(labels=tf.range(10))['images']
+    assert images.shape == (10, 8, 8, 1)
+    reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'ckpt-8'))
+    averages = [
+        reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if name.startswith('gan/ema_generator/') and '.OPTIMIZER_SLOT' not in name
+    ]
+    exported = tf.train.load_checkpoint(str(folder / 'export/1/variables/variables'))
+    variables = [
+        exported.get_tensor(name)
+        for name in exported.get_variable_to_shape_map()
+        if name.endswith('VARIABLE_VALUE')
+    ]
+    assert len(variables) > 5
+    for variable in variables:
+        assert any(np.array_equal(variable, average) for average in averages)
+
+
+def test_the_evaluation_stays_apart(finished):
+    folder = finished[0]
+    metrics = json.loads((folder / 'nonprivate' / 'metrics.json').read_text())
+    assert 'not covered' in metrics['note']
+    assert (metrics['steps'], metrics['gen2real_cnn']['num_generated']) == (8, 100)
+    assert 'gen2real' not in (folder / 'report.html').read_text()
+    assert not [name for name in _statement(folder) if 'accuracy' in name]
+
+
+def _varint(value):
+    """An integer as it stands in a protocol buffer, e.g. a constant of a graph."""
+    parts = []
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _traces(bits, value):
+    orders = [value.to_bytes(bits // 8, order) for order in ('little', 'big')]
+    signed = value - 2**bits if value >= 2 ** (bits - 1) else value
+    texts = [str(value), str(signed), f'{value:x}', f'{value:X}']
+    return [*orders, _varint(value), *(text.encode() for text in texts)]
+
+
+def _holding(folder, drawn):
+    return [
+        path.name
+        for path in folder.rglob('*')
+        if path.is_file()
+        and any(trace in path.read_bytes() for secret in drawn for trace in _traces(*secret))
+    ]
+
+
+def test_no_file_holds_a_key(finished, tmp_path):
+    folder, drawn, _ = finished
+    # Of the noise, of the optimizer's own, of the sampler; short ones would be found by chance.
+    assert sorted({bits for bits, _ in drawn}) == [64, 128]
+    assert sum(bits == 64 for bits, _ in drawn) >= 2
+    assert _holding(folder, drawn) == []
+    # The same search finds a key that somebody saved.
+    key = next(value for bits, value in drawn if bits == 64)
+    variable = tf.Variable(tf.bitcast(tf.constant(key, tf.uint64), tf.int64))
+    tf.train.Checkpoint(variable=variable).write(str(tmp_path / 'leak'))
+    graph = tf.Graph()
+    with graph.as_default():
+        tf.constant([key], tf.uint64)
+    (tmp_path / 'graph.pb').write_bytes(graph.as_graph_def().SerializeToString())
+    (tmp_path / 'leak.json').write_text(json.dumps({'key': key}))
+    assert set(_holding(tmp_path, drawn)) == {'leak.data-00000-of-00001', 'graph.pb', 'leak.json'}
+
+
+def test_a_finished_run_trains_nothing_more(finished, tmp_path, capsys):
+    folder = tmp_path / 'again'
+    shutil.copytree(finished[0], folder)
+    names = ('ledger.jsonl', 'config.flags', 'checkpoints/ckpt-8.index')
+    before = {name: (folder / name).read_bytes() for name in names}
+    statement = _statement(folder)
+    _run(folder, '--resume', '--noevaluate')
+    assert 'nothing left to train' in capsys.readouterr().out
+    assert {name: (folder / name).read_bytes() for name in names} == before
+    assert _statement(folder) == statement
+    assert _tags(folder) == _TAGS
+
+
+@pytest.mark.parametrize('damage', ['shorter', 'altered', 'missing'])
+def test_a_ledger_that_does_not_fit_is_refused(finished, damage, tmp_path):
+    folder = tmp_path / 'damaged'
+    shutil.copytree(finished[0], folder)
+    path = folder / 'ledger.jsonl'
+    lines = path.read_text().splitlines(keepends=True)
+    if damage == 'shorter':
+        path.write_text(''.join(lines[:-1]))
+    elif damage == 'altered':
+        lines[1] = lines[1].replace('"count": 2', '"count": 1')
+        path.write_text(''.join(lines))
+    else:
+        path.unlink()
+    with pytest.raises(config.ConfigError, match='ledger.jsonl'):
+        _run(folder, '--resume', '--noevaluate')
+    assert sum(_reserved(folder) if path.exists() else []) in (0, 6, 7)
+
+
+# A run that stops half way.
+
+
+class _PowerCut(Exception):
+    """Not caught by anything of ours."""
+
+
+def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
+    folder = tmp_path / 'run'
+    at_save, at_restore, continued = {}, [], []
+    save, restore = checkpoints.RunCheckpoints.save, checkpoints.RunCheckpoints.restore_latest
+
+    def weights(gan):
+        return [*gan.generator.get_weights(), *gan.discriminator.get_weights()]
+
+    def spy_save(self, step, position):
+        at_save[step] = weights(self._checkpoint.gan)
+        return save(self, step, position)
+
+    def spy_restore(self):
+        position = restore(self)
+        at_restore.append((position, weights(self._checkpoint.gan)))
+        return position
+
+    def power_cut(self, logs):
+        raise _PowerCut
+
+    monkeypatch.setattr(checkpoints.RunCheckpoints, 'save', spy_save)
+    monkeypatch.setattr(checkpoints.RunCheckpoints, 'restore_latest', spy_restore)
+    with monkeypatch.context() as patch, pytest.raises(_PowerCut):
+        patch.setattr(monitoring.SampleGrid, 'on_due', power_cut)  # At step 5.
+        _run(folder, '--noevaluate')
+    assert _reserved(folder) == [2, 2, 2]
+    assert set(at_save) == {3}
+
+    on_begin = monitoring.Budget.on_train_batch_begin
+    monkeypatch.setattr(
+        monitoring.Budget,
+        'on_train_batch_begin',
+        lambda self, batch, logs=None: (
+            continued.append(int(self.model.private_steps.numpy())),
+            on_begin(self, batch, logs),
+        ),
+    )
+    _run(folder, '--resume', '--noevaluate')
+    # Steps 4 to 6 were charged already when they were lost, so only two are left of eight.
+    assert continued == [3, 4]
+    assert _reserved(folder) == [2, 2, 2, 2]
+    position, restored = at_restore[-1]
+    assert position['bytes'] < (folder / 'ledger.jsonl').stat().st_size
+    for saved, found in zip(at_save[3], restored):
+        np.testing.assert_array_equal(saved, found)
+    statement = _statement(folder)
+    assert (statement['steps'], statement['applied_steps']) == (8, 5)
+    assert 0.99 * _TARGET < statement['epsilon'] <= _TARGET
+    # Two event files; what was shown never fell below what had been charged.
+    entries = monitoring.read_scalars(str(folder / 'logs'))
+    assert entries[-1]['step'] == 5
+    assert entries[-1]['epsilon'] >= statement['epsilon'] - 1e-6
+
+
+# Without privacy, and on two devices.
+
+
+def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
+    folder = tmp_path / 'run'
+    _run(folder, '--noprivate', '--noevaluate', train_steps=2)
+    statement = _statement(folder)
+    assert statement['private'] is False
+    assert not [name for name in statement if 'epsilon' in name or 'delta' in name]
+    assert 'without clipping and noise' in statement['mechanism']
+    assert 'NOT PRIVATE' in (folder / 'report.html').read_text()
+    assert _tags(folder) == _TAGS - {'dp/epsilon'}
+    printed = capsys.readouterr()
+    assert printed.out.count('NOT PRIVATE') == 2 and 'NOT PRIVATE' in printed.err
+    assert 'ε' not in printed.out + printed.err
+    assert '--noprivate' in (folder / 'config.flags').read_text()
+
+
+def test_a_mirrored_run_on_two_logical_devices(tmp_path):
+    flags = _flags('run', '--strategy=mirrored', '--logical_devices=2', '--noevaluate')
+    flags = [flag for flag in flags if not flag.startswith(('--target_eps', '--train_steps'))]
+    flags.append('--train_steps=3')
+    (tmp_path / 'tiny.flags').write_text('\n'.join(flags))
+    environment = {**os.environ, 'PYTHONPATH': str(_REPO)}
+    finished = subprocess.run(
+        [sys.executable, '-m', 'tf_efsgd.launch', '--flagfile=tiny.flags', '--noise_multiplier=2'],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert 'Traceback' not in finished.stderr
+    steps = re.compile(r'checkpoints/ckpt-.*|samples/.*')
+    wanted = {name for name in _FILES if not steps.match(name)} - {'nonprivate/metrics.json'}
+    assert {name for name in _files(tmp_path / 'run') if not steps.match(name)} == wanted
+    statement = _statement(tmp_path / 'run')
+    assert (statement['steps'], statement['noise_multiplier']) == (3, 2.0)
+    assert f'{monitoring.round_up(statement["epsilon"], 3)}' in finished.stdout
