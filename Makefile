@@ -53,6 +53,7 @@ test: $(STAMP)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check $(or $(ARGS),.)
+	@$(PY) -m ruff format --check $(or $(ARGS),.)
 
 # The stamp is written last. pip is brought up to date first: old ones look for versions that
 # fit together for many minutes. What builds the package is installed, not fetched again for it.

@@ -205,9 +205,7 @@ def test_the_end_of_a_range_is_allowed(name, value):
 
 def test_every_number_has_a_range():
     ranged = {name for _, name, _, _ in config._RANGES}
-    numbers = {
-        name for name, f in _fields().items() if f.metadata['kind'] in ('integer', 'float')
-    }
+    numbers = {name for name, f in _fields().items() if f.metadata['kind'] in ('integer', 'float')}
     assert ranged == numbers
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tf_efsgd import export
 
-_STATEMENT = {"private": True, "epsilon": 9.28, "delta": 1e-5, "not_covered": ["ε over runs"]}
+_STATEMENT = {'private': True, 'epsilon': 9.28, 'delta': 1e-5, 'not_covered': ['ε over runs']}
 
 # Run by `python -I` in an empty folder: what a server without this package sees.
 _CLIENT = """
@@ -63,13 +63,13 @@ class _Gan(tf.keras.Model):
     def __init__(self):
         super().__init__()
         layers = tf.keras.layers
-        self.embedding = tf.Variable([[-0.8], [0.0], [0.8]], name="embedding")
+        self.embedding = tf.Variable([[-0.8], [0.0], [0.8]], name='embedding')
         self.generator = tf.keras.Sequential(
             [
                 layers.InputLayer(input_shape=[5]),
-                layers.Dense(2 * 2 * 3, name="seed_pixels"),
+                layers.Dense(2 * 2 * 3, name='seed_pixels'),
                 layers.Reshape([2, 2, 3]),
-                layers.Conv2DTranspose(1, 4, strides=2, padding="same", name="up"),
+                layers.Conv2DTranspose(1, 4, strides=2, padding='same', name='up'),
             ]
         )
         self.discriminator = tf.keras.Sequential([layers.InputLayer([4, 4, 1]), layers.Dense(1)])
@@ -88,18 +88,18 @@ class _Gan(tf.keras.Model):
         return tf.tanh(0.1 * self.generator(inputs) + shade)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def gan():
     return _Gan()
 
 
 def _export(gan, path, **changes):
     arguments = {
-        "generate_images": gan.generate,
-        "generator_variables": gan.exported,
-        "export_dir": path,
-        "num_classes": 3,
-        "statement": _STATEMENT,
+        'generate_images': gan.generate,
+        'generator_variables': gan.exported,
+        'export_dir': path,
+        'num_classes': 3,
+        'statement': _STATEMENT,
         **changes,
     }
     return export.export_generator(**arguments)
@@ -107,62 +107,62 @@ def _export(gan, path, **changes):
 
 def _serve(path, cwd):
     client = subprocess.run(
-        [sys.executable, "-I", "-c", _CLIENT, str(path)],
+        [sys.executable, '-I', '-c', _CLIENT, str(path)],
         cwd=cwd,
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
     )
     assert client.returncode == 0, client.stderr
     return json.loads(client.stdout)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope='module')
 def served(gan, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served")
+    folder = tmp_path_factory.mktemp('served')
     # As after `--seed`: must not decide what a server draws.
     tf.random.set_seed(1)
-    path = _export(gan, folder / "export" / "1")
-    cwd = tmp_path_factory.mktemp("elsewhere")
+    path = _export(gan, folder / 'export' / '1')
+    cwd = tmp_path_factory.mktemp('elsewhere')
     return [_serve(path, cwd), _serve(path, cwd)]
 
 
 def test_plain_tensorflow_serves_images_in_range(served):
     answer = served[0]
-    assert (answer["input"], answer["outputs"]) == ("int32", ["images"])
-    assert (answer["dtype"], answer["shape"]) == ("float32", [3, 4, 4, 1])
-    assert 0 <= answer["min"] < answer["max"] <= 1
+    assert (answer['input'], answer['outputs']) == ('int32', ['images'])
+    assert (answer['dtype'], answer['shape']) == ('float32', [3, 4, 4, 1])
+    assert 0 <= answer['min'] < answer['max'] <= 1
     # tanh(-0.8), 0, tanh(0.8) moved to [0, 1]: the label decides, and -1 becomes 0.
-    np.testing.assert_allclose(answer["means"], [0.168, 0.5, 0.832], atol=0.05)
+    np.testing.assert_allclose(answer['means'], [0.168, 0.5, 0.832], atol=0.05)
 
 
 def test_no_labels_give_no_images(served):
-    assert served[0]["empty_shape"] == [0, 4, 4, 1]
+    assert served[0]['empty_shape'] == [0, 4, 4, 1]
 
 
 def test_each_call_and_each_start_draws_fresh_latents(served):
-    assert served[0]["difference"] > 1e-4
-    assert served[0]["restart_draw"] != served[1]["restart_draw"]
+    assert served[0]['difference'] > 1e-4
+    assert served[0]['restart_draw'] != served[1]['restart_draw']
 
 
-@pytest.mark.parametrize("case", ["too_large", "negative"])
+@pytest.mark.parametrize('case', ['too_large', 'negative'])
 def test_label_out_of_range_is_refused_with_the_allowed_range(served, case):
-    assert "labels must be in [0, 2]" in served[0][case]
+    assert 'labels must be in [0, 2]' in served[0][case]
 
 
 def test_values_outside_the_range_are_clipped(gan, tmp_path):
     path = _export(
         gan,
-        tmp_path / "1",
+        tmp_path / '1',
         generate_images=lambda labels: (
             tf.ones([tf.shape(labels)[0], 2, 2, 1])
             * tf.cast(labels * 4 - 2, tf.float32)[:, None, None, None]
         ),
         generator_variables=[],
     )
-    images = tf.saved_model.load(path).signatures["serving_default"](labels=tf.constant([0, 1]))
-    np.testing.assert_array_equal(images["images"][:, 0, 0, 0], [0, 1])
+    images = tf.saved_model.load(path).signatures['serving_default'](labels=tf.constant([0, 1]))
+    np.testing.assert_array_equal(images['images'][:, 0, 0, 0], [0, 1])
 
 
 def test_no_labels_are_served_by_a_network_that_takes_no_empty_batch(gan, tmp_path):
@@ -171,44 +171,44 @@ def test_no_labels_are_served_by_a_network_that_takes_no_empty_batch(gan, tmp_pa
         with tf.control_dependencies([tf.debugging.assert_positive(tf.shape(labels)[0])]):
             return tf.identity(gan.generate(labels))
 
-    path = _export(gan, tmp_path / "1", generate_images=generate)
+    path = _export(gan, tmp_path / '1', generate_images=generate)
     no_labels = tf.zeros([0], tf.int32)
-    images = tf.saved_model.load(path).signatures["serving_default"](labels=no_labels)["images"]
+    images = tf.saved_model.load(path).signatures['serving_default'](labels=no_labels)['images']
     assert images.shape == (0, 4, 4, 1)
 
 
 def test_checkpoint_inside_holds_the_generator_and_nothing_else(gan, tmp_path):
-    path = _export(gan, tmp_path / "1")
+    path = _export(gan, tmp_path / '1')
     saved = {
         name: shape
-        for name, shape in tf.train.list_variables(os.path.join(path, "variables", "variables"))
-        if name != "_CHECKPOINTABLE_OBJECT_GRAPH"
+        for name, shape in tf.train.list_variables(os.path.join(path, 'variables', 'variables'))
+        if name != '_CHECKPOINTABLE_OBJECT_GRAPH'
     }
     assert saved == {
-        f"generator_variables/{i}/.ATTRIBUTES/VARIABLE_VALUE": variable.shape.as_list()
+        f'generator_variables/{i}/.ATTRIBUTES/VARIABLE_VALUE': variable.shape.as_list()
         for i, variable in enumerate(gan.exported)
     }
     assert len(saved) == 5
-    proto = open(os.path.join(path, "saved_model.pb"), "rb").read()
-    for foreign in (b"Adam", b"discriminator", b"tf_keras", __file__.encode()):
+    proto = open(os.path.join(path, 'saved_model.pb'), 'rb').read()
+    for foreign in (b'Adam', b'discriminator', b'tf_keras', __file__.encode()):
         assert foreign not in proto
     files = {os.path.relpath(os.path.join(d, f), path) for d, _, fs in os.walk(path) for f in fs}
     assert files == {
-        *("saved_model.pb", "fingerprint.pb", "assets.extra/privacy_statement.json"),
-        *("variables/variables.index", "variables/variables.data-00000-of-00001"),
+        *('saved_model.pb', 'fingerprint.pb', 'assets.extra/privacy_statement.json'),
+        *('variables/variables.index', 'variables/variables.data-00000-of-00001'),
     }
 
 
 def test_saved_values_are_the_generators(gan, tmp_path):
-    path = _export(gan, tmp_path / "1")
+    path = _export(gan, tmp_path / '1')
     loaded = tf.saved_model.load(path).generator_variables
     for saved, variable in zip(loaded, gan.exported):
         np.testing.assert_array_equal(saved, variable)
 
 
 def test_statement_is_inside_in_the_order_given(gan, tmp_path):
-    path = _export(gan, tmp_path / "1")
-    with open(os.path.join(path, "assets.extra", "privacy_statement.json")) as file:
+    path = _export(gan, tmp_path / '1')
+    with open(os.path.join(path, 'assets.extra', 'privacy_statement.json')) as file:
         text = file.read()
     assert json.loads(text) == _STATEMENT
     assert list(json.loads(text)) == list(_STATEMENT)
@@ -217,23 +217,23 @@ def test_statement_is_inside_in_the_order_given(gan, tmp_path):
 
 def test_folder_is_named_as_asked_and_readable_like_any_other(gan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    os.mkdir("plain")
-    path = _export(gan, "new/folder/7/")
-    assert path == str(tmp_path / "new" / "folder" / "7")
-    assert os.stat(path).st_mode == os.stat("plain").st_mode
-    assert os.listdir(tmp_path / "new" / "folder") == ["7"]
+    os.mkdir('plain')
+    path = _export(gan, 'new/folder/7/')
+    assert path == str(tmp_path / 'new' / 'folder' / '7')
+    assert os.stat(path).st_mode == os.stat('plain').st_mode
+    assert os.listdir(tmp_path / 'new' / 'folder') == ['7']
 
 
 def test_existing_folder_is_refused_and_left_alone(gan, tmp_path):
-    (tmp_path / "1").mkdir()
-    (tmp_path / "1" / "mine").write_text("kept")
-    with pytest.raises(ValueError, match="must not exist"):
-        _export(gan, tmp_path / "1")
-    assert (tmp_path / "1" / "mine").read_text() == "kept"
+    (tmp_path / '1').mkdir()
+    (tmp_path / '1' / 'mine').write_text('kept')
+    with pytest.raises(ValueError, match='must not exist'):
+        _export(gan, tmp_path / '1')
+    assert (tmp_path / '1' / 'mine').read_text() == 'kept'
 
 
 _EAGER = tf.constant(0.3)
-_FOREIGN = tf.Variable(0.3, name="private_buffer")
+_FOREIGN = tf.Variable(0.3, name='private_buffer')
 
 
 def _seeded(labels):
@@ -250,34 +250,34 @@ def _seeded_inside(labels):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ('changes', 'message'),
     [
-        ({"statement": {"epsilon": float("inf")}}, "no NaN and no infinity"),
-        ({"statement": {"epsilon": float("nan")}}, "no NaN and no infinity"),
-        ({"statement": {"epsilon": np.float32(1)}}, "JSON values only"),
-        ({"num_classes": 0}, "num_classes=0"),
-        ({"generate_images": _seeded}, "no seed"),
-        ({"generate_images": _seeded_inside}, "no seed"),
-        ({"generate_images": lambda labels: _unseeded(labels) * _FOREIGN}, "generator_variables"),
-        ({"generate_images": lambda labels: _unseeded(labels) * _EAGER}, "outside"),
-        ({"generate_images": lambda labels: tf.cast(_unseeded(labels), tf.float64)}, "float64"),
-        ({"generate_images": lambda labels: _unseeded(labels)[..., 0]}, r"shape \(None, 2, 2\)"),
+        ({'statement': {'epsilon': float('inf')}}, 'no NaN and no infinity'),
+        ({'statement': {'epsilon': float('nan')}}, 'no NaN and no infinity'),
+        ({'statement': {'epsilon': np.float32(1)}}, 'JSON values only'),
+        ({'num_classes': 0}, 'num_classes=0'),
+        ({'generate_images': _seeded}, 'no seed'),
+        ({'generate_images': _seeded_inside}, 'no seed'),
+        ({'generate_images': lambda labels: _unseeded(labels) * _FOREIGN}, 'generator_variables'),
+        ({'generate_images': lambda labels: _unseeded(labels) * _EAGER}, 'outside'),
+        ({'generate_images': lambda labels: tf.cast(_unseeded(labels), tf.float64)}, 'float64'),
+        ({'generate_images': lambda labels: _unseeded(labels)[..., 0]}, r'shape \(None, 2, 2\)'),
     ],
 )
 def test_refusals_leave_nothing_behind(gan, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        _export(gan, tmp_path / "1", **changes)
+        _export(gan, tmp_path / '1', **changes)
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", ["tensorflow.saved_model.save", "os.rename"])
+@pytest.mark.parametrize('failing', ['tensorflow.saved_model.save', 'os.rename'])
 def test_failure_half_way_leaves_nothing_behind(gan, tmp_path, monkeypatch, failing):
     def fail(*args, **kwargs):
-        if failing.endswith("save"):
+        if failing.endswith('save'):
             os.makedirs(args[1])
-        raise OSError("disk full")
+        raise OSError('disk full')
 
     monkeypatch.setattr(failing, fail)
-    with pytest.raises(OSError, match="disk full"):
-        _export(gan, tmp_path / "1")
+    with pytest.raises(OSError, match='disk full'):
+        _export(gan, tmp_path / '1')
     assert os.listdir(tmp_path) == []

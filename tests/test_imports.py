@@ -11,14 +11,32 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent / 'tf_efsgd'
 # for that module alone. Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _MAY_IMPORT = {
     '': [
-        'audit', 'benchmark', 'checkpoints', 'config', 'data', 'evaluation', 'export', 'generate',
-        'models', 'monitoring', 'plan', 'privacy', 'version',
+        'audit',
+        'benchmark',
+        'checkpoints',
+        'config',
+        'data',
+        'evaluation',
+        'export',
+        'generate',
+        'models',
+        'monitoring',
+        'plan',
+        'privacy',
+        'version',
     ],
     'version': [],
     'launch': ['config', 'runner', 'version'],
     'config': [],
     'runner': [
-        'config', 'data', 'models', 'privacy', 'monitoring', 'checkpoints', 'evaluation', 'export',
+        'config',
+        'data',
+        'models',
+        'privacy',
+        'monitoring',
+        'checkpoints',
+        'evaluation',
+        'export',
         'version',
     ],
     'data': ['data'],
@@ -115,9 +133,7 @@ def find_violations(source, module, is_package=False):
                 found.append(f'line {line}: tf_efsgd.{module} must do without {name}')
         elif ours != module and not (ours and _is_within(ours, _MAY_IMPORT[module])):
             allowed = ', '.join(_MAY_IMPORT[module]) or 'nothing of ours'
-            found.append(
-                f'line {line}: tf_efsgd.{module} may import {allowed}. Received: {name}'
-            )
+            found.append(f'line {line}: tf_efsgd.{module} may import {allowed}. Received: {name}')
     return found
 
 

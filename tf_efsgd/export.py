@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 
 import tensorflow as tf
 
-_STATEMENT_PATH = os.path.join("assets.extra", "privacy_statement.json")
+_STATEMENT_PATH = os.path.join('assets.extra', 'privacy_statement.json')
 
 
 def export_generator(
@@ -54,10 +54,10 @@ def export_generator(
     export_dir = os.path.abspath(os.fspath(export_dir))
     if os.path.lexists(export_dir):
         raise ValueError(
-            f"export_dir must not exist yet; choose another or remove it. Received: {export_dir}"
+            f'export_dir must not exist yet; choose another or remove it. Received: {export_dir}'
         )
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1. Received: num_classes={num_classes}")
+        raise ValueError(f'num_classes must be at least 1. Received: num_classes={num_classes}')
     statement_json = _to_json(statement)
     signature = _trace_signature(generate_images, num_classes)
 
@@ -65,13 +65,13 @@ def export_generator(
     os.makedirs(parent, exist_ok=True)
     # The work folder is readable by its owner only, so what is renamed is a folder inside it, which
     # has usual permissions. Its name is no number: TF Serving does not take it for a version.
-    work_dir = tempfile.mkdtemp(prefix=f".{name}.tmp-", dir=parent)
+    work_dir = tempfile.mkdtemp(prefix=f'.{name}.tmp-', dir=parent)
     try:
-        unfinished = os.path.join(work_dir, "saved_model")
+        unfinished = os.path.join(work_dir, 'saved_model')
         _save(signature, generator_variables, unfinished)
         statement_path = os.path.join(unfinished, _STATEMENT_PATH)
         os.makedirs(os.path.dirname(statement_path))
-        with open(statement_path, "w", encoding="utf-8") as file:
+        with open(statement_path, 'w', encoding='utf-8') as file:
             file.write(statement_json)
         os.rename(unfinished, export_dir)
     finally:
@@ -82,11 +82,11 @@ def export_generator(
 def _to_json(statement: dict) -> str:
     """The statement as JSON text, or a ValueError that says what is wrong with it."""
     try:
-        return json.dumps(statement, indent=2, allow_nan=False) + "\n"
+        return json.dumps(statement, indent=2, allow_nan=False) + '\n'
     except (TypeError, ValueError) as error:
         raise ValueError(
-            "statement must hold JSON values only, no NaN and no infinity (write None instead): "
-            f"{error}. Received: {statement!r}"
+            'statement must hold JSON values only, no NaN and no infinity (write None instead): '
+            f'{error}. Received: {statement!r}'
         ) from error
 
 
@@ -95,7 +95,7 @@ def _trace_signature(
 ) -> tf.types.experimental.ConcreteFunction:
     """The function that is served, traced and checked."""
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="labels")])
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name='labels')])
     def serving_default(labels: tf.Tensor) -> dict[str, tf.Tensor]:
         # A global seed (`tf.random.set_seed`) would be written into the graph, and each server
         # would then hand out the same images after each start.
@@ -108,7 +108,7 @@ def _trace_signature(
         extra = tf.zeros([tf.cast(tf.equal(count, 0), tf.int32)], tf.int32)
         images = generate_images(tf.concat([labels, extra], axis=0))
         _check_images(images)
-        return {"images": tf.clip_by_value((images[:count] + 1.0) / 2.0, 0.0, 1.0)}
+        return {'images': tf.clip_by_value((images[:count] + 1.0) / 2.0, 0.0, 1.0)}
 
     concrete = serving_default.get_concrete_function()
     _check_captures(concrete)
@@ -118,7 +118,7 @@ def _trace_signature(
 
 def _assert_in_range(labels: tf.Tensor, num_classes: int) -> list[tf.Operation]:
     """Ops that fail unless all labels are in [0, num_classes - 1]."""
-    message = f"labels must be in [0, {num_classes - 1}]: the generator has {num_classes} classes."
+    message = f'labels must be in [0, {num_classes - 1}]: the generator has {num_classes} classes.'
     return [
         tf.debugging.assert_greater_equal(labels, 0, message=message),
         tf.debugging.assert_less(labels, num_classes, message=message),
@@ -130,8 +130,8 @@ def _check_images(images: tf.Tensor) -> None:
     shape = images.shape
     if images.dtype != tf.float32 or shape.rank != 4 or None in shape[1:].as_list():
         raise ValueError(
-            "generate_images must return float32 [n, H, W, C] with known H, W and C. "
-            f"Received: {images.dtype.name}, shape {shape}."
+            'generate_images must return float32 [n, H, W, C] with known H, W and C. '
+            f'Received: {images.dtype.name}, shape {shape}.'
         )
 
 
@@ -140,9 +140,9 @@ def _check_captures(concrete: tf.types.experimental.ConcreteFunction) -> None:
     outside = [t for t in concrete.captured_inputs if t.dtype != tf.resource]
     if outside:
         raise ValueError(
-            "generate_images must not use tensors made outside of it: they would be packed into "
+            'generate_images must not use tensors made outside of it: they would be packed into '
             "the SavedModel beside the generator's variables. Make them inside. Received: "
-            + ", ".join(f"{t.dtype.name}{t.shape}" for t in outside)
+            + ', '.join(f'{t.dtype.name}{t.shape}' for t in outside)
         )
 
 
@@ -150,12 +150,12 @@ def _check_unseeded(concrete: tf.types.experimental.ConcreteFunction) -> None:
     """Raises ValueError if a random op carries a seed."""
     graph_def = concrete.graph.as_graph_def()
     nodes = [*graph_def.node, *(n for f in graph_def.library.function for n in f.node_def)]
-    seeded = [n.name for n in nodes if n.attr["seed"].i or n.attr["seed2"].i]
+    seeded = [n.name for n in nodes if n.attr['seed'].i or n.attr['seed2'].i]
     if seeded:
         raise ValueError(
-            "generate_images must draw its latents with tf.random ops that have no seed: with one, "
-            "a server repeats its images after each start. Received seeded ops: "
-            + ", ".join(sorted(seeded))
+            'generate_images must draw its latents with tf.random ops that have no seed: with one, '
+            'a server repeats its images after each start. Received seeded ops: '
+            + ', '.join(sorted(seeded))
         )
 
 
@@ -168,9 +168,9 @@ def _save(
     module = tf.Module()
     module.generator_variables = list(generator_variables)
     try:
-        tf.saved_model.save(module, path, signatures={"serving_default": signature})
+        tf.saved_model.save(module, path, signatures={'serving_default': signature})
     except AssertionError as error:  # TensorFlow's word for a variable that is not tracked.
         raise ValueError(
-            "generate_images must read no variable (or other resource) but generator_variables. "
-            f"TensorFlow says: {error}"
+            'generate_images must read no variable (or other resource) but generator_variables. '
+            f'TensorFlow says: {error}'
         ) from error

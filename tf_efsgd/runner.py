@@ -155,9 +155,7 @@ class _Run:
         return poisson.poisson_batches(
             train.images,
             train.labels,
-            accounting.sampling_threshold(
-                self._config.privacy.expected_batch_size, len(train)
-            ),
+            accounting.sampling_threshold(self._config.privacy.expected_batch_size, len(train)),
             num_replicas=context.num_replicas_in_sync,
         )
 
@@ -365,9 +363,7 @@ def _public_config(config: RunConfig, dataset: str) -> RunConfig:
 
 def _reopen_ledger(run_dir: pathlib.Path, dataset: records.Dataset) -> ledger.Ledger:
     """The ledger of the run to resume, if it was written for these records."""
-    spent = _as_config_error(
-        lambda: ledger.Ledger(run_dir / 'ledger.jsonl'), ledger.LedgerError
-    )
+    spent = _as_config_error(lambda: ledger.Ledger(run_dir / 'ledger.jsonl'), ledger.LedgerError)
     now = dataclasses.replace(spent.plan, **_public_facts(dataset))
     if now != spent.plan:
         changed = [

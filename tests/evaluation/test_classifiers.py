@@ -26,17 +26,17 @@ def _relabel(records, labels):
     return dataclasses.replace(records, labels=np.asarray(labels, np.int32))
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize('policy', ['float32', 'mixed_float16'])
 def test_cnn_has_the_layers_of_the_protocol(policy):
     tf.keras.mixed_precision.set_global_policy(policy)
     try:
         model = classifiers.build_cnn((28, 28, 1), 10)
     finally:
-        tf.keras.mixed_precision.set_global_policy("float32")
+        tf.keras.mixed_precision.set_global_policy('float32')
     # By hand: conv 9*1*32 + 32, conv 9*32*64 + 64, dense 7*7*64*128 + 128, dense 128*10 + 10.
     assert model.count_params() == 320 + 18_496 + 401_536 + 1_290
-    kinds = " ".join(type(layer).__name__ for layer in model.layers)
-    assert kinds == "Conv2D MaxPooling2D Conv2D MaxPooling2D Flatten Dense Dropout Dense"
+    kinds = ' '.join(type(layer).__name__ for layer in model.layers)
+    assert kinds == 'Conv2D MaxPooling2D Conv2D MaxPooling2D Flatten Dense Dropout Dense'
     assert model.input_shape == (None, 28, 28, 1)
     logits = model(tf.zeros([2, 28, 28, 1]))
     assert logits.shape == (2, 10)
@@ -75,7 +75,7 @@ def test_shuffled_labels_stay_near_chance():
 
 def test_pixels_reach_the_network_as_floats_between_minus_one_and_one():
     images = np.array([0, 255, 51], np.uint8).reshape(3, 1, 1, 1)
-    records = Records(images, np.array([0, 1, 2], np.int32), 3, ("0", "1", "2"))
+    records = Records(images, np.array([0, 1, 2], np.int32), 3, ('0', '1', '2'))
     [(pixels, labels)] = classifiers._loader(records)(classifiers._in_order(np.array([2, 0, 1])))
     assert pixels.dtype == tf.float32
     np.testing.assert_allclose(pixels.numpy().ravel(), [-0.6, -1, 1], atol=1e-6)
@@ -96,7 +96,7 @@ def test_epoch_choice_never_looks_at_the_test_split():
     # On a test split whose labels are all wrong the worst, i.e. first, epoch would win.
     wrong = _relabel(test, (test.labels + 1) % _NUM_CLASSES)
     misled = classifiers.gen2real(generated, wrong, epochs=4, batch_size=32)
-    assert honest.chosen_epoch > 1, "the toy set must need more than one epoch for this test"
+    assert honest.chosen_epoch > 1, 'the toy set must need more than one epoch for this test'
     assert misled.chosen_epoch == honest.chosen_epoch
     assert misled.held_out_accuracy == honest.held_out_accuracy
     assert misled.accuracy < 0.3 < 0.6 < honest.accuracy
@@ -108,7 +108,7 @@ def test_earliest_best_epoch_is_kept_with_its_weights():
     chooser.model.build([None, 1])
     for epoch, accuracy in enumerate([0.3, 0.7, 0.7, 0.6]):
         chooser.model.set_weights([np.full([1, 1], epoch)])
-        chooser.on_epoch_end(epoch, {"val_accuracy": accuracy, "accuracy": 1.0})
+        chooser.on_epoch_end(epoch, {'val_accuracy': accuracy, 'accuracy': 1.0})
     assert (chooser.epoch, chooser.accuracy) == (2, 0.7)
     assert chooser.weights[0].item() == 1
 
@@ -123,8 +123,8 @@ def test_held_out_images_are_not_trained_on(monkeypatch):
 
         return wrapped
 
-    monkeypatch.setattr(classifiers, "_shuffled", spy(classifiers._shuffled, trained_on))
-    monkeypatch.setattr(classifiers, "_in_order", spy(classifiers._in_order, chosen_on))
+    monkeypatch.setattr(classifiers, '_shuffled', spy(classifiers._shuffled, trained_on))
+    monkeypatch.setattr(classifiers, '_in_order', spy(classifiers._in_order, chosen_on))
     classifiers.gen2real(_toy(50, 0), _toy(9, 1), epochs=1)
     assert len(chosen_on[0]) == 5  # a tenth
     assert sorted([*trained_on[0], *chosen_on[0]]) == list(range(50))
@@ -143,28 +143,28 @@ def test_same_seed_same_result_whatever_the_global_seed():
 def test_progress_is_shown_on_request_only(capfd):
     generated, test = _toy(40, 0), _toy(9, 1)
     classifiers.gen2real(generated, test, epochs=1)
-    assert capfd.readouterr().err.count("gen2real") == 0
+    assert capfd.readouterr().err.count('gen2real') == 0
     classifiers.gen2real(generated, test, epochs=1, verbose=True)
-    assert "gen2real: 100%" in capfd.readouterr().err
+    assert 'gen2real: 100%' in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ('arguments', 'message'),
     [
-        ({"held_out": 0}, "held_out=0 of 40"),
-        ({"held_out": 40}, "held_out=40 of 40"),
-        ({"epochs": 0}, "epochs=0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"test": _toy(0, 1)}, "at least 1 test image"),
-        ({"test": _toy(9, 1, num_classes=2)}, "test .* with 2 classes"),
-        ({"generated": _toy(1, 0)}, "of 1 generated"),
+        ({'held_out': 0}, 'held_out=0 of 40'),
+        ({'held_out': 40}, 'held_out=40 of 40'),
+        ({'epochs': 0}, 'epochs=0'),
+        ({'batch_size': 0}, 'batch_size=0'),
+        ({'test': _toy(0, 1)}, 'at least 1 test image'),
+        ({'test': _toy(9, 1, num_classes=2)}, 'test .* with 2 classes'),
+        ({'generated': _toy(1, 0)}, 'of 1 generated'),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        classifiers.gen2real(**{"generated": _toy(40, 0), "test": _toy(9, 1), **arguments})
+        classifiers.gen2real(**{'generated': _toy(40, 0), 'test': _toy(9, 1), **arguments})
 
 
 def test_images_too_small_for_two_poolings_are_refused():
-    with pytest.raises(ValueError, match=r"image_shape=\(3, 8, 1\)"):
+    with pytest.raises(ValueError, match=r'image_shape=\(3, 8, 1\)'):
         classifiers.build_cnn((3, 8, 1), 2)

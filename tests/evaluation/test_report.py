@@ -15,50 +15,50 @@ from tf_efsgd.evaluation import report
 
 # The smallest PNG: one grey pixel.
 _PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=='
 )
 _STATEMENT = {
-    "private": True,
-    "mechanism": "Gaussian on a <Poisson> sample",
-    "epsilon": 9.2791,
-    "delta": 1e-5,
-    "neighboring_relation": "ADD_OR_REMOVE_ONE",
-    "record": "one image & its label",
-    "target_epsilon": None,
-    "not_covered": ["the <first> thing", "the second"],
-    "software": {"tensorflow": "2.15.1"},
+    'private': True,
+    'mechanism': 'Gaussian on a <Poisson> sample',
+    'epsilon': 9.2791,
+    'delta': 1e-5,
+    'neighboring_relation': 'ADD_OR_REMOVE_ONE',
+    'record': 'one image & its label',
+    'target_epsilon': None,
+    'not_covered': ['the <first> thing', 'the second'],
+    'software': {'tensorflow': '2.15.1'},
 }
 _HISTORY = [
-    {"step": 100 * i, "epsilon": 0.3 * i**0.5, "dp/fake_accuracy": 0.7, "note": "text"}
+    {'step': 100 * i, 'epsilon': 0.3 * i**0.5, 'dp/fake_accuracy': 0.7, 'note': 'text'}
     for i in range(1, 9)
 ]
 
 
 def _write(folder, **changes):
-    samples = folder / "samples.png"
+    samples = folder / 'samples.png'
     samples.write_bytes(_PNG)
     arguments = {
-        "title": "Digits <1>",
-        "private": True,
-        "statement": _STATEMENT,
-        "samples_png": str(samples),
-        "sample_caption": "Step 800, one row per class & more",
-        "history": _HISTORY,
-        "config_text": "--dataset=digits\n--label=<script>alert(1)</script>\n",
+        'title': 'Digits <1>',
+        'private': True,
+        'statement': _STATEMENT,
+        'samples_png': str(samples),
+        'sample_caption': 'Step 800, one row per class & more',
+        'history': _HISTORY,
+        'config_text': '--dataset=digits\n--label=<script>alert(1)</script>\n',
         **changes,
     }
-    report.write_report(folder / "report.html", **arguments)
-    return (folder / "report.html").read_text(encoding="utf-8")
+    report.write_report(folder / 'report.html', **arguments)
+    return (folder / 'report.html').read_text(encoding='utf-8')
 
 
 class _Parsed(html.parser.HTMLParser):
     """Checks nesting; collects tags, attributes, ids and visible text."""
 
-    _VOID = {"meta", "img"}
+    _VOID = {'meta', 'img'}
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.tags, self.attributes, self.text = [], [], [], ""
+        self.open, self.tags, self.attributes, self.text = [], [], [], ''
         self.feed(page)
         assert self.open == []
 
@@ -76,57 +76,57 @@ class _Parsed(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not {"style", "title"} & set(self.open):
+        if not {'style', 'title'} & set(self.open):
             self.text += data
 
 
 def _text(page):
-    return " ".join(_Parsed(page).text.split())
+    return ' '.join(_Parsed(page).text.split())
 
 
 def test_private_page_says_at_its_top_that_it_may_be_shared(tmp_path):
     text = _text(_write(tmp_path))
     claim = (
-        "This page may be shared: it holds only what is covered by (ε, δ)-differential privacy"
-        "ε = 9.28, δ = 1e-05"
+        'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy'
+        'ε = 9.28, δ = 1e-05'
     )
-    assert text.startswith(f"Digits <1> {claim}")
-    assert "NOT PRIVATE" not in text
+    assert text.startswith(f'Digits <1> {claim}')
+    assert 'NOT PRIVATE' not in text
 
 
-@pytest.mark.parametrize("claimed", [True, False])
+@pytest.mark.parametrize('claimed', [True, False])
 def test_page_of_a_run_without_privacy_says_so_and_promises_nothing(tmp_path, claimed):
-    statement = {"private": claimed, "epsilon": None}
+    statement = {'private': claimed, 'epsilon': None}
     text = _text(_write(tmp_path, private=False, statement=statement))
-    assert text.startswith("Digits <1> NOT PRIVATE: do not share")
-    for promise in ("may be shared", "covered by (ε", "at most"):
+    assert text.startswith('Digits <1> NOT PRIVATE: do not share')
+    for promise in ('may be shared', 'covered by (ε', 'at most'):
         assert promise not in text
 
 
 def test_page_needs_nothing_from_outside(tmp_path):
     page = _write(tmp_path)
     parsed = _Parsed(page)
-    assert not {"script", "link", "iframe", "object"} & set(parsed.tags)
-    links = [v for k, v in parsed.attributes if k in ("src", "href", "xlink:href", "action")]
+    assert not {'script', 'link', 'iframe', 'object'} & set(parsed.tags)
+    links = [v for k, v in parsed.attributes if k in ('src', 'href', 'xlink:href', 'action')]
     assert links
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+    assert all(link.startswith(('#', 'data:image/png;base64,')) for link in links)
     assert "default-src 'none'" in page
-    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
-    assert "://" not in without_namespaces
-    assert "@import" not in page
+    without_namespaces = re.sub(r'xmlns(:\w+)?="[^"]*"', '', page)
+    assert '://' not in without_namespaces
+    assert '@import' not in page
 
 
 def test_picture_is_on_the_page(tmp_path):
     page = _write(tmp_path)
     [data] = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(data) == _PNG
-    assert "Step 800, one row per class & more" in _text(page)
+    assert 'Step 800, one row per class & more' in _text(page)
 
 
 def test_no_picture_yet(tmp_path):
     page = _write(tmp_path, samples_png=None)
-    assert "<img" not in page
-    assert "No samples" in page
+    assert '<img' not in page
+    assert 'No samples' in page
 
 
 def test_all_text_is_escaped(tmp_path):
@@ -138,48 +138,48 @@ def test_all_text_is_escaped(tmp_path):
         config_text=evil,
         statement={
             **_STATEMENT,
-            **{evil: evil, "record": evil, "neighboring_relation": evil},
-            **{"list": [evil], "dict": {evil: evil}},
+            **{evil: evil, 'record': evil, 'neighboring_relation': evil},
+            **{'list': [evil], 'dict': {evil: evil}},
         },
-        history=[{"step": 1, evil: 0.3}],
+        history=[{'step': 1, evil: 0.3}],
     )
-    assert "script" not in _Parsed(page).tags
+    assert 'script' not in _Parsed(page).tags
     # Heading, caption, flags, record; relation twice; list, dict (2), a row (2); the table's record
     # and relation; curve.
     assert _Parsed(page).text.count(evil) == 1 + 1 + 1 + 1 + 2 + 5 + 2 + 1
 
 
 def test_meaning_is_told_in_words_with_the_numbers_of_the_run(tmp_path):
-    text = _text(_write(tmp_path, statement={**_STATEMENT, "epsilon": 1.0}))
-    assert "factor of at most eε = 2.719, plus δ = 1e-05" in text  # e = 2.7183, rounded up
-    assert "rightly name at most 2.8 % of" in text  # 0.01 e + 1e-5 = 2.72 %
-    assert "weak promise" not in text
-    assert "one image & its label" in text
-    assert "with one record added or removed (ADD_OR_REMOVE_ONE)" in text
-    for uncovered in ("hyper-parameters", "other runs on the same data", "nonprivate/"):
+    text = _text(_write(tmp_path, statement={**_STATEMENT, 'epsilon': 1.0}))
+    assert 'factor of at most eε = 2.719, plus δ = 1e-05' in text  # e = 2.7183, rounded up
+    assert 'rightly name at most 2.8 % of' in text  # 0.01 e + 1e-5 = 2.72 %
+    assert 'weak promise' not in text
+    assert 'one image & its label' in text
+    assert 'with one record added or removed (ADD_OR_REMOVE_ONE)' in text
+    for uncovered in ('hyper-parameters', 'other runs on the same data', 'nonprivate/'):
         assert uncovered in text
 
 
 def test_large_epsilon_is_called_weak(tmp_path):
-    assert "weak promise" in _text(_write(tmp_path))
+    assert 'weak promise' in _text(_write(tmp_path))
 
 
 def test_statement_is_a_table(tmp_path):
     text = _text(_write(tmp_path))
     for row in (
-        *("ε spentepsilon9.2791", "δdelta1e-05", "Privateprivateyes", "target_epsilonnot given"),
-        *("not_coveredthe <first> thingthe second", "softwaretensorflow: 2.15.1"),
+        *('ε spentepsilon9.2791', 'δdelta1e-05', 'Privateprivateyes', 'target_epsilonnot given'),
+        *('not_coveredthe <first> thingthe second', 'softwaretensorflow: 2.15.1'),
     ):
-        assert row in text.replace(" ε", "ε")
+        assert row in text.replace(' ε', 'ε')
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "expected"),
-    [(9.2791, "9.28"), (9.28, "9.28"), (0.30001, "0.3001"), (0.0, "0"), (123456.0, "123,500")],
+    ('epsilon', 'expected'),
+    [(9.2791, '9.28'), (9.28, '9.28'), (0.30001, '0.3001'), (0.0, '0'), (123456.0, '123,500')],
 )
 def test_epsilon_is_never_rounded_down(tmp_path, epsilon, expected):
-    text = _text(_write(tmp_path, statement={**_STATEMENT, "epsilon": np.float64(epsilon)}))
-    assert f"privacyε = {expected}, δ" in text
+    text = _text(_write(tmp_path, statement={**_STATEMENT, 'epsilon': np.float64(epsilon)}))
+    assert f'privacyε = {expected}, δ' in text
 
 
 def test_detection_bound_is_the_trade_off_of_differential_privacy():
@@ -192,26 +192,26 @@ def test_detection_bound_is_the_trade_off_of_differential_privacy():
 
 
 def test_each_released_curve_is_an_svg_of_its_own(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip('matplotlib')
     page = _write(tmp_path)
     parsed = _Parsed(page)
-    assert parsed.tags.count("svg") == 2
-    assert re.findall(r"<figure><figcaption>(.*?)</figcaption><svg", page) == [
-        *("ε spent", "dp/fake_accuracy")
+    assert parsed.tags.count('svg') == 2
+    assert re.findall(r'<figure><figcaption>(.*?)</figcaption><svg', page) == [
+        *('ε spent', 'dp/fake_accuracy')
     ]
-    ids = [value for key, value in parsed.attributes if key == "id"]
+    ids = [value for key, value in parsed.attributes if key == 'id']
     assert len(set(ids)) == len(ids)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', page))
     assert used <= set(ids)
 
 
 def test_curve_goes_through_its_points(tmp_path):
-    pytest.importorskip("matplotlib")
-    history = [{"step": s, "epsilon": e} for s, e in [(0, 0.0), (10, 3.0), (40, 6.0)]]
-    svg = re.search(r"<svg.*</svg>", _write(tmp_path, history=history), re.DOTALL).group()
+    pytest.importorskip('matplotlib')
+    history = [{'step': s, 'epsilon': e} for s, e in [(0, 0.0), (10, 3.0), (40, 6.0)]]
+    svg = re.search(r'<svg.*</svg>', _write(tmp_path, history=history), re.DOTALL).group()
     # The curve is the one path in its colour.
     [d] = re.findall(r'<path d="([^"]*)"[^>]*stroke: #1f5fa8', svg)
-    (x0, y0), (x1, y1), (x2, y2) = np.array(re.findall(r"[-\d.]+", d), float).reshape(-1, 2)
+    (x0, y0), (x1, y1), (x2, y2) = np.array(re.findall(r'[-\d.]+', d), float).reshape(-1, 2)
     assert (x1 - x0) / (x2 - x0) == pytest.approx(0.25, abs=1e-3)
     assert (y1 - y0) / (y2 - y0) == pytest.approx(0.5, abs=1e-3)
     assert y2 < y0  # SVG counts downwards
@@ -219,80 +219,80 @@ def test_curve_goes_through_its_points(tmp_path):
 
 def test_values_that_are_no_finite_numbers_are_left_out(tmp_path):
     history = [
-        {"step": 1, "epsilon": float("inf"), "dp/loss": float("nan"), "dp/a": 0.1},
-        {"step": 2, "epsilon": None, "dp/loss": 0.3, "dp/a": True},
-        {"step": 3, "dp/loss": np.float32(0.2)},
+        {'step': 1, 'epsilon': float('inf'), 'dp/loss': float('nan'), 'dp/a': 0.1},
+        {'step': 2, 'epsilon': None, 'dp/loss': 0.3, 'dp/a': True},
+        {'step': 3, 'dp/loss': np.float32(0.2)},
     ]
-    assert report._points(history, "epsilon") == []
-    assert report._points(history, "dp/loss") == [(2, 0.3), (3, pytest.approx(0.2))]
-    assert report._points(history, "dp/a") == [(1, 0.1)]
-    assert "ε spent</figcaption>" not in _write(tmp_path, history=history)
+    assert report._points(history, 'epsilon') == []
+    assert report._points(history, 'dp/loss') == [(2, 0.3), (3, pytest.approx(0.2))]
+    assert report._points(history, 'dp/a') == [(1, 0.1)]
+    assert 'ε spent</figcaption>' not in _write(tmp_path, history=history)
 
 
 def test_empty_history(tmp_path):
-    assert "Nothing has been logged yet" in _write(tmp_path, history=[])
+    assert 'Nothing has been logged yet' in _write(tmp_path, history=[])
 
 
 def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):
     real_import = builtins.__import__
 
     def no_matplotlib(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
+        if name.split('.')[0] == 'matplotlib':
             raise ImportError(name)
         return real_import(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    monkeypatch.setattr(builtins, '__import__', no_matplotlib)
     page = _write(tmp_path)
     assert "pip install 'tf_efsgd[report]'" in page
-    assert "<svg" not in page
-    assert "ε = 9.28" in page
-    assert "<img" in page
+    assert '<svg' not in page
+    assert 'ε = 9.28' in page
+    assert '<img' in page
 
 
 def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path, monkeypatch):
-    matplotlib = pytest.importorskip("matplotlib")
-    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
+    matplotlib = pytest.importorskip('matplotlib')
+    monkeypatch.delitem(sys.modules, 'matplotlib.pyplot', raising=False)
 
     def settings():
         # Reading "backend" picks one, and imports pyplot.
-        return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != "backend"}
+        return {key: matplotlib.rcParams[key] for key in matplotlib.rcParams if key != 'backend'}
 
     before = settings()
     _write(tmp_path)
-    assert "matplotlib.pyplot" not in sys.modules
+    assert 'matplotlib.pyplot' not in sys.modules
     assert settings() == before
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ('changes', 'message'),
     [
-        ({"statement": {**_STATEMENT, "epsilon": float("inf")}}, "epsilon=inf"),
-        ({"statement": {**_STATEMENT, "epsilon": None}}, "epsilon=None"),
-        ({"statement": {**_STATEMENT, "delta": 1.0}}, "delta=1.0"),
-        ({"statement": {**_STATEMENT, "private": False}}, "says private: False"),
-        ({"history": [{"step": 1, "nonprivate/loss": 0.3}]}, "nonprivate/loss"),
-        ({"samples_png": __file__}, "must be a PNG"),
+        ({'statement': {**_STATEMENT, 'epsilon': float('inf')}}, 'epsilon=inf'),
+        ({'statement': {**_STATEMENT, 'epsilon': None}}, 'epsilon=None'),
+        ({'statement': {**_STATEMENT, 'delta': 1.0}}, 'delta=1.0'),
+        ({'statement': {**_STATEMENT, 'private': False}}, 'says private: False'),
+        ({'history': [{'step': 1, 'nonprivate/loss': 0.3}]}, 'nonprivate/loss'),
+        ({'samples_png': __file__}, 'must be a PNG'),
     ],
 )
 def test_claims_that_are_not_borne_out_are_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         _write(tmp_path, **changes)
-    assert not (tmp_path / "report.html").exists()
+    assert not (tmp_path / 'report.html').exists()
 
 
 def test_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     before = _write(tmp_path)
-    plain = tmp_path / "plain"
+    plain = tmp_path / 'plain'
     plain.touch()
-    assert os.stat(tmp_path / "report.html").st_mode == os.stat(plain).st_mode
-    assert _write(tmp_path, title="Second") != before
-    after = (tmp_path / "report.html").read_text()
+    assert os.stat(tmp_path / 'report.html').st_mode == os.stat(plain).st_mode
+    assert _write(tmp_path, title='Second') != before
+    after = (tmp_path / 'report.html').read_text()
 
     def fail(*args):
-        raise OSError("disk full")
+        raise OSError('disk full')
 
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        _write(tmp_path, title="Third")
-    assert (tmp_path / "report.html").read_text() == after
-    assert sorted(os.listdir(tmp_path)) == ["plain", "report.html", "samples.png"]
+    monkeypatch.setattr(os, 'replace', fail)
+    with pytest.raises(OSError, match='disk full'):
+        _write(tmp_path, title='Third')
+    assert (tmp_path / 'report.html').read_text() == after
+    assert sorted(os.listdir(tmp_path)) == ['plain', 'report.html', 'samples.png']

@@ -111,6 +111,4 @@ def test_patches_to_image_undoes_image_to_patches(patch_size):
 def test_patches_to_image_crops_the_middle(size, first):
     images = _random(2, 8, 8, 3)
     cropped = layers.PatchesToImage(size, 4)(layers.ImageToPatches(4)(images))
-    np.testing.assert_array_equal(
-        cropped, images[:, first : first + size, first : first + size]
-    )
+    np.testing.assert_array_equal(cropped, images[:, first : first + size, first : first + size])

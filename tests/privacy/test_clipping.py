@@ -67,8 +67,7 @@ def test_equals_tf_privacy_and_the_definition(seed, batch, shapes, exponent, c1,
     rng = np.random.default_rng(seed)
     rows = 10.0 ** rng.integers(-2, 3, size=batch) * 10.0**exponent
     gradients = [
-        np.float32(rng.normal(size=[batch, *s]) * rows.reshape([-1] + [1] * len(s)))
-        for s in shapes
+        np.float32(rng.normal(size=[batch, *s]) * rows.reshape([-1] + [1] * len(s))) for s in shapes
     ]
     sums = _sums(gradients, c1, c2)
     for variable, shape in enumerate(shapes):
@@ -199,3 +198,16 @@ def test_records_do_not_meet_in_a_convolution(bad):
 
     _assert_close(sums(images), sums(images[[0, 2]]), 1e-6)
     assert np.abs(sums(images)[0][0]).max() > 1e-3
+
+
+def test_sums_avoid_the_rounded_products_of_gpus(monkeypatch):
+    """With TF32 on, the sums come from float32 additions, and are the same."""
+    gradients = [tf.constant([[3.0, 4.0], [0.3, 0.0]]), tf.constant([[12.0], [0.4]])]
+    plain = clipping.clipped_sums(gradients, 1.3, 0.7)
+    used = []
+    monkeypatch.setattr(tf, 'matmul', lambda *args: used.append(args))
+    monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [kind])
+    on_gpu = clipping.clipped_sums(gradients, 1.3, 0.7)
+    assert not used and tf.config.experimental.tensor_float_32_execution_enabled()
+    for expected, actual in zip(tf.nest.flatten(plain), tf.nest.flatten(on_gpu)):
+        np.testing.assert_allclose(actual, expected, rtol=1e-6)

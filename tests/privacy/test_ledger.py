@@ -185,3 +185,20 @@ def test_reading_writes_nothing(path, spent, monkeypatch):
 
     monkeypatch.setattr(builtins, 'open', read_only)
     assert ledger.Ledger(path).reserved_steps == 31
+
+
+def test_a_second_process_in_the_same_folder_is_noticed(path, spent):
+    other = ledger.Ledger(path)
+    other.reserve(3)
+    with pytest.raises(ledger.LedgerError, match='another process'):
+        spent.reserve(2)
+    assert ledger.Ledger(path).reserved_steps == 34
+
+
+@pytest.mark.parametrize('count', [-9, 0, 31, 1.5, True, None])
+def test_a_last_entry_that_reserve_cannot_have_written_is_refused(path, spent, count):
+    *before, last = path.read_text().splitlines()
+    edited = json.dumps({**json.loads(last), 'count': count})
+    path.write_text('\n'.join([*before, edited]) + '\n')
+    with pytest.raises(ledger.LedgerError, match='line 4'):
+        ledger.Ledger(path)

@@ -85,9 +85,7 @@ def test_shape(shape):
 
 def test_same_arguments_same_noise_inside_and_outside_a_function():
     compiled = tf.function(
-        lambda key, step: noise.gaussian(
-            [100], _STDDEV, key=key, step=step, purpose=1, variable=2
-        )
+        lambda key, step: noise.gaussian([100], _STDDEV, key=key, step=step, purpose=1, variable=2)
     )
     inside = compiled(noise.NoiseKey(_KEY).key, tf.constant(7, tf.uint64)).numpy()
     np.testing.assert_array_equal(inside, _draw([100], step=7, purpose=1, variable=2))

@@ -181,9 +181,7 @@ def test_everything_released_is_delivered_or_in_the_buffer(ce):
     mechanism, variables = optimizer.mechanism, _variables()
     taker, rng = noise.NoiseKey(_KEY), np.random.default_rng(3)
     release = tf.function(
-        lambda c, r, key, step: optimizer.release(
-            c, r, variables, noise_key=key, noise_step=step
-        )
+        lambda c, r, key, step: optimizer.release(c, r, variables, noise_key=key, noise_step=step)
     )
     delivered = released = 0.0
     for step in range(50):
@@ -661,6 +659,13 @@ def test_losses_and_calls_that_bypass_the_mechanism_are_refused():
     with pytest.raises(ValueError, match='private mechanism'):
         optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
     np.testing.assert_array_equal(_flat(weights), _flat(_weights()))
+
+
+def test_one_release_pays_for_one_update():
+    weights, optimizer = _weights(), _make()
+    optimizer.minimize(_loss_vector(weights), weights)
+    with pytest.raises(ValueError, match='private mechanism'):
+        optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
 
 
 @pytest.mark.parametrize('cls', [tf.keras.optimizers.SGD, object, 'SGD'])

@@ -194,9 +194,7 @@ def load(
     return _make_dataset(dataset, train, test, source.class_names)
 
 
-def _make_dataset(
-    name: str, train: _Part, test: _Part, class_names: tuple[str, ...]
-) -> Dataset:
+def _make_dataset(name: str, train: _Part, test: _Part, class_names: tuple[str, ...]) -> Dataset:
     if train.images.shape[1:3] != test.images.shape[1:3]:
         raise DataError(
             f'training images of {name} are {_size_text(train.images.shape[1:])}, test images are '
@@ -432,9 +430,7 @@ def _read_digits(image_size: int | None) -> _Source:
 
     digits = datasets.load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return _Source(
-        _part_of_arrays(images, digits.target, image_size), None, _digit_names(10)
-    )
+    return _Source(_part_of_arrays(images, digits.target, image_size), None, _digit_names(10))
 
 
 def _digit_names(num_classes: int) -> tuple[str, ...]:
@@ -714,9 +710,7 @@ def _tfds_stream(
 
     # Encoded images: decoding them is our pipeline's, and their bytes hash alike everywhere,
     # while decoders differ in their rounding.
-    decoders = tfds.decode.PartialDecoding(
-        partial, decoders={'image': tfds.decode.SkipDecoding()}
-    )
+    decoders = tfds.decode.PartialDecoding(partial, decoders={'image': tfds.decode.SkipDecoding()})
     stream = builder.as_dataset(
         split=split,
         shuffle_files=False,

@@ -65,8 +65,8 @@ def build_cnn(
     height, width, _ = image_shape
     if min(height, width) < 4 or num_classes < 1:
         raise ValueError(
-            "The classifier needs images of at least 4 x 4 pixels and at least 1 class. "
-            f"Received: image_shape={tuple(image_shape)}, num_classes={num_classes}."
+            'The classifier needs images of at least 4 x 4 pixels and at least 1 class. '
+            f'Received: image_shape={tuple(image_shape)}, num_classes={num_classes}.'
         )
     layers = tf.keras.layers
 
@@ -76,18 +76,18 @@ def build_cnn(
     return tf.keras.Sequential(
         [
             layers.InputLayer(input_shape=tuple(image_shape), dtype=tf.float32),
-            layers.Conv2D(32, 3, padding="same", activation="relu", kernel_initializer=kernel(0)),
+            layers.Conv2D(32, 3, padding='same', activation='relu', kernel_initializer=kernel(0)),
             layers.MaxPool2D(),
-            layers.Conv2D(64, 3, padding="same", activation="relu", kernel_initializer=kernel(1)),
+            layers.Conv2D(64, 3, padding='same', activation='relu', kernel_initializer=kernel(1)),
             layers.MaxPool2D(),
             layers.Flatten(),
-            layers.Dense(128, activation="relu", kernel_initializer=kernel(2)),
+            layers.Dense(128, activation='relu', kernel_initializer=kernel(2)),
             # A generator of its own: by default the global seed would have a say in the masks.
             layers.Dropout(0.5, seed=10 * seed + 3, force_generator=True),
             # float32 logits also where the caller's global policy is mixed precision.
-            layers.Dense(num_classes, kernel_initializer=kernel(4), dtype="float32"),
+            layers.Dense(num_classes, kernel_initializer=kernel(4), dtype='float32'),
         ],
-        name="gen2real_cnn",
+        name='gen2real_cnn',
     )
 
 
@@ -138,11 +138,11 @@ def gen2real(
     model.compile(
         optimizer=tf.keras.optimizers.Adam(),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=['accuracy'],
     )
     chooser = _EpochChooser()
     total = epochs * steps_per_epoch
-    with tqdm.tqdm(total=total, desc="gen2real", unit="batch", disable=not verbose) as bar:
+    with tqdm.tqdm(total=total, desc='gen2real', unit='batch', disable=not verbose) as bar:
         model.fit(
             load(_shuffled(trained_on, batch_size, epochs, seed)),
             epochs=epochs,
@@ -172,20 +172,20 @@ def _check(
     classes = generated.num_classes, test.num_classes
     if shapes[0] != shapes[1] or classes[0] != classes[1]:
         raise ValueError(
-            "Generated and test images must have the same shape and classes. Received: generated "
-            f"{shapes[0]} with {classes[0]} classes, test {shapes[1]} with {classes[1]} classes."
+            'Generated and test images must have the same shape and classes. Received: generated '
+            f'{shapes[0]} with {classes[0]} classes, test {shapes[1]} with {classes[1]} classes.'
         )
     if len(test.images) == 0:
-        raise ValueError("gen2real needs at least 1 test image. Received: 0.")
+        raise ValueError('gen2real needs at least 1 test image. Received: 0.')
     if not 1 <= held_out <= len(generated.images) - 1:
         raise ValueError(
-            "held_out must leave at least 1 generated image to train on and 1 to choose the epoch. "
-            f"Received: held_out={held_out} of {len(generated.images)} generated images."
+            'held_out must leave at least 1 generated image to train on and 1 to choose the epoch. '
+            f'Received: held_out={held_out} of {len(generated.images)} generated images.'
         )
     if epochs < 1 or batch_size < 1:
         raise ValueError(
-            "epochs and batch_size must be at least 1. "
-            f"Received: epochs={epochs}, batch_size={batch_size}."
+            'epochs and batch_size must be at least 1. '
+            f'Received: epochs={epochs}, batch_size={batch_size}.'
         )
 
 
@@ -212,7 +212,7 @@ def _loader(records: Records) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
 
     All data sets it makes share one uint8 copy of the images; only a few batches are float.
     """
-    with tf.device("CPU"):
+    with tf.device('CPU'):
         images = tf.convert_to_tensor(records.images, tf.uint8)
         labels = tf.convert_to_tensor(records.labels, tf.int32)
 
@@ -233,7 +233,7 @@ class _EpochChooser(tf.keras.callbacks.Callback):
         self.weights: list[np.ndarray] = []
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        accuracy = float((logs or {})["val_accuracy"])
+        accuracy = float((logs or {})['val_accuracy'])
         if accuracy > self.accuracy:
             self.accuracy, self.epoch = accuracy, epoch + 1
             self.weights = self.model.get_weights()
@@ -250,4 +250,4 @@ class _Progress(tf.keras.callbacks.Callback):
         self._bar.update(1)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._bar.set_postfix(epoch=epoch + 1, held_out=f"{(logs or {})['val_accuracy']:.3f}")
+        self._bar.set_postfix(epoch=epoch + 1, held_out=f'{(logs or {})["val_accuracy"]:.3f}')

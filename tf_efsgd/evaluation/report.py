@@ -16,36 +16,36 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 
 # What the entries of the statement are called in the table; others go by their key alone.
 _LABELS = {
-    "private": "Private",
-    "mechanism": "Mechanism",
-    "target_epsilon": "ε at most (budget)",
-    "epsilon": "ε spent",
-    "epsilon_pld": "ε by privacy loss distributions",
-    "epsilon_rdp": "ε by Rényi DP",
-    "delta": "δ",
-    "neighboring_relation": "Neighbouring data sets",
-    "sampling": "Sampling",
-    "sampling_probability": "Sampling probability",
-    "noise_multiplier": "Noise multiplier",
-    "l2_norm_clip": "Clipping norm",
-    "steps": "Private steps",
-    "expected_batch_size": "Expected batch size",
-    "accountant": "Accountant",
-    "dataset": "Data set",
-    "dataset_size": "Records",
-    "record": "One record",
-    "not_covered": "Not covered",
-    "software": "Software",
+    'private': 'Private',
+    'mechanism': 'Mechanism',
+    'target_epsilon': 'ε at most (budget)',
+    'epsilon': 'ε spent',
+    'epsilon_pld': 'ε by privacy loss distributions',
+    'epsilon_rdp': 'ε by Rényi DP',
+    'delta': 'δ',
+    'neighboring_relation': 'Neighbouring data sets',
+    'sampling': 'Sampling',
+    'sampling_probability': 'Sampling probability',
+    'noise_multiplier': 'Noise multiplier',
+    'l2_norm_clip': 'Clipping norm',
+    'steps': 'Private steps',
+    'expected_batch_size': 'Expected batch size',
+    'accountant': 'Accountant',
+    'dataset': 'Data set',
+    'dataset_size': 'Records',
+    'record': 'One record',
+    'not_covered': 'Not covered',
+    'software': 'Software',
 }
 
 _NEIGHBOURS = {
-    "ADD_OR_REMOVE_ONE": "One data set is the other with one record added or removed",
-    "REPLACE_ONE": "One data set is the other with one record replaced by another",
-    "REPLACE_SPECIAL": "One data set is the other with one record replaced by an empty one",
+    'ADD_OR_REMOVE_ONE': 'One data set is the other with one record added or removed',
+    'REPLACE_ONE': 'One data set is the other with one record replaced by another',
+    'REPLACE_SPECIAL': 'One data set is the other with one record replaced by an empty one',
 }
 
 _STYLE = """
@@ -138,31 +138,31 @@ def write_report(
         _check_claim(statement, history)
     sections = [
         _banner(private, statement),
-        _section("Generated images", _samples(samples_png, sample_caption)),
-        _section("What this means", _promise(statement) if private else _no_promise()),
-        _section("Curves", _curves(history)),
-        _section("Privacy statement", _table(statement)),
-        _section("Flags", f"<pre>{html.escape(config_text)}</pre>"),
+        _section('Generated images', _samples(samples_png, sample_caption)),
+        _section('What this means', _promise(statement) if private else _no_promise()),
+        _section('Curves', _curves(history)),
+        _section('Privacy statement', _table(statement)),
+        _section('Flags', f'<pre>{html.escape(config_text)}</pre>'),
     ]
-    page = _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(sections))
+    page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(sections))
     _write_atomically(os.fspath(path), page)
 
 
 def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError unless statement and history fit a page that may be shared."""
-    epsilon, delta = statement.get("epsilon"), statement.get("delta")
+    epsilon, delta = statement.get('epsilon'), statement.get('delta')
     if not (_is_number(epsilon) and epsilon >= 0 and _is_number(delta) and 0 <= delta < 1):
         raise ValueError(
-            "A private report needs a statement with a finite epsilon >= 0 and a delta in [0, 1). "
-            f"Received: epsilon={epsilon!r}, delta={delta!r}."
+            'A private report needs a statement with a finite epsilon >= 0 and a delta in [0, 1). '
+            f'Received: epsilon={epsilon!r}, delta={delta!r}.'
         )
-    if statement.get("private") is False:
-        raise ValueError("private=True, but the statement says private: False.")
-    uncovered = sorted({k for entry in history for k in entry if k.startswith("nonprivate")})
+    if statement.get('private') is False:
+        raise ValueError('private=True, but the statement says private: False.')
+    uncovered = sorted({k for entry in history for k in entry if k.startswith('nonprivate')})
     if uncovered:
         raise ValueError(
-            "A private report holds released curves only; leave the others to the non-private "
-            f"folder. Received: {', '.join(uncovered)}."
+            'A private report holds released curves only; leave the others to the non-private '
+            f'folder. Received: {", ".join(uncovered)}.'
         )
 
 
@@ -170,46 +170,46 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     if not private:
         return (
             '<div class="banner not-private" role="alert"><strong>NOT PRIVATE: do not share this '
-            "page</strong>What it shows is not covered by differential privacy and may reveal "
-            "training images.</div>"
+            'page</strong>What it shows is not covered by differential privacy and may reveal '
+            'training images.</div>'
         )
     return (
         '<div class="banner private"><strong>This page may be shared: it holds only what is '
-        "covered by (ε, δ)-differential privacy</strong>"
-        f"ε = {_rounded_up(float(statement['epsilon']))}, δ = {float(statement['delta'])!r}</div>"
+        'covered by (ε, δ)-differential privacy</strong>'
+        f'ε = {_rounded_up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}</div>'
     )
 
 
 def _section(heading: str, content: str) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n{content}\n</section>"
+    return f'<section>\n<h2>{heading}</h2>\n{content}\n</section>'
 
 
 def _samples(samples_png: str | None, caption: str) -> str:
     """The picture, as data inside the page."""
     if samples_png is None:
-        return "<p>No samples have been drawn yet.</p>"
-    with open(samples_png, "rb") as file:
+        return '<p>No samples have been drawn yet.</p>'
+    with open(samples_png, 'rb') as file:
         content = file.read()
     if not content.startswith(_PNG_SIGNATURE):
-        raise ValueError(f"samples_png must be a PNG file. Received: {samples_png}")
-    data = base64.b64encode(content).decode("ascii")
+        raise ValueError(f'samples_png must be a PNG file. Received: {samples_png}')
+    data = base64.b64encode(content).decode('ascii')
     return (
         f'<figure><img alt="Grid of generated images" src="data:image/png;base64,{data}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
     )
 
 
 def _promise(statement: Mapping[str, Any]) -> str:
     """The guarantee in plain words, with its numbers."""
-    epsilon, delta = float(statement["epsilon"]), float(statement["delta"])
-    record = html.escape(str(statement.get("record", "one image with its label")))
-    relation = str(statement.get("neighboring_relation", "ADD_OR_REMOVE_ONE"))
+    epsilon, delta = float(statement['epsilon']), float(statement['delta'])
+    record = html.escape(str(statement.get('record', 'one image with its label')))
+    relation = str(statement.get('neighboring_relation', 'ADD_OR_REMOVE_ONE'))
     neighbours = html.escape(_NEIGHBOURS.get(relation, relation))
     detected = _detection_bound(0.01, epsilon, delta)
     weak = (
-        " By itself that is a weak promise; only a smaller ε makes a stronger one."
+        ' By itself that is a weak promise; only a smaller ε makes a stronger one.'
         if detected > 0.5
-        else ""
+        else ''
     )
     return f"""
 <p><b>ε and δ</b> bound what anyone can learn about a single record from all that this run
@@ -232,9 +232,9 @@ diagnostics.</li>
 
 def _no_promise() -> str:
     return (
-        "<p>No guarantee of differential privacy holds for what this page shows: it may reveal "
-        "which images were used, and generated images may repeat them. Keep the page, and "
-        "everything it was made from, as confidential as the training data.</p>"
+        '<p>No guarantee of differential privacy holds for what this page shows: it may reveal '
+        'which images were used, and generated images may repeat them. Keep the page, and '
+        'everything it was made from, as confidential as the training data.</p>'
     )
 
 
@@ -258,64 +258,64 @@ def _exp(x: float) -> float:
 def _rounded_up(value: float) -> str:
     """At least 4 digits of a bound, never less than it is."""
     if math.isinf(value):
-        return "more than 10³⁰⁰"
+        return 'more than 10³⁰⁰'
     exact = decimal.Decimal(repr(value))
     rounded = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING).create_decimal(exact)
     if rounded >= 10**9:
-        return f"{rounded:.3e}"
-    return f"{rounded.normalize():,f}"
+        return f'{rounded:.3e}'
+    return f'{rounded.normalize():,f}'
 
 
 def _percent(share: float) -> str:
     """A share in [0, 1] as a percentage, rounded up."""
-    return f"{math.ceil(share * 1000) / 10:g} %"
+    return f'{math.ceil(share * 1000) / 10:g} %'
 
 
 def _table(statement: Mapping[str, Any]) -> str:
     rows = []
     for key, value in statement.items():
-        code = f"<code>{html.escape(str(key))}</code>"
-        rows.append(f"<tr><th>{_LABELS.get(key, '')}{code}</th><td>{_value(value)}</td></tr>")
-    return "<table>\n" + "\n".join(rows) + "\n</table>"
+        code = f'<code>{html.escape(str(key))}</code>'
+        rows.append(f'<tr><th>{_LABELS.get(key, "")}{code}</th><td>{_value(value)}</td></tr>')
+    return '<table>\n' + '\n'.join(rows) + '\n</table>'
 
 
 def _value(value: Any) -> str:
     """One value of the statement as HTML; lists and mappings become lists."""
     if isinstance(value, Mapping):
-        value = [f"{key}: {item}" for key, item in value.items()]
+        value = [f'{key}: {item}' for key, item in value.items()]
     if isinstance(value, (list, tuple)):
-        return "<ul>" + "".join(f"<li>{_value(item)}</li>" for item in value) + "</ul>"
+        return '<ul>' + ''.join(f'<li>{_value(item)}</li>' for item in value) + '</ul>'
     if value is None:
-        return "not given"
+        return 'not given'
     if isinstance(value, bool):
-        return "yes" if value else "no"
+        return 'yes' if value else 'no'
     return html.escape(str(value))
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     """One small plot per float in the history, ε first."""
-    names = dict.fromkeys(k for entry in history for k in ("epsilon", *entry) if k != "step")
+    names = dict.fromkeys(k for entry in history for k in ('epsilon', *entry) if k != 'step')
     curves = {name: points for name in names if (points := _points(history, name))}
     if not curves:
-        return "<p>Nothing has been logged yet.</p>"
+        return '<p>Nothing has been logged yet.</p>'
     try:
         import matplotlib.figure  # noqa: F401, the optional extra
     except ImportError:
         return (
-            "<p>The curves need matplotlib. Install it with "
+            '<p>The curves need matplotlib. Install it with '
             "<code>pip install 'tf_efsgd[report]'</code> and write the report again.</p>"
         )
     figures = [
-        f"<figure><figcaption>{html.escape('ε spent' if name == 'epsilon' else name)}</figcaption>"
-        f"{_svg(points, id_prefix=f'curve{i}-')}</figure>"
+        f'<figure><figcaption>{html.escape("ε spent" if name == "epsilon" else name)}</figcaption>'
+        f'{_svg(points, id_prefix=f"curve{i}-")}</figure>'
         for i, (name, points) in enumerate(curves.items())
     ]
-    return '<div class="curves">\n' + "\n".join(figures) + "\n</div>"
+    return '<div class="curves">\n' + '\n'.join(figures) + '\n</div>'
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """The finite (step, value) pairs of one curve."""
-    pairs = ((entry.get("step"), entry.get(name)) for entry in history)
+    pairs = ((entry.get('step'), entry.get(name)) for entry in history)
     return [(float(x), float(y)) for x, y in pairs if _is_number(x) and _is_number(y)]
 
 
@@ -335,31 +335,31 @@ def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
     from matplotlib import figure, ticker
     from matplotlib.backends import backend_svg
 
-    fig = figure.Figure(figsize=(4.4, 2.6), layout="constrained")
+    fig = figure.Figure(figsize=(4.4, 2.6), layout='constrained')
     backend_svg.FigureCanvasSVG(fig)
     axes = fig.add_subplot()
     x, y = zip(*points)
-    axes.plot(x, y, color="#1f5fa8", linewidth=1.6, marker="o" if len(points) == 1 else "")
-    axes.set_xlabel("step")
+    axes.plot(x, y, color='#1f5fa8', linewidth=1.6, marker='o' if len(points) == 1 else '')
+    axes.set_xlabel('step')
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
-    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
-    axes.grid(color="#e3e7ec", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+    axes.grid(color='#e3e7ec', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
     buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    fig.savefig(buffer, format="svg", metadata=no_metadata, transparent=True)
+    no_metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    fig.savefig(buffer, format='svg', metadata=no_metadata, transparent=True)
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()  # An XML header has no place inside HTML.
+    svg = svg[svg.index('<svg') :].strip()  # An XML header has no place inside HTML.
     # Ids must differ between the plots of one page.
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{id_prefix}", svg)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{id_prefix}', svg)
 
 
 def _write_atomically(path: str, text: str) -> None:
     """Writes the file beside `path`, then moves it there."""
     folder, name = os.path.split(os.path.abspath(path))
     # A folder of one's own: a file by mkstemp would be readable by its owner only, and stay so.
-    with tempfile.TemporaryDirectory(prefix=f".{name}.tmp-", dir=folder) as work_dir:
+    with tempfile.TemporaryDirectory(prefix=f'.{name}.tmp-', dir=folder) as work_dir:
         unfinished = os.path.join(work_dir, name)
-        with open(unfinished, "w", encoding="utf-8") as file:
+        with open(unfinished, 'w', encoding='utf-8') as file:
             file.write(text)
         os.replace(unfinished, path)

@@ -306,8 +306,7 @@ class EFSGDGan(tf.keras.Model):
         self.private_steps.assign_add(1)
         self.steps_since_generator.assign_add(1)
         self.fake_accuracy.assign(
-            _FAKE_ACCURACY_DECAY * self.fake_accuracy
-            + (1.0 - _FAKE_ACCURACY_DECAY) * fake_accuracy
+            _FAKE_ACCURACY_DECAY * self.fake_accuracy + (1.0 - _FAKE_ACCURACY_DECAY) * fake_accuracy
         )
 
     def _generator_is_due(self) -> tf.Tensor:

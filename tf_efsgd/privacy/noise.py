@@ -100,9 +100,8 @@ class NoiseKeyVariables:
             replica would count for itself and add a noise of its own.
         """
         strategy = tf.distribute.get_strategy()
-        if (
-            strategy.num_replicas_in_sync > 1
-            and not strategy.extended.variable_created_in_scope(self._step)
+        if strategy.num_replicas_in_sync > 1 and not strategy.extended.variable_created_in_scope(
+            self._step
         ):
             raise ValueError(
                 'The optimizer was made outside the scope of the strategy it runs under, so every '

@@ -78,9 +78,7 @@ class Mechanism:
             'error_feedback',
             'one of ' + ', '.join(ERROR_FEEDBACK_MODES),
         )
-        require(
-            positive(self.residual_l2_norm_clip), 'residual_l2_norm_clip', 'finite and above 0'
-        )
+        require(positive(self.residual_l2_norm_clip), 'residual_l2_norm_clip', 'finite and above 0')
         require(0 <= self.residual_share < 1, 'residual_share', 'in [0, 1)')
         require(0 <= self.feedback_decay < 1, 'feedback_decay', 'in [0, 1)')
         require(
@@ -402,7 +400,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 )
             if self._num_microbatches is None:
                 return
-            size, message = loss.shape[0], (
+            size = loss.shape[0]
+            message = (
                 'num_microbatches must be None or the batch size: averaging a microbatch before '
                 f'the clip is not supported. Received: num_microbatches={self._num_microbatches}.'
             )
