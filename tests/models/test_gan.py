@@ -164,6 +164,11 @@ def test_an_expected_batch_size_is_demanded(optimizer):
         _make_gan(optimizer())
 
 
+def test_two_expected_batch_sizes_are_refused():
+    with pytest.raises(ValueError, match='the same expected_batch_size'):
+        _make_gan(_private(), expected_batch_size=_BATCH + 1)
+
+
 # The private loss.
 
 

@@ -112,12 +112,18 @@ class EFSGDGan(tf.keras.Model):
           **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
 
         Raises:
-          ValueError: without any `expected_batch_size`.
+          ValueError: without any `expected_batch_size`, or with two.
         """
         super().compile(**kwargs)
         self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
-        if expected_batch_size is None and self.is_private:
+        if self.is_private:
+            given = expected_batch_size or discriminator_optimizer.expected_batch_size
             expected_batch_size = discriminator_optimizer.expected_batch_size
+            if given != expected_batch_size:
+                raise ValueError(
+                    'The discriminator_optimizer must have the same expected_batch_size. Received: '
+                    f'{given} and {expected_batch_size}.'
+                )
         if expected_batch_size is None:
             raise ValueError(
                 'Give expected_batch_size to the discriminator_optimizer (or here, when training '
