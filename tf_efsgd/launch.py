@@ -38,6 +38,13 @@ def _main(arguments: list[str]) -> None:
         runner.run(run_config)
     except config.ConfigError as error:
         _fail(error)
+    except KeyboardInterrupt:
+        print(
+            '\ntf_efsgd: interrupted; go on from the last checkpoint with '
+            '--flagfile=RUN/config.flags --run_dir=RUN --resume, RUN being the run folder.',
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 def main() -> None:

@@ -69,7 +69,7 @@ class _EveryStep(tf.keras.callbacks.Callback):
             self.on_due(logs or {})
 
     def on_due(self, logs):
-        raise NotImplementedError
+        """What a subclass does when its step has come."""
 
 
 class ProgressBar(_EveryStep):

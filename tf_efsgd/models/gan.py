@@ -326,9 +326,9 @@ class EFSGDGan(tf.keras.Model):
         self.discriminator_steps.assign(self.steps_since_generator)
         self.steps_since_generator.assign(0)
         self.generator_steps.assign_add(1)
-        # A short memory at first, so that the average is not made of random weights.
+        # Averages the last third at first, so that random weights are soon forgotten.
         steps = tf.cast(self.generator_steps, tf.float32)
-        decay = tf.minimum(self._generator_ema, (1.0 + steps) / (10.0 + steps))
+        decay = tf.minimum(self._generator_ema, (1.0 + steps) / (4.0 + steps))
         for average, variable in zip(self.ema_generator.weights, self.generator.weights):
             average.assign(decay * average + (1.0 - decay) * variable)
 
