@@ -15,6 +15,7 @@ import math
 import pathlib
 import platform
 import time
+from collections.abc import Callable
 
 import dp_accounting
 import numpy as np
@@ -161,13 +162,7 @@ class _Run:
 
     def _callbacks(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
         settings, plan = self._config.run, self._plan
-        epsilon = None
-        if plan.sampling_probability is not None:
-            epsilon = accounting.EpsilonMeter(_event(plan), plan.train_steps, plan.target_delta)
-            # Steps that a crash lost were charged as well.
-            lost = self._ledger.reserved_steps - first
-            meter = epsilon
-            epsilon = lambda steps: meter(steps + lost)  # noqa: E731
+        epsilon = self._epsilon_so_far(first) if self._config.privacy.private else None
         writer = tf.summary.create_file_writer(str(self._dir / 'logs'))
         return [
             monitoring.Budget(
@@ -193,6 +188,13 @@ class _Run:
             ),
             monitoring.ProgressBar(first, last, settings.log_steps, epsilon),
         ]
+
+    def _epsilon_so_far(self, first: int) -> Callable[[int], float]:
+        """Upper bound on the epsilon spent when so many steps are applied, `first` at the start."""
+        plan = self._plan
+        meter = accounting.EpsilonMeter(_event(plan), plan.train_steps, plan.target_delta)
+        lost = self._ledger.reserved_steps - first  # in interruptions; charged all the same
+        return lambda steps: meter(steps + lost)
 
     def _last_samples(self) -> str | None:
         pictures = sorted((self._dir / 'samples').glob('step_*.png'))
