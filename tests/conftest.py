@@ -4,7 +4,7 @@ import os
 import pathlib
 
 # Before the first import of TensorFlow, here or in a test module.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 os.environ['CUDA_VISIBLE_DEVICES'] = '-1'
 
 import pytest  # noqa: E402
@@ -34,3 +34,11 @@ def test_data():
     if not folder.is_dir():
         pytest.skip(f'no test data in {folder}; set TF_EFSGD_TEST_DATA to a folder that has it')
     return folder.resolve()
+
+
+@pytest.fixture(scope='session')
+def strategy():
+    """Two replicas on the CPU. One for all tests: strategies of a process share collective keys."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])

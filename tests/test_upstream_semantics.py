@@ -91,8 +91,7 @@ def test_vectorized_map_takes_zero_rows():
 
 
 @pytest.mark.parametrize('aggregate, change', [(False, 0.3), (True, 0.6)])
-def test_legacy_apply_gradients_sums_over_replicas_only_when_asked(aggregate, change):
-    strategy = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+def test_legacy_apply_gradients_sums_over_replicas_only_when_asked(aggregate, change, strategy):
     with strategy.scope():
         variable = tf.Variable(1.0)
         optimizer = tf.keras.optimizers.legacy.SGD(1.0)

@@ -408,17 +408,6 @@ def test_without_expected_batch_size_the_batchs_own_size_divides():
 # Several replicas.
 
 
-class _TwoReplicas(tf.distribute.MirroredStrategy):
-    """Collectives of its own: all strategies of a process count theirs from the same number."""
-
-    _collective_key_base = 700_000
-
-
-@pytest.fixture(scope='module')
-def strategy():
-    return _TwoReplicas(['CPU:0', 'CPU:1'])
-
-
 def _on_two(strategy, step, make_weights, **changes):
     """Weights and optimizer on both replicas, and `step(optimizer, weights, *args)` compiled."""
     with strategy.scope():

@@ -63,7 +63,10 @@ def poisson_batches(
         ),
     )
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    return dataset.prefetch(2 * num_replicas)
+    # There is nothing to tune, and the tuner can hold up the end of training for a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(2 * num_replicas).with_options(options)
 
 
 def sample_indices(
