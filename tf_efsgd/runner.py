@@ -242,13 +242,14 @@ class _Run:
             print(f'{target} exists already and is kept.')
             return str(target)
         target.parent.mkdir(exist_ok=True)
-        return export.export_generator(
+        export.export_generator(
             self._gan.generate,
             self._gan.ema_generator.variables,
             target,
             num_classes=self._plan.num_classes,
             statement=statement,
         )
+        return str(target)
 
     def _evaluate(self) -> str | None:
         """gen2real accuracy. Sees real images: written apart, not covered by epsilon."""
