@@ -202,3 +202,16 @@ def test_a_last_entry_that_reserve_cannot_have_written_is_refused(path, spent, c
     path.write_text('\n'.join([*before, edited]) + '\n')
     with pytest.raises(ledger.LedgerError, match='line 4'):
         ledger.Ledger(path)
+
+
+def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
+    spent.reserve(30)
+    spent.reserve(30)  # 91 of 100
+    path.write_bytes(path.read_bytes() + b'{"kind": "st')
+    again = ledger.Ledger(path)
+    assert (again.reserved_steps, again.remaining_steps) == (100, 0)
+    assert ledger.Ledger(path).reserved_steps == 100
+    # Nobody reserves from a budget that is spent, so nothing can be torn behind it.
+    path.write_bytes(path.read_bytes() + b'{"kind": "st')
+    with pytest.raises(ledger.LedgerError, match='altered'):
+        ledger.Ledger(path)

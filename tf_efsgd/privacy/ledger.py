@@ -3,7 +3,7 @@
 Formal guarantees:
   - `reserve` returns only after its entry is on disk; the caller may run those steps only then.
   - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
-  - A torn last line counts as one full reservation.
+  - A torn last line counts as the largest reservation that was still possible.
   - `reserve` refuses what would pass the planned number of steps.
   - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
     recognised; a checkpoint's `position` also guards the end, up to that checkpoint.
@@ -170,10 +170,18 @@ class Ledger:
         if not lines:
             raise LedgerError(f'{self._path} has no plan: start a new run folder.')
         if torn:
-            # A power cut left this line unfinished: a full reservation takes its place.
-            count = self.plan.steps_per_entry
-            self._append({'kind': 'steps', 'count': count, 'torn': True})
-            self.reserved_steps += count
+            self._charge_torn_line()
+
+    def _charge_torn_line(self) -> None:
+        """Puts the largest reservation it can have been in place of a line a power cut left."""
+        count = min(self.plan.steps_per_entry, self.remaining_steps)
+        if not count:
+            raise LedgerError(
+                f'{self._path} goes on after its budget is spent: it was altered. '
+                'Start a new run folder.'
+            )
+        self._append({'kind': 'steps', 'count': count, 'torn': True})
+        self.reserved_steps += count
 
     def _parse(self, line: bytes, number: int) -> dict:
         try:
