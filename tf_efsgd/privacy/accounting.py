@@ -10,9 +10,12 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import math
+from collections.abc import Sequence
 
+import attr
 import dp_accounting
 from dp_accounting import pld, rdp
+from scipy import optimize, special
 
 # The sampler compares 32-bit integers with a threshold, so this is the grain of q.
 SAMPLING_GRAIN = 2**32
@@ -25,24 +28,35 @@ _TIGHT = 0.998
 
 @dataclasses.dataclass(frozen=True)
 class Epsilon:
-    """Two upper bounds on the same epsilon.
+    """Upper bounds on the same epsilon; infinite where one does not apply.
 
     Attributes:
-      pld: by privacy loss distributions; may be infinite.
+      pld: by privacy loss distributions.
       rdp: by Renyi differential privacy.
+      closed_form: of Gaussian mechanisms without sampling, exact.
+      rdp_filter: what a run may spend whose mechanism was changed after its start (see
+        `RenyiFilter`); the other bounds presume a sequence fixed in advance and do not hold then.
     """
 
     pld: float
     rdp: float
+    closed_form: float = math.inf
+    rdp_filter: float | None = None
 
     @property
     def headline(self) -> float:
-        """The smaller of the two: both are upper bounds, so the smaller one holds."""
-        return min(self.pld, self.rdp)
+        """The smallest: all are upper bounds, so it holds."""
+        if self.rdp_filter is not None:
+            return self.rdp_filter
+        return min(self.pld, self.rdp, self.closed_form)
 
     @property
     def accountant(self) -> str:
-        """The name of the accountant behind `headline`: 'PLD' or 'RDP'."""
+        """The name of what is behind `headline`: PLD, RDP, closed form or RDP filter."""
+        if self.rdp_filter is not None:
+            return 'RDP filter'
+        if self.closed_form <= min(self.pld, self.rdp):
+            return 'PLD' if math.isinf(self.closed_form) else 'closed form'
         return 'PLD' if self.pld <= self.rdp else 'RDP'
 
 
@@ -98,6 +112,58 @@ def step_event(sampling_probability: float, noise_multiplier: float) -> dp_accou
     )
 
 
+def hidden_step_event(
+    noise_multiplier: float, l2_norm_clip: float, residual_l2_norm_clip: float
+) -> dp_accounting.DpEvent:
+    """The event of one step of the published error feedback, whose buffer is not noised.
+
+    A record that was sampled once stays in the buffer, so it moves every later step by up to 2 C2
+    and a step that samples it by up to C1 + 2 C2: sampling amplifies nothing. T steps are the
+    Gaussian mechanism with mu = sqrt(T) (C1 + 2 C2) / (sigma C1) (DiceSGD, arXiv 2311.14632).
+
+    Args:
+      noise_multiplier: sigma > 0, the noise over C1.
+      l2_norm_clip: C1 > 0.
+      residual_l2_norm_clip: C2 > 0, in units of the sum, like C1.
+
+    Returns:
+      `GaussianDpEvent(sigma C1 / (C1 + 2 C2))`, not sampled.
+    """
+    sensitivity = l2_norm_clip + 2.0 * residual_l2_norm_clip
+    return dp_accounting.GaussianDpEvent(noise_multiplier * l2_norm_clip / sensitivity)
+
+
+def event_to_dict(event: dp_accounting.DpEvent) -> dict:
+    """An event as JSON values, for the ledger; `event_from_dict` reads it back."""
+    fields = attr.asdict(event, recurse=False)
+    return {
+        'class_name': type(event).__name__,
+        **{
+            name: event_to_dict(value) if isinstance(value, dp_accounting.DpEvent) else value
+            for name, value in fields.items()
+        },
+    }
+
+
+def event_from_dict(values: dict) -> dp_accounting.DpEvent:
+    """The event that `event_to_dict` wrote.
+
+    Raises:
+      ValueError: if it is no event of a private step.
+    """
+    try:
+        fields = dict(values)
+        cls = {
+            'GaussianDpEvent': dp_accounting.GaussianDpEvent,
+            'PoissonSampledDpEvent': dp_accounting.PoissonSampledDpEvent,
+        }[fields.pop('class_name')]
+        if 'event' in fields:
+            fields['event'] = event_from_dict(fields['event'])
+        return cls(**fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'Not an event of a private step. Received: {values}.') from error
+
+
 def compute_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> Epsilon:
     """Epsilon of `steps` repetitions of `event`, neighbours ADD_OR_REMOVE_ONE.
 
@@ -107,15 +173,171 @@ def compute_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> E
       delta: in (0, 1).
 
     Returns:
-      The PLD and the RDP bound; both 0 for 0 steps.
+      The PLD and the RDP bound, both 0 for 0 steps; for Gaussian events without sampling the
+      closed form instead of PLD, which would need the memory of a large privacy loss.
     """
     if steps == 0:
         return Epsilon(pld=0.0, rdp=0.0)
     composed = dp_accounting.SelfComposedDpEvent(event, steps)
+    by_rdp = float(rdp.RdpAccountant().compose(composed).get_epsilon(delta))
+    if isinstance(event, dp_accounting.GaussianDpEvent) and event.noise_multiplier > 0:
+        mu = math.sqrt(steps) / event.noise_multiplier
+        return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=gaussian_epsilon(mu, delta))
+    by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
+    return Epsilon(pld=by_pld, rdp=by_rdp)
+
+
+def compute_spent(
+    spent: Sequence[tuple[dp_accounting.DpEvent, int]],
+    delta: float,
+    *,
+    planned: tuple[dp_accounting.DpEvent, int],
+) -> Epsilon:
+    """Epsilon of what a ledger says was spent.
+
+    Args:
+      spent: (event of one step, number of steps), in order.
+      delta: in (0, 1).
+      planned: the event and the number of steps fixed before the first step.
+
+    Returns:
+      `compute_epsilon` while all was spent on the planned event; after a change of the mechanism
+      the budget of the `RenyiFilter` of the plan, with PLD and RDP as if the sequence had been
+      fixed in advance.
+    """
+    event, steps = planned
+    if all(one == event for one, _ in spent):
+        return compute_epsilon(event, sum(count for _, count in spent), delta)
+    composed = dp_accounting.ComposedDpEvent(
+        [dp_accounting.SelfComposedDpEvent(one, count) for one, count in spent]
+    )
     return Epsilon(
         pld=float(pld.PLDAccountant().compose(composed).get_epsilon(delta)),
         rdp=float(rdp.RdpAccountant().compose(composed).get_epsilon(delta)),
+        rdp_filter=RenyiFilter.of_plan(event, steps, delta).epsilon,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class RenyiFilter:
+    """A privacy filter: a budget of Renyi divergence at one order, both fixed at the start.
+
+    Whoever chooses the next event after seeing earlier outputs stays within `epsilon`, as long as
+    the divergences of all events at this order add up to at most the budget (Feldman and Zrnic
+    2021, Individual Privacy Accounting via a Renyi Filter). PLD has no such theorem here, and a
+    minimum over orders chosen later has none either.
+
+    Attributes:
+      order: alpha > 1.
+      budget: the divergence that may be spent at this order.
+      epsilon: of (epsilon, delta) at that budget.
+    """
+
+    order: float
+    budget: float
+    epsilon: float
+
+    @classmethod
+    def of_plan(cls, event: dp_accounting.DpEvent, steps: int, delta: float) -> RenyiFilter:
+        """The filter with the divergence of the planned steps, at the order best for them."""
+        accountant = rdp.RdpAccountant().compose(dp_accounting.SelfComposedDpEvent(event, steps))
+        epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+        return cls(float(order), steps * _divergence(event, order), float(epsilon))
+
+    def steps_left(
+        self, spent: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
+    ) -> int:
+        """How many steps of `event` the budget still allows after what was spent."""
+        used = sum(count * _divergence(one, self.order) for one, count in spent)
+        # The last digit of a sum must not cost a step: an unchanged event gets its planned steps.
+        left = (self.budget - used) / _divergence(event, self.order)
+        return max(0, math.floor(left + 1e-9))
+
+
+def _divergence(event: dp_accounting.DpEvent, order: float) -> float:
+    """Renyi divergence of one event at one order: what RdpAccountant adds up."""
+    # dp_accounting has no public name for it; tests/test_upstream_semantics.py holds it to this.
+    return float(rdp.RdpAccountant(orders=[order]).compose(event)._rdp[0])
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """The exact epsilon of a Gaussian mechanism with sensitivity mu and unit noise.
+
+    Solves delta = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) (Balle and Wang 2018).
+
+    Args:
+      mu: > 0; sqrt(T) / sigma for T steps of a sensitivity of 1 and noise sigma.
+      delta: in (0, 1).
+
+    Returns:
+      The smallest epsilon >= 0, rounded up by at most 1e-12 of itself.
+    """
+    if _gaussian_log_delta(mu, 0.0) <= math.log(delta):
+        return 0.0
+    # Beyond mean plus z standard deviations of the privacy loss, N(mu^2/2, mu^2), lies delta.
+    high = mu * (mu / 2 - special.ndtri_exp(math.log(delta)))
+    epsilon = optimize.brentq(
+        lambda e: _gaussian_log_delta(mu, e) - math.log(delta), 0.0, high, xtol=1e-12, rtol=1e-14
+    )
+    return float(min(high, epsilon * (1 + 1e-12) + 1e-12))
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The largest mu whose `gaussian_epsilon` is at most `epsilon`, from just below.
+
+    Args:
+      epsilon: > 0.
+      delta: in (0, 1).
+
+    Returns:
+      mu > 0.
+    """
+
+    def excess(log_mu):
+        return _gaussian_log_delta(math.exp(log_mu), epsilon) - math.log(delta)
+
+    low = high = 0.0
+    while excess(low) > 0:
+        low -= 1.0
+    while excess(high) < 0:
+        high += 1.0
+    return math.exp(optimize.brentq(excess, low, high, xtol=1e-13)) * (1 - 1e-9)
+
+
+def _gaussian_log_delta(mu: float, epsilon: float) -> float:
+    """Log of delta(epsilon) of a Gaussian mechanism; neither overflows nor cancels."""
+    near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
+    if near < -1.0:
+        # delta is not small: the difference of the two loses little.
+        first, second = special.log_ndtr(-near), epsilon + special.log_ndtr(-far)
+        return float(first + math.log1p(-math.exp(min(second - first, -1e-300))))
+    # e^eps Phi(-far) = erfcx(far / sqrt 2) / 2 exp(-near^2 / 2), since far^2 - near^2 = 2 eps.
+    difference = special.erfcx(near / math.sqrt(2)) - special.erfcx(far / math.sqrt(2))
+    return float(math.log(difference / 2) - near**2 / 2)
+
+
+def calibrate_hidden_noise_multiplier(
+    target_epsilon: float,
+    target_delta: float,
+    steps: int,
+    l2_norm_clip: float,
+    residual_l2_norm_clip: float,
+) -> float:
+    """The noise multiplier with which `steps` hidden steps stay just within the target.
+
+    Args:
+      target_epsilon: > 0, finite.
+      target_delta: in (0, 1).
+      steps: number of steps, >= 1.
+      l2_norm_clip: C1 > 0.
+      residual_l2_norm_clip: C2 > 0, in units of the sum.
+
+    Returns:
+      sigma of `hidden_step_event`.
+    """
+    whole = hidden_step_event(1.0, l2_norm_clip, residual_l2_norm_clip)
+    mu = gaussian_mu(target_epsilon, target_delta)
+    return math.sqrt(steps) / (mu * whole.noise_multiplier)
 
 
 def calibrate_noise_multiplier(
@@ -200,6 +422,8 @@ class EpsilonMeter:
         """Returns an upper bound on the epsilon of `steps` steps (0 to the planned number)."""
         if steps == 0:
             return 0.0
+        if isinstance(self._event, dp_accounting.GaussianDpEvent):
+            return compute_epsilon(self._event, steps, self._delta).headline
         composed = dp_accounting.SelfComposedDpEvent(self._event, steps)
         by_rdp = rdp.RdpAccountant().compose(composed).get_epsilon(self._delta)
         position = bisect.bisect_left(self._grid, steps)

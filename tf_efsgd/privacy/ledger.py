@@ -1,22 +1,32 @@
 """The write-ahead ledger of a run: what was reserved is spent.
 
+A JSON-lines file: the plan, then one entry per reserved chunk of steps, with its event; a change of
+the mechanism in a resumed run is a further plan.
+
 Formal guarantees:
   - `reserve` returns only after its entry is on disk; the caller may run those steps only then.
   - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
   - A torn last line counts as the largest reservation that was still possible.
   - `reserve` refuses what would pass the planned number of steps.
+  - One process at a time has the ledger open for writing: a second one is refused.
   - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
-    recognised; a checkpoint's `position` also guards the end, up to that checkpoint.
+    recognised; a `position` that was stored elsewhere also guards the end, up to that position.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
+import secrets
+from typing import Any
+
+_FORMAT = 2
 
 
 class LedgerError(ValueError):
@@ -32,8 +42,10 @@ class Plan:
       dataset_size: declared number of records, N.
       image_shape: (H, W, C).
       num_classes: number of labels.
-      sampling_probability: q of every step; None when nothing is private.
-      noise_multiplier: sigma of every step; None when nothing is private.
+      event: the event of one step, as `accounting.event_to_dict`; None when nothing is private.
+      unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
+      expected_batch_size: mean number of records in a step.
+      mechanism: the numbers that define a step, by name; empty when nothing is private.
       train_steps: the number of steps that may be reserved in all.
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
@@ -44,43 +56,141 @@ class Plan:
     dataset_size: int
     image_shape: tuple[int, int, int]
     num_classes: int
-    sampling_probability: float | None
-    noise_multiplier: float | None
+    event: dict | None
+    unproven_event: dict | None
+    expected_batch_size: int
+    mechanism: dict
     train_steps: int
     target_delta: float | None
     target_epsilon: float | None
     steps_per_entry: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A number of steps that were reserved.
+
+    Attributes:
+      event: of one of them, as in `Plan`.
+      count: how many.
+      time: when, UTC, ISO 8601.
+      torn: the line was unreadable (a power cut); the largest possible count stands for it.
+    """
+
+    event: dict | None
+    count: int
+    time: str
+    torn: bool = False
+
+
 class Ledger:
-    """A JSON-lines file: the plan, then one entry per reserved chunk of steps.
+    """The ledger of a run, open for writing until `close` or the end of the process.
 
     Args:
       path: of the file.
-      plan: written as the first line when the file is new; None reads an existing ledger.
+      plan: written as the first line of a new file; None opens an existing ledger.
+
+    Attributes:
+      plan: by which the next steps are reserved: the first one, or that of the last change.
+      first_plan: fixed before the first step.
+      run_id: drawn when the ledger was made; names the run, also when its folder is moved.
+      entries: all reservations so far, in order.
 
     Raises:
-      LedgerError: if the file is missing (without `plan`), is altered, or does not fit `plan`.
+      LedgerError: if the file is missing (without `plan`), exists (with `plan`), is altered or is
+        open in another process.
     """
 
     def __init__(self, path: str | os.PathLike, plan: Plan | None = None):
+        self._open(path, plan, for_writing=True)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike) -> Ledger:
+        """The ledger as it is, without opening it for writing: whether or not a run has it open.
+
+        Raises:
+          LedgerError: if the file is missing or altered.
+        """
+        ledger = cls.__new__(cls)
+        ledger._open(path, None, for_writing=False)
+        return ledger
+
+    def _open(self, path, plan, for_writing):
         self._path = pathlib.Path(path)
-        self.reserved_steps = 0
+        self.entries: list[Entry] = []
+        self._plans: list[Plan] = []
         self._hash = hashlib.sha256()
         self._bytes = 0
-        if self._path.exists():
-            self._read()
-            if plan is not None and plan != self.plan:
-                raise LedgerError(
-                    f'{self._path} was written for another plan: '
-                    f'{_differences(self.plan, plan)}; use the same settings or a new run folder.'
-                )
-        elif plan is None:
-            raise LedgerError(f'{self._path} is missing: what this run has spent is unknown.')
+        self._torn_bytes = 0
+        self._file = None
+        try:
+            if for_writing:
+                self._file = open(self._path, 'r+b' if plan is None else 'x+b', buffering=0)
+                self._lock()
+            content = self._path.read_bytes()
+        except FileNotFoundError as error:
+            raise LedgerError(
+                f'{self._path} is missing: what this run has spent is unknown.'
+            ) from error
+        except FileExistsError as error:
+            raise LedgerError(f'{self._path} exists already: choose a new run folder.') from error
+        if plan is None:
+            self._parse_all(content)
         else:
-            self.plan = plan
-            self._append({'kind': 'plan', **dataclasses.asdict(plan)})
-            self._sync_folder()
+            self.run_id = secrets.token_hex(16)
+            self._append(
+                {'kind': 'plan', 'format': _FORMAT, 'run_id': self.run_id, **_to_json(plan)}
+            )
+            self._plans.append(plan)
+            _sync_folder(self._path.parent)
+
+    def _lock(self):
+        """Takes the lock that the kernel lets go of when this process ends, however it ends."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise LedgerError(
+                f'{self._path} is in use: another process trains in this run folder. Wait for it '
+                'or stop it, then resume.'
+            ) from error
+
+    def close(self) -> None:
+        """Lets another process have the ledger; nothing can be reserved any more."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    @property
+    def plan(self) -> Plan:
+        """By which the next steps are reserved."""
+        return self._plans[-1]
+
+    @property
+    def first_plan(self) -> Plan:
+        """Fixed before the first step."""
+        return self._plans[0]
+
+    @property
+    def changes(self) -> int:
+        """How often the mechanism was changed after the start."""
+        return len(self._plans) - 1
+
+    @property
+    def reserved_steps(self) -> int:
+        """The sum of the counts of all entries."""
+        return sum(entry.count for entry in self.entries)
+
+    @property
+    def spent(self) -> list[tuple[dict | None, int]]:
+        """(event of one step, steps): what was reserved, equal events in a row added up."""
+        summed: list[tuple[dict | None, int]] = []
+        for entry in self.entries:
+            if summed and summed[-1][0] == entry.event:
+                summed[-1] = (entry.event, summed[-1][1] + entry.count)
+            else:
+                summed.append((entry.event, entry.count))
+        return summed
 
     @property
     def remaining_steps(self) -> int:
@@ -107,12 +217,20 @@ class Ledger:
                 f'{steps} more steps would pass the budget: {self.reserved_steps} of '
                 f'{self.plan.train_steps} are spent.'
             )
-        if self._path.stat().st_size != self._bytes:
-            raise LedgerError(
-                f'{self._path} was changed by another process: two must not train in one folder.'
-            )
-        self._append({'kind': 'steps', 'count': steps})
-        self.reserved_steps += steps
+        self._reserve(steps)
+
+    def change_plan(self, plan: Plan) -> None:
+        """Writes down that the next steps follow another plan, for the same records.
+
+        Raises:
+          LedgerError: if the plan is for other records.
+        """
+        for name in ('dataset', 'dataset_size', 'image_shape', 'num_classes', 'target_delta'):
+            old, new = getattr(self.plan, name), getattr(plan, name)
+            if old != new:
+                raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')
+        self._append({'kind': 'change', **_to_json(plan)})
+        self._plans.append(plan)
 
     def check_position(self, position: dict[str, int | str]) -> None:
         """Checks that the ledger still begins with what a checkpoint saw of it.
@@ -130,77 +248,108 @@ class Ledger:
     def _is_count(self, steps) -> bool:
         return type(steps) is int and 1 <= steps <= self.plan.steps_per_entry
 
-    def _append(self, entry: dict) -> None:
+    def _reserve(self, steps: int, **more) -> None:
+        entry = {'kind': 'steps', 'count': steps, 'event': self.plan.event, **more}
+        entry = self._append({**entry, 'dataset': self.plan.dataset})
+        self.entries.append(_entry(entry))
+
+    def _append(self, entry: dict) -> dict:
         """Writes an entry behind the last whole one, over a torn line if there is one."""
+        if self._file is None:
+            raise LedgerError(f'{self._path} is not open for writing.')
+        # Also after a reservation that failed, on a full disk say, the next one is refused.
+        on_disk = os.stat(self._path)
+        if not os.path.samestat(on_disk, os.fstat(self._file.fileno())) or (
+            on_disk.st_size != self._bytes + self._torn_bytes
+        ):
+            raise LedgerError(f'{self._path} was changed by another process while it was in use.')
         entry = {
             **entry,
             'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
             'sha256_before': self._hash.hexdigest(),
         }
         line = json.dumps(entry).encode() + b'\n'
-        with open(self._path, 'r+b' if self._path.exists() else 'xb') as file:
-            file.seek(self._bytes)
-            file.write(line)
-            file.truncate()
-            file.flush()
-            os.fsync(file.fileno())
+        self._file.seek(self._bytes)
+        if self._file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+        self._file.truncate()
+        os.fsync(self._file.fileno())
+        self._torn_bytes = 0
         self._hash.update(line)
         self._bytes += len(line)
+        return entry
 
-    def _sync_folder(self) -> None:
-        """Makes sure that a power cut cannot lose the name of the new file."""
-        folder = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _read(self) -> None:
-        *lines, torn = self._path.read_bytes().split(b'\n')
+    def _parse_all(self, content: bytes) -> None:
+        *lines, torn = content.split(b'\n')
         for number, line in enumerate(lines):
-            entry = self._parse(line, number)
-            if number == 0:
-                entry['image_shape'] = tuple(entry.get('image_shape', ()))
-                names = [field.name for field in dataclasses.fields(Plan)]
-                self.plan = Plan(**{name: entry.get(name) for name in names})
-            else:
-                self.reserved_steps += entry['count']
+            self._parse(line, number)
             self._hash.update(line + b'\n')
             self._bytes += len(line) + 1
         if not lines:
             raise LedgerError(f'{self._path} has no plan: start a new run folder.')
         if torn:
-            self._charge_torn_line()
+            self._charge_torn_line(len(torn))
 
-    def _charge_torn_line(self) -> None:
+    def _charge_torn_line(self, torn_bytes: int) -> None:
         """Puts the largest reservation it can have been in place of a line a power cut left."""
         count = min(self.plan.steps_per_entry, self.remaining_steps)
-        if not count:
-            raise LedgerError(
-                f'{self._path} goes on after its budget is spent: it was altered. '
-                'Start a new run folder.'
-            )
-        self._append({'kind': 'steps', 'count': count, 'torn': True})
-        self.reserved_steps += count
+        self._torn_bytes = torn_bytes
+        if not count:  # No steps were left to reserve; the next entry takes the line's place.
+            return
+        if self._file is None:
+            self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
+        else:
+            self._reserve(count, torn=True)
 
-    def _parse(self, line: bytes, number: int) -> dict:
+    def _parse(self, line: bytes, number: int) -> None:
         try:
             entry = json.loads(line)
             intact = entry['sha256_before'] == self._hash.hexdigest()
-            if number == 0:
-                intact = intact and entry['kind'] == 'plan'
+            kind = entry['kind']
+            if number == 0 and kind == 'plan' and entry.get('format') != _FORMAT:
+                raise LedgerError(
+                    f'{self._path} is of another version of this program: start a new run folder.'
+                )
+            if kind == 'steps' and number:
+                intact = (
+                    intact and self._is_count(entry['count']) and entry['event'] == self.plan.event
+                )
+                self.entries.append(_entry(entry))
+            elif kind == ('change' if number else 'plan'):
+                self._plans.append(_plan(entry))
+                if not number:
+                    self.run_id = entry['run_id']
             else:
-                intact = intact and entry['kind'] == 'steps' and self._is_count(entry['count'])
+                intact = False
+        except LedgerError:
+            raise
         except (ValueError, KeyError, TypeError):
             intact = False
-        if not intact:
+        if not intact or self.plan.train_steps < self.reserved_steps:
             raise LedgerError(
                 f'{self._path}, line {number + 1}: altered or out of place; what was spent cannot '
                 'be known. Start a new run folder.'
             )
-        return entry
 
 
-def _differences(old: Plan, new: Plan) -> str:
-    old, new = dataclasses.asdict(old), dataclasses.asdict(new)
-    return ', '.join(f'{k} was {old[k]}, is {new[k]}' for k in old if old[k] != new[k])
+def _to_json(plan: Plan) -> dict[str, Any]:
+    # A shallow copy: events are dictionaries already.
+    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+
+
+def _plan(entry: dict) -> Plan:
+    values = {field.name: entry[field.name] for field in dataclasses.fields(Plan)}
+    return Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})
+
+
+def _entry(entry: dict) -> Entry:
+    return Entry(entry['event'], entry['count'], entry['time'], entry.get('torn', False))
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Makes sure that a power cut cannot lose the name of the new file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all, and are still there after a power cut."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+
+def write_atomically(path: str | os.PathLike, text: str, *, mode: int = 0o644) -> None:
+    """Writes a text file under another name, syncs it, then renames it.
+
+    Args:
+      path: of the file; an existing one is replaced.
+      text: its new content, written as UTF-8.
+      mode: its permissions.
+
+    Raises:
+      OSError: if the disk is full or the folder cannot be written; the old file is kept then.
+    """
+    path = pathlib.Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.tmp-', dir=path.parent)
+    try:
+        with open(handle, 'w', encoding='utf-8') as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    sync(path.parent)
+
+
+def sync(path: str | os.PathLike) -> None:
+    """Waits until a file's content, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

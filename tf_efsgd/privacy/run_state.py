@@ -1,0 +1,118 @@
+"""What is remembered of a run outside its folder: its records' fingerprint, its ledger's position.
+
+Formal guarantees:
+  - The fingerprint is an HMAC-SHA256 of the records under a key of the run's own from the operating
+    system. Key and tag are in one file, mode 0600, outside the run folder: who has the run folder
+    cannot test a guess of the records.
+  - The position is stored after every reservation, so a ledger that was shortened, replaced by an
+    older copy, or belongs to a copy of a run that was trained further elsewhere is recognised.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import secrets
+
+import numpy as np
+
+from tf_efsgd import files
+
+
+class RunStateError(ValueError):
+    """The run does not fit what is remembered of it; the message is one line."""
+
+
+def default_folder() -> pathlib.Path:
+    """The user's state folder for this package, by the XDG base directory specification."""
+    base = os.environ.get('XDG_STATE_HOME')
+    return (pathlib.Path(base) if base else pathlib.Path.home() / '.local' / 'state') / 'tf_efsgd'
+
+
+class RunState:
+    """The remembered state of one run.
+
+    Args:
+      folder: the state folder; made, for the user alone, when it is missing.
+      run_id: names the run, `Ledger.run_id`.
+
+    Raises:
+      RunStateError: if the folder cannot be written, or the remembered state cannot be read.
+    """
+
+    def __init__(self, folder: str | os.PathLike, run_id: str):
+        self._path = pathlib.Path(folder) / f'{run_id}.json'
+        self._state = None
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if self._path.exists():
+                self._state = json.loads(self._path.read_text())
+                bytes.fromhex(self._state['key'] + self._state['records'])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunStateError(
+                f'{self._path} is damaged. Remove it, and resume with --resume_unverified.'
+            ) from error
+        if not os.access(self._path.parent, os.W_OK | os.X_OK):
+            raise RunStateError(
+                f'{self._path.parent} cannot be written: give --state_dir, a folder outside the '
+                'run folder that can.'
+            )
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything is remembered of this run here."""
+        return self._state is not None
+
+    @property
+    def position(self) -> dict[str, int | str]:
+        """The last stored position of the ledger."""
+        return self._state['ledger']
+
+    def remember_records(
+        self, images: np.ndarray, labels: np.ndarray, position: dict[str, int | str]
+    ) -> None:
+        """Stores a fingerprint of the records under a fresh key, and the ledger's position."""
+        key = secrets.token_bytes(32)
+        self._state = {
+            'key': key.hex(),
+            'records': _fingerprint(key, images, labels),
+            'ledger': position,
+        }
+        self._write()
+
+    def check_records(self, images: np.ndarray, labels: np.ndarray) -> None:
+        """Checks that the records are the remembered ones, in whatever order.
+
+        Raises:
+          RunStateError: if they are others.
+        """
+        found = _fingerprint(bytes.fromhex(self._state['key']), images, labels)
+        if not hmac.compare_digest(found, self._state['records']):
+            raise RunStateError(
+                'The records are not the ones that this run was started with (their fingerprint '
+                'differs). Resume with the same data, or start a new run folder.'
+            )
+
+    def store_position(self, position: dict[str, int | str]) -> None:
+        """Stores the ledger's position; returns when it is on disk."""
+        self._state['ledger'] = position
+        self._write()
+
+    def _write(self) -> None:
+        files.write_atomically(self._path, json.dumps(self._state), mode=0o600)
+
+    def __repr__(self) -> str:
+        return f'<RunState: {self._path.stem}>'
+
+
+def _fingerprint(key: bytes, images: np.ndarray, labels: np.ndarray) -> str:
+    """HMAC-SHA256 over the sorted HMACs of the records: uint8 [N, H, W, C], int32 [N]."""
+    shape = repr((images.shape[1:], images.dtype.str)).encode()
+    tags = sorted(
+        hmac.digest(key, shape + int(label).to_bytes(8, 'little') + image.tobytes(), 'sha256')
+        for image, label in zip(images, labels)
+    )
+    return hmac.new(key, b''.join(tags), hashlib.sha256).hexdigest()
