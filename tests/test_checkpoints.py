@@ -80,7 +80,7 @@ def saved(tmp_path_factory):
     """A run that was saved after five steps and then went on, with its two states."""
     folder = tmp_path_factory.mktemp('checkpoints')
     key = noise.NoiseKey(0xFEDCBA9876543210)
-    gan = _make_gan(noise_key=key)
+    gan = _make_gan(noise=key)
     _fit(gan, 0, 5)
     checkpoints.RunCheckpoints(str(folder), gan).save(5, _POSITION)
     at_save = _state(gan)

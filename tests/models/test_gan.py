@@ -62,7 +62,7 @@ def _make_gan(optimizer=None, **settings):
         'losses': NonSaturatingLosses(),
         'discriminator_steps': 2,
         'adaptive_discriminator_steps': False,
-        'noise_key': NoiseKey(7),
+        'noise': NoiseKey(7),
     }
     gan.compile(**{**defaults, **settings})
     return gan
@@ -331,7 +331,7 @@ def one_device():
 @pytest.mark.parametrize(('key', 'is_same'), [(7, True), (8, False)])
 def test_the_noise_key_is_all_that_is_secret(one_device, key, is_same):
     gan = _make_gan(
-        _private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01), noise_key=NoiseKey(key)
+        _private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01), noise=NoiseKey(key)
     )
     _fit(gan, _samples())
     difference = _largest_difference(_state(gan), one_device[1])
@@ -358,11 +358,11 @@ def test_two_devices_give_the_weights_of_one(one_device, strategy):
 def test_the_noise_key_is_no_constant_of_the_graph():
     value = 0xFEDCBA9876543210
     key = NoiseKey(value)
-    gan = _make_gan(noise_key=key)
+    gan = _make_gan(noise=key)
     iterator = iter(_dataset(_samples((2, 3))))
     gan.make_train_function()(iterator)
     step = inspect.getclosurevars(gan.train_function).nonlocals['step']
-    arguments = (iterator, key.key, key.next_step())
+    arguments = (iterator, key.next())
     concrete = step.get_concrete_function(*arguments)
     graph = str(concrete.graph.as_graph_def())
     assert 'StatelessRandomNormalV2' in graph
@@ -375,13 +375,13 @@ def test_the_noise_key_is_no_constant_of_the_graph():
 def test_a_new_key_is_drawn_when_none_is_given(monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        gans.private_optimizer, 'new_noise_key', lambda: drawn.append(NoiseKey()) or drawn[-1]
+        gans.private_optimizer, 'new_noise', lambda: drawn.append(NoiseKey()) or drawn[-1]
     )
-    gan = _make_gan(noise_key=None, run_eagerly=True)
+    gan = _make_gan(noise=None, run_eagerly=True)
     _fit(gan, _samples((1, 1)))
     assert len(drawn) == 1
     # Both steps were drawn under it, and neither number will come again.
-    assert int(drawn[0].next_step()) == 2
+    assert int(drawn[0].next()['step']) == 2
 
 
 # Without privacy.

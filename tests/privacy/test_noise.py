@@ -1,6 +1,7 @@
 """Tests of the noise: its law, its independence, its tail, its counters, its secret."""
 
 import copy
+import itertools
 import pickle
 
 import numpy as np
@@ -21,8 +22,7 @@ def _draw(shape=(_SIZE,), stddev=_STDDEV, key=_KEY, step=3, purpose=0, variable=
     return noise.gaussian(
         list(shape),
         stddev,
-        key=noise.NoiseKey(key).key,
-        step=tf.constant(step, tf.uint64),
+        step_noise={'key': noise.NoiseKey(key).key, 'step': tf.constant(step, tf.uint64)},
         purpose=purpose,
         variable=variable,
     ).numpy()
@@ -85,9 +85,12 @@ def test_shape(shape):
 
 def test_same_arguments_same_noise_inside_and_outside_a_function():
     compiled = tf.function(
-        lambda key, step: noise.gaussian([100], _STDDEV, key=key, step=step, purpose=1, variable=2)
+        lambda step_noise: noise.gaussian(
+            [100], _STDDEV, step_noise=step_noise, purpose=1, variable=2
+        )
     )
-    inside = compiled(noise.NoiseKey(_KEY).key, tf.constant(7, tf.uint64)).numpy()
+    step_noise = {'key': noise.NoiseKey(_KEY).key, 'step': tf.constant(7, tf.uint64)}
+    inside = compiled(step_noise).numpy()
     np.testing.assert_array_equal(inside, _draw([100], step=7, purpose=1, variable=2))
 
 
@@ -116,16 +119,33 @@ def test_extreme_counters_keep_apart():
     assert (0, 2**64 - 1) in found
 
 
+@pytest.mark.slow
 def test_steps_draw_without_repeats():
-    first = tf.function(
-        lambda key, step: noise.gaussian([1], 1.0, key=key, step=step, purpose=0, variable=0)
-    )
+    # A million steps of one key: two numbers of each, so that a chance repeat is no issue.
+    steps = 10**6
+
+    @tf.function
+    def draw(key):
+        def one(step):
+            step_noise = {'key': key, 'step': tf.cast(step, tf.uint64)}
+            return noise.gaussian([2], 1.0, step_noise=step_noise, purpose=0, variable=0)
+
+        return tf.map_fn(
+            one, tf.range(steps), fn_output_signature=tf.float32, parallel_iterations=64
+        )
+
+    pairs = draw(noise.NoiseKey(_KEY).key).numpy().view(np.uint64)
+    assert len(np.unique(pairs)) == len(pairs) == steps
+
+
+def test_a_key_counts_its_steps():
     taker = noise.NoiseKey(_KEY)
-    pairs = [
-        tf.concat([first(taker.key, step), first(taker.key, step + 2**39)], 0).numpy().tobytes()
-        for step in (taker.next_step() for _ in range(1000))
-    ]
-    assert len(set(pairs)) == 1000
+    first = [tuple(_draw_from(taker.next())) for _ in range(50)]
+    assert len(set(first)) == 50
+
+
+def _draw_from(step_noise, shape=(2,), stddev=1.0):
+    return noise.gaussian(shape, stddev, step_noise=step_noise, purpose=0, variable=0).numpy()
 
 
 @pytest.mark.parametrize('purpose, variable', [(-1, 0), (16, 0), (0, -1), (0, 2**20)])
@@ -136,10 +156,10 @@ def test_out_of_range_is_refused(purpose, variable):
 
 def test_a_used_up_key_is_refused():
     taker = noise.NoiseKey(_KEY)
-    assert [int(taker.next_step()) for _ in range(3)] == [0, 1, 2]
+    assert [int(taker.next()['step']) for _ in range(3)] == [0, 1, 2]
     taker._next_step = 2**noise.STEP_BITS
     with pytest.raises(OverflowError, match='new one'):
-        taker.next_step()
+        taker.next()
 
 
 def test_keys_are_fresh_and_64_bits():
@@ -173,17 +193,19 @@ def test_no_graph_holds_a_key():
         texts = [value.to_bytes(8, 'little'), str(value).encode(), str(signed).encode()]
         return any(text in graph for text in texts)
 
-    def draw(key, step):
-        return noise.gaussian([5], 0.3, key=key, step=step, purpose=0, variable=0)
+    def draw(step_noise):
+        return noise.gaussian([5], 0.3, step_noise=step_noise, purpose=0, variable=0)
 
     taker, variables = noise.NoiseKey(), noise.NoiseKeyVariables()
-    as_argument = serialized(tf.function(draw), taker.key, taker.next_step())
+    as_argument = serialized(tf.function(draw), taker.next())
     assert not shows(as_argument, taker.key)
-    as_variable = serialized(tf.function(lambda: draw(*variables.next())))
-    assert not shows(as_variable, variables.next()[0])
+    as_variable = serialized(tf.function(lambda: draw(variables.next())))
+    assert not shows(as_variable, variables.next()['key'])
     # The search finds a key that is in the graph.
     value = int(taker.key[0])
-    as_constant = tf.function(lambda: draw(tf.constant([value, 1], tf.uint64)[:1], tf.constant(0)))
+    as_constant = tf.function(
+        lambda: draw({'key': tf.constant([value, 1], tf.uint64)[:1], 'step': tf.constant(0)})
+    )
     assert shows(serialized(as_constant), taker.key)
 
 
@@ -191,7 +213,50 @@ def test_key_variables_count_steps_and_differ():
     one, other = noise.NoiseKeyVariables(), noise.NoiseKeyVariables()
     take = tf.function(one.next)
     taken = [take() for _ in range(3)] + [one.next()]
-    assert [int(step) for _, step in taken] == [0, 1, 2, 3]
-    assert len({int(key[0]) for key, _ in taken}) == 1
-    assert int(other.next()[0][0]) != int(taken[0][0][0])
-    assert taken[0][0].dtype == taken[0][1].dtype == tf.uint64
+    assert [int(t['step']) for t in taken] == [0, 1, 2, 3]
+    assert len({int(t['key'][0]) for t in taken}) == 1
+    assert int(other.next()['key'][0]) != int(taken[0]['key'][0])
+    assert taken[0]['key'].dtype == taken[0]['step'].dtype == tf.uint64
+
+
+@pytest.fixture(scope='module')
+def secure_draws():
+    return noise.SecureNoise().next([tf.TensorShape([_SIZE]), tf.TensorShape([2, 3])])
+
+
+def test_secure_noise_has_the_law_of_the_other(secure_draws):
+    for purpose in (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM):
+        sample = noise.gaussian(
+            [_SIZE], _STDDEV, step_noise=secure_draws, purpose=purpose, variable=0
+        ).numpy()
+        assert sample.dtype == np.float32
+        # Fresh at every run: these hold but for one run in a million, each.
+        assert _scale_p_value(sample, _STDDEV) > _LEVEL
+        assert stats.kstest(sample, stats.norm(scale=_STDDEV).cdf).pvalue > _LEVEL
+        for wrong in (2 / 3, 3 / 2):
+            assert _scale_p_value(sample * wrong, _STDDEV) < _LEVEL
+        assert _correlation_p_value(sample[0::2], sample[1::2]) > _LEVEL
+    shape = noise.gaussian([2, 3], 1.0, step_noise=secure_draws, purpose=1, variable=1).shape
+    assert shape == (2, 3)
+
+
+def test_secure_noise_is_fresh_for_every_purpose_and_step(secure_draws):
+    again = noise.SecureNoise().next([tf.TensorShape([_SIZE])])
+    samples = [of_purpose[0].numpy() for of_purpose in secure_draws['draws'] + again['draws']]
+    for one, other in itertools.combinations(samples, 2):
+        assert _correlation_p_value(one, other) > _LEVEL
+
+
+def test_secure_noise_is_four_draws_of_all_the_operating_systems_bits(monkeypatch):
+    asked = []
+
+    def largest(count):
+        # All bits 0: the smallest uniform, 2^-53, and the cosine of nearly nothing.
+        asked.append(count)
+        return bytes(count)
+
+    monkeypatch.setattr(noise.os, 'urandom', largest)
+    drawn = noise.SecureNoise().next([tf.TensorShape([5])])['draws'][0][0].numpy()
+    assert asked == [2 * 4 * 5 * 8] * 2
+    # sqrt(-2 ln 2^-53) = 8.5717 each; four of them, halved.
+    np.testing.assert_allclose(drawn, 2 * 8.5717, rtol=1e-4)

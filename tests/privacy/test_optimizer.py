@@ -43,6 +43,10 @@ def _variables(shapes=_SHAPES):
     return [tf.Variable(tf.zeros(shape)) for shape in shapes]
 
 
+def _step_noise(key, step):
+    return {'key': noise.NoiseKey(key).key, 'step': tf.constant(step, tf.uint64)}
+
+
 def _release(optimizer, variables, gradients, step=0, key=_KEY):
     """`release` of per-example gradients, [batch, *shape] per variable."""
     mechanism = optimizer.mechanism
@@ -54,8 +58,7 @@ def _release(optimizer, variables, gradients, step=0, key=_KEY):
     return optimizer.release(
         *sums,
         variables,
-        noise_key=noise.NoiseKey(key).key,
-        noise_step=tf.constant(step, tf.uint64),
+        step_noise=_step_noise(key, step),
     )
 
 
@@ -73,8 +76,7 @@ def _unit_noise(step, purpose, shapes=_SHAPES):
         noise.gaussian(
             shape,
             1.0,
-            key=noise.NoiseKey(_KEY).key,
-            step=tf.constant(step, tf.uint64),
+            step_noise=_step_noise(_KEY, step),
             purpose=purpose,
             variable=i,
         )
@@ -181,13 +183,13 @@ def test_everything_released_is_delivered_or_in_the_buffer(ce):
     mechanism, variables = optimizer.mechanism, _variables()
     taker, rng = noise.NoiseKey(_KEY), np.random.default_rng(3)
     release = tf.function(
-        lambda c, r, key, step: optimizer.release(c, r, variables, noise_key=key, noise_step=step)
+        lambda c, r, step_noise: optimizer.release(c, r, variables, step_noise=step_noise)
     )
     delivered = released = 0.0
     for step in range(50):
         gradients = [tf.constant(g, tf.float32) for g in _random_gradients(rng, step % 4)]
         sums = clipping.clipped_sums(gradients, 0.7, 0.3)
-        delivered = delivered + _flat(release(*sums, taker.key, taker.next_step()))
+        delivered = delivered + _flat(release(*sums, taker.next()))
         released = released + _flat(sums[0]) + _flat(sums[1])
         # sigma C1 / sqrt(1 - rho) and sigma C2 / sqrt(rho), here 0.3913 and 0.3354.
         released = released + 0.5 * 0.7 / math.sqrt(0.8) * _unit_noise(step, 0)
@@ -303,8 +305,10 @@ def _fast_step(optimizer, weights, x=_X, y=_Y, key=None, step=0):
     v = optimizer.release(
         *sums,
         weights,
-        noise_key=noise.NoiseKey(_KEY).key if key is None else key,
-        noise_step=tf.cast(step, tf.uint64),
+        step_noise={
+            'key': noise.NoiseKey(_KEY).key if key is None else key,
+            'step': tf.cast(step, tf.uint64),
+        },
         batch_size=tf.cast(tf.shape(x)[0], tf.float32),
     )
     optimizer.apply_gradients(zip(v, weights))
@@ -396,8 +400,7 @@ def test_without_expected_batch_size_the_batchs_own_size_divides():
         v = optimizer.release(
             *sums,
             variables,
-            noise_key=noise.NoiseKey(_KEY).key,
-            noise_step=tf.constant(0, tf.uint64),
+            step_noise=_step_noise(_KEY, 0),
             batch_size=tf.constant(3.0),
         )
         assert v[0].numpy()[0] == pytest.approx(0.6 / divisor)
@@ -462,10 +465,10 @@ def _wide():
     return [tf.Variable(tf.zeros([_SIZE]))]
 
 
-def _noise_step(optimizer, weights, key, step):
+def _noise_step(optimizer, weights, step_noise):
     """A step on no records, through `release`."""
-    v = optimizer.release([tf.zeros([_SIZE])], [tf.zeros([_SIZE])], weights, noise_key=key,
-                          noise_step=step)  # fmt: skip
+    nothing = [tf.zeros([_SIZE])]
+    v = optimizer.release(nothing, nothing, weights, step_noise=step_noise)
     optimizer.apply_gradients(zip(v, weights))
 
 
@@ -488,7 +491,7 @@ def test_two_replicas_add_one_noise(strategy, drop_in):
         optimizer._own_randomness._key.assign(tf.bitcast(key.key, tf.int64))
         step()
     else:
-        step(key.key, key.next_step())
+        step(key.next())
     first, second = _copies(strategy, weights)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(*_copies(strategy, _buffer(optimizer, weights)))
@@ -497,21 +500,22 @@ def test_two_replicas_add_one_noise(strategy, drop_in):
     for wrong in (2 / 3, 3 / 2, math.sqrt(2), math.sqrt(1 / 2)):
         assert _scale_p_value(first * wrong, _ONE_DEVICE_STDDEV) < _LEVEL
     one_weights, one_optimizer = _wide(), _make(noise_multiplier=1.3)
-    _noise_step(one_optimizer, one_weights, noise.NoiseKey(_KEY).key, tf.constant(0, tf.uint64))
+    _noise_step(one_optimizer, one_weights, _step_noise(_KEY, 0))
     np.testing.assert_allclose(first, _flat(one_weights), rtol=1e-5, atol=1e-7)
 
 
 def test_a_noise_of_every_replicas_own_would_be_seen(strategy, monkeypatch):
     real = noise.gaussian
 
-    def of_replica(*args, key, **kwargs):
+    def of_replica(*args, step_noise, **kwargs):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return real(*args, key=key + tf.cast(replica, tf.uint64), **kwargs)
+        key = step_noise['key'] + tf.cast(replica, tf.uint64)
+        return real(*args, step_noise={**step_noise, 'key': key}, **kwargs)
 
     monkeypatch.setattr(noise, 'gaussian', of_replica)
     weights, _, step = _on_two(strategy, _noise_step, _wide, noise_multiplier=1.3)
     key = noise.NoiseKey(_KEY)
-    step(key.key, key.next_step())
+    step(key.next())
     first, second = _copies(strategy, weights)
     assert np.abs(first - second).max() > _ONE_DEVICE_STDDEV
 
@@ -604,7 +608,7 @@ def test_dp_event():
     [
         ('l2_norm_clip', [0.0, -0.3, math.inf, math.nan]),
         ('noise_multiplier', [-0.3, math.inf, math.nan]),
-        ('error_feedback', ['hidden', '', None]),
+        ('error_feedback', ['published', '', None]),
         ('residual_l2_norm_clip', [0.0, -0.3, math.inf, math.nan]),
         ('residual_share', [-0.1, 1.0, 1.3, math.nan]),
         ('feedback_decay', [-0.1, 1.0, 1.3, math.nan]),

@@ -89,7 +89,7 @@ class EFSGDGan(tf.keras.Model):
         adaptive_discriminator_steps: bool = True,
         generator_ema: float = 0.99,
         clip_fake: bool = True,
-        noise_key=None,
+        noise=None,
         **kwargs,
     ):
         """Configures training.
@@ -108,7 +108,7 @@ class EFSGDGan(tf.keras.Model):
           generator_ema: decay in [0, 1) of the generator's moving average, per generator step.
           clip_fake: clip the gradients of generated images as those of records, to C1 and, with
             error feedback, C2 more, so that real and generated images pull with equal force.
-          noise_key: for tests only: a `NoiseKey`. None draws one from the operating system.
+          noise: what `privacy.optimizer.new_noise` makes. None makes one with a fresh key.
           **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
 
         Raises:
@@ -138,35 +138,36 @@ class EFSGDGan(tf.keras.Model):
         self._adaptive_discriminator_steps = adaptive_discriminator_steps
         self._generator_ema = generator_ema
         self._clip_fake = clip_fake
-        self._noise_key = noise_key
+        self._noise = noise
 
     def make_train_function(self, force: bool = False):
-        """One step of `fit`: the noise key enters the graph as an argument, never as a constant."""
+        """One step of `fit`: its noise enters the graph as an argument, never as a constant."""
         if self.train_function is not None and not force:
             return self.train_function
-        noise_key = self._noise_key or private_optimizer.new_noise_key()
+        noise = self._noise or private_optimizer.new_noise()
+        shapes = [variable.shape for variable in self.discriminator.trainable_variables]
 
-        def step(iterator, key, noise_step):
-            return self.train_step((next(iterator), key, noise_step))
+        def step(iterator, step_noise):
+            return self.train_step((next(iterator), step_noise))
 
         if not self.run_eagerly:
             step = tf.function(step)
-        self.train_function = lambda iterator: step(iterator, noise_key.key, noise_key.next_step())
+        self.train_function = lambda iterator: step(iterator, noise.next(shapes))
         return self.train_function
 
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One private discriminator step, then, when it is due, one public generator step.
 
         Args:
-          data: (records, noise key uint64 [1], noise step uint64 []); records are one Poisson
-            sample (images uint8 [n, H, W, C], labels int32 [n]), distributed over the replicas.
+          data: (records, step noise); records are one Poisson sample (images uint8 [n, H, W, C],
+            labels int32 [n]), distributed over the replicas; see `noise.StepNoise`.
 
         Returns:
           What may be written down: scalars that depend on releases and generated images only.
         """
-        records, noise_key, noise_step = data
+        records, step_noise = data
         strategy = self.distribute_strategy
-        logs = strategy.run(self.discriminator_step, args=(records, noise_key, noise_step))
+        logs = strategy.run(self.discriminator_step, args=(records, step_noise))
         # All-reduced already: every replica has the same.
         logs = {k: strategy.experimental_local_results(v)[0] for k, v in logs.items()}
         self._count_private_step(logs['fake_accuracy'])
@@ -180,7 +181,7 @@ class EFSGDGan(tf.keras.Model):
             'generator_steps': tf.identity(self.generator_steps),
         }
 
-    def discriminator_step(self, records, noise_key, noise_step) -> dict[str, tf.Tensor]:
+    def discriminator_step(self, records, step_noise) -> dict[str, tf.Tensor]:
         """The private step, in a replica context: clip, all-reduce, release, feed back, update."""
         images, labels = records
         optimizer = self.discriminator_optimizer
@@ -191,9 +192,7 @@ class EFSGDGan(tf.keras.Model):
             clipped, residual = optimizer.clipped_sums(
                 self._loss_of_record, (to_float(images), labels), variables
             )
-            private = optimizer.release(
-                clipped, residual, variables, noise_key=noise_key, noise_step=noise_step
-            )
+            private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
             private = self._plain_gradients(to_float(images), labels, variables)
         optimizer.apply_gradients(
@@ -261,8 +260,7 @@ class EFSGDGan(tf.keras.Model):
             )
             # A record's residual arrives in the end, so a generated image's must arrive too:
             # with C1 alone on this side, everything generated is soon called real.
-            feeds_back = self.discriminator_optimizer.mechanism.feeds_back
-            sums = [c + r for c, r in zip(clipped, residual)] if feeds_back else clipped
+            sums = self.discriminator_optimizer.mechanism.delivered_sums(clipped, residual)
         else:
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)

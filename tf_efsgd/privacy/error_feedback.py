@@ -1,10 +1,12 @@
-"""The error-feedback buffer: what clipping cut, given back later. Pure, and public.
+"""The error-feedback buffer: what clipping cut, given back later. Pure.
 
 Formal guarantees:
   - `feed_back` sees only the noisy residual mean and earlier outputs of itself, so whatever it
     returns is post-processing of the private releases.
   - Conservation: over any number of steps, sum(delivered) + buffer = sum(noisy_residual_mean),
     with or without `feedback_l2_norm_clip`.
+  - `feed_back_hidden`, the published variant, has neither: its buffer is PRIVATE state, and what it
+    delivers depends on every record that was ever sampled.
 """
 
 from __future__ import annotations
@@ -39,3 +41,25 @@ def feed_back(
     if feedback_l2_norm_clip is not None:
         delivered, _ = tf.clip_by_global_norm(delivered, feedback_l2_norm_clip)
     return list(delivered), [u - d for u, d in zip(owed, delivered)]
+
+
+def feed_back_hidden(
+    buffer: Sequence[tf.Tensor],
+    residual_grad_sum: Sequence[tf.Tensor],
+    residual_l2_norm_clip: float,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """One step of the published error feedback: d = clip(e, C2);  e <- e + sum(g - c) - d.
+
+    With v B = sum(c) + d + noise this is e <- e + sum(g) - (v B - noise): DiceSGD (Zhang et al.
+    2024, arXiv 2311.14632), in units of the sum.
+
+    Args:
+      buffer: e, one float32 tensor per variable; zeros before the first step. PRIVATE.
+      residual_grad_sum: sum of g - c over the sampled records, not clipped, not noised. PRIVATE.
+      residual_l2_norm_clip: C2 > 0, the largest L2 norm of d over all variables.
+
+    Returns:
+      (delivered, new_buffer): d and e, lists of tensors in the order of `buffer`. PRIVATE.
+    """
+    delivered, _ = tf.clip_by_global_norm(list(buffer), residual_l2_norm_clip)
+    return list(delivered), [e + r - d for e, r, d in zip(buffer, residual_grad_sum, delivered)]

@@ -11,13 +11,17 @@ Formal guarantees:
     5.678 standard deviations, which alone would cost delta about 1e-3 in a long run (Holohan and
     Braghin 2021); the sum stops where the normal tail is below 1e-19.
 
-Philox is not a cryptographic generator: the guarantee is computational.
+Philox is not a cryptographic generator: the guarantee is computational. `SecureNoise` takes every
+bit from the operating system's generator instead.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import tensorflow as tf
 
 # Purposes share a step's counters without meeting.
@@ -32,11 +36,15 @@ STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
 _PHILOX = 1
 _DRAWS = 4
 
+# The randomness of one step, an argument of the `tf.function` that uses it: {'key': uint64 [1],
+# 'step': uint64 []}, or {'draws': per purpose and variable float32 standard normals}.
+StepNoise = Mapping[str, object]
+
 
 class NoiseKey:
     """A Philox key from the operating system, and the steps already drawn under it.
 
-    Hand `key` to a `tf.function` as an argument: a tensor that a function captures becomes a
+    Hand `next()` to a `tf.function` as an argument: a tensor that a function captures becomes a
     constant of its graph, and graphs are written to disk. The object itself refuses to be pickled
     or copied, because a copy would repeat the noise.
 
@@ -54,19 +62,47 @@ class NoiseKey:
         """The key, uint64 [1]."""
         return self._key
 
-    def next_step(self) -> tf.Tensor:
-        """Takes a step number that this key has not used yet, uint64 []."""
+    def next(self, shapes: Sequence[tf.TensorShape] = ()) -> StepNoise:
+        """Takes a step that this key has not used yet: {'key': uint64 [1], 'step': uint64 []}."""
+        del shapes
         if self._next_step >= 2**STEP_BITS:
             raise OverflowError('This noise key has no unused steps left: make a new one.')
         step = tf.constant(self._next_step, tf.uint64)
         self._next_step += 1
-        return step
+        return {'key': self._key, 'step': step}
 
     def __repr__(self) -> str:
         return '<NoiseKey: secret>'
 
     def __reduce__(self):
         raise TypeError('A NoiseKey is never pickled or copied: a copy would repeat the noise.')
+
+
+class SecureNoise:
+    """Noise whose every bit comes from the operating system's generator, step by step."""
+
+    def next(self, shapes: Sequence[tf.TensorShape]) -> StepNoise:
+        """Draws one step's standard normals for variables of these shapes.
+
+        Returns:
+          {'draws': [purpose][variable] float32 `shape`}.
+        """
+        purposes = (CLIPPED_GRAD_SUM, RESIDUAL_GRAD_SUM)
+        return {
+            'draws': [
+                [tf.constant(_secure_normals(shape), tf.float32) for shape in shapes]
+                for _ in purposes
+            ]
+        }
+
+
+def _secure_normals(shape: tf.TensorShape) -> np.ndarray:
+    """Standard normals, float64 `shape`: Box-Muller on 53 random bits, four of them summed."""
+    size = int(np.prod(shape, dtype=np.int64))
+    bits = np.frombuffer(os.urandom(2 * _DRAWS * size * 8), np.uint64).reshape(2, _DRAWS, size)
+    uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53  # in (0, 1]
+    normal = np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])
+    return normal.sum(axis=0).reshape(shape) / _DRAWS**0.5
 
 
 class NoiseKeyVariables:
@@ -87,13 +123,13 @@ class NoiseKeyVariables:
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
             for name, initial in (
-                ('secret', tf.bitcast(NoiseKey().key, tf.int64)),
+                ('secret', tf.bitcast(NoiseKey().next()['key'], tf.int64)),
                 ('secret_step', tf.zeros([], tf.int64)),
             )
         )
 
-    def next(self) -> tuple[tf.Tensor, tf.Tensor]:
-        """Takes an unused step: (key uint64 [1], step uint64 []), the same on every replica.
+    def next(self) -> StepNoise:
+        """Takes an unused step, as `NoiseKey.next`, the same on every replica.
 
         Raises:
           ValueError: under a strategy of several replicas in whose scope this was not made: each
@@ -109,7 +145,8 @@ class NoiseKeyVariables:
             )
         step = tf.identity(self._step)
         self._step.assign_add(1)
-        return tf.bitcast(tf.identity(self._key), tf.uint64), tf.bitcast(step, tf.uint64)
+        key = tf.bitcast(tf.identity(self._key), tf.uint64)
+        return {'key': key, 'step': tf.bitcast(step, tf.uint64)}
 
     def __repr__(self) -> str:
         return '<NoiseKeyVariables: secret>'
@@ -149,8 +186,7 @@ def gaussian(
     shape: tf.TensorShape | list[int],
     stddev: tf.Tensor | float,
     *,
-    key: tf.Tensor,
-    step: tf.Tensor,
+    step_noise: StepNoise,
     purpose: int,
     variable: int,
 ) -> tf.Tensor:
@@ -159,15 +195,19 @@ def gaussian(
     Args:
       shape: static shape of the draw.
       stddev: float32 [], >= 0.
-      key: uint64 [1].
-      step: uint64 []; never the same twice under one key.
+      step_noise: of this step, from `next` of a key or of a `SecureNoise`; never used twice.
       purpose: see `counter`.
       variable: see `counter`.
 
     Returns:
       float32 `shape`.
     """
+    if 'draws' in step_noise:
+        return step_noise['draws'][purpose][variable] * stddev
     draws = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[_DRAWS, *shape], key=key, counter=counter(step, purpose, variable), alg=_PHILOX
+        shape=[_DRAWS, *shape],
+        key=step_noise['key'],
+        counter=counter(step_noise['step'], purpose, variable),
+        alg=_PHILOX,
     )
     return tf.reduce_sum(draws, axis=0) * (stddev / _DRAWS**0.5)

@@ -15,6 +15,8 @@ Formal guarantees:
     removed, whatever rho, C1 and C2: one step is one Gaussian mechanism, `dp_event`, on the
     sampled records.
   - E holds noised quantities only; it, the update and all later state are post-processing.
+    (Not with error_feedback='hidden', the published variant: see `feed_back_hidden`, and
+    `accounting.hidden_step_event` for what it really spends.)
   - With several replicas the sums are all-reduced first; then every replica computes the same
     noise, once for all of them, and the same update.
 """
@@ -29,12 +31,14 @@ from collections.abc import Callable, Sequence
 import dp_accounting
 import tensorflow as tf
 
-from tf_efsgd.privacy import clipping, noise
+from tf_efsgd.privacy import accounting, clipping, noise
 from tf_efsgd.privacy import error_feedback as feedback
 
-ERROR_FEEDBACK_MODES = ('private', 'none')
+ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
 
 _BUFFER = 'error_feedback'
+# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
+_WHOLE_RESIDUAL = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,10 @@ class Mechanism:
     Attributes:
       l2_norm_clip: C1 > 0, length to which every record's gradient is clipped.
       noise_multiplier: sigma >= 0; 0 adds no noise and claims no epsilon.
-      error_feedback: 'private', or 'none' for plain DP-SGD.
-      residual_l2_norm_clip: C2 > 0, length to which what clipping cut is clipped.
+      error_feedback: 'private'; 'none' for plain DP-SGD; 'hidden' for the published variant with a
+        buffer that is not noised.
+      residual_l2_norm_clip: C2 > 0, length to which what clipping cut of one gradient is clipped;
+        hidden: the largest norm given back in one step, in units of the sum, like C1.
       residual_share: rho in [0, 1), share of the budget (in 1/sigma^2) spent on the residual.
       feedback_decay: beta in [0, 1), part of the buffer kept back at each step.
       feedback_l2_norm_clip: Ce > 0, largest norm given back in one step; None: no limit.
@@ -93,6 +99,16 @@ class Mechanism:
         return self.error_feedback == 'private' and self.residual_share > 0
 
     @property
+    def hides_buffer(self) -> bool:
+        """Whether the error buffer is private state: the published variant."""
+        return self.error_feedback == 'hidden'
+
+    @property
+    def has_buffer(self) -> bool:
+        """Whether there is an error buffer at all."""
+        return self.feeds_back or self.hides_buffer
+
+    @property
     def clipped_noise_stddev(self) -> float:
         """Standard deviation of the noise on `clipped_grad_sum`: C1 sigma / sqrt(1 - rho)."""
         share = self.residual_share if self.feeds_back else 0.0
@@ -107,15 +123,109 @@ class Mechanism:
 
     @property
     def dp_event(self) -> dp_accounting.DpEvent:
-        """The event of one step on the sampled records, without the sampling."""
+        """The event of one step on the sampled records; hidden: on all records, sampled or not."""
         if self.noise_multiplier == 0:
             return dp_accounting.NonPrivateDpEvent()
+        if self.hides_buffer:
+            return accounting.hidden_step_event(
+                self.noise_multiplier, self.l2_norm_clip, self.residual_l2_norm_clip
+            )
         return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
+    def step_event(self, sampling_probability: float) -> dp_accounting.DpEvent:
+        """The event of one step with its Poisson sampling, for the ledger.
 
-def new_noise_key() -> noise.NoiseKey:
-    """A caller's own key for `release`, fresh from the operating system."""
-    return noise.NoiseKey()
+        Args:
+          sampling_probability: q in (0, 1].
+
+        Returns:
+          `PoissonSampledDpEvent(q, dp_event)`; hidden: `dp_event`, which sampling does not amplify.
+        """
+        if self.hides_buffer:
+            return self.dp_event
+        return dp_accounting.PoissonSampledDpEvent(sampling_probability, self.dp_event)
+
+    def clipped_sums(
+        self, gradients: Sequence[tf.Tensor | None]
+    ) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
+        """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
+        residual_clip = _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip
+        return clipping.clipped_sums(gradients, self.l2_norm_clip, residual_clip)
+
+    def release(
+        self,
+        clipped_grad_sum: Sequence[tf.Tensor],
+        residual_grad_sum: Sequence[tf.Tensor],
+        buffer: Sequence[tf.Tensor] | None,
+        divisor: tf.Tensor | float,
+        step_noise: noise.StepNoise,
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor] | None]:
+        """Adds the noise of one step to the sums over ALL replicas, and feeds back. Pure.
+
+        Args:
+          clipped_grad_sum: float32, one per variable. PRIVATE.
+          residual_grad_sum: likewise. PRIVATE.
+          buffer: E; None if there is none (`has_buffer`).
+          divisor: B.
+          step_noise: of this step, see `noise.gaussian`.
+
+        Returns:
+          (v = A/B + d, the new buffer or None). Public, but for the hidden buffer.
+        """
+        noisy_grad_sum = self._add_noise(
+            clipped_grad_sum, self.clipped_noise_stddev, step_noise, noise.CLIPPED_GRAD_SUM
+        )
+        if self.hides_buffer:
+            delivered, buffer = feedback.feed_back_hidden(
+                buffer, residual_grad_sum, self.residual_l2_norm_clip
+            )
+            return [(a + d) / divisor for a, d in zip(noisy_grad_sum, delivered)], buffer
+        gradient = [a / divisor for a in noisy_grad_sum]
+        if not self.feeds_back:
+            return gradient, None
+        noisy_residual_sum = self._add_noise(
+            residual_grad_sum, self.residual_noise_stddev, step_noise, noise.RESIDUAL_GRAD_SUM
+        )
+        delivered, buffer = feedback.feed_back(
+            buffer,
+            [r / divisor for r in noisy_residual_sum],
+            self.feedback_decay,
+            self.feedback_l2_norm_clip,
+        )
+        return [g + d for g, d in zip(gradient, delivered)], buffer
+
+    def _add_noise(self, sums, stddev, step_noise, purpose):
+        if not self.noise_multiplier:
+            return list(sums)
+        return [
+            s + noise.gaussian(s.shape, stddev, step_noise=step_noise, purpose=purpose, variable=i)
+            for i, s in enumerate(sums)
+        ]
+
+    def delivered_sums(
+        self, clipped_grad_sum: Sequence[tf.Tensor], residual_grad_sum: Sequence[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """What of two clipped sums arrives in the end, for sums that need no privacy.
+
+        Args:
+          clipped_grad_sum: of generated images, from `clipped_sums`.
+          residual_grad_sum: likewise.
+
+        Returns:
+          The sums without the residual where nothing feeds it back; hidden: with C2 of it.
+        """
+        if not self.has_buffer:
+            return list(clipped_grad_sum)
+        if self.hides_buffer:
+            residual_grad_sum, _ = tf.clip_by_global_norm(
+                list(residual_grad_sum), self.residual_l2_norm_clip
+            )
+        return [c + r for c, r in zip(clipped_grad_sum, residual_grad_sum)]
+
+
+def new_noise(secure: bool = False) -> noise.NoiseKey | noise.SecureNoise:
+    """A caller's own noise for `release`: a fresh key, or every bit from the operating system."""
+    return noise.SecureNoise() if secure else noise.NoiseKey()
 
 
 class PrivateOptimizer:
@@ -186,7 +296,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
               num_microbatches: None or the batch size: clipping is per example.
               expected_batch_size: B, the public constant that the sums are divided by. None:
                 divides by the batch's own size, and then `dp_event` claims nothing.
-              error_feedback: 'private' or 'none'.
+              error_feedback: 'private', 'none' or 'hidden'.
               residual_l2_norm_clip: see `Mechanism`.
               residual_share: see `Mechanism`.
               feedback_decay: see `Mechanism`.
@@ -255,20 +365,19 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             residual_grad_sum: Sequence[tf.Tensor],
             var_list: Sequence[tf.Variable],
             *,
-            noise_key: tf.Tensor,
-            noise_step: tf.Tensor,
+            step_noise: noise.StepNoise,
             batch_size: tf.Tensor | None = None,
         ) -> list[tf.Tensor]:
             """All-reduces the private sums, adds ONE noise, feeds back: the public gradient.
 
-            Call it in a replica context, by every replica with the same key and step.
+            Call it in a replica context, by every replica with the same noise.
 
             Args:
               clipped_grad_sum: of this replica, from `clipped_sums`.
               residual_grad_sum: of this replica, from `clipped_sums`.
               var_list: the same variables.
-              noise_key: uint64 [1], a `NoiseKey.key`, as an argument of the `tf.function`.
-              noise_step: uint64 [], `NoiseKey.next_step()`: never used before under this key.
+              step_noise: `new_noise().next(shapes)`, an argument of the `tf.function`; never used
+                before.
               batch_size: float32 [], this replica's number of records; only for a divisor when
                 there is no `expected_batch_size`.
 
@@ -277,58 +386,27 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
               gradients of public terms to it, then `apply_gradients`.
             """
             replica = tf.distribute.get_replica_context()
+            has_buffer = self.mechanism.has_buffer
             if replica.num_replicas_in_sync > 1:
-                sums = [list(clipped_grad_sum)]
-                if self.mechanism.feeds_back:
-                    sums.append(list(residual_grad_sum))
+                sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
                 clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
                 residual_grad_sum = rest[0] if rest else None
-            divisor = self._divisor(batch_size, replica)
-            public_gradient, buffer = self._release_and_feed_back(
-                clipped_grad_sum, residual_grad_sum, var_list, divisor, noise_key, noise_step
+            buffer = None
+            if has_buffer:
+                buffer = [tf.convert_to_tensor(e) for e in self._buffer(var_list)]
+            public_gradient, buffer = self.mechanism.release(
+                clipped_grad_sum,
+                residual_grad_sum,
+                buffer,
+                self._divisor(batch_size, replica),
+                step_noise,
             )
             self._store_buffer(var_list, buffer)
             self._released = True
             return public_gradient
 
-        def _release_and_feed_back(
-            self, clipped_grad_sum, residual_grad_sum, var_list, divisor, key, step
-        ):
-            """Everything after the all-reduce: pure, identical on every replica."""
-
-            def add_noise(sums, stddev, purpose):
-                if not self.mechanism.noise_multiplier:
-                    return list(sums)
-                return [
-                    s
-                    + noise.gaussian(
-                        s.shape, stddev, key=key, step=step, purpose=purpose, variable=i
-                    )
-                    for i, s in enumerate(sums)
-                ]
-
-            mechanism = self.mechanism
-            noisy_grad_sum = add_noise(
-                clipped_grad_sum, mechanism.clipped_noise_stddev, noise.CLIPPED_GRAD_SUM
-            )
-            gradient = [s / divisor for s in noisy_grad_sum]
-            if not mechanism.feeds_back:
-                return gradient, None
-            noisy_residual_sum = add_noise(
-                residual_grad_sum, mechanism.residual_noise_stddev, noise.RESIDUAL_GRAD_SUM
-            )
-            delivered, buffer = feedback.feed_back(
-                [tf.convert_to_tensor(e) for e in self._buffer(var_list)],
-                [s / divisor for s in noisy_residual_sum],
-                mechanism.feedback_decay,
-                mechanism.feedback_l2_norm_clip,
-            )
-            return [g + d for g, d in zip(gradient, delivered)], buffer
-
         def _dense_clipped_sums(self, gradients, var_list):
-            clipped, residual = clipping.clipped_sums(
-                gradients, self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
-            )
+            clipped, residual = self.mechanism.clipped_sums(gradients)
 
             def dense(sums):
                 return [tf.zeros(v.shape) if s is None else s for s, v in zip(sums, var_list)]
@@ -345,7 +423,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             return tf.maximum(batch_size, 1.0)
 
         def _buffer(self, var_list):
-            """E, one slot per variable: zeros at first, in every checkpoint, public."""
+            """E, one slot per variable: zeros at first, in every checkpoint."""
             with tf.init_scope():
                 return [self.add_slot(v, _BUFFER) for v in var_list]
 
@@ -382,12 +460,10 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             jacobian = tape.jacobian(
                 loss, var_list, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-            key, step = self._own_randomness.next()
             gradients = self.release(
                 *self._dense_clipped_sums(jacobian, var_list),
                 var_list,
-                noise_key=key,
-                noise_step=step,
+                step_noise=self._own_randomness.next(),
                 batch_size=tf.cast(tf.shape(loss)[0], tf.float32),
             )
             return list(zip(gradients, var_list))
