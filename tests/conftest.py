@@ -1,7 +1,10 @@
 """What every test runs under: TensorFlow quiet, on the CPU, with two logical devices."""
 
+import functools
 import os
 import pathlib
+import shutil
+import tempfile
 
 # Before the first import of TensorFlow, here or in a test module.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -18,6 +21,8 @@ def pytest_sessionstart(session):
     TensorFlow takes this only before its first op, so before any test module is imported.
     """
     del session
+    # What runs remember outside their folders.
+    os.environ['XDG_STATE_HOME'] = tempfile.mkdtemp(prefix='tf_efsgd-tests-')
     try:
         import tensorflow as tf
     except ImportError:  # Tests of what needs no TensorFlow still run.
@@ -25,6 +30,12 @@ def pytest_sessionstart(session):
     cpu = tf.config.list_physical_devices('CPU')[0]
     halves = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(cpu, halves)
+
+
+def pytest_sessionfinish(session):
+    """Removes it."""
+    del session
+    shutil.rmtree(os.environ['XDG_STATE_HOME'], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
@@ -42,3 +53,14 @@ def strategy():
     import tensorflow as tf
 
     return tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _quick_calibration():
+    """Calibrates once for all runs with the same budget."""
+    from tf_efsgd.privacy import accounting
+
+    with pytest.MonkeyPatch.context() as patch:
+        cached = functools.lru_cache(accounting.calibrate_noise_multiplier)
+        patch.setattr(accounting, 'calibrate_noise_multiplier', cached)
+        yield

@@ -1,5 +1,8 @@
 """A run goes on from its checkpoint as if nothing had happened, and no key is in it."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -125,8 +128,7 @@ def test_the_last_of_several_is_restored_and_two_are_kept(tmp_path):
     again = checkpoints.RunCheckpoints(str(tmp_path), gan)
     assert again.restore_latest()['bytes'] == 10
     assert int(gan.private_steps) == 10
-    kept = sorted(path.name for path in tmp_path.glob('*.index'))
-    assert kept == ['ckpt-10.index', 'ckpt-6.index']
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['step_000006', 'step_000010']
 
 
 def test_without_a_checkpoint_nothing_is_restored(tmp_path):
@@ -150,12 +152,116 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
 def test_no_checkpoint_names_or_holds_a_key(saved):
     value = 0xFEDCBA9876543210
     searched = [value.to_bytes(8, order) for order in ('little', 'big')] + [str(value).encode()]
-    files = [path for path in saved[0].iterdir() if path.is_file()]
+    files = [path for path in saved[0].rglob('*') if path.is_file()]
     assert len(files) == 3
     for path in files:
         content = path.read_bytes()
         assert not any(text in content for text in searched)
-    reader = tf.train.load_checkpoint(tf.train.latest_checkpoint(str(saved[0])))
+    reader = tf.train.load_checkpoint(str(saved[0] / 'step_000005' / 'variables'))
     names = [name.lower() for name in reader.get_variable_to_shape_map()]
     assert any('error_feedback' in name for name in names)
     assert not [name for name in names if 'secret' in name or 'key' in name or 'random' in name]
+
+
+# Crashes and bad disks.
+
+
+@pytest.fixture
+def twice(tmp_path):
+    """A model with two checkpoints, of steps 3 and 6, and its saver."""
+    gan = _make_gan()
+    saver = checkpoints.RunCheckpoints(tmp_path, gan)
+    for step in (3, 6):
+        gan.private_steps.assign(step)
+        saver.save(step, {'bytes': step, 'sha256': ''})
+    return tmp_path, gan, saver
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda path: _flip(path / 'variables.data-00000-of-00001'),
+        lambda path: (path / 'variables.index').write_bytes(b''),
+        lambda path: (path / 'variables.index').unlink(),
+        lambda path: (path / 'manifest.json').unlink(),
+        lambda path: (path / 'manifest.json').write_text('{"step": 6'),
+        lambda path: (path / 'manifest.json').write_text('{"step": 6, "sha256": {}}'),
+        lambda path: (path / 'manifest.json').write_text('[]'),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(twice, damage, capsys):
+    folder, gan, saver = twice
+    damage(folder / 'step_000006')
+    gan.private_steps.assign(0)
+    assert saver.restore_latest()['bytes'] == 3
+    assert int(gan.private_steps) == 3
+    assert str(folder / 'step_000006') in capsys.readouterr().out
+    # It does not stand in the way of the same step, trained again.
+    saver.save(6, {'bytes': 7, 'sha256': ''})
+    assert saver.restore_latest()['bytes'] == 7
+    assert (folder / 'damaged_step_000006').is_dir()
+
+
+def test_when_all_are_damaged_it_says_so_and_restores_nothing(twice):
+    folder, gan, saver = twice
+    for step in (3, 6):
+        _flip(folder / f'step_{step:06d}' / 'variables.data-00000-of-00001')
+    gan.private_steps.assign(41)
+    with pytest.raises(checkpoints.CheckpointError, match='Every checkpoint'):
+        saver.restore_latest()
+    assert int(gan.private_steps) == 41
+
+
+@pytest.mark.parametrize('at', ['fsync', 'rename'])
+def test_a_save_that_fails_leaves_nothing_and_keeps_the_others(twice, at, monkeypatch):
+    folder, gan, saver = twice
+
+    def fail(*_):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.os, at, fail)
+        with pytest.raises(OSError, match='No space left'):
+            saver.save(9, {'bytes': 9, 'sha256': ''})
+    assert sorted(path.name for path in folder.iterdir()) == ['step_000003', 'step_000006']
+    gan.private_steps.assign(0)
+    assert saver.restore_latest()['bytes'] == 6
+
+
+def test_tensorflows_word_for_a_full_disk_is_pythons(twice, monkeypatch):
+    folder, _, saver = twice
+
+    def fail(*_):
+        raise tf.errors.ResourceExhaustedError(None, None, '/x; No space left on device')
+
+    monkeypatch.setattr(saver._checkpoint, 'write', fail)
+    with pytest.raises(OSError, match='No space left.*step_000009'):
+        saver.save(9, {'bytes': 9, 'sha256': ''})
+    assert sorted(path.name for path in folder.iterdir()) == ['step_000003', 'step_000006']
+
+
+def test_what_a_kill_left_half_written_is_removed(twice):
+    folder, _, saver = twice
+    (folder / '.step_000009.tmp-abc').mkdir()
+    (folder / '.step_000009.tmp-abc' / 'variables.index').write_bytes(b'half')
+    assert saver.restore_latest()['bytes'] == 6
+    assert sorted(path.name for path in folder.iterdir()) == ['step_000003', 'step_000006']
+
+
+@pytest.mark.parametrize('holds_private_state', [True, False])
+def test_private_state_is_marked(tmp_path, holds_private_state):
+    saver = checkpoints.RunCheckpoints(
+        tmp_path, _make_gan(), holds_private_state=holds_private_state
+    )
+    path = pathlib.Path(saver.save(3, _POSITION))
+    assert (path / 'PRIVATE.txt').exists() == holds_private_state
+    manifest = json.loads((path / 'manifest.json').read_text())
+    assert manifest['holds_private_state'] is holds_private_state
+    assert (manifest['step'], manifest['ledger']) == (3, _POSITION)
+    assert saver.restore_latest() == _POSITION

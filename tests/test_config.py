@@ -47,6 +47,11 @@ _OTHER = {
     'logical_devices': 3,
     'run_dir': 'runs/a=b',
     'resume': True,
+    'change_mechanism': True,
+    'resume_unverified': True,
+    'state_dir': 'state',
+    'secure_noise': True,
+    'log_nonprivate_diagnostics': True,
     'checkpoint_steps': 11,
     'log_steps': 12,
     'sample_steps': 13,
@@ -109,8 +114,9 @@ def test_the_text_of_a_config_gives_the_config_again():
         for group in dataclasses.fields(config.RunConfig)
     }
     changed = config.RunConfig(**groups)
-    # The run folder and whether to resume are no part of what would repeat a run.
-    wanted = {**_OTHER, 'run_dir': None, 'resume': False}
+    # Where the run is, and whether and how to resume, are no part of what would repeat it.
+    one_start = ('run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir')
+    wanted = {**_OTHER, **{name: _fields()[name].default for name in one_start}}
     assert _settings(config.from_flagfile(changed.to_flags())) == wanted
 
 

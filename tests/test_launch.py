@@ -137,6 +137,7 @@ def _started(folder, *arguments):
     (folder / 'run').mkdir()
     settings = config.from_flagfile('\n'.join([*_BUDGET, '--strategy=one_device', *arguments]))
     (folder / 'run' / 'config.flags').write_text(settings.to_flags())
+    (folder / 'run' / 'logs').mkdir()
 
 
 @pytest.mark.parametrize(

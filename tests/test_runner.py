@@ -1,6 +1,5 @@
 """Whole runs: what they leave behind, what they spend, and how they go on after a crash."""
 
-import functools
 import json
 import os
 import pathlib
@@ -13,29 +12,13 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
-from tf_efsgd import checkpoints, config, monitoring, runner
+from tf_efsgd import checkpoints, config, monitoring
 from tf_efsgd.privacy import accounting
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
-_TARGET = 1.0
-_SETTINGS = {
-    'dataset': 'digits',
-    # About a tenth of the records: calibration is quick there.
-    'expected_batch_size': 160,
-    'target_epsilon': _TARGET,
-    'train_steps': 8,
-    'discriminator_steps': 2,
-    'noadaptive_discriminator_steps': None,
-    'latent_dim': 4,
-    'generator_width': 8,
-    'discriminator_width': 8,
-    'log_steps': 2,
-    'checkpoint_steps': 3,
-    'sample_steps': 5,
-    'evaluation_images': 100,
-}
 _TAGS = {
     'dp/fake_accuracy',
     'dp/fake_loss',
@@ -51,8 +34,11 @@ _FILES = {
     'config.flags',
     'ledger.jsonl',
     'logs/<events>',
-    'checkpoints/checkpoint',
-    *(f'checkpoints/ckpt-{step}.{kind}' for step in (6, 8) for kind in ('index', '<data>')),
+    *(
+        f'checkpoints/step_{step:06d}/{name}'
+        for step in (6, 8)
+        for name in ('manifest.json', 'variables.index', 'variables.<data>')
+    ),
     'samples/step_000005.png',
     'samples/step_000008.png',
     'report.html',
@@ -62,30 +48,8 @@ _FILES = {
     'export/1/variables/variables.<data>',
     'export/1/assets.extra/privacy_statement.json',
     'nonprivate/metrics.json',
+    'nonprivate/NOT_COVERED.txt',
 }
-
-
-def _flags(folder, *more, **changes):
-    """The settings of a tiny run, as lines of a flagfile."""
-    settings = {**_SETTINGS, 'run_dir': folder, **changes}
-    lines = [f'--{k}' if v is None else f'--{k}={v}' for k, v in settings.items()]
-    return [*lines, *more]
-
-
-def _run(folder, *more, **changes):
-    lines = _flags(folder, '--strategy=one_device', *more, **changes)
-    assert runner.run(config.from_flagfile('\n'.join(lines))) == str(folder)
-
-
-def _reserved(folder):
-    """The counts of the ledger, read without its class."""
-    entries = [json.loads(line) for line in (folder / 'ledger.jsonl').read_text().splitlines()]
-    assert [entry['kind'] for entry in entries] == ['plan'] + ['steps'] * (len(entries) - 1)
-    return [entry['count'] for entry in entries[1:]]
-
-
-def _statement(folder):
-    return json.loads((folder / 'export/1/assets.extra/privacy_statement.json').read_text())
 
 
 def _files(folder):
@@ -100,15 +64,6 @@ def _tags(folder):
     found = events.Tags()
     assert not found.pop('graph') and not found.pop('meta_graph'), 'a graph may hold constants'
     return set().union(*found.values())
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _quick_calibration():
-    """Calibrates once for all runs with the same budget."""
-    with pytest.MonkeyPatch.context() as patch:
-        cached = functools.lru_cache(accounting.calibrate_noise_multiplier)
-        patch.setattr(accounting, 'calibrate_noise_multiplier', cached)
-        yield
 
 
 # One run from start to end.
@@ -128,12 +83,12 @@ def finished(tmp_path_factory):
 
     def on_train_batch_end(self, batch, logs=None):
         applied(self, batch, logs)
-        side_by_side.append((int(self.model.private_steps.numpy()), sum(_reserved(folder))))
+        side_by_side.append((int(self.model.private_steps.numpy()), sum(tiny_run.reserved(folder))))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(secrets, 'randbits', randbits)
         patch.setattr(monitoring.Checkpoint, 'on_train_batch_end', on_train_batch_end)
-        _run(folder)
+        tiny_run.run(folder)
     return folder, drawn, side_by_side
 
 
@@ -144,7 +99,7 @@ def test_a_run_leaves_exactly_its_folder(finished):
 def test_the_settings_would_repeat_the_run(finished):
     folder = finished[0]
     saved = config.from_flagfile((folder / 'config.flags').read_text())
-    wanted = config.from_flagfile('\n'.join(_flags(folder, '--strategy=one_device')))
+    wanted = config.from_flagfile('\n'.join(tiny_run.flags(folder, '--strategy=one_device')))
     assert [saved.data, saved.privacy, saved.model, saved.training] == [
         wanted.data, wanted.privacy, wanted.model, wanted.training
     ]  # fmt: skip
@@ -152,25 +107,27 @@ def test_the_settings_would_repeat_the_run(finished):
 
 def test_the_statement_is_the_account_of_the_ledger(finished):
     folder = finished[0]
-    statement, reserved = _statement(folder), sum(_reserved(folder))
+    statement, reserved = tiny_run.statement(folder), sum(tiny_run.reserved(folder))
     assert (reserved, statement['steps'], statement['applied_steps']) == (8, 8, 8)
     plan = json.loads((folder / 'ledger.jsonl').read_text().splitlines()[0])
     assert (plan['dataset'], plan['dataset_size']) == ('digits', 1602)
-    assert 160 / 1602 <= plan['sampling_probability'] < 160 / 1602 + 1e-9
+    sampling_probability = plan['event']['sampling_probability']
+    assert 160 / 1602 <= sampling_probability < 160 / 1602 + 1e-9
+    noise_multiplier = plan['event']['event']['noise_multiplier']
     spent = accounting.compute_epsilon(
-        accounting.step_event(plan['sampling_probability'], plan['noise_multiplier']), 8, 1e-5
+        accounting.step_event(sampling_probability, noise_multiplier), 8, 1e-5
     )
     assert statement['private'] is True
     assert statement['epsilon'] == pytest.approx(spent.headline, abs=1e-9)
-    assert 0.99 * _TARGET < statement['epsilon'] <= _TARGET
-    assert (statement['delta'], statement['target_epsilon']) == (1e-5, _TARGET)
-    for name in ('noise_multiplier', 'sampling_probability'):
-        assert statement[name] == plan[name]
+    assert 0.99 * tiny_run.TARGET < statement['epsilon'] <= tiny_run.TARGET
+    assert (statement['delta'], statement['target_epsilon']) == (1e-5, tiny_run.TARGET)
+    assert statement['noise_multiplier'] == noise_multiplier
+    assert statement['sampling_probability'] == sampling_probability
 
 
 def test_steps_are_in_the_ledger_before_they_run(finished):
     folder, _, side_by_side = finished
-    assert _reserved(folder) == [2, 2, 2, 2]
+    assert tiny_run.reserved(folder) == [2, 2, 2, 2]
     assert [applied for applied, _ in side_by_side] == list(range(1, 9))
     assert all(applied <= reserved <= applied + 1 for applied, reserved in side_by_side)
 
@@ -181,8 +138,8 @@ def test_only_what_is_released_is_logged(finished):
     entries = monitoring.read_scalars(str(folder / 'logs'))
     assert [entry['step'] for entry in entries] == [2, 4, 6, 8]
     epsilons = [entry['epsilon'] for entry in entries]
-    assert 0 < epsilons[0] <= epsilons[1] <= epsilons[2] <= epsilons[3] <= _TARGET
-    assert epsilons[3] >= _statement(folder)['epsilon'] - 1e-6
+    assert 0 < epsilons[0] <= epsilons[1] <= epsilons[2] <= epsilons[3] <= tiny_run.TARGET
+    assert epsilons[3] >= tiny_run.statement(folder)['epsilon'] - 1e-6
 
 
 def test_the_report_says_what_the_statement_says(finished):
@@ -198,7 +155,7 @@ def test_the_export_is_the_trained_generator(finished):
     serve = tf.saved_model.load(str(folder / 'export' / '1')).signatures['serving_default']
     images = serve(labels=tf.range(10))['images']
     assert images.shape == (10, 8, 8, 1)
-    reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'ckpt-8'))
+    reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'step_000008' / 'variables'))
     averages = [
         reader.get_tensor(name)
         for name in reader.get_variable_to_shape_map()
@@ -221,7 +178,7 @@ def test_the_evaluation_stays_apart(finished):
     assert 'not covered' in metrics['note']
     assert (metrics['steps'], metrics['gen2real_cnn']['num_generated']) == (8, 100)
     assert 'gen2real' not in (folder / 'report.html').read_text()
-    assert not [name for name in _statement(folder) if 'accuracy' in name]
+    assert not [name for name in tiny_run.statement(folder) if 'accuracy' in name]
 
 
 def _varint(value):
@@ -270,13 +227,13 @@ def test_no_file_holds_a_key(finished, tmp_path):
 def test_a_finished_run_trains_nothing_more(finished, tmp_path, capsys):
     folder = tmp_path / 'again'
     shutil.copytree(finished[0], folder)
-    names = ('ledger.jsonl', 'config.flags', 'checkpoints/ckpt-8.index')
+    names = ('ledger.jsonl', 'config.flags', 'checkpoints/step_000008/variables.index')
     before = {name: (folder / name).read_bytes() for name in names}
-    statement = _statement(folder)
-    _run(folder, '--resume', '--noevaluate')
+    statement = tiny_run.statement(folder)
+    tiny_run.run(folder, '--resume', '--noevaluate')
     assert 'nothing left to train' in capsys.readouterr().out
     assert {name: (folder / name).read_bytes() for name in names} == before
-    assert _statement(folder) == statement
+    assert tiny_run.statement(folder) == statement
     assert _tags(folder) == _TAGS
 
 
@@ -294,8 +251,8 @@ def test_a_ledger_that_does_not_fit_is_refused(finished, damage, tmp_path):
     else:
         path.unlink()
     with pytest.raises(config.ConfigError, match='ledger.jsonl'):
-        _run(folder, '--resume', '--noevaluate')
-    assert sum(_reserved(folder) if path.exists() else []) in (0, 6, 7)
+        tiny_run.run(folder, '--resume', '--noevaluate')
+    assert sum(tiny_run.reserved(folder) if path.exists() else []) in (0, 6, 7)
 
 
 # A run that stops half way.
@@ -329,8 +286,8 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.RunCheckpoints, 'restore_latest', spy_restore)
     with monkeypatch.context() as patch, pytest.raises(_PowerCut):
         patch.setattr(monitoring.SampleGrid, 'on_due', power_cut)  # At step 5.
-        _run(folder, '--noevaluate')
-    assert _reserved(folder) == [2, 2, 2]
+        tiny_run.run(folder, '--noevaluate')
+    assert tiny_run.reserved(folder) == [2, 2, 2]
     assert set(at_save) == {3}
 
     on_begin = monitoring.Budget.on_train_batch_begin
@@ -342,17 +299,17 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
             on_begin(self, batch, logs),
         ),
     )
-    _run(folder, '--resume', '--noevaluate')
+    tiny_run.run(folder, '--resume', '--noevaluate')
     # Steps 4 to 6 were charged already when they were lost, so only two are left of eight.
     assert continued == [3, 4]
-    assert _reserved(folder) == [2, 2, 2, 2]
+    assert tiny_run.reserved(folder) == [2, 2, 2, 2]
     position, restored = at_restore[-1]
     assert position['bytes'] < (folder / 'ledger.jsonl').stat().st_size
     for saved, found in zip(at_save[3], restored):
         np.testing.assert_array_equal(saved, found)
-    statement = _statement(folder)
+    statement = tiny_run.statement(folder)
     assert (statement['steps'], statement['applied_steps']) == (8, 5)
-    assert 0.99 * _TARGET < statement['epsilon'] <= _TARGET
+    assert 0.99 * tiny_run.TARGET < statement['epsilon'] <= tiny_run.TARGET
     # Two event files; what was shown never fell below what had been charged.
     entries = monitoring.read_scalars(str(folder / 'logs'))
     assert entries[-1]['step'] == 5
@@ -364,8 +321,8 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
 
 def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     folder = tmp_path / 'run'
-    _run(folder, '--noprivate', '--noevaluate', train_steps=2)
-    statement = _statement(folder)
+    tiny_run.run(folder, '--noprivate', '--noevaluate', train_steps=2)
+    statement = tiny_run.statement(folder)
     assert statement['private'] is False
     assert not [name for name in statement if 'epsilon' in name or 'delta' in name]
     assert 'without clipping and noise' in statement['mechanism']
@@ -378,7 +335,7 @@ def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
 
 
 def test_a_mirrored_run_on_two_logical_devices(tmp_path):
-    flags = _flags('run', '--strategy=mirrored', '--logical_devices=2', '--noevaluate')
+    flags = tiny_run.flags('run', '--strategy=mirrored', '--logical_devices=2', '--noevaluate')
     flags = [flag for flag in flags if not flag.startswith(('--target_eps', '--train_steps'))]
     flags.append('--train_steps=3')
     (tmp_path / 'tiny.flags').write_text('\n'.join(flags))
@@ -393,9 +350,9 @@ def test_a_mirrored_run_on_two_logical_devices(tmp_path):
     )
     assert finished.returncode == 0, finished.stderr
     assert 'Traceback' not in finished.stderr
-    steps = re.compile(r'checkpoints/ckpt-.*|samples/.*')
-    wanted = {name for name in _FILES if not steps.match(name)} - {'nonprivate/metrics.json'}
+    steps = re.compile(r'checkpoints/step_.*|samples/.*|nonprivate/.*')
+    wanted = {name for name in _FILES if not steps.match(name)}
     assert {name for name in _files(tmp_path / 'run') if not steps.match(name)} == wanted
-    statement = _statement(tmp_path / 'run')
+    statement = tiny_run.statement(tmp_path / 'run')
     assert (statement['steps'], statement['noise_multiplier']) == (3, 2.0)
     assert f'{monitoring.round_up(statement["epsilon"], 3)}' in finished.stdout

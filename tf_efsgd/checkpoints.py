@@ -1,13 +1,37 @@
 """Save and restore a run: everything that training goes on with, and nothing secret.
 
-A checkpoint is for going on, not for sharing: `export.py` ships the generator.
+A checkpoint is for going on, not for sharing: `export.py` ships the generator. Each is a folder of
+its own, `step_000500/`, that appears whole or not at all, with a manifest of what is in it: a
+checkpoint that a crash or a bad disk damaged is recognised, named, and the one before is used.
 """
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
 
 import tensorflow as tf
+
+from tf_efsgd import files
+
+_PREFIX, _MANIFEST = 'variables', 'manifest.json'
+_NAME = re.compile(r'step_(\d+)')
+_KEPT = 2
+
+_PRIVATE_NOTE = """\
+PRIVATE. This checkpoint holds state of the training records that no noise protects. It is NOT
+covered by the privacy guarantee of the run and must be kept like the records themselves.
+"""
+
+
+class CheckpointError(ValueError):
+    """No checkpoint can be used; the message is one line that says what to do."""
 
 
 class RunCheckpoints:
@@ -18,29 +42,107 @@ class RunCheckpoints:
     Args:
       folder: RUN/checkpoints.
       gan: the compiled model.
+      holds_private_state: marks every checkpoint PRIVATE.
     """
 
-    def __init__(self, folder: str, gan: tf.keras.Model):
-        self._ledger_position = tf.Variable('', trainable=False, name='ledger_position')
-        self._checkpoint = tf.train.Checkpoint(gan=gan, ledger_position=self._ledger_position)
-        self._manager = tf.train.CheckpointManager(self._checkpoint, folder, max_to_keep=2)
+    def __init__(
+        self, folder: str | os.PathLike, gan: tf.keras.Model, *, holds_private_state: bool = False
+    ):
+        self._folder = pathlib.Path(folder)
+        self._checkpoint = tf.train.Checkpoint(gan=gan)
+        self._holds_private_state = holds_private_state
 
     def save(self, step: int, ledger_position: dict) -> str:
-        """Saves, with the ledger's position at this moment; returns the checkpoint's path."""
-        self._ledger_position.assign(json.dumps(ledger_position))
-        return self._manager.save(checkpoint_number=step)
+        """Saves, with the ledger's position at this moment; returns the checkpoint's path.
+
+        Raises:
+          OSError: if the disk is full, say; earlier checkpoints are kept then.
+        """
+        self._folder.mkdir(exist_ok=True)
+        target = self._folder / f'step_{step:06d}'
+        work = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.tmp-', dir=self._folder))
+        try:
+            self._write(work, step, ledger_position)
+            if target.exists():  # The same step, trained again after a crash.
+                shutil.rmtree(target)
+            os.rename(work, target)
+        except tf.errors.OpError as error:
+            full = 'No space left' in error.message
+            code = errno.ENOSPC if full else errno.EIO
+            raise OSError(code, os.strerror(code), str(target)) from error
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        files.sync(self._folder)
+        for _, old in self._all()[_KEPT:]:
+            shutil.rmtree(old)
+        return str(target)
+
+    def _write(self, work: pathlib.Path, step: int, ledger_position: dict) -> None:
+        self._checkpoint.write(str(work / _PREFIX))
+        if self._holds_private_state:
+            (work / 'PRIVATE.txt').write_text(_PRIVATE_NOTE)
+        written = {path.name: _digest(path) for path in work.iterdir()}
+        for name in written:
+            files.sync(work / name)
+        manifest = {
+            'step': step,
+            'ledger': ledger_position,
+            'holds_private_state': self._holds_private_state,
+            'sha256': written,
+        }
+        files.write_atomically(work / _MANIFEST, json.dumps(manifest, indent=2))
 
     def restore_latest(self) -> dict | None:
-        """Restores the last checkpoint.
+        """Restores the last checkpoint that is whole; names and sets aside damaged ones.
 
         Returns:
           The ledger's position that it was saved with; None when there is no checkpoint.
+
+        Raises:
+          CheckpointError: if there are checkpoints, all damaged.
         """
-        path = self._manager.latest_checkpoint
-        if path is None:
-            return None
-        status = self._checkpoint.restore(path).assert_existing_objects_matched()
-        # Optimizers take their slots when they make them; a run that trains no more makes none,
-        # and is not to be warned of that.
-        status.expect_partial()
-        return json.loads(self._ledger_position.numpy().decode())
+        for stale in self._folder.glob('.step_*.tmp-*'):  # A crash while it was written.
+            shutil.rmtree(stale)
+        found = self._all()
+        for _, path in found:
+            manifest = _read_manifest(path)
+            if manifest is None:
+                aside = path.with_name(f'damaged_{path.name}')
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+                print(f'WARNING: checkpoint {path} is damaged; it is now {aside.name}.')
+                continue
+            status = self._checkpoint.read(str(path / _PREFIX)).assert_existing_objects_matched()
+            # Optimizers take their slots when they make them; a run that trains no more makes
+            # none, and is not to be warned of that.
+            status.expect_partial()
+            return manifest['ledger']
+        if found:
+            raise CheckpointError(
+                f'Every checkpoint in {self._folder} is damaged: put one back from a backup, or '
+                'start a new run folder.'
+            )
+        return None
+
+    def _all(self) -> list[tuple[int, pathlib.Path]]:
+        """(step, path) of all checkpoints, the last first."""
+        named = ((_NAME.fullmatch(path.name), path) for path in self._folder.glob('step_*'))
+        return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+
+
+def _read_manifest(path: pathlib.Path) -> dict | None:
+    """The manifest of a checkpoint, None if it is damaged."""
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        whole = all(_digest(path / name) == digest for name, digest in manifest['sha256'].items())
+        return manifest if whole and manifest['sha256'] and 'ledger' in manifest else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _digest(path: pathlib.Path) -> str:
+    with open(path, 'rb') as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()

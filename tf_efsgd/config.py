@@ -97,14 +97,16 @@ class PrivacyConfig:
     error_feedback: str = _setting(
         'string',
         'private',
-        'private gives back later what clipping cut; none is plain DP-SGD.',
-        ('private', 'none'),
+        'private gives back later what clipping cut; none is plain DP-SGD; hidden is the published '
+        'variant, for research: its buffer is not noised, so its true epsilon is large, its '
+        'checkpoints are private and --target_epsilon takes far more noise.',
+        ('private', 'none', 'hidden'),
     )
     residual_l2_norm_clip: float = _setting(
         'float',
         1.0,
         'Length to which what clipping cut of one gradient is clipped, above 0; of the size of '
-        'what is cut.',
+        'what is cut. hidden: the largest norm given back in one step, in units of the sum.',
     )
     residual_share: float = _setting(
         'float',
@@ -119,6 +121,18 @@ class PrivacyConfig:
     )
     clip_fake: bool = _setting(
         'boolean', True, 'Clip gradients of generated images too, so that both sides pull alike.'
+    )
+    secure_noise: bool = _setting(
+        'boolean',
+        False,
+        "Take every bit of noise and sampling from the operating system's cryptographic generator "
+        'instead of Philox under a secret key; slower.',
+    )
+    log_nonprivate_diagnostics: bool = _setting(
+        'boolean',
+        False,
+        'Write losses, gradient norms, clipping fractions and batch sizes on real records to '
+        'RUN/nonprivate/logs. They are NOT covered by epsilon; steps take longer.',
     )
 
 
@@ -193,6 +207,25 @@ class RunSettings:
     resume: bool = _setting(
         'boolean', False, 'Go on in --run_dir from its last checkpoint, with the same settings.'
     )
+    change_mechanism: bool = _setting(
+        'boolean',
+        False,
+        'With --resume: allow other privacy settings from now on. Epsilon is then the RDP filter '
+        'of the plan at the start, which is larger; --target_epsilon must allow it.',
+    )
+    resume_unverified: bool = _setting(
+        'boolean',
+        False,
+        'With --resume: go on although --state_dir remembers nothing of the run, as on another '
+        'machine. Only the number, shape and classes of the records are compared then.',
+    )
+    state_dir: str | None = _setting(
+        'string',
+        None,
+        "Where the fingerprint of a run's records and its ledger's last position are remembered, "
+        'outside the run folder and for you alone. Default: $XDG_STATE_HOME/tf_efsgd or '
+        '~/.local/state/tf_efsgd.',
+    )
     checkpoint_steps: int = _setting('integer', 500, 'Steps between checkpoints, at least 1.')
     log_steps: int = _setting(
         'integer',
@@ -235,9 +268,9 @@ class RunConfig:
                         f'--{field.name} must be one of {", ".join(choices)}. Received: {value}.'
                     )
         privacy = self.privacy
-        if privacy.private and (privacy.target_epsilon is None) == (
-            privacy.noise_multiplier is None
-        ):
+        given = (privacy.target_epsilon is not None) + (privacy.noise_multiplier is not None)
+        # A run whose mechanism was changed may have both: a limit, and the noise of its next steps.
+        if privacy.private and given != 1 and not (given == 2 and self.run.resume):
             given = 'neither' if privacy.target_epsilon is None else 'both'
             raise ConfigError(
                 'Give either --target_epsilon (the noise is calibrated) or --noise_multiplier '
@@ -245,6 +278,9 @@ class RunConfig:
             )
         if self.run.resume and self.run.run_dir is None:
             raise ConfigError('--resume needs --run_dir, the folder of the run to go on with.')
+        for name in ('change_mechanism', 'resume_unverified'):
+            if getattr(self.run, name) and not self.run.resume:
+                raise ConfigError(f'--{name} goes with --resume.')
         if self.training.strategy == 'one_device' and self.training.logical_devices > 1:
             raise ConfigError(
                 '--logical_devices above 1 needs --strategy=mirrored. Received: '
@@ -261,16 +297,19 @@ class RunConfig:
             if not (math.isfinite(value) and above and below):
                 raise ConfigError(f'--{name} must be {_describe(low, high)}. Received: {value}.')
 
-    def to_flags(self) -> str:
+    def to_flags(self, **instead) -> str:
         """What would repeat the run, as the text of a flagfile, defaults included.
 
-        Where the run is, and whether it goes on, is left to the command line, in any order.
+        Where the run is, and whether it goes on and how, is left to the command line.
+
+        Args:
+          **instead: settings to show with another value; None leaves one out.
         """
         lines = []
         for group in _groups(self):
             for field in dataclasses.fields(group):
-                value = getattr(group, field.name)
-                if value is None or field.name in ('run_dir', 'resume'):
+                value = instead.get(field.name, getattr(group, field.name))
+                if value is None or field.name in _OF_ONE_START:
                     continue
                 if field.metadata['kind'] == 'boolean':
                     lines.append(f'--{"" if value else "no"}{field.name}')
@@ -278,6 +317,9 @@ class RunConfig:
                     lines.append(f'--{field.name}={value}')
         return '\n'.join(lines) + '\n'
 
+
+# Settings of one start, not of the run.
+_OF_ONE_START = ('run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir')
 
 _ANY = math.inf
 # (group, name, lowest, highest). An int bound is included, a float bound is not.

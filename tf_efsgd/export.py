@@ -47,7 +47,8 @@ def export_generator(
         The absolute path of the folder that was written.
 
     Raises:
-        ValueError: if `export_dir` exists, `num_classes` is below 1, `statement` is not JSON, or
+        ValueError: if `export_dir` exists, `num_classes` is below 1, `statement` is not JSON or
+            claims a privacy that its own numbers do not bear out, or
             `generate_images` returns something else, is seeded, or reads another variable or
             tensor from outside. Nothing is left behind then.
     """
@@ -58,6 +59,7 @@ def export_generator(
         )
     if num_classes < 1:
         raise ValueError(f'num_classes must be at least 1. Received: num_classes={num_classes}')
+    _check_claim(statement)
     statement_json = _to_json(statement)
     signature = _trace_signature(generate_images, num_classes)
 
@@ -77,6 +79,21 @@ def export_generator(
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     return export_dir
+
+
+def _check_claim(statement: dict) -> None:
+    """Raises ValueError if the statement says private without an epsilon that meets its target."""
+    if not statement.get('private'):
+        return
+    epsilon, target = statement.get('epsilon'), statement.get('target_epsilon')
+    meets = epsilon is not None and (target is None or epsilon <= target)
+    # With a hidden buffer epsilon is so large that only a target says that this was meant.
+    if not meets or (target is None and statement.get('error_feedback') == 'hidden'):
+        raise ValueError(
+            'statement must not say private: its epsilon does not meet a target_epsilon. '
+            f'Received: epsilon={epsilon}, target_epsilon={target}, '
+            f'error_feedback={statement.get("error_feedback")!r}.'
+        )
 
 
 def _to_json(statement: dict) -> str:

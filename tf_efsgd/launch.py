@@ -35,9 +35,20 @@ def _main(arguments: list[str]) -> None:
         os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
         from tf_efsgd import runner
 
-        runner.run(run_config)
+        try:
+            runner.run(run_config)
+        except runner.Interrupted as interrupted:
+            print(f'tf_efsgd: {interrupted}', file=sys.stderr)
+            sys.exit(128 + interrupted.signal_number)
     except config.ConfigError as error:
         _fail(error)
+    except OSError as error:
+        print(
+            f'tf_efsgd: {error}. Nothing that was trained and saved is lost: mend it, then go on '
+            'with --flagfile=RUN/config.flags --run_dir=RUN --resume, RUN being the run folder.',
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print(
             '\ntf_efsgd: interrupted; go on from the last checkpoint with '

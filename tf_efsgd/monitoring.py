@@ -1,7 +1,7 @@
 """Keras callbacks that show and bound a run: progress bar, TensorBoard, sample grids, budget.
 
 Only what `EFSGDGan.train_step` returns and generated images are written: functions of private
-releases, so all tags begin with dp/.
+releases, so all tags begin with dp/. `NonprivateDiagnostics` alone writes what records show, apart.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import math
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -146,6 +147,28 @@ class TensorBoardScalars(_EveryStep):
         self._writer.flush()
 
 
+class NonprivateDiagnostics(_EveryStep):
+    """Writes what real records show, as nonprivate/<name>: NOT covered by epsilon.
+
+    Args:
+      writer: summary writer of RUN/nonprivate/logs.
+      first_step: as in `ProgressBar`.
+      last_step: as in `ProgressBar`.
+      every: steps between entries.
+    """
+
+    def __init__(self, writer, first_step: int, last_step: int, every: int):
+        super().__init__(first_step, last_step, every)
+        self._writer = writer
+
+    def on_due(self, logs):
+        """Writes the last step's diagnostics; they are not among the logs of Keras."""
+        with self._writer.as_default(step=self.step):
+            for name, value in self.model.nonprivate_diagnostics().items():
+                tf.summary.scalar(f'nonprivate/{name}', value)
+        self._writer.flush()
+
+
 class SampleGrid(_EveryStep):
     """Writes a grid of generated images, to samples/step_<step>.png and TensorBoard.
 
@@ -212,6 +235,49 @@ class Checkpoint(_EveryStep):
     def on_due(self, logs):
         """Saves one checkpoint."""
         self._save(self.step)
+
+
+class StopOnSignal(tf.keras.callbacks.Callback):
+    """Ends training after the step at which SIGINT (Ctrl-C) or SIGTERM comes, with a checkpoint.
+
+    A second signal stops at once, without one.
+
+    Args:
+      save: saves a checkpoint.
+
+    Attributes:
+      received: the signal that ended training; None if none did.
+    """
+
+    def __init__(self, save: Callable[[], None]):
+        super().__init__()
+        self._save = save
+        self._before = {}
+        self.received: signal.Signals | None = None
+
+    def on_train_begin(self, logs=None):
+        """Takes the signals over."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        del frame
+        if self.received is not None:
+            self.restore_handlers()
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number)
+        print('\nStopping after this step, with a checkpoint; again to stop at once.', flush=True)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves and stops, when a signal has come."""
+        if self.received is not None and not self.model.stop_training:
+            self._save()
+            self.model.stop_training = True
+
+    def restore_handlers(self):
+        """Gives the signals back; call it when training has ended, however it did."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
 
 def round_up(epsilon: float, digits: int = 2) -> float:

@@ -6,48 +6,56 @@ spent.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
 import logging
-import math
+import os
 import pathlib
 import platform
+import shutil
 import time
-from collections.abc import Callable
 
-import dp_accounting
 import numpy as np
 import tensorflow as tf
 import tensorflow_privacy
 
-from tf_efsgd import checkpoints, export, monitoring
-from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
+from tf_efsgd import budget, checkpoints, export, files, monitoring
+from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig, from_flagfile
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import classifiers, report
 from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import accounting, ledger
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
+from tf_efsgd.privacy import accounting, ledger, run_state
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.version import __version__
 
 _GENERATE_BATCH = 500
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
 _SAMPLE_SEED, _EVALUATION_SEED = 101, 102
+_LEDGER, _FLAGFILE = 'ledger.jsonl', 'config.flags'
 
-NOT_COVERED = (
-    'anything in the folder nonprivate/ (evaluation against real images)',
-    'the choice of settings after looking at other runs on the same records',
-    'other runs on the same records, and copies of this run folder that were trained further: '
-    'their epsilons add up',
-    'the declared number of records, the image size, the classes and all settings, which are '
-    'public',
-    'the time that steps take',
-    'several records of one person: the guarantee is per record (one image with its label)',
-)
+_NOT_COVERED_NOTE = """\
+What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
+the run: do not share it with anyone who may not see the records.
+"""
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after a checkpoint; the message says how to go on.
+
+    Attributes:
+      signal_number: of the signal.
+    """
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def run(config: RunConfig) -> str:
@@ -62,54 +70,128 @@ def run(config: RunConfig) -> str:
     Raises:
       ConfigError: if a setting does not fit the data, the machine or the run folder; nothing has
         been written then, and no privacy spent.
+      Interrupted: if SIGINT or SIGTERM stopped training.
+      OSError: if the disk is full, say; `resume` goes on then.
     """
-    logging.getLogger('tensorflow').addFilter(
-        # vectorized_map says this of every convolution.
-        lambda record: 'uses a while_loop' not in record.getMessage()
-    )
+    # vectorized_map says this of every convolution, Keras of every checkpoint.
+    for logger, noise_text in (('tensorflow', 'uses a while_loop'), ('absl', 'is slow compared')):
+        logging.getLogger(logger).addFilter(
+            lambda record, text=noise_text: text not in record.getMessage()
+        )
     run_dir = _run_dir(config)
     _check_run_dir(run_dir, config)
+    state_dir = _state_dir(config, run_dir)
     strategy = _make_strategy(config)
-    dataset = _load(config)
-    if config.run.resume:
-        spent = _reopen_ledger(run_dir, dataset)
-        plan = spent.plan
-    else:
-        spent, plan = None, _make_plan(config, dataset)
-    with strategy.scope():
-        gan = _build(config, dataset.train, plan)
-    _describe(config, plan, gan, run_dir)
+    with contextlib.ExitStack() as stack:
+        spent = None
+        if config.run.resume:
+            spent = _as_config_error(lambda: ledger.Ledger(run_dir / _LEDGER), ledger.LedgerError)
+            stack.callback(spent.close)
+        dataset = _load(config)
+        if spent is None:
+            plan = budget.make_plan(config, _public_facts(dataset))
+            state = None
+        else:
+            state = _remembered(config, state_dir, spent, dataset)
+            plan = budget.changed_plan(config, spent) or spent.plan
+        with strategy.scope():
+            gan = _build(config, dataset.train, plan)
+        _describe(plan, gan, run_dir)
+        if spent is None:
+            spent, state = _start(config, run_dir, state_dir, plan, dataset)
+            stack.callback(spent.close)
 
-    trained = _Run(config, run_dir, dataset, plan, gan, strategy)
-    trained.open(spent)
-    trained.fit()
-    trained.finish()
+        trained = _Run(config, run_dir, dataset, spent, state, gan, strategy)
+        trained.restore()
+        if plan != spent.plan:
+            trained.change(plan)
+        if config.run.change_mechanism:
+            files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
+        with _disk_errors():
+            trained.fit()
+            trained.finish()
     return str(run_dir)
+
+
+def _start(config, run_dir, state_dir, plan, dataset) -> tuple[ledger.Ledger, run_state.RunState]:
+    """Makes the run folder; the ledger comes last: a folder without one was never trained in."""
+    train, run_id = dataset.train, ledger.new_run_id()
+
+    def start():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
+        state = run_state.RunState(state_dir, run_id)
+        state.remember_records(train.images, train.labels, ledger.START)
+        spent = ledger.Ledger(run_dir / _LEDGER, plan, run_id)
+        return spent, state
+
+    return _as_config_error(start, (ledger.LedgerError, run_state.RunStateError))
+
+
+def _remembered(config, state_dir, spent, dataset) -> run_state.RunState:
+    """What is remembered of the run to resume, if its records and its ledger fit."""
+    _check_public_facts(spent.plan, _public_facts(dataset))
+    train = dataset.train
+
+    def check():
+        state = run_state.RunState(state_dir, spent.run_id)
+        if state.is_known:
+            state.check_records(train.images, train.labels)
+            spent.check_position(state.position)
+        elif config.run.resume_unverified:
+            print(
+                'WARNING: nothing is remembered of this run here: whether its records and its '
+                'ledger are the last ones is not checked (--resume_unverified).'
+            )
+            state.remember_records(train.images, train.labels, spent.position)
+        else:
+            raise ConfigError(
+                f'{state_dir} remembers nothing of this run, so its records and its ledger cannot '
+                'be verified: resume on the machine and as the user it was started by, give its '
+                '--state_dir, or, if you are sure that both are the last ones, '
+                '--resume_unverified.'
+            )
+        return state
+
+    return _as_config_error(check, (ledger.LedgerError, run_state.RunStateError))
 
 
 class _Run:
     """A run folder and what goes on in it."""
 
-    def __init__(self, config, run_dir, dataset, plan, gan, strategy):
+    def __init__(self, config, run_dir, dataset, spent, state, gan, strategy):
         self._config = config
         self._dir = run_dir
         self._dataset = dataset
-        self._plan = plan
+        self._ledger = spent
+        self._state = state
         self._gan = gan
         self._strategy = strategy
+        self._checkpoints = checkpoints.RunCheckpoints(
+            self._dir / 'checkpoints', gan, holds_private_state=_holds_private_state(spent.plan)
+        )
 
-    def open(self, spent: ledger.Ledger | None) -> None:
-        """Makes the run folder, or goes on in it from its last checkpoint with what it spent."""
-        self._dir.mkdir(parents=True, exist_ok=True)
-        (self._dir / 'samples').mkdir(exist_ok=True)
-        if spent is None:
-            (self._dir / 'config.flags').write_text(self._config.to_flags())
-            spent = ledger.Ledger(self._dir / 'ledger.jsonl', self._plan)
-        self._ledger = spent
-        self._checkpoints = checkpoints.RunCheckpoints(str(self._dir / 'checkpoints'), self._gan)
-        position = self._checkpoints.restore_latest()
+    def restore(self) -> None:
+        """Goes on from the last checkpoint, if there is one."""
+        position = _as_config_error(self._checkpoints.restore_latest, checkpoints.CheckpointError)
         if position is not None:
-            _as_config_error(lambda: spent.check_position(position), ledger.LedgerError)
+            _as_config_error(lambda: self._ledger.check_position(position), ledger.LedgerError)
+        elif self._ledger.reserved_steps:
+            print(
+                'WARNING: there is no checkpoint: training starts anew, and the '
+                f'{self._ledger.reserved_steps} steps that were charged stay charged.'
+            )
+
+    def change(self, plan: ledger.Plan) -> None:
+        """Goes on by another plan, and says what epsilon is from now on."""
+        self._ledger.change_plan(plan)
+        self._state.store_position(self._ledger.position)
+        epsilon = budget.spent_epsilon(self._ledger)
+        print(
+            'The mechanism is changed from here on. Epsilon of the whole run, whatever is done '
+            f'within the budget: {monitoring.round_up(epsilon.headline, 3)} (RDP filter, fixed at '
+            'the start).'
+        )
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
@@ -120,12 +202,23 @@ class _Run:
             return
         batches = self._strategy.distribute_datasets_from_function(self._batches)
         started = time.monotonic()
-        self._gan.fit(
-            batches,
-            steps_per_epoch=last - first,
-            callbacks=self._callbacks(first, last),
-            verbose=0,
-        )
+        stop = monitoring.StopOnSignal(self._save)
+        try:
+            self._gan.fit(
+                batches,
+                steps_per_epoch=last - first,
+                callbacks=[*self._callbacks(first, last), stop],
+                verbose=0,
+            )
+        finally:
+            stop.restore_handlers()
+        if stop.received is not None:
+            raise Interrupted(
+                stop.received,
+                f'stopped after step {int(self._gan.private_steps.numpy())}, with a checkpoint. Go '
+                f'on with: python -m tf_efsgd.launch --flagfile={self._dir / _FLAGFILE} '
+                f'--run_dir={self._dir} --resume',
+            )
         minutes = (time.monotonic() - started) / 60
         print(f'Trained {last - first} steps in {minutes:.1f} minutes.')
 
@@ -136,13 +229,16 @@ class _Run:
         found = {'sample picture': self._last_samples(), 'report': self._dir / 'report.html'}
         report.write_report(
             self._dir / 'report.html',
-            title=f'{self._plan.dataset}: synthetic images',
+            title=f'{self._ledger.plan.dataset}: synthetic images',
             private=statement['private'],
             statement=statement,
             samples_png=found['sample picture'],
             sample_caption='One class per column: ' + ', '.join(self._dataset.train.class_names),
             history=monitoring.read_scalars(str(self._dir / 'logs')),
-            config_text=_public_config(self._config, statement['dataset']).to_flags(),
+            # Without where things are on this machine.
+            config_text=self._config.to_flags(
+                dataset=statement['dataset'], data_dir=None, tfds_manual_dir=None
+            ),
         )
         if settings.export:
             found['SavedModel'] = self._export(statement)
@@ -152,21 +248,30 @@ class _Run:
         _print_result(statement, found)
 
     def _batches(self, context: tf.distribute.InputContext) -> tf.data.Dataset:
-        train = self._dataset.train
+        train, plan = self._dataset.train, self._ledger.plan
         return poisson.poisson_batches(
             train.images,
             train.labels,
-            accounting.sampling_threshold(self._config.privacy.expected_batch_size, len(train)),
+            accounting.sampling_threshold(plan.expected_batch_size, plan.dataset_size),
             num_replicas=context.num_replicas_in_sync,
+            secure=self._config.privacy.secure_noise,
         )
 
+    def _reserve(self, steps: int) -> None:
+        self._ledger.reserve(steps)
+        self._state.store_position(self._ledger.position)
+
+    def _save(self) -> None:
+        self._checkpoints.save(int(self._gan.private_steps.numpy()), self._ledger.position)
+
     def _callbacks(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
-        settings, plan = self._config.run, self._plan
-        epsilon = self._epsilon_so_far(first) if self._config.privacy.private else None
+        settings, plan = self._config.run, self._ledger.plan
+        epsilon = budget.EpsilonSoFar(self._ledger, first) if plan.event is not None else None
         writer = tf.summary.create_file_writer(str(self._dir / 'logs'))
+        (self._dir / 'samples').mkdir(exist_ok=True)
         return [
             monitoring.Budget(
-                self._ledger.reserve,
+                self._reserve,
                 lambda: self._ledger.remaining_steps,
                 plan.steps_per_entry,
             ),
@@ -181,60 +286,37 @@ class _Run:
                 settings.sample_steps,
             ),
             monitoring.Checkpoint(
-                lambda step: self._checkpoints.save(step, self._ledger.position),
-                first,
-                last,
-                settings.checkpoint_steps,
+                lambda step: self._save(), first, last, settings.checkpoint_steps
             ),
+            *self._diagnostics(first, last),
             monitoring.ProgressBar(first, last, settings.log_steps, epsilon),
         ]
 
-    def _epsilon_so_far(self, first: int) -> Callable[[int], float]:
-        """Upper bound on the epsilon spent when so many steps are applied, `first` at the start."""
-        plan = self._plan
-        meter = accounting.EpsilonMeter(_event(plan), plan.train_steps, plan.target_delta)
-        lost = self._ledger.reserved_steps - first  # in interruptions; charged all the same
-        return lambda steps: meter(steps + lost)
+    def _diagnostics(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
+        if not self._config.privacy.log_nonprivate_diagnostics:
+            return []
+        print(
+            'WARNING: --log_nonprivate_diagnostics writes what real records show to '
+            f'{self._nonprivate_dir()}: NOT covered by epsilon, never share it.'
+        )
+        writer = tf.summary.create_file_writer(str(self._nonprivate_dir() / 'logs'))
+        every = self._config.run.log_steps
+        return [monitoring.NonprivateDiagnostics(writer, first, last, every)]
+
+    def _nonprivate_dir(self) -> pathlib.Path:
+        """RUN/nonprivate, with a note that says what it is."""
+        folder = self._dir / 'nonprivate'
+        folder.mkdir(exist_ok=True)
+        (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE)
+        return folder
 
     def _last_samples(self) -> str | None:
         pictures = sorted((self._dir / 'samples').glob('step_*.png'))
         return str(pictures[-1]) if pictures else None
 
     def _statement(self) -> dict:
-        """The privacy statement: what was promised, computed from the ledger."""
-        privacy, plan = self._config.privacy, self._ledger.plan
-        statement = {
-            'private': privacy.private,
-            'dataset': plan.dataset,
-            'dataset_size': plan.dataset_size,
-            'record': 'one image with its label',
-            'applied_steps': int(self._gan.private_steps.numpy()),
-            'software': _software(),
-        }
-        if not privacy.private:
-            return {**statement, 'mechanism': 'none: trained without clipping and noise'}
-        spent = accounting.compute_epsilon(
-            _event(plan), self._ledger.reserved_steps, plan.target_delta
-        )
-        mechanism = self._gan.discriminator_optimizer.mechanism
-        return {
-            **statement,
-            'epsilon': spent.headline,
-            'delta': plan.target_delta,
-            'target_epsilon': plan.target_epsilon,
-            'epsilon_pld': _or_none(spent.pld),
-            'epsilon_rdp': _or_none(spent.rdp),
-            'accountant': spent.accountant,
-            'neighboring_relation': 'ADD_OR_REMOVE_ONE',
-            'sampling': 'Poisson',
-            'sampling_probability': plan.sampling_probability,
-            'expected_batch_size': privacy.expected_batch_size,
-            'steps': self._ledger.reserved_steps,
-            'mechanism': 'Gaussian on clipped per-example gradients, '
-            + ('error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'),
-            **dataclasses.asdict(mechanism),
-            'not_covered': list(NOT_COVERED),
-        }
+        applied = int(self._gan.private_steps.numpy())
+        return budget.make_statement(self._config, self._ledger, applied, _software())
 
     def _export(self, statement: dict) -> str:
         target = self._dir / 'export' / '1'
@@ -242,11 +324,13 @@ class _Run:
             print(f'{target} exists already and is kept.')
             return str(target)
         target.parent.mkdir(exist_ok=True)
+        for stale in target.parent.glob('.1.tmp-*'):  # A crash while it was written.
+            shutil.rmtree(stale)
         export.export_generator(
             self._gan.generate,
             self._gan.ema_generator.variables,
             target,
-            num_classes=self._plan.num_classes,
+            num_classes=self._ledger.plan.num_classes,
             statement=statement,
         )
         return str(target)
@@ -267,14 +351,13 @@ class _Run:
         )
         print(f'Evaluating: a CNN learns from {count} generated images (NOT covered by epsilon).')
         result = classifiers.gen2real(generated, test, verbose=True)
-        path = self._dir / 'nonprivate' / 'metrics.json'
-        path.parent.mkdir(exist_ok=True)
+        path = self._nonprivate_dir() / 'metrics.json'
         metrics = {
             'note': 'Measured on real images: not covered by the privacy guarantee.',
             'steps': int(self._gan.private_steps.numpy()),
             'gen2real_cnn': dataclasses.asdict(result),
         }
-        path.write_text(json.dumps(metrics, indent=2) + '\n')
+        files.write_atomically(path, json.dumps(metrics, indent=2) + '\n')
         print(f'gen2real CNN accuracy: {result.accuracy:.1%} on {result.num_test} real images.')
         return str(path)
 
@@ -297,7 +380,9 @@ def _run_dir(config: RunConfig) -> pathlib.Path:
 def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
-    has_files = run_dir.is_dir() and any(run_dir.iterdir())
+    found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    # Of a start that was cut off before the ledger was there, only these are left.
+    has_files = any(name != _FLAGFILE and '.tmp-' not in name for name in found)
     if not config.run.resume:
         if has_files:
             raise ConfigError(
@@ -305,17 +390,20 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
                 'another --run_dir.'
             )
         return
-    flagfile = run_dir / 'config.flags'
+    flagfile = run_dir / _FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
-    before = from_flagfile(flagfile.read_text())
+    if not has_files:
+        raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
+    # As settings to resume with: those of a changed run do not start another.
+    before = from_flagfile(f'{flagfile.read_text()}--resume\n--run_dir={run_dir}\n')
+    may_change = _MAY_CHANGE | (_MECHANISM if config.run.change_mechanism else frozenset())
     for group in ('data', 'privacy', 'model', 'training'):
         old, new = getattr(before, group), getattr(config, group)
         changed = [
             f'--{field.name} was {getattr(old, field.name)}, is {getattr(new, field.name)}'
             for field in dataclasses.fields(new)
-            if field.name not in _MAY_CHANGE
-            and getattr(old, field.name) != getattr(new, field.name)
+            if field.name not in may_change and getattr(old, field.name) != getattr(new, field.name)
         ]
         if changed:
             raise ConfigError(
@@ -324,8 +412,44 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
             )
 
 
-# Where things are and what computes them; never what is computed.
-_MAY_CHANGE = frozenset({'data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices'})
+# Where things are, what computes them and what is shown; never what is computed.
+_MAY_CHANGE = frozenset(
+    {'data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices', 'log_nonprivate_diagnostics'}
+)
+# With --change_mechanism: the privacy settings, but for what the whole run has in common.
+_MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig)) - {
+    'private',
+    'target_delta',
+    'secure_noise',
+}
+
+
+def _state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
+    """The state folder, made when it is missing, outside the run folder."""
+    given = config.run.state_dir
+    folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
+    if folder.resolve().is_relative_to(run_dir.resolve()):
+        raise ConfigError(
+            '--state_dir must be outside the run folder: who has the run must not have its '
+            f'secrets. Received: {folder}.'
+        )
+    _as_config_error(lambda: run_state.prepare_folder(folder), run_state.RunStateError)
+    return folder
+
+
+def _holds_private_state(plan: ledger.Plan) -> bool:
+    return plan.event is None or budget.mechanism_of(plan).hides_buffer
+
+
+@contextlib.contextmanager
+def _disk_errors():
+    """Turns TensorFlow's word for a full disk into Python's."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if 'No space left' not in error.message:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def _make_strategy(config: RunConfig) -> tf.distribute.Strategy:
@@ -357,28 +481,17 @@ def _load(config: RunConfig) -> records.Dataset:
     )
 
 
-def _public_config(config: RunConfig, dataset: str) -> RunConfig:
-    """The settings without where things are on this machine."""
-    data = dataclasses.replace(config.data, dataset=dataset, data_dir=None, tfds_manual_dir=None)
-    run_settings = dataclasses.replace(config.run, run_dir=None, resume=False)
-    return dataclasses.replace(config, data=data, run=run_settings)
-
-
-def _reopen_ledger(run_dir: pathlib.Path, dataset: records.Dataset) -> ledger.Ledger:
-    """The ledger of the run to resume, if it was written for these records."""
-    spent = _as_config_error(lambda: ledger.Ledger(run_dir / 'ledger.jsonl'), ledger.LedgerError)
-    now = dataclasses.replace(spent.plan, **_public_facts(dataset))
-    if now != spent.plan:
-        changed = [
-            f'{name} was {getattr(spent.plan, name)}, is {value}'
-            for name, value in _public_facts(dataset).items()
-            if value != getattr(spent.plan, name)
-        ]
+def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
+    changed = [
+        f'{name} was {getattr(plan, name)}, is {value}'
+        for name, value in facts.items()
+        if value != getattr(plan, name)
+    ]
+    if changed:
         raise ConfigError(
-            f'The data set is not the one that {run_dir} was started with: {"; ".join(changed)}. '
-            'Resume with the same data, or start a new run folder.'
+            'The data set is not the one that the run was started with: '
+            f'{"; ".join(changed)}. Resume with the same data, or start a new run folder.'
         )
-    return spent
 
 
 def _public_facts(dataset: records.Dataset) -> dict:
@@ -395,45 +508,6 @@ def _public_name(dataset: str) -> str:
     """The data set's name without where it is on this machine."""
     scheme, colon, path = dataset.partition(':')
     return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
-
-
-def _make_plan(config: RunConfig, dataset: records.Dataset) -> ledger.Plan:
-    privacy, train = config.privacy, dataset.train
-    if privacy.expected_batch_size > len(train):
-        raise ConfigError(
-            f'--expected_batch_size must be at most the number of records, {len(train)}. '
-            f'Received: {privacy.expected_batch_size}.'
-        )
-    probability = noise_multiplier = None
-    if privacy.private:
-        if privacy.target_delta >= 1 / len(train):
-            print(
-                f'WARNING: --target_delta={privacy.target_delta:g} is not below 1 / number of '
-                f'records = {1 / len(train):.1e}; such a guarantee says little.'
-            )
-        probability = accounting.sampling_probability(privacy.expected_batch_size, len(train))
-        noise_multiplier = privacy.noise_multiplier
-        if noise_multiplier is None:
-            print('Calibrating the noise ...', flush=True)
-            noise_multiplier = _as_config_error(
-                lambda: accounting.calibrate_noise_multiplier(
-                    privacy.target_epsilon, privacy.target_delta, probability, privacy.train_steps
-                ),
-                ValueError,
-            )
-    return ledger.Plan(
-        **_public_facts(dataset),
-        sampling_probability=probability,
-        noise_multiplier=noise_multiplier,
-        train_steps=privacy.train_steps,
-        target_delta=privacy.target_delta if privacy.private else None,
-        target_epsilon=privacy.target_epsilon if privacy.private else None,
-        steps_per_entry=config.run.log_steps,
-    )
-
-
-def _event(plan: ledger.Plan) -> dp_accounting.DpEvent:
-    return accounting.step_event(plan.sampling_probability, plan.noise_multiplier)
 
 
 def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans.EFSGDGan:
@@ -472,25 +546,21 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
         adaptive_discriminator_steps=training.adaptive_discriminator_steps,
         generator_ema=model.generator_ema,
         clip_fake=privacy.clip_fake,
+        noise=new_noise(secure=privacy.secure_noise),
+        measure_records=privacy.log_nonprivate_diagnostics,
     )
     return gan
 
 
 def _discriminator_optimizer(config: RunConfig, plan: ledger.Plan):
-    rate, privacy = config.training.discriminator_learning_rate, config.privacy
-    if not privacy.private:
+    rate = config.training.discriminator_learning_rate
+    if plan.event is None:
         return tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
     return ErrorFeedbackDPKerasAdamOptimizer(
-        l2_norm_clip=privacy.l2_norm_clip,
-        noise_multiplier=plan.noise_multiplier,
-        expected_batch_size=privacy.expected_batch_size,
-        error_feedback=privacy.error_feedback,
-        residual_l2_norm_clip=privacy.residual_l2_norm_clip,
-        residual_share=privacy.residual_share,
-        feedback_decay=privacy.feedback_decay,
-        feedback_l2_norm_clip=privacy.feedback_l2_norm_clip,
+        expected_batch_size=plan.expected_batch_size,
         learning_rate=rate,
         beta_1=_ADAM_BETA_1,
+        **plan.mechanism,
     )
 
 
@@ -504,11 +574,6 @@ def _generate(gan: gans.EFSGDGan, labels: np.ndarray, seed: int) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def _or_none(bound: float) -> float | None:
-    """JSON has no infinity: a bound that does not exist is null."""
-    return bound if math.isfinite(bound) else None
-
-
 def _software() -> dict[str, str]:
     return {
         'tf_efsgd': __version__,
@@ -519,29 +584,37 @@ def _software() -> dict[str, str]:
     }
 
 
-def _describe(config: RunConfig, plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
+def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
     height, width, channels = plan.image_shape
     print(
         f'{plan.dataset}: {plan.dataset_size} records, {height}x{width}x{channels}, '
         f'{plan.num_classes} classes. Generator {gan.generator.count_params():,} parameters, '
         f'discriminator {gan.discriminator.count_params():,}. Run folder: {run_dir}'
     )
-    if plan.sampling_probability is None:
+    if plan.event is None:
         print('NOT PRIVATE: no clipping, no noise.')
         return
-    epsilon = accounting.compute_epsilon(_event(plan), plan.train_steps, plan.target_delta)
+    epsilon = budget.planned_epsilon(plan)
     print(
-        f'{plan.train_steps} steps of {config.privacy.expected_batch_size} expected records, '
-        f'noise multiplier {plan.noise_multiplier:.4f}: '
+        f'{plan.train_steps} steps of {plan.expected_batch_size} expected records, '
+        f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}: '
         f'ε = {monitoring.round_up(epsilon.headline, 3)} ({epsilon.accountant}) '
         f'at δ = {plan.target_delta:g}.'
     )
-    if epsilon.accountant != 'PLD':
+    unproven = budget.unproven_epsilon(plan, plan.train_steps)
+    if unproven is not None:
+        print(
+            'WARNING: the error buffer of --error_feedback=hidden is not noised. What a record '
+            'left there comes out again in every later step, so sampling hides nothing and ε is '
+            f'as large as that. Plain DP-SGD accounting would print {unproven:.3f}, which is '
+            'unproven; python -m tf_efsgd.audit shows that it is not true. Checkpoints are PRIVATE.'
+        )
+    elif epsilon.accountant == 'RDP':
         print(f'WARNING: PLD gives {epsilon.pld:.3f}, more than RDP; the smaller one holds.')
 
 
 def _print_result(statement: dict, found: dict) -> None:
-    if statement['private']:
+    if 'epsilon' in statement:
         print(
             f'Spent ε = {monitoring.round_up(statement["epsilon"], 3)} '
             f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
@@ -550,7 +623,7 @@ def _print_result(statement: dict, found: dict) -> None:
         lost = statement['steps'] - statement['applied_steps']
         if lost:
             print(f'{lost} of these steps were lost in interruptions; they are charged too.')
-    else:
+    if not statement['private']:
         print('NOT PRIVATE: do not share what this run made.')
     for name, place in found.items():
         if place is not None:

@@ -1,6 +1,7 @@
 """Tests of the accounting: golden values, calibration, sampling probability, the meter."""
 
 import fractions
+import json
 import math
 
 import dp_accounting
@@ -114,3 +115,132 @@ def test_meter_is_an_upper_bound_that_ends_at_the_headline():
 
 def _exact_pld(event):
     return pld.PLDAccountant().compose(event).get_epsilon(_DELTA)
+
+
+# The closed form of Gaussian mechanisms, and the hidden variant that is counted by it.
+
+
+def _delta(mu, epsilon):
+    """Balle and Wang 2018, straight from its integral: no difference of large numbers."""
+    # delta = integral of (1 - e^(eps - L)) over the privacy loss L ~ N(mu^2/2, mu^2) above eps.
+    from scipy import integrate, stats
+
+    loss = stats.norm(mu**2 / 2, mu)
+
+    def above(x):
+        return -math.expm1(-x) * loss.pdf(epsilon + x)
+
+    return integrate.quad(above, 0, 20 * mu, epsabs=0, epsrel=1e-10, limit=500)[0]
+
+
+@pytest.mark.parametrize('mu', [0.03, 0.3, 1.0, 3.0, 10.0, 42.0, 300.0])
+@pytest.mark.parametrize('delta', [1e-3, 1e-5, 1e-9])
+def test_closed_form_against_its_integral(mu, delta):
+    epsilon = accounting.gaussian_epsilon(mu, delta)
+    assert _delta(mu, epsilon) <= delta * (1 + 1e-6)
+    assert _delta(mu, epsilon * 0.999) > delta
+    assert accounting.gaussian_mu(epsilon, delta) == pytest.approx(mu, rel=1e-6)
+    assert accounting.gaussian_epsilon(accounting.gaussian_mu(epsilon, delta), delta) <= (
+        epsilon * (1 + 1e-12) + 2e-12
+    )
+
+
+def test_closed_form_is_zero_where_delta_covers_all():
+    # Total variation distance of N(0, 1) and N(mu, 1): 2 Phi(mu/2) - 1, here 0.00399.
+    assert accounting.gaussian_epsilon(0.01, 0.004) == 0.0
+    assert accounting.gaussian_epsilon(0.01, 0.0039) > 0.0
+
+
+def test_hidden_steps_are_a_gaussian_mechanism_without_sampling():
+    event = accounting.hidden_step_event(2.0, 0.7, 0.3)
+    assert event == dp_accounting.GaussianDpEvent(2.0 * 0.7 / (0.7 + 2 * 0.3))
+    epsilon = accounting.compute_epsilon(event, 50, _DELTA)
+    mu = math.sqrt(50) * 1.3 / (2.0 * 0.7)
+    assert epsilon.headline == epsilon.closed_form
+    assert epsilon.headline == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA), rel=1e-12)
+    assert epsilon.accountant == 'closed form'
+    assert epsilon.closed_form < epsilon.rdp and math.isinf(epsilon.pld)
+    # At the settings of the audit: what sampling would have made of it is 4.77.
+    audit = accounting.compute_epsilon(accounting.hidden_step_event(1.0, 1.0, 1.0), 200, _DELTA)
+    assert audit.headline == pytest.approx(1079.99, abs=0.01)
+    assert _epsilon(0.05, 1.0, 200).headline == pytest.approx(4.766, abs=1e-3)
+
+
+@pytest.mark.parametrize('target', [0.3, 3.0, 30.0])
+def test_hidden_noise_is_calibrated_to_the_honest_epsilon(target):
+    sigma = accounting.calibrate_hidden_noise_multiplier(target, _DELTA, 70, 0.7, 0.3)
+    event = accounting.hidden_step_event(sigma, 0.7, 0.3)
+    spent = accounting.compute_epsilon(event, 70, _DELTA).headline
+    assert 0.9999 * target <= spent <= target
+    meter = accounting.EpsilonMeter(event, 70, _DELTA)
+    assert meter(0) == 0.0 < meter(30) < meter(70) == spent
+
+
+# Events in a ledger, and a mechanism that was changed.
+
+
+@pytest.mark.parametrize(
+    'event', [accounting.step_event(0.3, 0.7), accounting.hidden_step_event(0.7, 0.3, 0.2)]
+)
+def test_events_come_back_from_json(event):
+    text = json.dumps(accounting.event_to_dict(event))
+    assert accounting.event_from_dict(json.loads(text)) == event
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        {},
+        {'class_name': 'NonPrivateDpEvent'},
+        {'class_name': 'GaussianDpEvent'},
+        {'class_name': 'GaussianDpEvent', 'noise_multiplier': 1.0, 'more': 2},
+        {'class_name': 'PoissonSampledDpEvent', 'sampling_probability': 0.3, 'event': {}},
+        {'class_name': 'os.system', 'command': 'true'},
+    ],
+)
+def test_what_is_no_event_of_a_step_is_refused(values):
+    with pytest.raises(ValueError, match='Not an event of a private step'):
+        accounting.event_from_dict(values)
+
+
+def test_without_a_change_what_was_spent_is_the_planned_event():
+    event = accounting.step_event(0.3, 2.0)
+    spent = accounting.compute_spent([(event, 7)], _DELTA, planned=(event, 20), changed=False)
+    assert spent == accounting.compute_epsilon(event, 7, _DELTA)
+    other = accounting.step_event(0.3, 2.1)
+    with pytest.raises(ValueError, match='not planned'):
+        accounting.compute_spent([(other, 7)], _DELTA, planned=(event, 20), changed=False)
+
+
+def test_after_a_change_the_budget_of_the_filter_is_the_headline():
+    event, other = accounting.step_event(0.3, 2.0), accounting.step_event(0.2, 3.0)
+    planned = accounting.compute_epsilon(event, 20, _DELTA)
+    for spent in ([(event, 7), (other, 5)], [(event, 12)]):
+        epsilon = accounting.compute_spent(spent, _DELTA, planned=(event, 20), changed=True)
+        assert epsilon.accountant == 'RDP filter'
+        assert epsilon.headline == epsilon.rdp_filter == pytest.approx(planned.rdp, rel=1e-12)
+        assert epsilon.pld < epsilon.rdp < epsilon.headline
+
+
+def test_the_filter_is_at_one_order_fixed_by_the_plan():
+    event = accounting.step_event(0.3, 2.0)
+    allowed = accounting.RenyiFilter.of_plan(event, 20, _DELTA)
+    accountant = rdp.RdpAccountant().compose(dp_accounting.SelfComposedDpEvent(event, 20))
+    assert (allowed.epsilon, allowed.order) == accountant.get_epsilon_and_optimal_order(_DELTA)
+    assert [allowed.steps_left([(event, n)], event) for n in (0, 7, 20, 21)] == [20, 13, 0, 0]
+    # Any mixture of events: as many steps as keep the Renyi divergence within the budget.
+    other = accounting.step_event(0.2, 3.0)
+    left = allowed.steps_left([(event, 7)], other)
+    assert left > 13
+
+    def epsilon(more):
+        composed = dp_accounting.ComposedDpEvent(
+            [
+                dp_accounting.SelfComposedDpEvent(event, 7),
+                dp_accounting.SelfComposedDpEvent(other, more),
+            ]
+        )
+        at_order = rdp.RdpAccountant(orders=[allowed.order]).compose(composed)
+        return at_order.get_epsilon(_DELTA)
+
+    assert epsilon(left) <= allowed.epsilon < epsilon(left + 1)

@@ -1,9 +1,15 @@
-"""Tests of the write-ahead ledger."""
+"""Tests of the write-ahead ledger.
+
+A ledger is open in one place at a time; `Ledger.read` looks without opening it.
+"""
 
 import builtins
 import dataclasses
 import json
 import os
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -14,8 +20,10 @@ _PLAN = ledger.Plan(
     dataset_size=60_000,
     image_shape=(28, 28, 1),
     num_classes=10,
-    sampling_probability=0.3,
-    noise_multiplier=0.7,
+    event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.7},
+    unproven_event=None,
+    expected_batch_size=30,
+    mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
     train_steps=100,
     target_delta=1e-5,
     target_epsilon=None,
@@ -34,19 +42,34 @@ def spent(path):
     book = ledger.Ledger(path, _PLAN)
     for count in (7, 11, 13):
         book.reserve(count)
-    return book
+    yield book
+    book.close()
+
+
+def _reopen(path, book=None):
+    if book is not None:
+        book.close()
+    return ledger.Ledger(path)
 
 
 def test_spent_is_the_sum_of_all_entries_also_after_reopening(path, spent):
     assert spent.reserved_steps == 31
-    for plan in (None, _PLAN):
-        again = ledger.Ledger(path, plan)
-        assert again.plan == _PLAN
-        assert (again.reserved_steps, again.remaining_steps) == (31, 69)
-        assert again.position == spent.position
+    again = _reopen(path, spent)
+    assert again.plan == again.first_plan == _PLAN
+    assert (again.reserved_steps, again.remaining_steps) == (31, 69)
+    assert (again.position, again.run_id) == (spent.position, spent.run_id)
     # The same steps reserved again, after a crash, are charged again.
     again.reserve(13)
-    assert ledger.Ledger(path).reserved_steps == 44
+    assert ledger.Ledger.read(path).reserved_steps == 44
+
+
+def test_entries_hold_count_event_data_set_and_time(path, spent):
+    for line, count in zip(path.read_text().splitlines()[1:], (7, 11, 13)):
+        entry = json.loads(line)
+        assert (entry['count'], entry['event'], entry['dataset']) == (count, _PLAN.event, 'mnist')
+        assert entry['time'].endswith('+00:00')
+    assert [entry.count for entry in spent.entries] == [7, 11, 13]
+    assert spent.spent == [(_PLAN.event, 31)]
 
 
 def test_an_entry_is_on_disk_before_reserve_returns(path, spent, monkeypatch):
@@ -74,7 +97,28 @@ def test_nothing_is_counted_when_the_disk_fails(path, spent, monkeypatch):
     monkeypatch.undo()
     # The line reached the file, so whoever reads it charges it.
     assert spent.reserved_steps == 31
-    assert ledger.Ledger(path).reserved_steps == 36
+    assert ledger.Ledger.read(path).reserved_steps == 36
+    # Whether it is on disk is not known, so nothing more is written behind it.
+    with pytest.raises(ledger.LedgerError, match='changed'):
+        spent.reserve(5)
+
+
+def test_a_full_disk_stops_before_the_step_and_costs_a_torn_line(path, spent, monkeypatch):
+    real = spent._file
+
+    class FullDisk:
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def write(self, line):
+            return real.write(line[:20])
+
+    monkeypatch.setattr(spent, '_file', FullDisk())
+    with pytest.raises(OSError, match='No space left'):
+        spent.reserve(5)
+    monkeypatch.undo()
+    assert spent.reserved_steps == 31
+    assert _reopen(path, spent).reserved_steps == 31 + _PLAN.steps_per_entry
 
 
 @pytest.mark.parametrize('kept', [1, 40, -1])  # bytes of the last line; -1: all but its newline
@@ -84,17 +128,44 @@ def test_a_torn_last_line_counts_as_a_full_entry_and_is_repaired(path, spent, ke
     spent.reserve(2)
     line = path.read_bytes()[len(before) :]
     path.write_bytes(before + line[:kept])
-    repaired = ledger.Ledger(path, _PLAN)
+    seen = ledger.Ledger.read(path)
+    assert seen.reserved_steps == 31 + _PLAN.steps_per_entry
+    assert [entry.torn for entry in seen.entries] == [False, False, False, True]
+    assert path.read_bytes() == before + line[:kept]
+    repaired = _reopen(path, spent)
     assert repaired.reserved_steps == 31 + _PLAN.steps_per_entry
     repaired.check_position(position)
     repaired.reserve(1)
-    assert ledger.Ledger(path).reserved_steps == 31 + _PLAN.steps_per_entry + 1
+    assert ledger.Ledger.read(path).reserved_steps == 31 + _PLAN.steps_per_entry + 1
 
 
 def test_a_torn_plan_is_refused(path):
     path.write_bytes(b'{"kind": "pl')
     with pytest.raises(ledger.LedgerError, match='has no plan'):
+        ledger.Ledger(path)
+
+
+def test_a_ledger_appears_with_its_plan_or_not_at_all(path, monkeypatch):
+    def fail(*_):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='disk full'):
         ledger.Ledger(path, _PLAN)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_ledger_is_not_overwritten(path, spent):
+    before = path.read_bytes()
+    with pytest.raises(ledger.LedgerError, match='exists already'):
+        ledger.Ledger(path, _PLAN)
+    assert path.read_bytes() == before
+
+
+def test_another_format_is_named(path):
+    path.write_text(json.dumps({'kind': 'plan', 'sha256_before': ledger.START['sha256']}) + '\n')
+    with pytest.raises(ledger.LedgerError, match='another version'):
+        ledger.Ledger(path)
 
 
 def _edit_count(lines):
@@ -121,8 +192,10 @@ def _edit_plan(lines):
 def test_an_altered_ledger_is_refused(path, spent, edit):
     lines = path.read_bytes().splitlines()
     path.write_bytes(b'\n'.join(edit(lines)) + b'\n')
-    with pytest.raises(ledger.LedgerError, match='altered or out of place'):
-        ledger.Ledger(path)
+    spent.close()
+    for look in (ledger.Ledger, ledger.Ledger.read):
+        with pytest.raises(ledger.LedgerError, match='altered or out of place'):
+            look(path)
 
 
 def test_a_checkpoint_sees_what_the_chain_cannot(path, spent):
@@ -130,14 +203,15 @@ def test_a_checkpoint_sees_what_the_chain_cannot(path, spent):
     position = spent.position
     spent.reserve(3)
     spent.check_position(position)
-    ledger.Ledger(path).check_position(position)
+    spent.check_position(ledger.START)
+    ledger.Ledger.read(path).check_position(position)
     for altered in (
         before[: before.rindex(b'{')],  # the last entry is gone
         before.replace(b'"count": 13', b'"count": 1'),  # the last entry is another
     ):
         path.write_bytes(altered)
         with pytest.raises(ledger.LedgerError, match='does not continue'):
-            ledger.Ledger(path).check_position(position)
+            ledger.Ledger.read(path).check_position(position)
 
 
 def test_the_budget_is_never_passed(path, spent):
@@ -145,7 +219,7 @@ def test_the_budget_is_never_passed(path, spent):
         spent.reserve(count)
     with pytest.raises(ledger.LedgerError, match='10 more steps.* 91 of 100'):
         spent.reserve(10)
-    assert ledger.Ledger(path).reserved_steps == 91
+    assert ledger.Ledger.read(path).reserved_steps == 91
     spent.reserve(9)
     assert spent.remaining_steps == 0
     with pytest.raises(ledger.LedgerError, match='budget'):
@@ -160,13 +234,36 @@ def test_an_entry_has_bounds(path, spent, count):
     assert path.stat().st_size == size
 
 
-def test_another_plan_is_refused_and_named(path, spent):
-    other = dataclasses.replace(_PLAN, noise_multiplier=0.6, image_shape=(32, 32, 3))
-    with pytest.raises(ledger.LedgerError) as refused:
-        ledger.Ledger(path, other)
-    assert 'noise_multiplier was 0.7, is 0.6' in str(refused.value)
-    assert 'image_shape was (28, 28, 1), is (32, 32, 3)' in str(refused.value)
-    assert 'dataset_size' not in str(refused.value)
+def test_a_change_of_the_plan_is_an_entry_and_later_steps_follow_it(path, spent):
+    other = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.9}
+    changed = dataclasses.replace(
+        _PLAN, event=other, mechanism={'noise_multiplier': 0.9}, train_steps=50, steps_per_entry=10
+    )
+    spent.change_plan(changed)
+    spent.reserve(10)
+    again = _reopen(path, spent)
+    for book in (spent, again):
+        assert (book.plan, book.first_plan, book.changes) == (changed, _PLAN, 1)
+        assert book.spent == [(_PLAN.event, 31), (other, 10)]
+        assert (book.reserved_steps, book.remaining_steps) == (41, 9)
+    with pytest.raises(ledger.LedgerError, match='1 to 10 steps'):
+        again.reserve(11)
+
+
+def test_a_change_is_for_the_same_records(path, spent):
+    size = path.stat().st_size
+    other = dataclasses.replace(_PLAN, image_shape=(32, 32, 3))
+    with pytest.raises(ledger.LedgerError, match=r'image_shape was \(28, 28, 1\)'):
+        spent.change_plan(other)
+    assert path.stat().st_size == size
+
+
+def test_an_entry_of_another_event_than_the_plans_is_refused(path, spent):
+    *before, last = path.read_text().splitlines()
+    cheaper = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 7.0}
+    path.write_text('\n'.join([*before, json.dumps({**json.loads(last), 'event': cheaper})]) + '\n')
+    with pytest.raises(ledger.LedgerError, match='line 4'):
+        ledger.Ledger.read(path)
 
 
 def test_a_missing_ledger_is_refused_and_not_made(path):
@@ -184,15 +281,45 @@ def test_reading_writes_nothing(path, spent, monkeypatch):
         return real(file, mode, *args, **kwargs)
 
     monkeypatch.setattr(builtins, 'open', read_only)
-    assert ledger.Ledger(path).reserved_steps == 31
+    seen = ledger.Ledger.read(path)
+    assert seen.reserved_steps == 31
+    with pytest.raises(ledger.LedgerError, match='not open for writing'):
+        seen.reserve(1)
 
 
-def test_a_second_process_in_the_same_folder_is_noticed(path, spent):
-    other = ledger.Ledger(path)
-    other.reserve(3)
+def test_a_second_process_is_refused_until_the_first_ends(path):
+    hold = (
+        'import sys; from tf_efsgd.privacy import ledger; book = ledger.Ledger(sys.argv[1]); '
+        'print("open", flush=True); sys.stdin.read()'
+    )
+    ledger.Ledger(path, _PLAN).close()
+    with subprocess.Popen(
+        [sys.executable, '-c', hold, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=pathlib.Path(ledger.__file__).parents[2],
+    ) as other:
+        assert other.stdout.readline() == b'open\n'
+        with pytest.raises(ledger.LedgerError, match='in use: another process'):
+            ledger.Ledger(path)
+        assert ledger.Ledger.read(path).reserved_steps == 0
+        other.kill()
+        other.wait()
+    _reopen(path).close()
+
+
+def test_a_ledger_that_changes_while_it_is_open_is_refused(path, spent):
+    content = path.read_bytes()
+    with open(path, 'ab') as file:
+        file.write(b'x')
     with pytest.raises(ledger.LedgerError, match='another process'):
         spent.reserve(2)
-    assert ledger.Ledger(path).reserved_steps == 34
+    # Neither is another file in its place.
+    os.unlink(path)
+    path.write_bytes(content)
+    with pytest.raises(ledger.LedgerError, match='another process'):
+        spent.reserve(2)
+    assert ledger.Ledger.read(path).reserved_steps == 31
 
 
 @pytest.mark.parametrize('count', [-9, 0, 31, 1.5, True, None])
@@ -201,17 +328,20 @@ def test_a_last_entry_that_reserve_cannot_have_written_is_refused(path, spent, c
     edited = json.dumps({**json.loads(last), 'count': count})
     path.write_text('\n'.join([*before, edited]) + '\n')
     with pytest.raises(ledger.LedgerError, match='line 4'):
-        ledger.Ledger(path)
+        ledger.Ledger.read(path)
 
 
 def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
     spent.reserve(30)
     spent.reserve(30)  # 91 of 100
     path.write_bytes(path.read_bytes() + b'{"kind": "st')
-    again = ledger.Ledger(path)
+    again = _reopen(path, spent)
     assert (again.reserved_steps, again.remaining_steps) == (100, 0)
-    assert ledger.Ledger(path).reserved_steps == 100
-    # Nobody reserves from a budget that is spent, so nothing can be torn behind it.
-    path.write_bytes(path.read_bytes() + b'{"kind": "st')
-    with pytest.raises(ledger.LedgerError, match='altered'):
-        ledger.Ledger(path)
+    assert ledger.Ledger.read(path).reserved_steps == 100
+    # With nothing left it cannot have been steps; what is written next takes its place.
+    path.write_bytes(path.read_bytes() + b'{"kind": "ch')
+    again = _reopen(path, again)
+    assert again.reserved_steps == 100
+    again.change_plan(dataclasses.replace(_PLAN, train_steps=120))
+    again.reserve(20)
+    assert ledger.Ledger.read(path).reserved_steps == 120

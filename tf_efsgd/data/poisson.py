@@ -6,13 +6,14 @@ Formal guarantees:
   - Batches have variable size, empty ones included. Nothing is truncated, padded, shuffled or
     remembered: there are no epochs.
   - The draws come from Philox keyed by the operating system; the key stays in this process's
-    memory, in no graph, file or log.
+    memory, in no graph, file or log. With `secure` every bit is the operating system's.
   - Over several replicas, each record belongs to one replica; a step's shares are disjoint and
     together are one Poisson sample.
 """
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Iterator
 
@@ -29,6 +30,7 @@ def poisson_batches(
     *,
     num_replicas: int = 1,
     key: int | None = None,
+    secure: bool = False,
 ) -> tf.data.Dataset:
     """An endless data set of Poisson samples.
 
@@ -39,6 +41,7 @@ def poisson_batches(
         `accounting.sampling_threshold`.
       num_replicas: each step is handed out as this many consecutive elements, one per replica.
       key: for tests only: a fixed key. None draws one from the operating system.
+      secure: draw from the operating system's generator itself.
 
     Returns:
       Elements (images uint8 [n, H, W, C], labels int32 [n]); n varies and may be 0.
@@ -50,7 +53,7 @@ def poisson_batches(
         raise ValueError(f'threshold must be in [1, 2^32]. Received: {threshold}.')
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for sampled in sample_indices(len(images), threshold, key):
+        for sampled in sample_indices(len(images), threshold, key, secure):
             for replica in range(num_replicas):
                 share = sampled[sampled % num_replicas == replica]
                 yield images[share], labels[share]
@@ -70,7 +73,7 @@ def poisson_batches(
 
 
 def sample_indices(
-    num_records: int, threshold: int, key: int | None = None
+    num_records: int, threshold: int, key: int | None = None, secure: bool = False
 ) -> Iterator[np.ndarray]:
     """Yields the sampled record numbers of step after step, ascending int64 [n].
 
@@ -78,10 +81,14 @@ def sample_indices(
       num_records: N >= 1.
       threshold: in [1, 2^32].
       key: for tests only: a fixed key.
+      secure: as in `poisson_batches`.
     """
     # A fresh Philox key for every iteration that starts: its counter is never reset.
     philox = np.random.Philox(key=secrets.randbits(128) if key is None else key)
     draws = np.random.Generator(philox)
     while True:
-        drawn = draws.integers(0, _GRAIN, size=num_records, dtype=np.uint32)
+        if secure:
+            drawn = np.frombuffer(os.urandom(4 * num_records), np.uint32)
+        else:
+            drawn = draws.integers(0, _GRAIN, size=num_records, dtype=np.uint32)
         yield np.flatnonzero(drawn < threshold)

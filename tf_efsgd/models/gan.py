@@ -90,6 +90,7 @@ class EFSGDGan(tf.keras.Model):
         generator_ema: float = 0.99,
         clip_fake: bool = True,
         noise=None,
+        measure_records: bool = False,
         **kwargs,
     ):
         """Configures training.
@@ -109,6 +110,7 @@ class EFSGDGan(tf.keras.Model):
           clip_fake: clip the gradients of generated images as those of records, to C1 and, with
             error feedback, C2 more, so that real and generated images pull with equal force.
           noise: what `privacy.optimizer.new_noise` makes. None makes one with a fresh key.
+          measure_records: keep `nonprivate_diagnostics` of every step; steps take longer.
           **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
 
         Raises:
@@ -139,6 +141,9 @@ class EFSGDGan(tf.keras.Model):
         self._generator_ema = generator_ema
         self._clip_fake = clip_fake
         self._noise = noise
+        self._measure_records = measure_records
+        # Not an attribute of plain tensors, which Keras could come to track.
+        self._measured = _Box()
 
     def make_train_function(self, force: bool = False):
         """One step of `fit`: its noise enters the graph as an argument, never as a constant."""
@@ -148,12 +153,55 @@ class EFSGDGan(tf.keras.Model):
         shapes = [variable.shape for variable in self.discriminator.trainable_variables]
 
         def step(iterator, step_noise):
-            return self.train_step((next(iterator), step_noise))
+            records = next(iterator)
+            measured = self._measure(records) if self._measure_records else {}
+            return self.train_step((records, step_noise)), measured
 
         if not self.run_eagerly:
             step = tf.function(step)
-        self.train_function = lambda iterator: step(iterator, noise.next(shapes))
+
+        def train_function(iterator):
+            # What was measured on records stays out of what Keras is given, and so writes down.
+            logs, self._measured.value = step(iterator, noise.next(shapes))
+            return logs
+
+        self.train_function = train_function
         return self.train_function
+
+    def nonprivate_diagnostics(self) -> dict[str, tf.Tensor]:
+        """What the last step's records showed, before it: NOT covered by epsilon.
+
+        Returns:
+          Scalars by name; empty without `measure_records`.
+        """
+        return self._measured.value
+
+    def _measure(self, records) -> dict[str, tf.Tensor]:
+        strategy = self.distribute_strategy
+        sums = strategy.run(self._measured_sums, args=(records,))
+        sums = {k: strategy.experimental_local_results(v)[0] for k, v in sums.items()}
+        count = sums.pop('batch_size')
+        means = {k: tf.math.divide_no_nan(v, count) for k, v in sums.items()}
+        return {'batch_size': count, **means}
+
+    def _measured_sums(self, records) -> dict[str, tf.Tensor]:
+        """Sums over the records of all replicas, in a replica context; PRIVATE."""
+        images, labels = to_float(records[0]), records[1]
+        outputs = self.discriminator(images, training=False)
+        logits = self._losses.realness(outputs[LOGITS], labels)
+        sums = {
+            'batch_size': tf.cast(tf.shape(labels)[0], tf.float32),
+            'real_loss': tf.reduce_sum(self._losses.real(logits)),
+            'real_accuracy': tf.reduce_sum(tf.cast(logits > 0, tf.float32)),
+        }
+        if RECONSTRUCTION in outputs:
+            errors = self._losses.reconstruction(images, outputs[RECONSTRUCTION])
+            sums['reconstruction_loss'] = tf.reduce_sum(errors)
+        if self.is_private:
+            sums |= self.discriminator_optimizer.measured_sums(
+                self._loss_of_record, (images, labels), self.discriminator.trainable_variables
+            )
+        return dict(zip(sums, _all_reduce(list(sums.values()))))
 
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One private discriminator step, then, when it is due, one public generator step.
@@ -329,6 +377,12 @@ class EFSGDGan(tf.keras.Model):
         decay = tf.minimum(self._generator_ema, (1.0 + steps) / (4.0 + steps))
         for average, variable in zip(self.ema_generator.weights, self.generator.weights):
             average.assign(decay * average + (1.0 - decay) * variable)
+
+
+class _Box:
+    """Holds one value that no checkpoint tracks."""
+
+    value: dict[str, tf.Tensor] = {}
 
 
 def to_float(images: tf.Tensor) -> tf.Tensor:

@@ -192,6 +192,7 @@ def compute_spent(
     delta: float,
     *,
     planned: tuple[dp_accounting.DpEvent, int],
+    changed: bool,
 ) -> Epsilon:
     """Epsilon of what a ledger says was spent.
 
@@ -199,14 +200,19 @@ def compute_spent(
       spent: (event of one step, number of steps), in order.
       delta: in (0, 1).
       planned: the event and the number of steps fixed before the first step.
+      changed: whether the mechanism was changed after the first step, even if its event was not.
 
     Returns:
-      `compute_epsilon` while all was spent on the planned event; after a change of the mechanism
-      the budget of the `RenyiFilter` of the plan, with PLD and RDP as if the sequence had been
-      fixed in advance.
+      `compute_epsilon` of the planned event without a change; after one the budget of the
+      `RenyiFilter` of the plan, with PLD and RDP as if the sequence had been fixed in advance.
+
+    Raises:
+      ValueError: if nothing was changed, but another event spent.
     """
     event, steps = planned
-    if all(one == event for one, _ in spent):
+    if not changed:
+        if any(one != event for one, _ in spent):
+            raise ValueError('Steps of an event that was not planned are a change.')
         return compute_epsilon(event, sum(count for _, count in spent), delta)
     composed = dp_accounting.ComposedDpEvent(
         [dp_accounting.SelfComposedDpEvent(one, count) for one, count in spent]

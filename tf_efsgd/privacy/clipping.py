@@ -64,6 +64,24 @@ def per_example_gradients(
     return [next(stacked) if is_used else None for is_used in used]
 
 
+def gradient_norms(gradients: Sequence[tf.Tensor | None]) -> tuple[tf.Tensor, tf.Tensor]:
+    """L2 norms over all variables, for diagnostics: PRIVATE.
+
+    Args:
+      gradients: as in `clipped_sums`.
+
+    Returns:
+      (float32 [batch], 0 where a gradient is not finite; bool [batch], whether it is finite).
+    """
+    flat = [
+        tf.reshape(g, [tf.shape(g)[0], g.shape[1:].num_elements()])
+        for g in gradients
+        if g is not None
+    ]
+    _, scale, scaled_norm = _scale(flat)
+    return scale * scaled_norm, scale > 0
+
+
 def clipped_sums(
     gradients: Sequence[tf.Tensor | None],
     l2_norm_clip: float,

@@ -28,6 +28,9 @@ from typing import Any
 
 _FORMAT = 2
 
+# The position at which every ledger starts.
+START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
+
 
 class LedgerError(ValueError):
     """The ledger cannot be trusted or cannot be spent from; the message is one line."""
@@ -89,6 +92,7 @@ class Ledger:
     Args:
       path: of the file.
       plan: written as the first line of a new file; None opens an existing ledger.
+      run_id: of a new ledger; None draws one.
 
     Attributes:
       plan: by which the next steps are reserved: the first one, or that of the last change.
@@ -101,7 +105,10 @@ class Ledger:
         open in another process.
     """
 
-    def __init__(self, path: str | os.PathLike, plan: Plan | None = None):
+    def __init__(
+        self, path: str | os.PathLike, plan: Plan | None = None, run_id: str | None = None
+    ):
+        self.run_id = run_id or new_run_id()
         self._open(path, plan, for_writing=True)
 
     @classmethod
@@ -123,26 +130,38 @@ class Ledger:
         self._bytes = 0
         self._torn_bytes = 0
         self._file = None
+        if plan is not None:
+            self._create(plan)
+            return
         try:
             if for_writing:
-                self._file = open(self._path, 'r+b' if plan is None else 'x+b', buffering=0)
+                self._file = open(self._path, 'r+b', buffering=0)
                 self._lock()
             content = self._path.read_bytes()
         except FileNotFoundError as error:
             raise LedgerError(
                 f'{self._path} is missing: what this run has spent is unknown.'
             ) from error
-        except FileExistsError as error:
-            raise LedgerError(f'{self._path} exists already: choose a new run folder.') from error
-        if plan is None:
-            self._parse_all(content)
-        else:
-            self.run_id = secrets.token_hex(16)
-            self._append(
+        self._parse_all(content)
+
+    def _create(self, plan):
+        """Writes the plan under another name, then renames: there is no ledger without a plan."""
+        if self._path.exists():
+            raise LedgerError(f'{self._path} exists already: choose a new run folder.')
+        temporary = self._path.with_name(f'.{self._path.name}.tmp-{self.run_id}')
+        self._file = open(temporary, 'x+b', buffering=0)
+        self._lock()
+        try:
+            self._write(
                 {'kind': 'plan', 'format': _FORMAT, 'run_id': self.run_id, **_to_json(plan)}
             )
-            self._plans.append(plan)
-            _sync_folder(self._path.parent)
+            os.rename(temporary, self._path)
+        except BaseException:
+            self.close()
+            temporary.unlink()
+            raise
+        self._plans.append(plan)
+        _sync_folder(self._path.parent)
 
     def _lock(self):
         """Takes the lock that the kernel lets go of when this process ends, however it ends."""
@@ -263,6 +282,9 @@ class Ledger:
             on_disk.st_size != self._bytes + self._torn_bytes
         ):
             raise LedgerError(f'{self._path} was changed by another process while it was in use.')
+        return self._write(entry)
+
+    def _write(self, entry: dict) -> dict:
         entry = {
             **entry,
             'time': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
@@ -330,6 +352,11 @@ class Ledger:
                 f'{self._path}, line {number + 1}: altered or out of place; what was spent cannot '
                 'be known. Start a new run folder.'
             )
+
+
+def new_run_id() -> str:
+    """Names a run for good; public."""
+    return secrets.token_hex(16)
 
 
 def _to_json(plan: Plan) -> dict[str, Any]:

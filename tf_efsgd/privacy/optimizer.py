@@ -359,6 +359,32 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
             return self._dense_clipped_sums(gradients, var_list)
 
+        def measured_sums(
+            self,
+            loss_of_record: Callable[[tf.Tensor], tf.Tensor],
+            records: tf.Tensor | tuple[tf.Tensor, ...],
+            var_list: Sequence[tf.Variable],
+        ) -> dict[str, tf.Tensor]:
+            """Sums over records of what clipping met, for diagnostics: PRIVATE, never released.
+
+            Args:
+              loss_of_record: as in `clipped_sums`, as the next ones.
+              records: [batch, ...].
+              var_list: variables the step updates.
+
+            Returns:
+              float32 [] each: 'gradient_norm', 'clipped_fraction', 'not_finite_fraction'; divide by
+              the number of records for means.
+            """
+            gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
+            norms, finite = clipping.gradient_norms(gradients)
+            clipped = norms > self.mechanism.l2_norm_clip
+            return {
+                'gradient_norm': tf.reduce_sum(norms),
+                'clipped_fraction': tf.reduce_sum(tf.cast(clipped, tf.float32)),
+                'not_finite_fraction': tf.reduce_sum(tf.cast(~finite, tf.float32)),
+            }
+
         def release(
             self,
             clipped_grad_sum: Sequence[tf.Tensor],

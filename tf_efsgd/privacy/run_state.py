@@ -32,22 +32,39 @@ def default_folder() -> pathlib.Path:
     return (pathlib.Path(base) if base else pathlib.Path.home() / '.local' / 'state') / 'tf_efsgd'
 
 
+def prepare_folder(folder: str | os.PathLike) -> None:
+    """Makes the state folder, for the user alone, when it is missing.
+
+    Raises:
+      RunStateError: if it cannot be written.
+    """
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise RunStateError(
+            f'{folder} cannot be written: give --state_dir, a folder outside the run folder that '
+            'can.'
+        )
+
+
 class RunState:
     """The remembered state of one run.
 
     Args:
-      folder: the state folder; made, for the user alone, when it is missing.
+      folder: the state folder, see `prepare_folder`.
       run_id: names the run, `Ledger.run_id`.
 
     Raises:
-      RunStateError: if the folder cannot be written, or the remembered state cannot be read.
+      RunStateError: if the remembered state cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike, run_id: str):
         self._path = pathlib.Path(folder) / f'{run_id}.json'
         self._state = None
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if self._path.exists():
                 self._state = json.loads(self._path.read_text())
                 bytes.fromhex(self._state['key'] + self._state['records'])
@@ -55,11 +72,6 @@ class RunState:
             raise RunStateError(
                 f'{self._path} is damaged. Remove it, and resume with --resume_unverified.'
             ) from error
-        if not os.access(self._path.parent, os.W_OK | os.X_OK):
-            raise RunStateError(
-                f'{self._path.parent} cannot be written: give --state_dir, a folder outside the '
-                'run folder that can.'
-            )
 
     @property
     def is_known(self) -> bool:

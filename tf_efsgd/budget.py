@@ -1,0 +1,300 @@
+"""What a run may spend and what it has spent: its plan, a change of the plan, its statement."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.privacy.optimizer import Mechanism
+
+NOT_COVERED = (
+    'anything in the folder nonprivate/ (evaluation against real images)',
+    'the choice of settings after looking at other runs on the same records',
+    'other runs on the same records, and copies of this run folder that were trained further: '
+    'their epsilons add up',
+    'the declared number of records, the image size, the classes and all settings, which are '
+    'public',
+    'the time that steps take',
+    'several records of one person: the guarantee is per record (one image with its label)',
+)
+
+
+def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
+    """The plan of a new run: calibrates the noise when a target is given.
+
+    Args:
+      config: the settings.
+      public_facts: of the records, the fields of `Plan` from 'dataset' to 'num_classes'.
+
+    Returns:
+      What is fixed before the first step.
+
+    Raises:
+      ConfigError: if the settings do not fit the number of records, or no noise fits the target.
+    """
+    privacy, size = config.privacy, public_facts['dataset_size']
+    if privacy.expected_batch_size > size:
+        raise ConfigError(
+            f'--expected_batch_size must be at most the number of records, {size}. '
+            f'Received: {privacy.expected_batch_size}.'
+        )
+    plan = ledger.Plan(
+        **public_facts,
+        event=None,
+        unproven_event=None,
+        expected_batch_size=privacy.expected_batch_size,
+        mechanism={},
+        train_steps=privacy.train_steps,
+        target_delta=None,
+        target_epsilon=None,
+        steps_per_entry=config.run.log_steps,
+    )
+    if not privacy.private:
+        return plan
+    if privacy.target_delta >= 1 / size:
+        print(
+            f'WARNING: --target_delta={privacy.target_delta:g} is not below 1 / number of '
+            f'records = {1 / size:.1e}; such a guarantee says little.'
+        )
+    plan = dataclasses.replace(plan, target_delta=privacy.target_delta)
+    noise_multiplier = privacy.noise_multiplier
+    if noise_multiplier is None:
+        noise_multiplier = _calibrate(privacy, size)
+    return _with_mechanism(plan, privacy, noise_multiplier)
+
+
+def _calibrate(privacy, dataset_size: int) -> float:
+    print('Calibrating the noise ...', flush=True)
+    try:
+        if privacy.error_feedback == 'hidden':
+            return accounting.calibrate_hidden_noise_multiplier(
+                privacy.target_epsilon,
+                privacy.target_delta,
+                privacy.train_steps,
+                privacy.l2_norm_clip,
+                privacy.residual_l2_norm_clip,
+            )
+        return accounting.calibrate_noise_multiplier(
+            privacy.target_epsilon,
+            privacy.target_delta,
+            accounting.sampling_probability(privacy.expected_batch_size, dataset_size),
+            privacy.train_steps,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledger.Plan:
+    """The plan with the steps that the settings ask for, at this noise."""
+    mechanism = Mechanism(
+        noise_multiplier=noise_multiplier,
+        **{
+            field.name: getattr(privacy, field.name)
+            for field in dataclasses.fields(Mechanism)
+            if field.name != 'noise_multiplier'
+        },
+    )
+    sampled = accounting.sampling_probability(privacy.expected_batch_size, plan.dataset_size)
+    unproven = None
+    if mechanism.hides_buffer:
+        unproven = accounting.event_to_dict(accounting.step_event(sampled, noise_multiplier))
+    return dataclasses.replace(
+        plan,
+        event=accounting.event_to_dict(mechanism.step_event(sampled)),
+        unproven_event=unproven,
+        expected_batch_size=privacy.expected_batch_size,
+        mechanism=dataclasses.asdict(mechanism),
+        train_steps=privacy.train_steps,
+        target_epsilon=privacy.target_epsilon,
+    )
+
+
+def changed_plan(config: RunConfig, spent: ledger.Ledger) -> ledger.Plan | None:
+    """The plan of a resumed run whose settings ask for other steps than its ledger's plan.
+
+    The noise stays what it was unless `noise_multiplier` is given.
+
+    Args:
+      config: the settings.
+      spent: the ledger of the run, which is not written to.
+
+    Returns:
+      The new plan; None when the settings are the ledger's.
+
+    Raises:
+      ConfigError: if the change was not asked for, or does not fit what is left of the budget.
+    """
+    old, privacy = spent.plan, config.privacy
+    if old.event is None:
+        return None
+    noise_multiplier = privacy.noise_multiplier or old.mechanism['noise_multiplier']
+    new = _with_mechanism(old, privacy, noise_multiplier)
+    if new == old:
+        return None
+    if not config.run.change_mechanism:
+        raise ConfigError(
+            'The privacy settings are not those of the last plan in the ledger. Resume with the '
+            'same settings, or see --change_mechanism.'
+        )
+    if 'hidden' in (old.mechanism['error_feedback'], privacy.error_feedback):
+        raise ConfigError(
+            'A run cannot change to or from --error_feedback=hidden: its buffer is private state. '
+            'Start a new run folder.'
+        )
+    _check_filter(new, spent)
+    return new
+
+
+def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
+    """Raises ConfigError unless the privacy filter of the first plan allows the new one."""
+    budget = accounting.RenyiFilter.of_plan(*_planned(spent), new.target_delta)
+    if new.target_epsilon is not None and budget.epsilon > new.target_epsilon:
+        raise ConfigError(
+            'After a change of the mechanism PLD no longer holds and the budget is the RDP filter '
+            f'of the plan at the start, epsilon = {budget.epsilon:.4g}: accept it with '
+            f'--target_epsilon={math.ceil(budget.epsilon * 100) / 100:g}, or start a new run '
+            f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
+        )
+    left = budget.steps_left(_spent(spent), accounting.event_from_dict(new.event))
+    most = spent.reserved_steps + left
+    if not spent.reserved_steps < new.train_steps <= most:
+        allowed = f'--train_steps={most} or less' if left else 'nothing: start a new run folder'
+        raise ConfigError(
+            f'{spent.reserved_steps} steps are spent; with these settings the budget allows '
+            f'{allowed}. Received: --train_steps={new.train_steps}.'
+        )
+
+
+def _planned(spent: ledger.Ledger):
+    return accounting.event_from_dict(spent.first_plan.event), spent.first_plan.train_steps
+
+
+def _spent(spent: ledger.Ledger):
+    return [(accounting.event_from_dict(event), count) for event, count in spent.spent]
+
+
+def mechanism_of(plan: ledger.Plan) -> Mechanism:
+    """The mechanism that a private plan describes."""
+    return Mechanism(**plan.mechanism)
+
+
+def planned_epsilon(plan: ledger.Plan) -> accounting.Epsilon:
+    """Epsilon of all steps of a private plan, as if they were the first."""
+    event = accounting.event_from_dict(plan.event)
+    return accounting.compute_epsilon(event, plan.train_steps, plan.target_delta)
+
+
+def unproven_epsilon(plan: ledger.Plan, steps: int) -> float | None:
+    """What plain DP-SGD accounting would print for a hidden buffer; None for other plans."""
+    if plan.unproven_event is None:
+        return None
+    event = accounting.event_from_dict(plan.unproven_event)
+    return accounting.compute_epsilon(event, steps, plan.target_delta).headline
+
+
+def spent_epsilon(spent: ledger.Ledger) -> accounting.Epsilon:
+    """Epsilon of everything that a private run's ledger has reserved."""
+    return accounting.compute_spent(
+        _spent(spent),
+        spent.plan.target_delta,
+        planned=_planned(spent),
+        changed=spent.changes > 0,
+    )
+
+
+class EpsilonSoFar:
+    """An upper bound on the epsilon spent, cheap enough for a progress bar.
+
+    Args:
+      spent: the ledger of a private run.
+      applied_steps: steps that training has applied at the start of this process.
+    """
+
+    def __init__(self, spent: ledger.Ledger, applied_steps: int):
+        # Lost in interruptions; charged all the same.
+        self._lost = spent.reserved_steps - applied_steps
+        self._meter = None
+        if spent.changes:
+            self._filter = spent_epsilon(spent).headline
+        else:
+            event, steps = _planned(spent)
+            self._meter = accounting.EpsilonMeter(event, steps, spent.plan.target_delta)
+
+    def __call__(self, applied_steps: int) -> float:
+        """Returns the bound when so many steps are applied."""
+        if self._meter is None:
+            return self._filter
+        return self._meter(applied_steps + self._lost)
+
+
+def make_statement(
+    config: RunConfig, spent: ledger.Ledger, applied_steps: int, software: dict[str, str]
+) -> dict:
+    """The privacy statement: what was promised, computed from the ledger.
+
+    Args:
+      config: the settings.
+      spent: the ledger.
+      applied_steps: steps that training has applied.
+      software: versions by name.
+
+    Returns:
+      JSON values by name.
+    """
+    plan = spent.plan
+    statement = {
+        'private': plan.event is not None,
+        'dataset': plan.dataset,
+        'dataset_size': plan.dataset_size,
+        'record': 'one image with its label',
+        'applied_steps': applied_steps,
+        'software': software,
+    }
+    if plan.event is None:
+        return {**statement, 'mechanism': 'none: trained without clipping and noise'}
+    mechanism, epsilon = mechanism_of(plan), spent_epsilon(spent)
+    if mechanism.hides_buffer:
+        unproven = unproven_epsilon(plan, spent.reserved_steps)
+        statement['private'] = (
+            plan.target_epsilon is not None and epsilon.headline <= plan.target_epsilon
+        )
+        statement['epsilon_unproven'] = _or_none(unproven)
+    return {
+        **statement,
+        'epsilon': _or_none(epsilon.headline),
+        'delta': plan.target_delta,
+        'target_epsilon': plan.target_epsilon,
+        'epsilon_pld': _or_none(epsilon.pld),
+        'epsilon_rdp': _or_none(epsilon.rdp),
+        'accountant': epsilon.accountant,
+        'neighboring_relation': 'ADD_OR_REMOVE_ONE',
+        'sampling': 'Poisson',
+        'sampling_probability': accounting.sampling_probability(
+            plan.expected_batch_size, plan.dataset_size
+        ),
+        'expected_batch_size': plan.expected_batch_size,
+        'steps': spent.reserved_steps,
+        'changes_of_mechanism': spent.changes,
+        'mechanism': 'Gaussian on clipped per-example gradients, ' + _kind(mechanism),
+        **dataclasses.asdict(mechanism),
+        'randomness': 'operating system'
+        if config.privacy.secure_noise
+        else 'Philox under secret keys from the operating system',
+        'not_covered': list(NOT_COVERED),
+    }
+
+
+def _kind(mechanism: Mechanism) -> str:
+    if mechanism.hides_buffer:
+        return (
+            'error feedback from a hidden buffer that is not noised (DiceSGD): every step is '
+            'counted unsampled, with sensitivity l2_norm_clip + 2 residual_l2_norm_clip'
+        )
+    return 'error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'
+
+
+def _or_none(bound: float | None) -> float | None:
+    """JSON has no infinity: a bound that does not exist is null."""
+    return bound if bound is not None and math.isfinite(bound) else None
