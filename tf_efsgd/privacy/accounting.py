@@ -201,20 +201,33 @@ def compute_spent(
       planned: the event and the number of steps fixed before the first step.
 
     Returns:
-      `compute_epsilon` while all was spent on the planned event; after a change of the mechanism
-      the budget of the `RenyiFilter` of the plan, with PLD and RDP as if the sequence had been
-      fixed in advance.
+      `compute_epsilon` while all was spent on the planned event, within the planned steps. After
+      a change of either, the epsilon of the `RenyiFilter` of the plan, infinite when its budget
+      was passed; with the other bounds as if the sequence had been fixed in advance, PLD only
+      where all events are sampled and the closed form only where none is.
     """
     event, steps = planned
-    if all(one == event for one, _ in spent):
-        return compute_epsilon(event, sum(count for _, count in spent), delta)
+    total = sum(count for _, count in spent)
+    if all(one == event for one, _ in spent) and total <= steps:
+        return compute_epsilon(event, total, delta)
+    renyi_filter = RenyiFilter.of_plan(event, steps, delta)
+    *before, (last, count) = spent
+    within = renyi_filter.steps_left(before, last) >= count
     composed = dp_accounting.ComposedDpEvent(
         [dp_accounting.SelfComposedDpEvent(one, count) for one, count in spent]
     )
+    unsampled = [isinstance(one, dp_accounting.GaussianDpEvent) for one, _ in spent]
+    by_pld = closed_form = math.inf
+    if all(unsampled):
+        mu = math.sqrt(sum(count / one.noise_multiplier**2 for one, count in spent))
+        closed_form = gaussian_epsilon(mu, delta)
+    elif not any(unsampled):  # The privacy loss of many unsampled steps outgrows the memory.
+        by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
     return Epsilon(
-        pld=float(pld.PLDAccountant().compose(composed).get_epsilon(delta)),
+        pld=by_pld,
         rdp=float(rdp.RdpAccountant().compose(composed).get_epsilon(delta)),
-        rdp_filter=RenyiFilter.of_plan(event, steps, delta).epsilon,
+        closed_form=closed_form,
+        rdp_filter=renyi_filter.epsilon if within else math.inf,
     )
 
 
