@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import attr
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import mechanism_calibration, pld, rdp
 from scipy import optimize, special
 
 # The sampler compares 32-bit integers with a threshold, so this is the grain of q.
@@ -24,6 +24,11 @@ SAMPLING_GRAIN = 2**32
 _COARSE_INTERVAL = 1e-3
 # Share of the target that a calibrated run spends at the least.
 _TIGHT = 0.998
+# What calibrate_dp_mechanism raises when it gives up; none of them is a ValueError.
+_NOT_CALIBRATED = (
+    mechanism_calibration.NoBracketIntervalFoundError,
+    mechanism_calibration.NoOptimumFoundError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,7 +407,7 @@ def calibrate_noise_multiplier(
         if not _TIGHT * target_epsilon <= spent <= target_epsilon:
             sigma = calibrate(pld.PLDAccountant, 0.98 * sigma, sigma, 1e-4)
         return float(sigma)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, *_NOT_CALIBRATED) as error:
         raise ValueError(
             f'No noise fits target_epsilon={target_epsilon:g}, target_delta={target_delta:g} and '
             f'{steps} steps: choose an epsilon between 0.01 and 100, or give noise_multiplier. '
