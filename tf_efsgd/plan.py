@@ -16,6 +16,7 @@ import itertools
 import math
 import pathlib
 import sys
+import textwrap
 from decimal import ROUND_CEILING, Decimal
 
 import dp_accounting
@@ -250,19 +251,26 @@ def compute_spending(book: ledger.Ledger) -> Spending | None:
     event = accounting.event_from_dict(book.first_plan.event)
     planned = (event, book.first_plan.train_steps)
     spent = [(accounting.event_from_dict(e), count) for e, count in book.spent]
-    unproven = None
-    if any(plan.unproven_event for plan in plans):
-        # What a plan between the first and the last would count is not known: its own event then.
-        plain = [(plan.event, plan.unproven_event or plan.event) for plan in plans]
-        counted = [
-            (next((u for known, u in plain if known == e), e), count) for e, count in book.spent
-        ]
-        unproven = _compose([(accounting.event_from_dict(e), count) for e, count in counted], delta)
     return Spending(
         spent=accounting.compute_spent(spent, delta, planned=planned),
         planned=_epsilon(*planned, delta),
-        unproven=unproven,
+        unproven=_unproven(book, delta),
     )
+
+
+def _unproven(book: ledger.Ledger, delta: float) -> accounting.Epsilon | None:
+    """What plain DP-SGD accounting says of a hidden buffer; None if there is none, or unknown."""
+    plans = (book.first_plan, book.plan)
+    if not any(plan.unproven_event for plan in plans):
+        return None
+    if any(event not in [plan.event for plan in plans] for event, _ in book.spent):
+        return None  # A ledger does not hand out the plans between the first and the last.
+    plain = [
+        next(plan.unproven_event or plan.event for plan in plans if plan.event == event)
+        for event, _ in book.spent
+    ]
+    counts = [count for _, count in book.spent]
+    return _compose(list(zip(map(accounting.event_from_dict, plain), counts)), delta)
 
 
 def _compose(spent, delta: float) -> accounting.Epsilon:
@@ -318,8 +326,11 @@ def format_forecast(plan: Forecast, parameters: int | None = None) -> str:
 
 
 def _format_budget(plan: Forecast) -> str:
-    settings, given = plan.settings, plan.settings.noise_multiplier is not None
-    source = 'given' if given else f'calibrated for ε ≤ {settings.target_epsilon:g}'
+    settings = plan.settings
+    noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
+    if settings.noise_multiplier is None:  # Up, so that who copies it keeps to the target.
+        noise_multiplier = _up(plan.noise_multiplier, 6)
+        source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
     values = [
         (
             'sampling probability',
@@ -327,7 +338,7 @@ def _format_budget(plan: Forecast) -> str:
             f'{settings.expected_batch_size:,} of {plan.dataset_size:,} records expected in a step',
         ),
         ('epochs', f'{plan.epochs:,.4g}', f'{settings.train_steps:,} private steps'),
-        ('noise multiplier σ', f'{plan.noise_multiplier:.6g}', source),
+        ('noise multiplier σ', noise_multiplier, source),
         ('δ', f'{settings.target_delta:g}', f'1 / records is {1 / plan.dataset_size:.2g}'),
         ('ε', _up(plan.epsilon.headline), _describe_bounds(plan.epsilon)),
     ]
@@ -384,9 +395,9 @@ def _format_noise(plan: Forecast, parameters: int | None) -> str:
         lines.append(f'  {name:<44}{one_step:>12.4g}{accumulated:>26.4g}')
     batch, clip = settings.expected_batch_size, settings.l2_norm_clip
     lines.append(
-        f'  Compare with: a mean of gradients clipped at {clip:g} is about {clip:g} long at most, '
-        f'and one\n  record is {clip / batch:.3g} of it. A steady gradient adds up like the steps, '
-        'noise like their root.'
+        f'  Compare with: the mean of gradients clipped at {clip:g} is at most about {clip:g} '
+        f'long; one record\n  moves it by at most {clip / batch:.3g}. A steady gradient adds up '
+        'like the steps, noise like their root.'
     )
     if parameters is None:
         lines.append(
@@ -395,8 +406,8 @@ def _format_noise(plan: Forecast, parameters: int | None) -> str:
         )
     if settings.error_feedback == 'private':
         lines.append(
-            '  Error feedback slows the noise of what it gives back, it does not remove it: see '
-            'the sums.'
+            '  Error feedback slows noise and removes none: see the sums, which hold what its '
+            'buffer still\n  keeps. Its one step is one in the long run.'
         )
         if settings.feedback_l2_norm_clip is not None:
             lines.append('  Without the effect of --feedback_l2_norm_clip.')
@@ -421,8 +432,9 @@ def _table_title(plan: Forecast) -> str:
     if plan.settings.error_feedback == 'hidden':
         return 'ε by steps and noise multiplier, closed form; [asked for]'
     title = 'ε by steps and noise multiplier, by RDP: an upper bound; [asked for]'
-    excess = plan.epsilon.rdp / plan.epsilon.pld - 1
-    return f'{title}, where PLD is {_up(plan.epsilon.pld)}' if excess > 0 else title
+    if plan.epsilon.accountant == 'PLD':
+        title += f', where PLD is {_up(plan.epsilon.pld)}'
+    return title
 
 
 def format_spending(book: ledger.Ledger, spending: Spending | None, every_entry: bool) -> str:
@@ -438,7 +450,7 @@ def format_spending(book: ledger.Ledger, spending: Spending | None, every_entry:
     """
     plans = [('Plan', book.first_plan)]
     if book.changes:
-        plans.append((f'Plan after {book.changes} change(s)', book.plan))
+        plans.append((f'Plan since change {book.changes}, made while it ran', book.plan))
     parts = [f'Ledger of run {book.run_id}']
     parts += [_format_plan(title, plan) for title, plan in plans]
     parts += [_format_entries(book, every_entry), _format_spent(book, spending)]
@@ -460,7 +472,8 @@ def _format_plan(title: str, plan: ledger.Plan) -> str:
         lines.append(f'  {goal}, δ = {plan.target_delta:g}')
     lines.append(f'  one step: {_describe_event(plan.event)}')
     if plan.mechanism:
-        lines.append('  ' + ', '.join(f'{name} {value}' for name, value in plan.mechanism.items()))
+        values = ', '.join(f'{name} {value}' for name, value in plan.mechanism.items())
+        lines += textwrap.wrap(values, 98, initial_indent='  ', subsequent_indent='  ')
     return '\n'.join(lines)
 
 
@@ -470,12 +483,12 @@ def _describe_event(event: dict | None) -> str:
     event = accounting.event_from_dict(event)
     if isinstance(event, dp_accounting.GaussianDpEvent):
         return (
-            f'Gaussian with {event.noise_multiplier:.6g} times its sensitivity, not sampled '
+            f'Gaussian noise of {event.noise_multiplier:.6g} times the sensitivity, not sampled '
             '(hidden buffer)'
         )
     return (
-        f'Gaussian with noise multiplier {event.event.noise_multiplier:.6g} on a Poisson sample '
-        f'with probability {event.sampling_probability:.6g}'
+        f'Gaussian with noise multiplier {event.event.noise_multiplier:.6g} on a Poisson sample, '
+        f'probability {event.sampling_probability:.6g}'
     )
 
 
@@ -499,7 +512,7 @@ def _format_entries(book: ledger.Ledger, every_entry: bool) -> str:
 def _format_group(entries: list[ledger.Entry], first: int) -> str:
     count, number = entries[0].count, len(entries)
     steps = f'{first:,} to {first + count * number - 1:,}'
-    times = entries[0].time if number == 1 else f'{entries[0].time} to {entries[-1].time}'
+    times = ' to '.join(dict.fromkeys([entries[0].time, entries[-1].time]))
     if entries[0].torn:
         times += '  torn line: charged the most it can have been'
     return f'  {steps:<23}{f"{number:,} of {count:,}":<22}{times}'
@@ -515,11 +528,15 @@ def _format_spent(book: ledger.Ledger, spending: Spending | None) -> str:
     spent = spending.spent
     headline = f'Spent: ε = {_up(spent.headline)} at δ = {book.first_plan.target_delta:g}'
     if spent.rdp_filter is None:
-        bounds, planned = _describe_bounds(spent), _up(spending.planned.headline)
-        lines = [f'{headline}, {bounds}', f'  {steps}; the whole plan: ε = {planned}']
+        if not book.changes:
+            steps += f'; the whole plan: ε = {_up(spending.planned.headline)}'
+        lines = [f'{headline}, {_describe_bounds(spent)}', f'  {steps}']
     else:
         lines = [f'{headline}, by the RDP filter of the first plan', f'  {steps}']
-        lines.append(f'  fixed in advance only: {_describe_bounds(_fixed_in_advance(spent))}')
+        fixed = dataclasses.replace(spent, rdp_filter=None)
+        lines.append(
+            f'  fixed in advance only: ε = {_up(fixed.headline)}, {_describe_bounds(fixed)}'
+        )
         if math.isinf(spent.rdp_filter):
             lines.append(
                 '  WARNING: chosen after seeing outputs, and beyond the budget of the first plan: '
@@ -532,10 +549,6 @@ def _format_spent(book: ledger.Ledger, spending: Spending | None) -> str:
         lines.append(f'  Why: {_WHY_UNPROVEN}')
     lines.append('  ε covers this run; other runs on the same records, and copies of it, add up.')
     return '\n'.join(lines)
-
-
-def _fixed_in_advance(epsilon: accounting.Epsilon) -> accounting.Epsilon:
-    return dataclasses.replace(epsilon, rdp_filter=None)
 
 
 def _up(epsilon: float, digits: int = 4) -> str:
