@@ -145,6 +145,8 @@ def test_a_hidden_buffer_costs_what_the_closed_form_says():
     assert result.unproven.headline < epsilon / 10
     text = plan.format_forecast(result)
     assert 'unproven' in text and 'the buffer is not noised' in text
+    assert f'moves every update by at most {(0.7 + 2 * 0.4) / 16:.3g}' in text
+    assert f'moves it by at most {0.7 / 16:.3g}' in plan.format_forecast(plain)
 
 
 def test_a_hidden_buffer_is_calibrated_by_the_closed_form():
@@ -204,9 +206,9 @@ def test_so_much_noise_that_nothing_is_spent(mechanism):
 
 
 def test_no_minutes_are_spent_on_what_is_not_private():
-    started = time.monotonic()
+    started = time.process_time()
     text = _ask(*_QUICK, '--noise_multiplier=0.03')
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     assert 'far above anything private' in text
 
 
@@ -243,10 +245,10 @@ def test_calibration_of_the_longest_run_is_fast():
     settings = config.PrivacyConfig(
         target_epsilon=10.0, expected_batch_size=128, train_steps=450_000
     )
-    started = time.monotonic()
+    started = time.process_time()
     result = plan.forecast(settings, 60_000)
-    # About 8 s on two cores, with the table; the rest is for a busy machine.
-    assert time.monotonic() - started < 20
+    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure.
+    assert time.process_time() - started < 20
     assert 9.98 <= result.epsilon.headline <= 10
 
 

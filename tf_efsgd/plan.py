@@ -393,11 +393,14 @@ def _format_noise(plan: Forecast, parameters: int | None) -> str:
     for name, noise in plan.noise.items():
         one_step, accumulated = noise.one_step * scale, noise.accumulated * scale
         lines.append(f'  {name:<44}{one_step:>12.4g}{accumulated:>26.4g}')
-    batch, clip = settings.expected_batch_size, settings.l2_norm_clip
+    clip = settings.l2_norm_clip
+    what, moved = 'it', clip
+    if settings.error_feedback == 'hidden':  # It comes out of the buffer again and again.
+        what, moved = 'every update', clip + 2 * settings.residual_l2_norm_clip
     lines.append(
         f'  Compare with: the mean of gradients clipped at {clip:g} is at most about {clip:g} '
-        f'long; one record\n  moves it by at most {clip / batch:.3g}. A steady gradient adds up '
-        'like the steps, noise like their root.'
+        f'long; one record\n  moves {what} by at most {moved / settings.expected_batch_size:.3g}. '
+        'A steady gradient adds up like the steps, noise like\n  their root.'
     )
     if parameters is None:
         lines.append(
