@@ -71,15 +71,16 @@ _MAY_IMPORT = {
     'evaluation.report': ['data.records', 'evaluation'],
     'export': ['data.records', 'version'],
     'generate': ['data.records'],
-    'plan': ['config', 'privacy.accounting'],
+    'plan': ['config', 'privacy.accounting', 'privacy.ledger'],
     'audit': ['config', 'data', 'models', 'privacy'],
     'benchmark': ['config', 'data', 'models', 'privacy'],
 }
 
-# Libraries that a module must do without: ε and the ledger need no TensorFlow.
+# Libraries that a module must do without: ε, the ledger and the planner need no TensorFlow.
 _WITHOUT = {
     'privacy.accounting': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
     'privacy.ledger': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
+    'plan': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
 }
 
 

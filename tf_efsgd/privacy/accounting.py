@@ -14,16 +14,26 @@ from collections.abc import Sequence
 
 import attr
 import dp_accounting
-from dp_accounting import pld, rdp
+from dp_accounting import mechanism_calibration, pld, rdp
 from scipy import optimize, special
 
 # The sampler compares 32-bit integers with a threshold, so this is the grain of q.
 SAMPLING_GRAIN = 2**32
 
+# Calibration goes no lower: PLD takes minutes below, and a target that allows it is no target.
+SMALLEST_NOISE = 0.05
+# Above this epsilon nobody needs the tighter bound.
+_NO_PRIVACY = 500.0
+
 # Between privacy losses; dp_accounting's own is 1e-4.
 _COARSE_INTERVAL = 1e-3
 # Share of the target that a calibrated run spends at the least.
 _TIGHT = 0.998
+# What calibrate_dp_mechanism raises when it gives up; none of them is a ValueError.
+_NOT_CALIBRATED = (
+    mechanism_calibration.NoBracketIntervalFoundError,
+    mechanism_calibration.NoOptimumFoundError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,17 +184,38 @@ def compute_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> E
 
     Returns:
       The PLD and the RDP bound, both 0 for 0 steps; for Gaussian events without sampling the
-      closed form instead of PLD, which would need the memory of a large privacy loss.
+      closed form instead of PLD, which would need the memory of a large privacy loss. No PLD
+      either where RDP is above 500: it would take minutes to call no privacy another number.
     """
     if steps == 0:
         return Epsilon(pld=0.0, rdp=0.0)
     composed = dp_accounting.SelfComposedDpEvent(event, steps)
-    by_rdp = float(rdp.RdpAccountant().compose(composed).get_epsilon(delta))
+    by_rdp = rdp_epsilon(composed, delta)
     if isinstance(event, dp_accounting.GaussianDpEvent) and event.noise_multiplier > 0:
         mu = math.sqrt(steps) / event.noise_multiplier
         return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=gaussian_epsilon(mu, delta))
+    if _NO_PRIVACY < by_rdp < math.inf:
+        return Epsilon(pld=math.inf, rdp=by_rdp)
     by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
     return Epsilon(pld=by_pld, rdp=by_rdp)
+
+
+def rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
+    """The RDP bound alone, in milliseconds.
+
+    Args:
+      event: all of what was done.
+      delta: in (0, 1).
+
+    Returns:
+      The bound; infinite where dp_accounting's rounding makes a divergence negative.
+    """
+    try:
+        return float(rdp.RdpAccountant().compose(event).get_epsilon(delta))
+    except ValueError as error:
+        if 'cannot be negative' not in str(error):
+            raise
+        return math.inf
 
 
 def compute_spent(
@@ -203,24 +234,40 @@ def compute_spent(
       changed: whether the mechanism was changed after the first step, even if its event was not.
 
     Returns:
-      `compute_epsilon` of the planned event without a change; after one the budget of the
-      `RenyiFilter` of the plan, with PLD and RDP as if the sequence had been fixed in advance.
+      `compute_epsilon` of the planned event without a change. After one, the epsilon of the
+      `RenyiFilter` of the plan, infinite when its budget was passed; with the other bounds as if
+      the sequence had been fixed in advance, PLD only where all events are sampled and the closed
+      form only where none is.
 
     Raises:
-      ValueError: if nothing was changed, but another event spent.
+      ValueError: if nothing was changed, but another event or more steps were spent than planned.
     """
     event, steps = planned
+    total = sum(count for _, count in spent)
     if not changed:
-        if any(one != event for one, _ in spent):
-            raise ValueError('Steps of an event that was not planned are a change.')
-        return compute_epsilon(event, sum(count for _, count in spent), delta)
+        if any(one != event for one, _ in spent) or total > steps:
+            raise ValueError('What was not planned and is spent is a change of the mechanism.')
+        return compute_epsilon(event, total, delta)
+    renyi_filter = RenyiFilter.of_plan(event, steps, delta)
+    if not spent:
+        return Epsilon(pld=0.0, rdp=0.0, rdp_filter=renyi_filter.epsilon)
+    *before, (last, count) = spent
+    within = renyi_filter.steps_left(before, last) >= count
     composed = dp_accounting.ComposedDpEvent(
         [dp_accounting.SelfComposedDpEvent(one, count) for one, count in spent]
     )
+    unsampled = [isinstance(one, dp_accounting.GaussianDpEvent) for one, _ in spent]
+    by_pld = closed_form = math.inf
+    if all(unsampled):
+        mu = math.sqrt(sum(count / one.noise_multiplier**2 for one, count in spent))
+        closed_form = gaussian_epsilon(mu, delta)
+    elif not any(unsampled):  # The privacy loss of many unsampled steps outgrows the memory.
+        by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
     return Epsilon(
-        pld=float(pld.PLDAccountant().compose(composed).get_epsilon(delta)),
-        rdp=float(rdp.RdpAccountant().compose(composed).get_epsilon(delta)),
-        rdp_filter=RenyiFilter.of_plan(event, steps, delta).epsilon,
+        pld=by_pld,
+        rdp=rdp_epsilon(composed, delta),
+        closed_form=closed_form,
+        rdp_filter=renyi_filter.epsilon if within else math.inf,
     )
 
 
@@ -358,8 +405,8 @@ def calibrate_noise_multiplier(
       steps: number of private steps, >= 1.
 
     Returns:
-      sigma such that the PLD epsilon of `steps` steps is at most `target_epsilon`, and at least
-      99.8% of it.
+      sigma such that epsilon, the smaller of the PLD and the RDP bound, is at most
+      `target_epsilon` and at least 99.8% of it; or `SMALLEST_NOISE`, if that spends even less.
 
     Raises:
       ValueError: if dp_accounting finds none: the target is far from anything usual.
@@ -376,7 +423,9 @@ def calibrate_noise_multiplier(
             return accountant.get_epsilon(target_delta) < target_epsilon
 
         while spends_less(low):
-            low, high = 0.9 * low, low
+            if low <= SMALLEST_NOISE:
+                return SMALLEST_NOISE
+            low, high = max(0.9 * low, SMALLEST_NOISE), low
         bracket = dp_accounting.LowerEndpointAndGuess(low, high)
         return dp_accounting.calibrate_dp_mechanism(
             make_accountant, event, target_epsilon, target_delta, bracket, tol=tolerance
@@ -390,12 +439,16 @@ def calibrate_noise_multiplier(
     # the fine one would take half a minute; for many steps it is the other way round.
     try:
         by_rdp = calibrate(rdp.RdpAccountant, 0.1, 1.0, 1e-3)
+        if target_epsilon > _NO_PRIVACY / 5 or by_rdp <= SMALLEST_NOISE:
+            return float(by_rdp)  # PLD takes minutes there.
         sigma = calibrate(coarse_pld, 0.9 * by_rdp, 1.01 * by_rdp, 1e-4)
         spent = pld.PLDAccountant().compose(event(sigma)).get_epsilon(target_delta)
         if not _TIGHT * target_epsilon <= spent <= target_epsilon:
             sigma = calibrate(pld.PLDAccountant, 0.98 * sigma, sigma, 1e-4)
+        if sigma > by_rdp:  # At an extreme delta PLD can be the looser bound, or have none.
+            sigma = calibrate(rdp.RdpAccountant, 0.99 * by_rdp, by_rdp, 1e-5)
         return float(sigma)
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, *_NOT_CALIBRATED) as error:
         raise ValueError(
             f'No noise fits target_epsilon={target_epsilon:g}, target_delta={target_delta:g} and '
             f'{steps} steps: choose an epsilon between 0.01 and 100, or give noise_multiplier. '
@@ -431,7 +484,7 @@ class EpsilonMeter:
         if isinstance(self._event, dp_accounting.GaussianDpEvent):
             return compute_epsilon(self._event, steps, self._delta).headline
         composed = dp_accounting.SelfComposedDpEvent(self._event, steps)
-        by_rdp = rdp.RdpAccountant().compose(composed).get_epsilon(self._delta)
+        by_rdp = rdp_epsilon(composed, self._delta)
         position = bisect.bisect_left(self._grid, steps)
         if position == len(self._grid):
             return float(by_rdp)

@@ -95,8 +95,7 @@ class Ledger:
       run_id: of a new ledger; None draws one.
 
     Attributes:
-      plan: by which the next steps are reserved: the first one, or that of the last change.
-      first_plan: fixed before the first step.
+      plans: the one fixed before the first step, then one for each change.
       run_id: drawn when the ledger was made; names the run, also when its folder is moved.
       entries: all reservations so far, in order.
 
@@ -125,7 +124,7 @@ class Ledger:
     def _open(self, path, plan, for_writing):
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
-        self._plans: list[Plan] = []
+        self.plans: list[Plan] = []
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._torn_bytes = 0
@@ -160,7 +159,7 @@ class Ledger:
             self.close()
             temporary.unlink()
             raise
-        self._plans.append(plan)
+        self.plans.append(plan)
         _sync_folder(self._path.parent)
 
     def _lock(self):
@@ -183,17 +182,17 @@ class Ledger:
     @property
     def plan(self) -> Plan:
         """By which the next steps are reserved."""
-        return self._plans[-1]
+        return self.plans[-1]
 
     @property
     def first_plan(self) -> Plan:
         """Fixed before the first step."""
-        return self._plans[0]
+        return self.plans[0]
 
     @property
     def changes(self) -> int:
         """How often the mechanism was changed after the start."""
-        return len(self._plans) - 1
+        return len(self.plans) - 1
 
     @property
     def reserved_steps(self) -> int:
@@ -249,7 +248,7 @@ class Ledger:
             if old != new:
                 raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')
         self._append({'kind': 'change', **_to_json(plan)})
-        self._plans.append(plan)
+        self.plans.append(plan)
 
     def check_position(self, position: dict[str, int | str]) -> None:
         """Checks that the ledger still begins with what a checkpoint saw of it.
@@ -338,7 +337,7 @@ class Ledger:
                 )
                 self.entries.append(_entry(entry))
             elif kind == ('change' if number else 'plan'):
-                self._plans.append(_plan(entry))
+                self.plans.append(_plan(entry))
                 if not number:
                     self.run_id = entry['run_id']
             else:

@@ -1,0 +1,518 @@
+"""The planner: its numbers against formulas of their own, its words, its mistakes and its speed."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from absl import flags
+from scipy import stats
+
+from tf_efsgd import config, plan
+from tf_efsgd.privacy import accounting, ledger
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+# No two alike, so that one in the place of another is noticed.
+_SETTINGS = config.PrivacyConfig(
+    noise_multiplier=1.1,
+    l2_norm_clip=0.7,
+    residual_l2_norm_clip=0.4,
+    residual_share=0.3,
+    feedback_decay=0.8,
+    expected_batch_size=16,
+    train_steps=60,
+)
+# Quick to account for.
+_QUICK = ['--dataset_size=2000', '--expected_batch_size=20', '--train_steps=300']
+
+
+def _ask(*arguments):
+    flag_values = flags.FlagValues()
+    plan.define_flags(flag_values)
+    flag_values(['plan', *arguments])
+    return plan.answer(flag_values)
+
+
+def _run(*arguments, cwd):
+    """Runs the planner in its own process."""
+    paths = [str(_REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    return subprocess.run(
+        [sys.executable, '-m', 'tf_efsgd.plan', *arguments],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# The noise.
+
+
+def _simulate(settings, coordinates=40_000):
+    """Noise alone through release and feedback: the last update, and all of them plus the rest."""
+    rng = np.random.default_rng(7)
+    sigma, share, decay = 1.1, settings.residual_share, settings.feedback_decay
+    buffer = total = np.zeros(coordinates)
+    for _ in range(settings.train_steps):
+        a = rng.normal(size=coordinates) * sigma / math.sqrt(1 - share) * settings.l2_norm_clip
+        r = rng.normal(size=coordinates) * sigma / math.sqrt(share) * settings.residual_l2_norm_clip
+        waiting = buffer + r / settings.expected_batch_size
+        given_back = (1 - decay) * waiting
+        buffer = waiting - given_back
+        update = a / settings.expected_batch_size + given_back
+        total = total + update
+    return update.std(), (total + buffer).std()
+
+
+def test_noise_of_error_feedback_is_that_of_its_recursion():
+    settings = dataclasses.replace(_SETTINGS, residual_l2_norm_clip=1.3)
+    noise = plan.compute_noise(settings, 1.1)['update with error feedback, A/B + d']
+    one_step, accumulated = _simulate(settings)
+    # Four standard errors of a standard deviation of 40,000 draws.
+    assert noise.one_step == pytest.approx(one_step, rel=0.015)
+    assert noise.accumulated == pytest.approx(accumulated, rel=0.015)
+    # A factor that is wrong would be seen: the whole of R, (1 - b)/(1 + b) of it without the root,
+    # 1 - b, none.
+    a, r = 1.1 * 0.7 / math.sqrt(0.7) / 16, 1.1 * 1.3 / math.sqrt(0.3) / 16
+    for wrong in (r, r / 9, r * 0.2, 0.0):
+        assert abs(math.hypot(a, wrong) / one_step - 1) > 0.03
+
+
+def test_noise_of_plain_dp_sgd_and_of_the_averaged_gradient():
+    noise = plan.compute_noise(_SETTINGS, 1.1)
+    assert noise['averaged gradient A/B'].one_step == pytest.approx(1.1 / math.sqrt(0.7) * 0.7 / 16)
+    for clip in (0.7, 1.1):  # C1, and C1 + C2.
+        plain = noise[f'plain DP-SGD, clipped at {clip:g}']
+        assert plain.one_step == pytest.approx(1.1 * clip / 16)
+        assert plain.accumulated == pytest.approx(1.1 * clip / 16 * math.sqrt(60))
+    # Over many steps error feedback never beats plain DP-SGD clipped at C1 + C2.
+    feedback = noise['update with error feedback, A/B + d']
+    assert feedback.accumulated >= noise['plain DP-SGD, clipped at 1.1'].accumulated
+
+
+def test_without_a_residual_error_feedback_is_dp_sgd():
+    off = plan.compute_noise(dataclasses.replace(_SETTINGS, residual_share=0.0), 1.1)
+    none = plan.compute_noise(dataclasses.replace(_SETTINGS, error_feedback='none'), 1.1)
+    assert list(none) == ['plain DP-SGD, clipped at 0.7']
+    assert off['update with error feedback, A/B + d'] == none['plain DP-SGD, clipped at 0.7']
+
+
+# The budget.
+
+
+def test_golden_values():
+    settings = config.PrivacyConfig(
+        noise_multiplier=1.0, expected_batch_size=128, train_steps=450_000
+    )
+    result = plan.forecast(settings, 60_000)
+    assert result.epsilon.pld == pytest.approx(9.279, abs=0.002)
+    assert result.epsilon.rdp == pytest.approx(9.970, abs=0.002)
+    assert result.epsilon.headline == result.epsilon.pld
+    assert result.epochs == 960
+    text = plan.format_forecast(result)
+    assert 'ε                     9.2' in text and 'RDP 9.97' in text
+
+
+def test_calibration_keeps_to_the_target():
+    settings = config.PrivacyConfig(target_epsilon=0.4, expected_batch_size=20, train_steps=300)
+    result = plan.forecast(settings, 2_000)
+    assert 0.396 <= result.epsilon.headline <= 0.4
+    spent = accounting.compute_epsilon(
+        accounting.step_event(0.01 + 2**-33, result.noise_multiplier), 300, 1e-5
+    )
+    assert spent.headline == pytest.approx(result.epsilon.headline, rel=1e-4)
+
+
+def test_a_hidden_buffer_costs_what_the_closed_form_says():
+    settings = dataclasses.replace(_SETTINGS, error_feedback='hidden', noise_multiplier=3.3)
+    result = plan.forecast(settings, 1_000)
+    mu = math.sqrt(60) * (0.7 + 2 * 0.4) / (3.3 * 0.7)
+    epsilon = result.epsilon.headline
+    assert result.epsilon.accountant == 'closed form'
+    delta = stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(
+        epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu)
+    )
+    assert delta == pytest.approx(1e-5, rel=1e-3)
+    # Beside it what plain DP-SGD accounting says, at the noise really added.
+    plain = plan.forecast(dataclasses.replace(settings, error_feedback='none'), 1_000)
+    assert result.unproven == plain.epsilon and plain.unproven is None
+    assert result.unproven.headline < epsilon / 10
+    text = plan.format_forecast(result)
+    assert 'unproven' in text and 'the buffer is not noised' in text
+    assert f'moves every update by at most {(0.7 + 2 * 0.4) / 16:.3g}' in text
+    assert f'moves it by at most {0.7 / 16:.3g}' in plan.format_forecast(plain)
+
+
+def test_a_hidden_buffer_is_calibrated_by_the_closed_form():
+    text = _ask(*_QUICK, '--error_feedback=hidden', '--target_epsilon=7')
+    spent = [line.split()[1] for line in text.splitlines() if line.startswith('ε  ')]
+    assert spent == ['7.000']
+
+
+def test_the_table_is_an_upper_bound_around_what_was_asked_for():
+    settings = config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=400)
+    table = plan.compute_table(settings, 0.01, 3.0)
+    assert table.steps == [50, 100, 200, 400, 800, 1600]
+    assert table.noise_multipliers == [1.5, 2.1, 3.0, 4.2, 6.0]
+    exact = accounting.compute_epsilon(accounting.step_event(0.01, 3.0), 400, 1e-5)
+    assert table.epsilons[3][2] == pytest.approx(exact.rdp)
+    assert table.epsilons[3][2] >= exact.headline
+    epsilons = np.array(table.epsilons)
+    assert (np.diff(epsilons, axis=0) > 0).all() and (np.diff(epsilons, axis=1) < 0).all()
+
+
+def test_what_is_printed():
+    text = _ask(*_QUICK, '--noise_multiplier=3')
+    result = plan.forecast(
+        config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=300), 2_000
+    )
+    marked = [line for line in text.splitlines() if '[' in line and 'asked' not in line]
+    assert len(marked) == 1 and marked[0].split()[0] == '300'
+    assert float(marked[0].split('[')[1].split(']')[0]) == pytest.approx(
+        result.epsilon.rdp, rel=1e-3
+    )
+    assert 'by RDP: an upper bound' in text
+    assert 'WARNING' not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_delta_that_gives_a_record_away_is_warned_of():
+    warning = 'WARNING: δ is not below 1 / records'
+    assert warning in _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0005')
+    assert warning not in _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0004')
+
+
+def test_pld_above_rdp_is_warned_of():
+    warned = _ask('--dataset_size=60000', '--expected_batch_size=256', '--noise_multiplier=150')
+    _assert_said(warned, 'by RDP, the smallest bound (PLD', 'WARNING: PLD gives')
+
+
+@pytest.mark.parametrize('mechanism', ['private', 'none', 'hidden'])
+def test_so_much_noise_that_nothing_is_spent(mechanism):
+    text = _ask(
+        '--dataset_size=20',
+        '--expected_batch_size=20',
+        '--train_steps=1',
+        '--noise_multiplier=1e7',
+        f'--error_feedback={mechanism}',
+    )
+    _assert_said(text, '1 private steps', 'epochs                1 ')
+
+
+def test_no_minutes_are_spent_on_what_is_not_private():
+    started = time.process_time()
+    text = _ask(*_QUICK, '--noise_multiplier=0.03')
+    assert time.process_time() - started < 20
+    assert 'far above anything private' in text
+
+
+def test_the_length_of_the_noise_grows_with_the_root_of_the_parameters():
+    def one_step(*more):
+        text = _ask(*_QUICK, '--noise_multiplier=3', '--error_feedback=none', *more)
+        (line,) = [line for line in text.splitlines() if 'plain DP-SGD, clipped at 1 ' in line]
+        return float(line.split()[-2]), text
+
+    alone, text = one_step()
+    assert alone == pytest.approx(3 / 20) and '--parameters' in text
+    length, text = one_step('--parameters=400')
+    assert length == pytest.approx(20 * 3 / 20) and '400 parameters' in text
+
+
+@pytest.mark.parametrize(
+    ('epsilon', 'printed'),
+    [
+        (9.2781, '9.279'),
+        (9.279, '9.279'),
+        (9.9999999, '10.00'),
+        (123456.0, '123,500'),
+        (0.0123412, '0.01235'),
+        (0.0, '0'),
+        (math.inf, 'inf'),
+    ],
+)
+def test_bounds_are_rounded_up(epsilon, printed):
+    assert plan._up(epsilon) == printed
+
+
+@pytest.mark.slow
+def test_calibration_of_the_longest_run_is_fast():
+    settings = config.PrivacyConfig(
+        target_epsilon=10.0, expected_batch_size=128, train_steps=450_000
+    )
+    started = time.process_time()
+    result = plan.forecast(settings, 60_000)
+    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure.
+    assert time.process_time() - started < 20
+    assert 9.98 <= result.epsilon.headline <= 10
+
+
+# The picture.
+
+
+def test_the_picture_is_written(tmp_path):
+    image = pytest.importorskip('matplotlib.image')
+    target = tmp_path / 'out.png'
+    text = _ask(*_QUICK, '--noise_multiplier=3', f'--plot={target}')
+    assert str(target) in text
+    pixels = image.imread(target)[..., :3]
+    assert min(pixels.shape[:2]) > 400
+    # The mark, in crimson, is in both halves.
+    crimson = np.abs(pixels - np.array([0xDC, 0x14, 0x3C]) / 255).max(axis=-1) < 0.02
+    for half in np.array_split(crimson[:, : int(0.8 * crimson.shape[1])], 2, axis=1):
+        assert half.sum() > 30
+
+
+@pytest.mark.parametrize('name', ['no/such/out.png', 'out.nothing', 'out'])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
+    name, tmp_path, monkeypatch
+):
+    pytest.importorskip('matplotlib')
+    monkeypatch.setattr(plan, 'forecast', lambda *_: pytest.fail('computed'))
+    with pytest.raises(config.ConfigError, match='--plot'):
+        _ask(*_QUICK, '--noise_multiplier=3', f'--plot={tmp_path / name}')
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.setattr(plan, 'forecast', lambda *_: pytest.fail('computed'))
+    with pytest.raises(config.ConfigError, match=r'pip install tf_efsgd\[report\]'):
+        _ask(*_QUICK, '--noise_multiplier=3', f'--plot={tmp_path / "out.png"}')
+
+
+# The ledger.
+
+_STEP = accounting.event_to_dict(accounting.step_event(0.02, 3.0))
+_PLAN = ledger.Plan(
+    dataset='mnist',
+    dataset_size=3_000,
+    image_shape=(28, 28, 1),
+    num_classes=10,
+    event=_STEP,
+    unproven_event=None,
+    expected_batch_size=60,
+    mechanism={'noise_multiplier': 3.0, 'l2_norm_clip': 0.3},
+    train_steps=400,
+    target_delta=1e-5,
+    target_epsilon=None,
+    steps_per_entry=30,
+)
+
+
+def _hidden(noise_multiplier):
+    return dataclasses.replace(
+        _PLAN,
+        event=accounting.event_to_dict(accounting.hidden_step_event(noise_multiplier, 1.0, 0.5)),
+        unproven_event=accounting.event_to_dict(accounting.step_event(0.02, noise_multiplier)),
+    )
+
+
+def _write(folder, first, *later, torn=False):
+    """A ledger with 30 + 30 + 7 steps under each plan."""
+    path = folder / 'ledger.jsonl'
+    book = ledger.Ledger(path, first)
+    for i, one in enumerate((first, *later)):
+        if i:
+            book.change_plan(one)
+        for count in (30, 30, 7):
+            book.reserve(count)
+    book.close()
+    if torn:
+        with open(path, 'ab') as file:
+            file.write(b'{"kind": "steps", "cou')
+    return path
+
+
+def _spent(path):
+    book = ledger.Ledger.read(path)
+    return book, plan.compute_spending(book)
+
+
+def _assert_said(text, *parts):
+    for part in parts:
+        assert part in text, text
+
+
+def test_a_ledger_is_printed_event_by_event(tmp_path):
+    path = _write(tmp_path, _PLAN, torn=True)
+    before = path.read_bytes()
+    text = _ask(f'--ledger={path}')
+    spent = accounting.compute_epsilon(accounting.step_event(0.02, 3.0), 97, 1e-5)
+    whole = accounting.compute_epsilon(accounting.step_event(0.02, 3.0), 400, 1e-5)
+    _assert_said(
+        text,
+        f'Spent: ε = {plan._up(spent.headline)} at δ = 1e-05, by PLD',
+        f'RDP {plan._up(spent.rdp)}',
+        '97 steps reserved, 303 of 400 remain',
+        f'the whole plan: ε = {plan._up(whole.headline)}',
+        'mnist, 3,000 records of 28x28x1 in 10 classes',
+        'noise multiplier 3 on a Poisson sample, probability 0.02',
+        'l2_norm_clip 0.3',
+    )
+    rows = [line.split()[:6] for line in text.splitlines() if ' of ' in line and ' to ' in line]
+    assert [' '.join(row) for row in rows] == [
+        '1 to 60 2 of 30',
+        '61 to 67 1 of 7',
+        '68 to 97 1 of 30',
+    ]
+    assert text.count('torn line') == 1 and 'torn line' in text.split('68 to 97')[1]
+    assert path.read_bytes() == before
+    every = _ask(f'--ledger={path}', '--ledger_entries')
+    _assert_said(every, '1 to 30 ', '31 to 60 ', '61 to 67 ')
+
+
+def test_an_open_ledger_can_be_read_and_an_empty_one_is_spent_nothing(tmp_path):
+    path = tmp_path / 'ledger.jsonl'
+    book = ledger.Ledger(path, _PLAN)
+    _assert_said(_ask(f'--ledger={path}'), 'Spent: ε = 0 ', '0 steps reserved', 'none')
+    book.close()
+
+
+def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
+    later = dataclasses.replace(
+        _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 4.0))
+    )
+    path = _write(tmp_path, _PLAN, later)
+    book, spending = _spent(path)
+    whole = accounting.compute_epsilon(accounting.step_event(0.02, 3.0), 400, 1e-5)
+    assert spending.spent.headline == pytest.approx(whole.rdp)
+    assert spending.spent.pld < whole.pld
+    _assert_said(
+        plan.format_spending(book, spending, False),
+        f'Spent: ε = {plan._up(whole.rdp)} at δ = 1e-05, by the RDP filter',
+        f'fixed in advance only: ε = {plan._up(spending.spent.pld)}, by PLD',
+        'noise multiplier 3 on',
+        'noise multiplier 4 on',
+        '134 steps reserved, 266 of 400 remain',
+    )
+
+
+@pytest.mark.parametrize(
+    'later',
+    [
+        # Less noise than the budget of the first plan allows, and more of the same steps.
+        dataclasses.replace(
+            _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 1.5))
+        ),
+        dataclasses.replace(_PLAN, train_steps=401),
+    ],
+    ids=['less noise', 'more steps'],
+)
+def test_a_change_beyond_the_budget_of_the_first_plan_proves_nothing(later, tmp_path):
+    first = dataclasses.replace(_PLAN, train_steps=80)
+    text = _ask(f'--ledger={_write(tmp_path, first, later)}')
+    _assert_said(text, 'Spent: ε = inf', 'WARNING', 'no ε is proven')
+
+
+def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
+    _, spending = _spent(_write(tmp_path, _hidden(2.0)))
+    # 67 steps of a shift of (1 + 2 * 0.5) at noise 2.
+    honest = accounting.gaussian_epsilon(math.sqrt(67) * 2 / 2.0, 1e-5)
+    plain = accounting.compute_epsilon(accounting.step_event(0.02, 2.0), 67, 1e-5)
+    assert spending.spent.headline == pytest.approx(honest)
+    assert spending.unproven == plain
+    _assert_said(
+        _ask(f'--ledger={tmp_path / "ledger.jsonl"}'),
+        f'Spent: ε = {plan._up(honest)}',
+        f'unproven, by plain DP-SGD accounting: ε = {plan._up(plain.headline)}',
+        'the buffer is not noised',
+    )
+
+
+def test_a_hidden_buffer_that_was_changed_is_accounted_for(tmp_path):
+    # PLD of more such steps takes more memory than there is, so it is left alone.
+    path = _write(tmp_path, _hidden(1.5), _hidden(2.0))
+    _, spending = _spent(path)
+    mu = math.sqrt(67 * (2 / 1.5) ** 2 + 67 * (2 / 2.0) ** 2)
+    assert spending.spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, 1e-5))
+    assert spending.spent.accountant == 'RDP filter' and math.isinf(spending.spent.pld)
+    assert math.isfinite(spending.spent.headline)
+    plain = [(accounting.step_event(0.02, noise_multiplier), 67) for noise_multiplier in (1.5, 2.0)]
+    separate = [accounting.compute_epsilon(*one, 1e-5).pld for one in plain]
+    assert max(separate) < spending.unproven.headline < sum(separate)
+
+
+def test_a_run_that_is_not_private_says_so(tmp_path):
+    public = dataclasses.replace(_PLAN, event=None, target_delta=None, mechanism={})
+    text = _ask(f'--ledger={_write(tmp_path, public)}')
+    _assert_said(text, 'NOT PRIVATE: no ε holds', '67 steps reserved')
+    assert 'Spent' not in text
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([*_QUICK], 'neither'),
+        ([*_QUICK, '--noise_multiplier=1', '--target_epsilon=1'], 'both'),
+        ([*_QUICK, '--noise_multiplier=0'], '--noise_multiplier'),
+        ([*_QUICK, '--noise_multiplier=nan'], '--noise_multiplier'),
+        ([*_QUICK, '--noise_multiplier=1', '--target_delta=1'], '--target_delta'),
+        ([*_QUICK, '--noise_multiplier=1', '--residual_share=1'], '--residual_share'),
+        ([*_QUICK, '--noise_multiplier=1', '--error_feedback=open'], '--error_feedback'),
+        ([*_QUICK, '--noise_multiplier=1', '--expected_batch_size=2001'], '2001'),
+        ([*_QUICK, '--noprivate'], '--noprivate'),
+        (['--noise_multiplier=1'], '--dataset_size'),
+        ([*_QUICK, '--target_epsilon=1e-9'], 'target_epsilon'),
+        (['--ledger=no/such/ledger.jsonl'], 'missing'),
+        (['--ledger=x', '--plot=x.png'], '--plot'),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
+def test_mistakes_are_named(arguments, said):
+    with pytest.raises(ValueError) as caught:
+        _ask(*arguments)
+    assert said in str(caught.value)
+
+
+def _altered(folder):
+    path = _write(folder, _PLAN)
+    path.write_bytes(path.read_bytes().replace(b'"count": 30', b'"count": 29', 1))
+    return path
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path):
+    for arguments, said in (
+        ([*_QUICK], 'neither'),
+        ([*_QUICK, '--no_such_flag=1'], 'no_such_flag'),
+        ([*_QUICK, '--noise_multiplier=1', 'mnist'], 'mnist'),
+        ([f'--ledger={_altered(tmp_path)}'], 'altered'),
+        ([f'--ledger={tmp_path}'], str(tmp_path)),
+    ):
+        finished = _run(*arguments, cwd=tmp_path)
+        assert finished.returncode == 2, finished.stderr
+        assert finished.stdout == ''
+        assert finished.stderr.startswith('tf_efsgd: ') and said in finished.stderr
+        assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_a_flagfile_of_a_run_is_understood(tmp_path):
+    finished = _run(
+        '--flagfile=mnist.flags', '--dataset_size=60000', '--error_feedback=hidden', cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ''
+    _assert_said(finished.stdout, '6,000 private steps', 'calibrated for ε ≤ 10')
+
+
+def test_the_planner_needs_no_tensorflow():
+    program = (
+        'import sys\nfrom tf_efsgd import plan\n'
+        "print([name for name in ('tensorflow', 'keras', 'matplotlib') if name in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=_REPO,
+        env={**os.environ, 'PYTHONPATH': str(_REPO)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.stdout.strip() == '[]', finished.stderr
