@@ -62,8 +62,8 @@ def _rows(gradients, chosen):
     return [g[chosen] for g in gradients]
 
 
-def _scale_of_numbers(rng, batch, size, spread):
-    """Log-uniform magnitudes: of each record over 1e-30 to 1e30, inside it over `spread` decades."""
+def _exponents(rng, batch, size, spread):
+    """Logarithms: uniform from -30 to 30 between records, by `spread` more inside each."""
     record = rng.uniform(-30, 30, size=[batch, 1])
     return np.clip(record + rng.uniform(-spread, spread, size=[batch, size]), -30, 30)
 
@@ -76,7 +76,7 @@ def _batches(draw, min_records=0, max_records=9, may_be_bad=True):
     spread = draw(st.sampled_from([0, 2, 60]))
     sizes = [math.prod(shape) for shape in shapes]
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    numbers = 10 ** _scale_of_numbers(rng, batch, sum(sizes), spread)
+    numbers = 10 ** _exponents(rng, batch, sum(sizes), spread)
     # Of one sign, records add up; a tenth are zeros, now and then a whole record.
     signs = draw(st.sampled_from([(1,), (-1, 1)]))
     numbers *= rng.choice(signs, size=numbers.shape)
