@@ -63,7 +63,7 @@ def _pictures(folder, count=3):
         ([*_BUDGET, '--no_such_flag=1'], ['no_such_flag']),
         ([*_BUDGET, '--train_step=1'], ['train_step', 'train_steps']),
         ([*_BUDGET, '--train_steps=many'], ['train_steps', 'many']),
-        ([*_BUDGET, '--l2_norm_clip=-1'], ['--l2_norm_clip', 'above 0', '-1']),
+        ([*_BUDGET, '--l2_norm_clip=-1'], ['--l2_norm_clip', 'above 1e-09', '-1']),
         ([*_BUDGET, '--strategy=two'], ['--strategy', 'mirrored', 'two']),
         ([*_BUDGET, 'mnist'], ['--name=value', 'mnist']),
         ([*_BUDGET, '--resume'], ['--run_dir']),

@@ -85,7 +85,7 @@ class PrivacyConfig:
         'float', None, 'Noise over sensitivity of one step, above 0; epsilon is then reported.'
     )
     l2_norm_clip: float = _setting(
-        'float', 1.0, "Length to which each record's gradient is clipped, above 0."
+        'float', 1.0, "Length to which each record's gradient is clipped, 1e-9 to 1e9."
     )
     expected_batch_size: int = _setting(
         'integer',
@@ -105,8 +105,9 @@ class PrivacyConfig:
     residual_l2_norm_clip: float = _setting(
         'float',
         1.0,
-        'Length to which what clipping cut of one gradient is clipped, above 0; of the size of '
-        'what is cut. hidden: the largest norm given back in one step, in units of the sum.',
+        'Length to which what clipping cut of one gradient is clipped, 1e-9 to 1e9; of the '
+        'size of what is cut. hidden: the largest norm given back in one step, in units of the '
+        'sum.',
     )
     residual_share: float = _setting(
         'float',
@@ -329,13 +330,13 @@ _RANGES = (
     ('privacy', 'target_epsilon', 0.0, _ANY),
     ('privacy', 'target_delta', 0.0, 1.0),
     ('privacy', 'noise_multiplier', 0.0, _ANY),
-    ('privacy', 'l2_norm_clip', 0.0, _ANY),
+    ('privacy', 'l2_norm_clip', 1e-9, 1e9),
     ('privacy', 'expected_batch_size', 1, _ANY),
     ('privacy', 'train_steps', 1, _ANY),
-    ('privacy', 'residual_l2_norm_clip', 0.0, _ANY),
+    ('privacy', 'residual_l2_norm_clip', 1e-9, 1e9),
     ('privacy', 'residual_share', 0, 1.0),
     ('privacy', 'feedback_decay', 0, 1.0),
-    ('privacy', 'feedback_l2_norm_clip', 0.0, _ANY),
+    ('privacy', 'feedback_l2_norm_clip', 1e-9, 1e9),
     ('model', 'latent_dim', 1, _ANY),
     ('model', 'generator_width', 1, _ANY),
     ('model', 'discriminator_width', 1, _ANY),

@@ -244,3 +244,35 @@ def test_the_filter_is_at_one_order_fixed_by_the_plan():
         return at_order.get_epsilon(_DELTA)
 
     assert epsilon(left) <= allowed.epsilon < epsilon(left + 1)
+
+
+# Far from usual settings.
+
+
+def test_calibration_is_tight_at_a_very_small_delta():
+    # By PLD alone it would take sigma = 438, 200 times what RDP needs.
+    sigma = accounting.calibrate_noise_multiplier(1.0, 1e-15, 0.03, 10)
+    spent = accounting.compute_epsilon(accounting.step_event(0.03, sigma), 10, 1e-15)
+    assert 0.998 <= spent.headline <= 1.0 and spent.accountant == 'RDP'
+
+
+def test_rounding_below_zero_is_no_error():
+    # dp_accounting's divergence comes out at -1e-13 there, and it refuses that.
+    event = accounting.step_event(1e-6, 50.0)
+    epsilon = accounting.compute_epsilon(event, 1000, 1e-5)
+    assert 0 <= epsilon.headline < 0.1 and math.isinf(epsilon.rdp)
+
+
+@pytest.mark.slow
+def test_a_target_that_needs_no_noise_ends_in_words():
+    # One step samples a record with probability delta / 2: (0, delta) holds without any noise, and
+    # the search goes down until dp_accounting gives up.
+    with pytest.raises(ValueError, match='No noise fits .* choose an epsilon'):
+        accounting.calibrate_noise_multiplier(0.05, 1e-5, 5e-6, 1)
+
+
+def test_no_time_is_lost_on_what_is_not_private():
+    sigma = accounting.calibrate_noise_multiplier(200.0, 1e-5, 0.01, 10)
+    epsilon = accounting.compute_epsilon(accounting.step_event(0.01, 0.05), 10_000, 1e-5)
+    assert sigma >= accounting.SMALLEST_NOISE
+    assert epsilon.rdp > 500 and math.isinf(epsilon.pld) and epsilon.accountant == 'RDP'

@@ -133,18 +133,19 @@ def test_one_record_moves_the_scaled_sums_by_at_most_one_over_sigma(mechanism, b
     assert _moved(mechanism, gradients) <= 1 + _sensitivity_tolerance(len(gradients[0]))
 
 
-@pytest.mark.xfail(strict=True, reason='clipping squares lengths, which underflow below 1e-19')
-@pytest.mark.parametrize('c1, c2, length', [(1e-25, 1.0, 1e-20), (1e-21, 1e-21, 5.0)])
-def test_tiny_clips_bound_the_sensitivity_too(c1, c2, length):
-    # Mechanism takes any clip above 0, so either it or the clip is to change.
-    mechanism = Mechanism(c1, 1.3, residual_l2_norm_clip=c2, residual_share=0.3)
-    assert _moved(mechanism, [np.float32([[length]])]) <= 1 + _sensitivity_tolerance(1)
+@pytest.mark.parametrize('c1, c2', [(1e-25, 1.0), (1.0, 1e-21), (1e20, 1.0), (1.0, 1e20)])
+def test_clips_whose_squares_leave_float32_are_refused(c1, c2):
+    # Clipping squares lengths: below 1e-19 they would pass unclipped, above 1e19 vanish.
+    with pytest.raises(ValueError, match='l2_norm_clip must be between 1e-09 and 1e\\+09'):
+        Mechanism(c1, 1.3, residual_l2_norm_clip=c2, residual_share=0.3)
 
 
-@pytest.mark.xfail(strict=True, reason='clipping squares lengths, which overflow above 1e19')
-def test_huge_clips_leave_a_record_alone():
-    clipped, _ = _sums([np.float32([[3e19]])], 1e20, 1.0)
-    np.testing.assert_allclose(clipped, [3e19], rtol=1e-6)
+@pytest.mark.parametrize('c1, c2', [(1e-9, 1e-9), (1e-9, 1e9), (1e9, 1e-9), (1e9, 1e9)])
+@pytest.mark.parametrize('length', [1e-30, 1e-20, 1e-9, 5.0, 3e19, 1e30])
+def test_the_smallest_and_largest_clips_hold(c1, c2, length):
+    clipped, residual = _sums([np.float32([[length]])], c1, c2)
+    np.testing.assert_allclose(clipped, [min(length, c1)], rtol=1e-5)
+    assert 0 <= residual <= c2 * (1 + 1e-6)
 
 
 def test_a_huge_record_uses_the_whole_sensitivity():

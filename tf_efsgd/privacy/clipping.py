@@ -95,8 +95,8 @@ def clipped_sums(
 
     Args:
       gradients: per variable float32 [batch, *shape], or None for an all-zero gradient.
-      l2_norm_clip: C1 > 0.
-      residual_l2_norm_clip: C2 > 0.
+      l2_norm_clip: C1, in [1e-9, 1e9]: `Mechanism` refuses others.
+      residual_l2_norm_clip: C2, likewise (up to 1e12).
 
     Returns:
       (clipped_grad_sum, residual_grad_sum): per variable float32 [*shape] or None. Private.

@@ -37,6 +37,8 @@ from tf_efsgd.privacy import error_feedback as feedback
 ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
 
 _BUFFER = 'error_feedback'
+# Clipping squares lengths in float32: beyond these they would underflow or overflow.
+_SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9
 # The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
 _WHOLE_RESIDUAL = 1e12
 
@@ -46,7 +48,8 @@ class Mechanism:
     """The numbers that define a private step; validated, public.
 
     Attributes:
-      l2_norm_clip: C1 > 0, length to which every record's gradient is clipped.
+      l2_norm_clip: C1, length to which every record's gradient is clipped; all norms here are
+        between 1e-9 and 1e9.
       noise_multiplier: sigma >= 0; 0 adds no noise and claims no epsilon.
       error_feedback: 'private'; 'none' for plain DP-SGD; 'hidden' for the published variant with a
         buffer that is not noised.
@@ -70,10 +73,11 @@ class Mechanism:
             if not ok:
                 raise ValueError(f'{name} must be {allowed}. Received: {getattr(self, name)!r}.')
 
-        def positive(value):
-            return math.isfinite(value) and value > 0
+        def is_norm(value):
+            return _SMALLEST_NORM <= value <= _LARGEST_NORM
 
-        require(positive(self.l2_norm_clip), 'l2_norm_clip', 'finite and above 0')
+        norms = f'between {_SMALLEST_NORM:g} and {_LARGEST_NORM:g}'
+        require(is_norm(self.l2_norm_clip), 'l2_norm_clip', norms)
         require(
             math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0,
             'noise_multiplier',
@@ -84,13 +88,13 @@ class Mechanism:
             'error_feedback',
             'one of ' + ', '.join(ERROR_FEEDBACK_MODES),
         )
-        require(positive(self.residual_l2_norm_clip), 'residual_l2_norm_clip', 'finite and above 0')
+        require(is_norm(self.residual_l2_norm_clip), 'residual_l2_norm_clip', norms)
         require(0 <= self.residual_share < 1, 'residual_share', 'in [0, 1)')
         require(0 <= self.feedback_decay < 1, 'feedback_decay', 'in [0, 1)')
         require(
-            self.feedback_l2_norm_clip is None or positive(self.feedback_l2_norm_clip),
+            self.feedback_l2_norm_clip is None or is_norm(self.feedback_l2_norm_clip),
             'feedback_l2_norm_clip',
-            'None, or finite and above 0',
+            f'None, or {norms}',
         )
 
     @property
