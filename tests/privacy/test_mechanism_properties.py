@@ -15,7 +15,7 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tf_efsgd.privacy import clipping, error_feedback
+from tf_efsgd.privacy import clipping, error_feedback, noise
 from tf_efsgd.privacy.optimizer import Mechanism
 
 _U = 2.0**-24
@@ -411,3 +411,63 @@ def test_a_buffer_that_loses_something_would_be_seen(wrong, clip):
     residuals = _noise_like(3, _SHAPES[3], 0, 0.3)
     assert _lost(residuals, 0.7, clip, error_feedback.feed_back) <= 1
     assert _lost(residuals, 0.7, clip, wrong) > 1
+
+
+# The release is a function of the sums, the key and the step.
+
+
+def _released(mechanism, sums, key, step, same_noise=False):
+    """(A, R) from the public v and buffer of a first step: v = A/B + (1 - beta) R/B, E = beta R/B.
+
+    B = 1 here. With `same_noise`, the mutant whose R gets the noise that A got.
+    """
+    step_noise = {'key': noise.NoiseKey(key).key, 'step': tf.constant(step, tf.uint64)}
+    purposes = {'RESIDUAL_GRAD_SUM': noise.CLIPPED_GRAD_SUM} if same_noise else {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in purposes.items():
+            patch.setattr(noise, name, value)
+        sums = [[tf.constant(part, tf.float32)] for part in sums]
+        buffer = [tf.zeros_like(sums[0][0])]
+        v, kept = mechanism.release(*sums, buffer, 1.0, step_noise)
+    beta = mechanism.feedback_decay
+    residual = np.float64(kept[0]) / beta
+    return np.float64(v[0]) - (1 - beta) * residual, residual
+
+
+def _correlation(one, other):
+    return abs(np.dot(one, other)) / (np.linalg.norm(one) * np.linalg.norm(other))
+
+
+@settings(_PROPERTIES, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    mechanism=_mechanisms(),
+    key=st.integers(0, 2**64 - 1),
+    step=st.integers(0, 2**40 - 1),
+    bit=st.integers(0, 63),
+)
+def test_a_release_is_determined_by_sums_key_and_step(seed, mechanism, key, step, bit):
+    # Sums of the size of the noise, so that neither hides the other.
+    rng, size = np.random.default_rng(seed), 400
+    stddevs = mechanism.clipped_noise_stddev, mechanism.residual_noise_stddev
+    sums = [stddev * rng.normal(size=size) for stddev in stddevs]
+    once = _released(mechanism, sums, key, step)
+    np.testing.assert_array_equal(once, _released(mechanism, sums, key, step))
+    drawn = [once[i] - sums[i] for i in range(2)]
+    # Other sums, the same noise: it does not look at the records.
+    other_sums = [-3 * part for part in sums]
+    for a, b, moved, stddev in zip(
+        _released(mechanism, other_sums, key, step), drawn, other_sums, stddevs
+    ):
+        np.testing.assert_allclose(a - moved, b, atol=1e-3 * (stddev + max(stddevs)))
+    # Another key, whichever bit differs, or another step: another noise. Of the two sums too.
+    independent = [drawn]
+    for other_key, other_step in ((key ^ (1 << bit), step), (key, (step + 1) % 2**40)):
+        other = _released(mechanism, sums, other_key, other_step)
+        independent.append([other[i] - sums[i] for i in range(2)])
+    draws = [draw for pair in independent for draw in pair]
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            assert _correlation(one, other) < 0.35  # 7 standard deviations
+    same = _released(mechanism, sums, key, step, same_noise=True)
+    assert _correlation(same[0] - sums[0], same[1] - sums[1]) > 0.9
