@@ -4,6 +4,7 @@ Both runs have the same sampling, the same keys and no noise, so that whatever d
 record more shows. Its gradient is in the released sums, so networks, samples and dp/ tags differ.
 """
 
+import collections
 import dataclasses
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 import tiny_run
 from tensorboard.backend.event_processing import event_accumulator
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_efsgd import runner
 from tf_efsgd.data import poisson
@@ -32,7 +34,6 @@ _RELEASED = re.compile(
     | checkpoints/step_\d+/variables:gan/.*
     | checkpoints/step_\d+/manifest.json:sha256
     | export/1/variables/variables:generator_variables/.*
-    | export/1/fingerprint.pb
     | samples/step_\d+.png
     | report.html
     """,
@@ -74,6 +75,7 @@ def _run(folder, patch, one_more, sampled=_SAMPLED):
     patch.setattr(noise, 'gaussian', no_noise)
     patch.setattr(secrets, 'randbits', lambda bits: 7)
     patch.setattr(secrets, 'token_hex', lambda count=16: 'ab' * count)
+    tf.keras.backend.clear_session()  # Keras numbers the layers of a process.
     tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', train_steps=_STEPS)
 
 
@@ -93,6 +95,13 @@ def _events(folder):
     }
 
 
+def _graph_lines(path):
+    """A SavedModel's graphs with all constants, but for the numbers TensorFlow gives to names."""
+    text = str(saved_model_pb2.SavedModel.FromString(path.read_bytes()))
+    number = re.compile(r'(?<=[/"])\d{3,}(?=")|_\d+')
+    return collections.Counter(number.sub('', line) for line in text.splitlines())
+
+
 def _fields(folder):
     """Everything a run wrote, by file and field, but for times and what hashes times."""
     fields, events_seen = {}, False
@@ -100,8 +109,8 @@ def _fields(folder):
         name = path.relative_to(folder).as_posix()
         if name.startswith('logs/'):
             events_seen = True
-        elif name.endswith('.index'):
-            continue  # Offsets and checksums of the data file beside it.
+        elif name.endswith(('.index', 'fingerprint.pb')):
+            continue  # Offsets and hashes of the files beside them.
         elif '.data-' in name:
             prefix = str(path).split('.data-')[0]
             name = name.split('.data-')[0]
@@ -113,8 +122,10 @@ def _fields(folder):
         elif name.endswith('.json'):
             entry = {k: v for k, v in json.loads(path.read_text()).items() if k not in _TIMES}
             fields |= {f'{name}:{key}': value for key, value in entry.items()}
-        else:
-            fields[name] = path.read_bytes()
+        elif name.endswith('saved_model.pb'):
+            fields[name] = _graph_lines(path)
+        else:  # Matplotlib gives the curves of a page random names.
+            fields[name] = re.sub(rb'(curve\d+-[pm])[0-9a-f]{10}', rb'\1', path.read_bytes())
     assert events_seen
     return {**fields, **{f'logs:{tag}': values for tag, values in _events(folder / 'logs').items()}}
 

@@ -316,7 +316,8 @@ def test_a_hidden_buffer_is_private_state_and_its_epsilon_is_the_honest_one(tmp_
 def test_a_hidden_run_without_a_target_is_not_called_private(tmp_path, capsys):
     folder = tmp_path / 'run'
     flags = [f for f in tiny_run.flags(folder, '--noevaluate') if '--target_epsilon' not in f]
-    flags += ['--noise_multiplier=1', '--error_feedback=hidden', '--train_steps=3']
+    flags += ['--strategy=one_device', '--noise_multiplier=1', '--error_feedback=hidden']
+    flags += ['--train_steps=3']
     runner.run(config.from_flagfile('\n'.join(flags)))
     statement = tiny_run.statement(folder)
     assert statement['private'] is False
