@@ -24,7 +24,7 @@ _MODES = ('none', 'private', 'hidden')
 # noise in the attack; many sampled steps show amplification, composition and the buffer.
 _MECHANISM_SETTINGS = ((1, 1.0), (200, 0.05))
 _TRAINING_SETTING = (20, 0.2)
-_RUNS = {'mechanism': 10_000, 'training': 300}
+_RUNS = {'mechanism': 10_000, 'training': 200}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -80,7 +80,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'runs',
         None,
         'Runs per world that a bound is measured on, at least 10; half as many more choose the '
-        'attack. Default: 10,000; 300 to train. n runs prove at most about ln(n / 3.7) at 95%.',
+        'attack. Default: 10,000; 200 to train. n runs prove at most about ln(n / 3.7) at 95%.',
         **shared,
     )
     flags.DEFINE_float(
@@ -177,9 +177,10 @@ def _plan(values: flags.FlagValues) -> list[tuple[str, str, int, float]]:
             if mode == 'hidden':
                 if audit == 'training' or values.logical_devices > 1:
                     continue
-                # In one step nothing is fed back: the last setting, with many.
-                settings = settings[-1:]
-            plan += [(audit, mode, *setting) for setting in settings]
+                # In one step nothing is fed back: only the last setting, with many.
+                plan.append((audit, mode, *settings[-1]))
+            else:
+                plan += [(audit, mode, *setting) for setting in settings]
     return plan
 
 

@@ -9,11 +9,12 @@ rates with Clopper-Pearson intervals turn that into a bound that holds with stat
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
 
-# Thresholds that are tried on each end of the scores of each world.
+# Thresholds that are tried at each end, and all over, of the scores of each world.
 _CANDIDATES = 100
 
 
@@ -22,28 +23,35 @@ class Attack:
     """Says which world a run is from, by its score.
 
     Attributes:
+      statistic: which of the scores.
       threshold: of the score.
       says_out: whether it looks for runs without the record, with scores below the threshold;
         else for runs with it, with scores of at least the threshold.
     """
 
+    statistic: int
     threshold: float
     says_out: bool
 
     def lower_bound(
-        self, scores_in: np.ndarray, scores_out: np.ndarray, delta: float, confidence: float
+        self,
+        scores_in: Sequence[np.ndarray],
+        scores_out: Sequence[np.ndarray],
+        delta: float,
+        confidence: float,
     ) -> float:
         """Lower bound on epsilon from runs that had no part in choosing the attack.
 
         Args:
-          scores_in: [n], of runs with the record.
-          scores_out: [n], of runs without it.
+          scores_in: of each statistic [n], of runs with the record.
+          scores_out: the same of runs without it.
           delta: in [0, 1).
           confidence: in (0, 1).
 
         Returns:
           A bound >= 0 that exceeds the true epsilon with probability at most 1 - confidence.
         """
+        scores_in, scores_out = scores_in[self.statistic], scores_out[self.statistic]
         hits, false_alarms = _counts(scores_in, scores_out, self.threshold)
         runs = len(scores_in)
         if self.says_out:
@@ -100,13 +108,17 @@ def ceiling(runs: int, delta: float, confidence: float) -> float:
 
 
 def choose_attack(
-    scores_in: np.ndarray, scores_out: np.ndarray, runs: int, delta: float, confidence: float
+    scores_in: Sequence[np.ndarray],
+    scores_out: Sequence[np.ndarray],
+    runs: int,
+    delta: float,
+    confidence: float,
 ) -> Attack:
     """The attack that promises the largest bound; on runs that are held out from the bound.
 
     Args:
-      scores_in: [m], of held-out runs with the record.
-      scores_out: [m], of held-out runs without it.
+      scores_in: of each statistic [m], of held-out runs with the record.
+      scores_out: the same of held-out runs without it.
       runs: n, on which the bound will be measured.
       delta: in [0, 1).
       confidence: in (0, 1).
@@ -114,9 +126,7 @@ def choose_attack(
     Returns:
       The attack.
     """
-    thresholds = _candidates(scores_in, scores_out)
-    held_out = len(scores_in)
-    hits, false_alarms = _counts(scores_in, scores_out, thresholds)
+    held_out = len(scores_in[0])
 
     def promised(hits, false_alarms):
         # Half a run more: none among m is not none among n.
@@ -124,11 +134,18 @@ def choose_attack(
         scale = runs / held_out
         return epsilon_lower_bound(hits * scale, false_alarms * scale, runs, delta, confidence)
 
-    says_in = promised(hits, false_alarms)
-    says_out = promised(held_out - false_alarms, held_out - hits)
-    if says_in.max() >= says_out.max():
-        return Attack(float(thresholds[says_in.argmax()]), says_out=False)
-    return Attack(float(thresholds[says_out.argmax()]), says_out=True)
+    best, attack = -1.0, None
+    for statistic, (with_record, without) in enumerate(zip(scores_in, scores_out)):
+        thresholds = _candidates(with_record, without)
+        hits, false_alarms = _counts(with_record, without, thresholds)
+        for says_out, promises in (
+            (False, promised(hits, false_alarms)),
+            (True, promised(held_out - false_alarms, held_out - hits)),
+        ):
+            if promises.max() > best:
+                best = promises.max()
+                attack = Attack(statistic, float(thresholds[promises.argmax()]), says_out)
+    return attack
 
 
 def _counts(scores_in, scores_out, thresholds):
@@ -140,9 +157,8 @@ def _counts(scores_in, scores_out, thresholds):
 
 
 def _candidates(scores_in, scores_out):
-    """Scores of both worlds, dense at both ends: that is where large bounds are."""
+    """Scores of both worlds, densest at the ends: that is where large bounds are."""
+    last = len(scores_in) - 1
     ranks = np.geomspace(1, len(scores_in), _CANDIDATES).astype(int) - 1
-    ends = [
-        np.sort(scores)[rank] for scores in (scores_in, scores_out) for rank in (ranks, -ranks - 1)
-    ]
-    return np.unique(np.concatenate(ends))
+    ranks = np.unique([*ranks, *(last - ranks), *np.linspace(0, last, _CANDIDATES).astype(int)])
+    return np.unique([np.sort(scores)[ranks] for scores in (scores_in, scores_out)])

@@ -7,11 +7,10 @@ import functools
 from collections.abc import Sequence
 
 import dp_accounting
-import numpy as np
 
 from tf_efsgd.audit import bounds
+from tf_efsgd.audit.likelihood import Claim, Observations, measured_covariance
 from tf_efsgd.privacy import accounting
-from tf_efsgd.privacy.optimizer import Mechanism
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,26 +60,22 @@ class Finding:
         return f'consistent with the account; unproven ε = {self.unproven:.2f} not refuted'
 
 
-def findings_of_scores(
-    mechanism: Mechanism,
-    sampling_probability: float,
-    steps: int,
-    scores_in: np.ndarray,
-    scores_out: np.ndarray,
+def findings_of(
+    claim: Claim,
+    with_record: Observations,
+    without: Observations,
     deltas: Sequence[float],
     confidence: float,
     *,
     audit: str,
     replicas: int = 1,
 ) -> list[Finding]:
-    """Bounds from the scores of two worlds, one for each delta.
+    """Bounds from what was released in two worlds, one for each delta.
 
     Args:
-      mechanism: what was run.
-      sampling_probability: q.
-      steps: T.
-      scores_in: [`runs_with_held_out(n)`], of runs with the record.
-      scores_out: the same without it.
+      claim: what was run, as documented.
+      with_record: of `runs_with_held_out(n)` runs.
+      without: of as many.
       deltas: each in (0, 1).
       confidence: of each bound by itself.
       audit: 'mechanism' or 'training'.
@@ -89,30 +84,32 @@ def findings_of_scores(
     Returns:
       A finding per delta. The first third of the runs chooses the attack, the rest measures it.
     """
-    held_out = len(scores_in) // 3
-    runs = len(scores_in) - held_out
+    first, rest = slice(len(with_record) // 3), slice(len(with_record) // 3, None)
+    covariance = measured_covariance(without.select(first))
+    held_in, held_out, scores_in, scores_out = (
+        claim.statistics(world.select(part), covariance)
+        for part in (first, rest)
+        for world in (with_record, without)
+    )
+    mechanism, runs = claim.mechanism, len(scores_in[0])
+    q, steps = claim.sampling_probability, len(with_record.releases)
 
     def finding(delta):
-        attack = bounds.choose_attack(
-            scores_in[:held_out], scores_out[:held_out], runs, delta, confidence
-        )
+        attack = bounds.choose_attack(held_in, held_out, runs, delta, confidence)
         unproven = None
         if mechanism.hides_buffer:
-            event = accounting.step_event(sampling_probability, mechanism.noise_multiplier)
-            unproven = _epsilon(event, steps, delta)
+            unproven = _epsilon(accounting.step_event(q, mechanism.noise_multiplier), steps, delta)
         return Finding(
             audit=audit,
             error_feedback=mechanism.error_feedback,
             replicas=replicas,
             steps=steps,
-            sampling_probability=sampling_probability,
+            sampling_probability=q,
             delta=delta,
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
-            bound=attack.lower_bound(
-                scores_in[held_out:], scores_out[held_out:], delta, confidence
-            ),
-            account=_epsilon(mechanism.step_event(sampling_probability), steps, delta),
+            bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
+            account=_epsilon(mechanism.step_event(q), steps, delta),
             unproven=unproven,
         )
 
@@ -121,7 +118,7 @@ def findings_of_scores(
 
 def runs_with_held_out(runs: int) -> int:
     """How many runs per world it takes to measure a bound on `runs` of them."""
-    return runs + (runs + 1) // 2
+    return runs + runs // 2
 
 
 @functools.cache

@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from tf_efsgd.audit.findings import Finding, findings_of_scores, runs_with_held_out
-from tf_efsgd.audit.likelihood import Claim
+from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
+from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.privacy import noise
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer, Mechanism
 
@@ -54,7 +54,8 @@ def audit(
       runs: per world, to measure the bound on; half as many more choose the attack.
       deltas: each in (0, 1).
       confidence: of each bound by itself.
-      strategy: see `scores`.
+      strategy: goes through the Keras optimizer's `release` under it instead, records spread over
+        the replicas; for mechanisms that `shares_variables` allows.
       noise_key: for tests: a fixed one. None draws a fresh one.
       seed: for tests: of the coins that sample the record. None takes a fresh one.
 
@@ -62,74 +63,42 @@ def audit(
       A finding per delta.
     """
     noise_key, coins = noise_key or noise.NoiseKey(), np.random.default_rng(seed)
+    claim, all_runs = Claim(mechanism, sampling_probability), runs_with_held_out(runs)
     worlds = [
-        scores(
-            mechanism,
-            sampling_probability,
-            steps,
-            runs_with_held_out(runs),
-            with_record=with_record,
-            noise_key=noise_key,
-            coins=coins,
-            strategy=strategy,
-        )
+        _observe(claim, steps, all_runs, with_record, noise_key, coins, strategy)
         for with_record in (True, False)
     ]
-    return findings_of_scores(
-        mechanism,
-        sampling_probability,
-        steps,
-        *worlds,
-        deltas,
-        confidence,
-        audit='mechanism',
-        replicas=strategy.num_replicas_in_sync if strategy else 1,
-    )
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    return findings_of(claim, *worlds, deltas, confidence, audit='mechanism', replicas=replicas)
 
 
-def scores(
-    mechanism: Mechanism,
-    sampling_probability: float,
+def _observe(
+    claim: Claim,
     steps: int,
     runs: int,
-    *,
     with_record: bool,
     noise_key: noise.NoiseKey,
     coins: np.random.Generator,
-    strategy: tf.distribute.Strategy | None = None,
-) -> np.ndarray:
-    """Runs the mechanism in one of the two worlds and scores what it releases.
-
-    Args:
-      mechanism: its `clipped_sums` and `release` are audited.
-      sampling_probability: q in (0, 1], of the record under audit; the others are always there.
-      steps: T >= 1.
-      runs: number of independent runs.
-      with_record: which world.
-      noise_key: of the noise.
-      coins: draws which steps sample the record.
-      strategy: goes through the Keras optimizer's `release` under it instead, records spread over
-        the replicas; for mechanisms whose runs can share its variables (`shares_variables`).
-
-    Returns:
-      Log likelihood ratios, float64 [runs].
-    """
+    strategy: tf.distribute.Strategy | None,
+) -> Observations:
+    """Runs the mechanism in one of the two worlds; the record is sampled, the others always in."""
+    mechanism = claim.mechanism
     if strategy is None:
         releases = _releases(mechanism, runs)
     else:
         releases = _replicated_releases(mechanism, runs, strategy)
-    claim = Claim(mechanism, sampling_probability)
-    others = -_OTHERS * _OTHERS_NORM * mechanism.l2_norm_clip * _DIRECTION
-    clipped, residual, before = [], [], np.zeros([runs, sum(_SIZES)])
+    gradient_of_others = -_OTHERS_NORM * mechanism.l2_norm_clip * _DIRECTION
+    others = [_OTHERS * gradient_of_others, np.zeros_like(_DIRECTION)]  # No residual: below C1.
+    own = _gradient_norm(mechanism) * _DIRECTION
+    seen, before = [], np.zeros([runs, sum(_SIZES)])
     for _ in tqdm.trange(steps, desc=mechanism.error_feedback, leave=False, disable=None):
-        is_sampled = with_record & (coins.random(runs) < sampling_probability)
+        is_sampled = with_record & (coins.random(runs) < claim.sampling_probability)
         gradient, after = releases(is_sampled, noise_key.next(_SHAPES))
-        noisy, noisy_residual = claim.recover(gradient, before, after, _DIVISOR)
-        clipped.append((noisy - others) @ _DIRECTION)
-        residual.append(noisy_residual @ _DIRECTION)
+        noisy_sums = claim.recover(gradient, before, after, _DIVISOR)
+        released, shifts = claim.observe(noisy_sums, others, own, _SIZES)
+        seen.append(released.astype(np.float32))
         before = after
-    norm = _gradient_norm(mechanism)
-    return claim.log_likelihood_ratio(np.stack(clipped), np.stack(residual), norm)
+    return Observations(np.stack(seen), np.broadcast_to(shifts, [steps, 1, len(shifts)]))
 
 
 def shares_variables(mechanism: Mechanism) -> bool:

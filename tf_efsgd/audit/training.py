@@ -9,14 +9,15 @@ works out the record's gradient at the weights of every step.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 import tqdm
 
-from tf_efsgd.audit.findings import Finding, findings_of_scores, runs_with_held_out
-from tf_efsgd.audit.likelihood import Claim
+from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
+from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.data import poisson, records
 from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
@@ -50,6 +51,7 @@ def audit(
     deltas: Sequence[float],
     confidence: float,
     noise_key: noise.NoiseKey | None = None,
+    seed: int | None = None,
 ) -> list[Finding]:
     """Audits T private steps of training.
 
@@ -61,27 +63,20 @@ def audit(
       deltas: each in (0, 1).
       confidence: of each bound by itself.
       noise_key: for tests: a fixed one. None draws a fresh one.
+      seed: for tests: of the samples. None takes a fresh key for each run.
 
     Returns:
       A finding per delta.
     """
-    trainer = _Trainer(mechanism, expected_batch_size, noise_key or noise.NoiseKey())
+    trainer = _Trainer(mechanism, expected_batch_size, noise_key or noise.NoiseKey(), seed)
     all_runs = runs_with_held_out(runs)
     with tqdm.tqdm(
         total=2 * all_runs, desc=f'training, {mechanism.error_feedback}', unit='run', leave=False
     ) as bar:
         worlds = [
-            trainer.scores(steps, all_runs, with_record, bar) for with_record in (True, False)
+            trainer.observe(steps, all_runs, with_record, bar) for with_record in (True, False)
         ]
-    return findings_of_scores(
-        mechanism,
-        trainer.claim.sampling_probability,
-        steps,
-        *worlds,
-        deltas,
-        confidence,
-        audit='training',
-    )
+    return findings_of(trainer.claim, *worlds, deltas, confidence, audit='training')
 
 
 class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
@@ -132,13 +127,21 @@ class _Trainer:
       mechanism: with error_feedback 'private' or 'none'.
       expected_batch_size: B, in [1, `DATASET_SIZE`].
       noise_key: of the noise.
+      seed: of the samples; None takes a fresh key for each run.
     """
 
-    def __init__(self, mechanism: Mechanism, expected_batch_size: int, noise_key: noise.NoiseKey):
+    def __init__(
+        self,
+        mechanism: Mechanism,
+        expected_batch_size: int,
+        noise_key: noise.NoiseKey,
+        seed: int | None,
+    ):
         self._records = load_records()
         self._threshold = accounting.sampling_threshold(expected_batch_size, DATASET_SIZE)
         self._divisor = expected_batch_size
         self._noise_key = noise_key
+        self._seeds = itertools.repeat(None) if seed is None else itertools.count(seed)
         self.claim = Claim(
             mechanism, accounting.sampling_probability(expected_batch_size, DATASET_SIZE)
         )
@@ -150,35 +153,34 @@ class _Trainer:
         )
         self._generator_optimizer = tf.keras.optimizers.legacy.Adam(_LEARNING_RATE)
         self._gan = self._build()
+        self._sizes = [int(tf.size(v)) for v in self._gan.discriminator.trainable_variables]
         self._initial = [variable.numpy() for variable in self._gan.variables]
         self._step = self._make_step()
 
-    def scores(self, steps: int, runs: int, with_record: bool, bar: tqdm.tqdm) -> np.ndarray:
-        """Trains `runs` times in one of the two worlds: log likelihood ratios, float64 [runs]."""
-        evidence = np.empty([3, steps, runs])
-        for run in range(runs):
-            evidence[:, :, run] = self._train(steps, with_record)
+    def observe(self, steps: int, runs: int, with_record: bool, bar: tqdm.tqdm) -> Observations:
+        """Trains `runs` times in one of the two worlds."""
+        seen = []
+        for _ in range(runs):
+            seen.append(self._train(steps, with_record))
             bar.update()
-        return self.claim.log_likelihood_ratio(*evidence)
+        releases, shifts = (np.stack(part, axis=1).astype(np.float32) for part in zip(*seen))
+        return Observations(releases, shifts)
 
     def _train(self, steps, with_record):
-        """One run: [3, T], A and R along the record's gradient, and that gradient's norm."""
+        """One run: what the auditor sees of it, [T, F], and what the record adds, [T, F]."""
         self._reset()
         number = DATASET_SIZE if with_record else DATASET_SIZE - 1
-        samples = poisson.sample_indices(number, self._threshold)
-        return np.transpose([self._project(next(samples)) for _ in range(steps)])
+        samples = poisson.sample_indices(number, self._threshold, next(self._seeds))
+        return zip(*[self._observe_step(next(samples)) for _ in range(steps)])
 
-    def _project(self, sample):
-        """One step on the sampled records, and what it shows."""
+    def _observe_step(self, sample):
         images, labels = self._records.images[sample], self._records.labels[sample]
-        step_noise = self._noise_key.next()
         gradient, before, after, clipped, residual, own = (
-            part.numpy().astype(float) for part in self._step(images, labels, step_noise)
+            part.numpy().astype(float)
+            for part in self._step(images, labels, self._noise_key.next())
         )
-        noisy, noisy_residual = self.claim.recover(gradient, before, after, self._divisor)
-        norm = np.linalg.norm(own)
-        direction = own / max(norm, 1e-30)
-        return (noisy - clipped) @ direction, (noisy_residual - residual) @ direction, norm
+        noisy_sums = self.claim.recover(gradient, before, after, self._divisor)
+        return self.claim.observe(noisy_sums, [clipped, residual], own, self._sizes)
 
     def _build(self):
         tf.keras.utils.set_random_seed(_SEED)
