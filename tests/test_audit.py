@@ -341,6 +341,7 @@ def _plant_noise_per_replica(monkeypatch, share):
     """Every replica draws its own noise, at `share` of the scale."""
     honest = noise.gaussian
 
+    @tf.autograph.experimental.do_not_convert
     def own(shape, stddev, *, step_noise, **rest):
         replica = tf.distribute.get_replica_context()
         shift = tf.cast(replica.replica_id_in_sync_group, tf.uint64)

@@ -3,7 +3,8 @@
 Everything is the product's: the Poisson sampler, the GAN's private step and its public one, the
 optimizer. The record under audit is a checkerboard, like no other image. The auditor knows all the
 other records and when they were sampled, sees every released gradient and the public buffer, and
-works out the record's gradient at the weights of every step.
+works out the record's gradient at the weights of every step. What reached the weights past the
+release would not be seen: that nothing does is a test of the GAN's.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
       **kwargs: of the optimizer.
 
     Attributes:
-      evidence: of the release traced last, per variable: v, E before it, E after it, the sum of
-        the other records' clipped gradients, that of their residuals, and the record's gradient.
+      evidence: of the release traced last, each float32 [size] over all variables: v, E before it,
+        E after it, the sum of the other records' clipped gradients, that of their residuals, and
+        the record's gradient.
     """
 
     def __init__(self, canary: tuple[np.ndarray, np.ndarray], **kwargs):
