@@ -72,7 +72,13 @@ _MAY_IMPORT = {
     'export': ['data.records', 'version'],
     'generate': ['data.records'],
     'plan': ['config', 'privacy.accounting', 'privacy.ledger'],
-    'audit': ['config', 'data', 'models', 'privacy'],
+    'audit': ['audit'],
+    'audit.__main__': ['audit', 'config', 'privacy.optimizer'],
+    'audit.bounds': [],
+    'audit.findings': ['audit', 'privacy'],
+    'audit.likelihood': ['privacy.optimizer'],
+    'audit.mechanism': ['audit', 'privacy'],
+    'audit.training': ['audit', 'data', 'models', 'privacy'],
     'benchmark': ['config', 'data', 'models', 'privacy'],
 }
 

@@ -9,7 +9,9 @@ import dataclasses
 import importlib.resources
 import math
 import pathlib
+import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from absl import flags
 
@@ -459,3 +461,20 @@ def _find_flagfile(name: str) -> pathlib.Path:
     raise ConfigError(
         f'There is no flagfile {name!r}. Give a path, or one of {", ".join(known) or "none"}.'
     )
+
+
+def parse_arguments(arguments: Sequence[str]) -> list[str]:
+    """Parses a command line into absl's flags; on a mistake exits as `exit_with` does."""
+    try:
+        rest = flags.FLAGS(find_flagfiles(arguments))
+        if len(rest) > 1:
+            raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
+    except (flags.Error, ConfigError) as error:
+        exit_with(error)
+    return rest
+
+
+def exit_with(error: Exception) -> NoReturn:
+    """Ends the program over a mistake of its user's: one line, exit code 2."""
+    print(f'tf_efsgd: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)

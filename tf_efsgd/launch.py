@@ -5,24 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, logging
 
 from tf_efsgd import config
-
-
-def _fail(error: Exception) -> None:
-    print(f'tf_efsgd: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(config.find_flagfiles(arguments))
-        if len(rest) > 1:
-            raise config.ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
-    except (flags.Error, config.ConfigError) as error:
-        _fail(error)
-    return rest
 
 
 def _main(arguments: list[str]) -> None:
@@ -41,7 +26,7 @@ def _main(arguments: list[str]) -> None:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
             sys.exit(128 + interrupted.signal_number)
     except config.ConfigError as error:
-        _fail(error)
+        config.exit_with(error)
     except OSError as error:
         print(
             f'tf_efsgd: {error}. Nothing that was trained and saved is lost: mend it, then go on '
@@ -61,7 +46,7 @@ def _main(arguments: list[str]) -> None:
 def main() -> None:
     """Entry point of the command line."""
     config.define_flags()
-    app.run(_main, flags_parser=_parse)
+    app.run(_main, flags_parser=config.parse_arguments)
 
 
 if __name__ == '__main__':

@@ -704,28 +704,13 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     return text
 
 
-def _fail(error: Exception) -> None:
-    print(f'tf_efsgd: {" ".join(str(error).split())}', file=sys.stderr)
-    sys.exit(2)
-
-
-def _parse(arguments: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(config.find_flagfiles(arguments))
-        if len(rest) > 1:
-            raise config.ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
-    except (flags.Error, config.ConfigError) as error:
-        _fail(error)
-    return rest
-
-
 def _main(arguments: list[str]) -> None:
     del arguments
     logging.set_verbosity(logging.WARNING)  # Matplotlib tells of its fonts.
     try:
         print(answer())
     except (ValueError, OSError) as error:
-        _fail(error)
+        config.exit_with(error)
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -733,7 +718,7 @@ def _main(arguments: list[str]) -> None:
 def main() -> None:
     """Entry point of the command line."""
     define_flags()
-    app.run(_main, flags_parser=_parse)
+    app.run(_main, flags_parser=config.parse_arguments)
 
 
 if __name__ == '__main__':

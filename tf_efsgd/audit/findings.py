@@ -1,0 +1,126 @@
+"""What an audit found: the bound beside the account, and what follows."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import dp_accounting
+
+from tf_efsgd.audit import bounds
+from tf_efsgd.audit.likelihood import Claim, Observations, measured_covariance
+from tf_efsgd.privacy import accounting
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """A measured lower bound on epsilon, and what it may not exceed.
+
+    Attributes:
+      audit: 'mechanism' or 'training'.
+      error_feedback: the mode of the mechanism.
+      replicas: over which the records were spread.
+      steps: T.
+      sampling_probability: q.
+      delta: of bound and accounts.
+      runs: per world, that the bound was measured on.
+      ceiling: the largest bound that so many runs can give.
+      bound: lower bound on epsilon.
+      account: upper bound on epsilon, what the accountant says.
+      unproven: hidden: the epsilon of DP-SGD with the same noise, which nothing proves.
+    """
+
+    audit: str
+    error_feedback: str
+    replicas: int
+    steps: int
+    sampling_probability: float
+    delta: float
+    runs: int
+    ceiling: float
+    bound: float
+    account: float
+    unproven: float | None = None
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the bound contradicts the account: what is released is not what is charged."""
+        return self.bound > self.account
+
+    @property
+    def verdict(self) -> str:
+        """The finding in words."""
+        if self.exceeds:
+            return 'EXCEEDS the account: a bug in the code, or in the accounting'
+        if self.unproven is None:
+            return 'consistent with the account'
+        if self.bound > self.unproven:
+            return f'exceeds unproven: the unproven ε = {self.unproven:.2f} is not true'
+        return f'consistent with the account; unproven ε = {self.unproven:.2f} not refuted'
+
+
+def findings_of(
+    claim: Claim,
+    with_record: Observations,
+    without: Observations,
+    deltas: Sequence[float],
+    confidence: float,
+    *,
+    audit: str,
+    replicas: int = 1,
+) -> list[Finding]:
+    """Bounds from what was released in two worlds, one for each delta.
+
+    Args:
+      claim: what was run, as documented.
+      with_record: of `runs_with_held_out(n)` runs.
+      without: of as many.
+      deltas: each in (0, 1).
+      confidence: of each bound by itself.
+      audit: 'mechanism' or 'training'.
+      replicas: over which the records were spread.
+
+    Returns:
+      A finding per delta. The first third of the runs chooses the attack, the rest measures it.
+    """
+    first, rest = slice(len(with_record) // 3), slice(len(with_record) // 3, None)
+    covariance = measured_covariance(without.select(first))
+    held_in, held_out, scores_in, scores_out = (
+        claim.statistics(world.select(part), covariance)
+        for part in (first, rest)
+        for world in (with_record, without)
+    )
+    mechanism, runs = claim.mechanism, len(scores_in[0])
+    q, steps = claim.sampling_probability, len(with_record.releases)
+
+    def finding(delta):
+        attack = bounds.choose_attack(held_in, held_out, runs, delta, confidence)
+        unproven = None
+        if mechanism.hides_buffer:
+            unproven = _epsilon(accounting.step_event(q, mechanism.noise_multiplier), steps, delta)
+        return Finding(
+            audit=audit,
+            error_feedback=mechanism.error_feedback,
+            replicas=replicas,
+            steps=steps,
+            sampling_probability=q,
+            delta=delta,
+            runs=runs,
+            ceiling=bounds.ceiling(runs, delta, confidence),
+            bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
+            account=_epsilon(mechanism.step_event(q), steps, delta),
+            unproven=unproven,
+        )
+
+    return [finding(delta) for delta in deltas]
+
+
+def runs_with_held_out(runs: int) -> int:
+    """How many runs per world it takes to measure a bound on `runs` of them."""
+    return runs + runs // 2
+
+
+@functools.cache
+def _epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> float:
+    return accounting.compute_epsilon(event, steps, delta).headline

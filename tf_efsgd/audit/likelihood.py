@@ -1,0 +1,225 @@
+"""What a run released, and statistics of it that tell the two worlds apart.
+
+No statistic does that better than the likelihood ratio of the two worlds (Neyman and Pearson). It
+is worked out here from the definition of the private step and not taken from the code under audit:
+code that adds less noise than it claims must not lend the auditor its mistake. With a bug the ratio
+is no longer the best statistic, so there are others beside it; a bound from any of them holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tf_efsgd.privacy.optimizer import Mechanism
+
+# Keeps the measured covariance of repeated noise invertible; relative to the variances.
+_RIDGE = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Observations:
+    """What was released in the runs of one world, as far as it can tell the record.
+
+    Attributes:
+      releases: float32 [T, runs, F]: A, then R if it is released, each without the other records'
+        sums, and of each variable the component along the record's gradient.
+      shifts: float32 [T, runs, F] or [T, 1, F]: what the record adds to them when it is sampled.
+    """
+
+    releases: np.ndarray
+    shifts: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of runs."""
+        return self.releases.shape[1]
+
+    def select(self, runs: slice) -> Observations:
+        """Some of the runs."""
+        shifts = self.shifts if self.shifts.shape[1] == 1 else self.shifts[:, runs]
+        return Observations(self.releases[:, runs], shifts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """What the definition says of a mechanism, for one record of which all else is known.
+
+    Attributes:
+      mechanism: its numbers.
+      sampling_probability: q in (0, 1].
+    """
+
+    mechanism: Mechanism
+    sampling_probability: float
+
+    @property
+    def feeds_back(self) -> bool:
+        """Whether a noised residual R is released beside A."""
+        return self.mechanism.error_feedback == 'private' and self.mechanism.residual_share > 0
+
+    @property
+    def noise_stddevs(self) -> list[float]:
+        """Of A and, if it is released, of R."""
+        first, second = self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
+        sigma, share = self.mechanism.noise_multiplier, self.mechanism.residual_share
+        if not self.feeds_back:
+            return [first * sigma]
+        return [first * sigma / math.sqrt(1.0 - share), second * sigma / math.sqrt(share)]
+
+    def recover(
+        self,
+        gradient: np.ndarray,
+        buffer_before: np.ndarray | None,
+        buffer_after: np.ndarray | None,
+        divisor: float,
+    ) -> list[np.ndarray]:
+        """The noisy sums behind a released gradient and the public buffer.
+
+        Inverts u = E + R/B, d = clip((1 - beta) u, Ce), E' = u - d, v = A/B + d. u and E' point
+        the same way, and (1 - beta) |E'| / beta is the norm of d as long as Ce does not bind.
+
+        Args:
+          gradient: v, [runs, size].
+          buffer_before: E, [runs, size]; not used where no noised residual is fed back.
+          buffer_after: E', [runs, size].
+          divisor: B.
+
+        Returns:
+          [A] or [A, R], each [runs, size].
+        """
+        if not self.feeds_back:
+            return [gradient * divisor]
+        decay, clip = self.mechanism.feedback_decay, self.mechanism.feedback_l2_norm_clip
+        stretch = 1.0 / decay
+        if clip is not None:
+            norm = np.linalg.norm(buffer_after, axis=-1, keepdims=True)
+            binds = (stretch - 1.0) * norm > clip
+            stretch = np.where(binds, 1.0 + clip / np.maximum(norm, 1e-30), stretch)
+        owed = stretch * buffer_after
+        delivered = owed - buffer_after
+        return [(gradient - delivered) * divisor, (owed - buffer_before) * divisor]
+
+    def observe(
+        self,
+        noisy_sums: list[np.ndarray],
+        others: list[np.ndarray],
+        record_gradient: np.ndarray,
+        sizes: list[int],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One step's part of `Observations`.
+
+        Args:
+          noisy_sums: from `recover`.
+          others: sums of the other records' clipped gradients and residuals, each [size].
+          record_gradient: of the record under audit, [size].
+          sizes: of the variables, in all `size`.
+
+        Returns:
+          (releases [runs, F], shifts [F]).
+        """
+        starts = np.cumsum([0, *sizes[:-1]])
+        norms = np.sqrt(np.add.reduceat(np.square(record_gradient), starts))
+        along = record_gradient / np.maximum(np.repeat(norms, sizes), 1e-30)
+        releases = [
+            np.add.reduceat((noisy - other) * along, starts, axis=-1)
+            for noisy, other in zip(noisy_sums, others)
+        ]
+        norm = max(np.linalg.norm(norms), 1e-30)
+        clipped = min(norm, self.mechanism.l2_norm_clip)
+        residual = min(norm - clipped, self.mechanism.residual_l2_norm_clip)
+        shifts = [length * norms / norm for length in (clipped, residual)][: len(noisy_sums)]
+        return np.concatenate(releases, axis=-1), np.concatenate(shifts)
+
+    def statistics(
+        self, observations: Observations, noise_covariance: np.ndarray
+    ) -> list[np.ndarray]:
+        """Statistics that are large when the record was in.
+
+        Args:
+          observations: of runs of either world.
+          noise_covariance: [F, F], as it was measured on other runs, without the record.
+
+        Returns:
+          Each [runs]:
+            - the log likelihood ratio of the documented mechanism: the best one if that is what
+              runs; the only one for hidden;
+            - the same with the noise as it was measured: less noise in a part of the release, or
+              noise that parts share, shows more clearly;
+            - how far the steps of a run lie apart: nothing but the record moves them if they
+              share their noise.
+          A run that released anything but numbers counts as in: no noise hides that.
+        """
+        features = observations.releases.shape[-1]
+        variances = np.repeat(np.square(self.noise_stddevs), features // len(self.noise_stddevs))
+        if self.mechanism.error_feedback == 'hidden':
+            found = [self._hidden_log_likelihood_ratio(observations)]
+        else:
+            exponent = _log_density_ratio(observations, np.diag(variances))
+            measured = noise_covariance + _RIDGE * np.diag(np.diag(noise_covariance) + variances)
+            found = [
+                self._log_likelihood_ratio(exponent),
+                self._log_likelihood_ratio(_log_density_ratio(observations, measured)),
+                np.ptp(exponent, axis=0),
+            ]
+        return [np.where(np.isnan(statistic), np.inf, statistic) for statistic in found]
+
+    def _log_likelihood_ratio(self, exponent):
+        """Every step is a Gaussian mechanism of its own, on a Poisson sample."""
+        return np.sum(self._sampled(exponent, 0.0), axis=0)
+
+    def _hidden_log_likelihood_ratio(self, observations):
+        """A record far beyond C1 + T C2, the only one whose gradient clipping cuts.
+
+        The step that samples it first moves by C1. From then on the buffer never runs dry, and
+        every step moves by C2, and by C1 + C2 when it samples the record again. When that was is
+        summed out: `unseen` and `seen` are the likelihoods, over that of no record, of the
+        releases so far together with the record not yet, or already, sampled.
+        """
+        first, second = self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
+        along = observations.shifts / first
+        (stddev,) = self.noise_stddevs
+        unseen, seen = np.zeros(len(observations)), np.full(len(observations), -np.inf)
+        log_in, log_out = _log(self.sampling_probability), _log(1.0 - self.sampling_probability)
+        for noisy in np.sum(observations.releases * along, axis=-1):
+            again = self._sampled(
+                _gaussian(noisy, first + second, stddev), _gaussian(noisy, second, stddev)
+            )
+            now = unseen + log_in + _gaussian(noisy, first, stddev)
+            seen = _log_sum(seen + again, now)
+            unseen = unseen + log_out
+        return _log_sum(unseen, seen)
+
+    def _sampled(self, exponent, otherwise):
+        """Log of the mixture q exp(exponent) + (1 - q) exp(otherwise)."""
+        q = self.sampling_probability
+        return _log_sum(_log(q) + exponent, _log(1.0 - q) + otherwise)
+
+
+def measured_covariance(without_record: Observations) -> np.ndarray:
+    """Covariance [F, F] of the noise, over all steps and runs of the world without the record."""
+    features = without_record.releases.shape[-1]
+    return np.atleast_2d(np.cov(without_record.releases.reshape(-1, features), rowvar=False))
+
+
+def _log_density_ratio(observations: Observations, covariance: np.ndarray) -> np.ndarray:
+    """Of N(shift, covariance) over N(0, covariance) at every release: [T, runs]."""
+    shifts = observations.shifts
+    weights = np.linalg.solve(covariance, shifts[..., np.newaxis])[..., 0]
+    return np.sum((observations.releases - shifts / 2.0) * weights, axis=-1)
+
+
+def _gaussian(value, shift, stddev):
+    """Log density ratio of N(shift, stddev^2) over N(0, stddev^2)."""
+    return (value - shift / 2.0) * shift / stddev**2
+
+
+def _log_sum(first, second):
+    """Log of the sum of two exponentials; what is no number stays none."""
+    with np.errstate(invalid='ignore'):
+        return np.logaddexp(first, second)
+
+
+def _log(probability: float) -> float:
+    return math.log(probability) if probability > 0 else -math.inf

@@ -1,0 +1,218 @@
+"""The mechanism audit: crafted gradients through clip, release and feed back, as the product does.
+
+The record under audit has a gradient that is huge in every variable; the other records point the
+other way, each just within C1, so that clipping sums, or clipping one variable after the other,
+would show as well. The auditor knows all but the noise and whether a step sampled the record, and
+sees what is released: the gradient v and the public buffer E.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
+from tf_efsgd.audit.likelihood import Claim, Observations
+from tf_efsgd.privacy import noise
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer, Mechanism
+
+_SHAPES = ((2,), (1, 2), (1,))
+_SIZES = [int(np.prod(shape)) for shape in _SHAPES]
+# What the record's gradient is, in each entry, and how long it is in all, in units of C1 + C2: the
+# hidden buffer never runs dry of it, and float32 still tells it from itself plus C2.
+_DIRECTION = np.array([0.6, -0.3, 0.5, 0.4, -0.38]) / np.linalg.norm([0.6, -0.3, 0.5, 0.4, -0.38])
+_GRADIENT_NORM = 1e5
+_OTHERS = 2
+_OTHERS_NORM = 0.9  # in units of C1
+_DIVISOR = 3  # B; any public constant
+
+_SLOT = 'error_feedback'
+
+
+def audit(
+    mechanism: Mechanism,
+    sampling_probability: float,
+    steps: int,
+    runs: int,
+    *,
+    deltas: Sequence[float],
+    confidence: float,
+    strategy: tf.distribute.Strategy | None = None,
+    noise_key: noise.NoiseKey | None = None,
+    seed: int | None = None,
+) -> list[Finding]:
+    """Audits T steps of a mechanism.
+
+    Args:
+      mechanism: its `clipped_sums` and `release` are audited.
+      sampling_probability: q in (0, 1], of the record under audit.
+      steps: T >= 1.
+      runs: per world, to measure the bound on; half as many more choose the attack.
+      deltas: each in (0, 1).
+      confidence: of each bound by itself.
+      strategy: goes through the Keras optimizer's `release` under it instead, records spread over
+        the replicas; for mechanisms that `shares_variables` allows.
+      noise_key: for tests: a fixed one. None draws a fresh one.
+      seed: for tests: of the coins that sample the record. None takes a fresh one.
+
+    Returns:
+      A finding per delta.
+    """
+    noise_key, coins = noise_key or noise.NoiseKey(), np.random.default_rng(seed)
+    claim, all_runs = Claim(mechanism, sampling_probability), runs_with_held_out(runs)
+    worlds = [
+        _observe(claim, steps, all_runs, with_record, noise_key, coins, strategy)
+        for with_record in (True, False)
+    ]
+    replicas = strategy.num_replicas_in_sync if strategy else 1
+    return findings_of(claim, *worlds, deltas, confidence, audit='mechanism', replicas=replicas)
+
+
+def _observe(
+    claim: Claim,
+    steps: int,
+    runs: int,
+    with_record: bool,
+    noise_key: noise.NoiseKey,
+    coins: np.random.Generator,
+    strategy: tf.distribute.Strategy | None,
+) -> Observations:
+    """Runs the mechanism in one of the two worlds; the record is sampled, the others always in."""
+    mechanism = claim.mechanism
+    if strategy is None:
+        releases = _releases(mechanism, runs)
+    else:
+        releases = _replicated_releases(mechanism, runs, strategy)
+    gradient_of_others = -_OTHERS_NORM * mechanism.l2_norm_clip * _DIRECTION
+    others = [_OTHERS * gradient_of_others, np.zeros_like(_DIRECTION)]  # No residual: below C1.
+    own = _gradient_norm(mechanism) * _DIRECTION
+    seen, before = [], np.zeros([runs, sum(_SIZES)])
+    for _ in tqdm.trange(steps, desc=mechanism.error_feedback, leave=False, disable=None):
+        is_sampled = with_record & (coins.random(runs) < claim.sampling_probability)
+        gradient, after = releases(is_sampled, noise_key.next(_SHAPES))
+        noisy_sums = claim.recover(gradient, before, after, _DIVISOR)
+        released, shifts = claim.observe(noisy_sums, others, own, _SIZES)
+        seen.append(released.astype(np.float32))
+        before = after
+    return Observations(np.stack(seen), np.broadcast_to(shifts, [steps, 1, len(shifts)]))
+
+
+def shares_variables(mechanism: Mechanism) -> bool:
+    """Whether a release acts on every number by itself, so that rows of a variable are runs."""
+    return not mechanism.hides_buffer and mechanism.feedback_l2_norm_clip is None
+
+
+# Maps (bool [runs]: whether this step samples the record, the step's noise) to the released
+# gradient and the buffer after it, float64 [runs, size].
+_Releases = Callable[[np.ndarray, noise.StepNoise], tuple[np.ndarray, np.ndarray]]
+
+
+def _gradient_norm(mechanism: Mechanism) -> float:
+    return _GRADIENT_NORM * (mechanism.l2_norm_clip + mechanism.residual_l2_norm_clip)
+
+
+def _gradients(mechanism: Mechanism, with_record: bool) -> list[tf.Tensor]:
+    """Per-example gradients, the record's last: per variable float32 [batch, *shape]."""
+    rows = [-_OTHERS_NORM * mechanism.l2_norm_clip * _DIRECTION] * _OTHERS
+    if with_record:
+        rows.append(_gradient_norm(mechanism) * _DIRECTION)
+    parts = np.split(np.array(rows, np.float32), np.cumsum(_SIZES)[:-1], axis=1)
+    return [tf.reshape(part, [-1, *shape]) for part, shape in zip(parts, _SHAPES)]
+
+
+def _sums_of_both_worlds(mechanism, share=slice(None)):
+    """The private sums without and with the record: [purpose][variable] float32 [2, *shape]."""
+    worlds = [
+        mechanism.clipped_sums([g[share] for g in _gradients(mechanism, with_record)])
+        for with_record in (False, True)
+    ]
+    return [[tf.stack(pair) for pair in zip(*sums)] for sums in zip(*worlds)]
+
+
+def _flat(tensors) -> np.ndarray:
+    """Tensors [runs, *shape], one per variable, as one float64 [runs, size]."""
+    return np.concatenate([np.reshape(t, [len(t), -1]) for t in tensors], axis=1).astype(float)
+
+
+def _releases(mechanism: Mechanism, runs: int) -> _Releases:
+    """All runs at once through `Mechanism.release`."""
+    purposes = (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM)[: 1 + mechanism.feeds_back]
+    buffer = [tf.zeros([runs, *shape]) for shape in _SHAPES] if mechanism.has_buffer else []
+
+    @tf.function
+    def draw(step_noise):
+        return [
+            [
+                noise.gaussian(
+                    [runs, *shape], 1.0, step_noise=step_noise, purpose=purpose, variable=i
+                )
+                for i, shape in enumerate(_SHAPES)
+            ]
+            for purpose in purposes
+        ]
+
+    # To vectorized_map a norm over all variables is a loop over the runs: ten times slower unless
+    # it is compiled.
+    @tf.function(jit_compile=not shares_variables(mechanism))
+    def step(is_sampled, buffer, draws):
+        sums = _sums_of_both_worlds(mechanism)
+
+        def release(run):
+            is_sampled, buffer, draws = run
+            clipped, residual = tf.nest.map_structure(lambda s: tf.gather(s, is_sampled), sums)
+            gradient, buffer = mechanism.release(
+                clipped, residual, buffer or None, float(_DIVISOR), {'draws': draws}
+            )
+            return gradient, buffer or []
+
+        return tf.vectorized_map(release, (is_sampled, buffer, draws))
+
+    def releases(is_sampled, step_noise):
+        nonlocal buffer
+        gradient, buffer = step(tf.constant(is_sampled, tf.int32), buffer, draw(step_noise))
+        return _flat(gradient), _flat(buffer) if buffer else None
+
+    return releases
+
+
+def _replicated_releases(
+    mechanism: Mechanism, runs: int, strategy: tf.distribute.Strategy
+) -> _Releases:
+    """All runs at once through the optimizer's `release`, each a row of every variable.
+
+    Replicas that hold different gradients or buffers are averaged: whoever sees them all can.
+    """
+    replicas = strategy.num_replicas_in_sync
+    with strategy.scope():
+        optimizer = ErrorFeedbackDPKerasSGDOptimizer(
+            **dataclasses.asdict(mechanism), expected_batch_size=_DIVISOR
+        )
+        variables = [tf.Variable(tf.zeros([runs, *shape])) for shape in _SHAPES]
+
+    def replica_step(is_sampled, step_noise):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        shares = [
+            _sums_of_both_worlds(optimizer.mechanism, slice(i, None, replicas))
+            for i in range(replicas)
+        ]
+        own = tf.nest.map_structure(lambda *s: tf.gather(tf.stack(s), replica), *shares)
+        clipped, residual = tf.nest.map_structure(lambda s: tf.gather(s, is_sampled), own)
+        return optimizer.release(clipped, residual, variables, step_noise=step_noise)
+
+    step = tf.function(lambda *args: strategy.run(replica_step, args=args))
+
+    def mean(values):
+        return [np.mean(strategy.experimental_local_results(v), axis=0) for v in values]
+
+    def releases(is_sampled, step_noise):
+        gradient = step(tf.constant(is_sampled, tf.int32), step_noise)
+        if not mechanism.has_buffer:
+            return _flat(mean(gradient)), None
+        buffer = [optimizer.get_slot(variable, _SLOT) for variable in variables]
+        return _flat(mean(gradient)), _flat(mean(buffer))
+
+    return releases
