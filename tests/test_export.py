@@ -255,6 +255,10 @@ def _seeded_inside(labels):
         ({'statement': {'epsilon': float('inf')}}, 'no NaN and no infinity'),
         ({'statement': {'epsilon': float('nan')}}, 'no NaN and no infinity'),
         ({'statement': {'epsilon': np.float32(1)}}, 'JSON values only'),
+        ({'statement': {'private': True}}, 'must not say private'),
+        ({'statement': {'private': True, 'epsilon': None}}, 'must not say private'),
+        ({'statement': {'private': True, 'epsilon': 3.1, 'target_epsilon': 3.0}}, 'meet a target'),
+        ({'statement': {'private': True, 'epsilon': 3, 'error_feedback': 'hidden'}}, 'hidden'),
         ({'num_classes': 0}, 'num_classes=0'),
         ({'generate_images': _seeded}, 'no seed'),
         ({'generate_images': _seeded_inside}, 'no seed'),
@@ -268,6 +272,21 @@ def test_refusals_leave_nothing_behind(gan, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         _export(gan, tmp_path / '1', **changes)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    'statement',
+    [
+        {'private': False},
+        {'private': False, 'epsilon': 900.0, 'error_feedback': 'hidden'},
+        {'private': True, 'epsilon': 3.0, 'target_epsilon': 3.0, 'error_feedback': 'hidden'},
+        {'private': True, 'epsilon': 3.0, 'target_epsilon': None, 'error_feedback': 'private'},
+    ],
+)
+def test_claims_that_their_numbers_bear_out_are_exported(gan, tmp_path, statement):
+    path = _export(gan, tmp_path / '1', statement=statement)
+    with open(os.path.join(path, 'assets.extra', 'privacy_statement.json')) as file:
+        assert json.load(file) == statement
 
 
 @pytest.mark.parametrize('failing', ['tensorflow.saved_model.save', 'os.rename'])

@@ -74,8 +74,25 @@ def test_is_a_four_fold_sum():
 
 
 def test_tail_goes_beyond_what_one_draw_can_reach():
-    # This step, found by search, holds a number that no single Box-Muller draw could be.
-    assert np.abs(_draw([2**16], stddev=1.0, step=2436)).max() > 5.8 > 5.678
+    # This step, found by search among 10,000, holds a number that no single Box-Muller draw could
+    # be: they stop at 5.678. The normal law has one beyond 6 in 5 * 10^8.
+    assert np.abs(_draw([2**16], stddev=1.0, step=9376)).max() > 6.0
+
+
+@pytest.mark.parametrize('beyond', [4.0, 4.5])
+def test_the_tail_has_the_mass_of_the_normal_law(beyond):
+    size = 2**22
+    sample = np.abs(np.concatenate([_draw([size], stddev=1.0, step=s) for s in range(4)]))
+    expected = 4 * size * 2 * stats.norm.sf(beyond)
+
+    def p_value(count):
+        law = stats.poisson(expected)
+        return 2 * min(law.cdf(count), law.sf(count - 1))
+
+    assert p_value(np.sum(sample > beyond)) > _LEVEL
+    # A scale that is wrong by a tenth, or a tail cut there, would be seen.
+    for wrong in (np.sum(0.9 * sample > beyond), np.sum(1.1 * sample > beyond), 0):
+        assert p_value(wrong) < _LEVEL
 
 
 @pytest.mark.parametrize('shape', [(), (0,), (3,), (2, 3, 1)])
