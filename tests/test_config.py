@@ -18,6 +18,7 @@ _OTHER = {
     'image_size': 48,
     'label': 'Smiling',
     'limit_records': 1234,
+    'dataset_size': 2345,
     'private': False,
     'target_epsilon': 0.3,
     'target_delta': 3e-7,

@@ -43,7 +43,7 @@ _RELEASED = re.compile(
 
 def _run(folder, patch, one_more, sampled=_SAMPLED):
     """A run without noise, with fixed keys and sampling; returns what it printed, times removed."""
-    load, facts = runner._load, runner._public_facts
+    load = runner._load
 
     def load_neighbour(settings):
         dataset = load(settings)
@@ -69,14 +69,14 @@ def _run(folder, patch, one_more, sampled=_SAMPLED):
         return tf.zeros(shape) * stddev
 
     patch.setattr(runner, '_load', load_neighbour)
-    # The number of records is declared: the same for neighbours.
-    patch.setattr(runner, '_public_facts', lambda d: {**facts(d), 'dataset_size': _DECLARED})
     patch.setattr(poisson, 'sample_indices', sample)
     patch.setattr(noise, 'gaussian', no_noise)
     patch.setattr(secrets, 'randbits', lambda bits: 7)
     patch.setattr(secrets, 'token_hex', lambda count=16: 'ab' * count)
     tf.keras.backend.clear_session()  # Keras numbers the layers of a process.
-    tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', train_steps=_STEPS)
+    # The number of records is declared: the same for neighbours.
+    declared = {'dataset_size': _DECLARED, 'train_steps': _STEPS}
+    tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', **declared)
 
 
 def _variables(prefix):

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 
-from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.privacy.optimizer import Mechanism
+
+# Where things are, what computes them and what is shown; never what is computed. The data set's
+# place is compared by its records.
+MAY_CHANGE = frozenset(
+    {
+        'dataset',
+        'data_dir',
+        'tfds_manual_dir',
+        'strategy',
+        'logical_devices',
+        'log_nonprivate_diagnostics',
+    }
+)
+# With --change_mechanism: the privacy settings, but for what the whole run has in common.
+MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig)) - {
+    'private',
+    'target_delta',
+    'secure_noise',
+    *MAY_CHANGE,
+}
+
+# Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
+LARGEST_EPSILON = 100.0
 
 NOT_COVERED = (
     'anything in the folder nonprivate/ (evaluation against real images)',
@@ -35,11 +59,6 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
       ConfigError: if the settings do not fit the number of records, or no noise fits the target.
     """
     privacy, size = config.privacy, public_facts['dataset_size']
-    if privacy.expected_batch_size > size:
-        raise ConfigError(
-            f'--expected_batch_size must be at most the number of records, {size}. '
-            f'Received: {privacy.expected_batch_size}.'
-        )
     plan = ledger.Plan(
         **public_facts,
         event=None,
@@ -50,6 +69,7 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
         target_delta=None,
         target_epsilon=None,
         steps_per_entry=config.run.log_steps,
+        settings_sha256=settings_hash(config),
     )
     if not privacy.private:
         return plan
@@ -61,6 +81,7 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
     plan = dataclasses.replace(plan, target_delta=privacy.target_delta)
     noise_multiplier = privacy.noise_multiplier
     if noise_multiplier is None:
+        _with_mechanism(plan, privacy, 1.0)  # What is wrong besides the noise is told at once.
         noise_multiplier = _calibrate(privacy, size)
     return _with_mechanism(plan, privacy, noise_multiplier)
 
@@ -87,7 +108,16 @@ def _calibrate(privacy, dataset_size: int) -> float:
 
 
 def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledger.Plan:
-    """The plan with the steps that the settings ask for, at this noise."""
+    """The plan with the steps that the settings ask for, at this noise.
+
+    Raises:
+      ConfigError: if there are fewer records than in a batch, or too little noise.
+    """
+    if privacy.expected_batch_size > plan.dataset_size:
+        raise ConfigError(
+            '--expected_batch_size must be at most the number of records, '
+            f'{plan.dataset_size}. Received: {privacy.expected_batch_size}.'
+        )
     mechanism = Mechanism(
         noise_multiplier=noise_multiplier,
         **{
@@ -97,12 +127,20 @@ def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledg
         },
     )
     sampled = accounting.sampling_probability(privacy.expected_batch_size, plan.dataset_size)
+    event = mechanism.step_event(sampled)
+    effective = event.noise_multiplier if mechanism.hides_buffer else noise_multiplier
+    if effective < accounting.SMALLEST_NOISE:
+        raise ConfigError(
+            f'The noise must be at least {accounting.SMALLEST_NOISE:g} times what one record moves '
+            f'a step by; less protects nothing, and its tails end too early. Received: '
+            f'{effective:.3g}. Raise --noise_multiplier.'
+        )
     unproven = None
     if mechanism.hides_buffer:
         unproven = accounting.event_to_dict(accounting.step_event(sampled, noise_multiplier))
     return dataclasses.replace(
         plan,
-        event=accounting.event_to_dict(mechanism.step_event(sampled)),
+        event=accounting.event_to_dict(event),
         unproven_event=unproven,
         expected_batch_size=privacy.expected_batch_size,
         mechanism=dataclasses.asdict(mechanism),
@@ -149,6 +187,11 @@ def changed_plan(config: RunConfig, spent: ledger.Ledger) -> ledger.Plan | None:
 
 def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
     """Raises ConfigError unless the privacy filter of the first plan allows the new one."""
+    if new.target_epsilon is None and spent.first_plan.target_epsilon is not None:
+        raise ConfigError(
+            'A run that was started with --target_epsilon='
+            f'{spent.first_plan.target_epsilon:g} needs one after a change too.'
+        )
     budget = accounting.RenyiFilter.of_plan(*_planned(spent), new.target_delta)
     if new.target_epsilon is not None and budget.epsilon > new.target_epsilon:
         raise ConfigError(
@@ -204,6 +247,17 @@ def spent_epsilon(spent: ledger.Ledger) -> accounting.Epsilon:
     )
 
 
+def settings_hash(config: RunConfig) -> str:
+    """Of the settings that a resumed run must share with its first start."""
+    changes = {
+        field.name: None
+        for group in (config.data, config.privacy, config.model, config.training, config.run)
+        for field in dataclasses.fields(group)
+        if group is config.run or field.name in MAY_CHANGE | MECHANISM
+    }
+    return hashlib.sha256(config.to_flags(**changes).encode()).hexdigest()
+
+
 class EpsilonSoFar:
     """An upper bound on the epsilon spent, cheap enough for a progress bar.
 
@@ -255,20 +309,25 @@ def make_statement(
     if plan.event is None:
         return {**statement, 'mechanism': 'none: trained without clipping and noise'}
     mechanism, epsilon = mechanism_of(plan), spent_epsilon(spent)
+    statement['private'] = epsilon.headline <= LARGEST_EPSILON
     if mechanism.hides_buffer:
         unproven = unproven_epsilon(plan, spent.reserved_steps)
-        statement['private'] = (
+        statement['private'] &= (
             plan.target_epsilon is not None and epsilon.headline <= plan.target_epsilon
         )
         statement['epsilon_unproven'] = _or_none(unproven)
+    # After a change these two hold for a sequence fixed in advance only, which this one was not.
+    suffix = '_fixed_in_advance_only' if spent.changes else ''
     return {
         **statement,
         'epsilon': _or_none(epsilon.headline),
         'delta': plan.target_delta,
         'target_epsilon': plan.target_epsilon,
-        'epsilon_pld': _or_none(epsilon.pld),
-        'epsilon_rdp': _or_none(epsilon.rdp),
+        f'epsilon_pld{suffix}': _or_none(epsilon.pld),
+        f'epsilon_rdp{suffix}': _or_none(epsilon.rdp),
         'accountant': epsilon.accountant,
+        'events': [{'event': event, 'steps': count} for event, count in spent.spent],
+        'unverified_resumes': spent.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
         'sampling': 'Poisson',
         'sampling_probability': accounting.sampling_probability(

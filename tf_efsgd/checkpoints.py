@@ -78,9 +78,9 @@ class RunCheckpoints:
         return str(target)
 
     def _write(self, work: pathlib.Path, step: int, ledger_position: dict) -> None:
-        self._checkpoint.write(str(work / _PREFIX))
         if self._holds_private_state:
             (work / 'PRIVATE.txt').write_text(_PRIVATE_NOTE)
+        self._checkpoint.write(str(work / _PREFIX))
         written = {path.name: _digest(path) for path in work.iterdir()}
         for name in written:
             files.sync(work / name)

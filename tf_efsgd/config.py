@@ -62,6 +62,13 @@ class DataConfig:
         None,
         'Use about this many training records, chosen by a hash of their content. Default: all.',
     )
+    dataset_size: int | None = _setting(
+        'integer',
+        None,
+        'Declared number of training records (before --limit_records), at least 1: public, like '
+        'every flag. A rough one will do; it sets how often a record is sampled. Default: they are '
+        'counted, and the count is published.',
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +336,7 @@ _ANY = math.inf
 _RANGES = (
     ('data', 'image_size', 4, _ANY),
     ('data', 'limit_records', 1, _ANY),
+    ('data', 'dataset_size', 1, _ANY),
     ('privacy', 'target_epsilon', 0.0, _ANY),
     ('privacy', 'target_delta', 0.0, 1.0),
     ('privacy', 'noise_multiplier', 0.0, _ANY),

@@ -9,6 +9,11 @@ from absl import app, logging
 
 from tf_efsgd import config
 
+_HOW_TO_GO_ON = (
+    'Nothing that was saved is lost: go on with --flagfile=RUN/config.flags --run_dir=RUN --resume '
+    '(and the same --state_dir, if one was given), RUN being the run folder.'
+)
+
 
 def _main(arguments: list[str]) -> None:
     del arguments
@@ -17,7 +22,8 @@ def _main(arguments: list[str]) -> None:
         run_config = config.from_flags()
         # TensorFlow takes seconds to load: only after the flags are known to be right.
         # Below 3 it greets every user with three errors about GPU plug-ins; real ones are raised.
-        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+        # Its warnings also tell the size of tensors, and so of a batch, which is private.
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
         from tf_efsgd import runner
 
         try:
@@ -25,21 +31,16 @@ def _main(arguments: list[str]) -> None:
         except runner.Interrupted as interrupted:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
             sys.exit(128 + interrupted.signal_number)
+        except runner.TensorFlowError as error:
+            print(f'tf_efsgd: {error} {_HOW_TO_GO_ON}', file=sys.stderr)
+            sys.exit(1)
     except config.ConfigError as error:
         config.exit_with(error)
     except OSError as error:
-        print(
-            f'tf_efsgd: {error}. Nothing that was trained and saved is lost: mend it, then go on '
-            'with --flagfile=RUN/config.flags --run_dir=RUN --resume, RUN being the run folder.',
-            file=sys.stderr,
-        )
+        print(f'tf_efsgd: {error}. {_HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print(
-            '\ntf_efsgd: interrupted; go on from the last checkpoint with '
-            '--flagfile=RUN/config.flags --run_dir=RUN --resume, RUN being the run folder.',
-            file=sys.stderr,
-        )
+        print(f'\ntf_efsgd: interrupted. {_HOW_TO_GO_ON}', file=sys.stderr)
         sys.exit(130)
 
 

@@ -80,7 +80,9 @@ class ProgressBar(_EveryStep):
       first_step: steps done before, >= 0.
       last_step: step at which the run ends.
       every: steps between updates of epsilon.
-      epsilon: steps -> an upper bound on the epsilon spent; None when nothing is private.
+      epsilon: steps -> an upper bound on the epsilon spent; None when nothing is private. It holds
+        for whoever meant to stop at that step; who stops because of what was seen has spent that
+        of the whole plan, so that is shown too.
     """
 
     def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
@@ -113,7 +115,8 @@ class ProgressBar(_EveryStep):
     def _show_epsilon(self):
         text = 'NOT PRIVATE'
         if self._epsilon is not None:
-            text = f'ε≤{round_up(self._epsilon(self.step)):.2f}'
+            planned = round_up(self._epsilon(self._last_step))
+            text = f'ε≤{round_up(self._epsilon(self.step)):.2f} of {planned:.2f}'
         self._bar.set_postfix_str(text, refresh=False)
 
     def on_train_end(self, logs=None):
@@ -122,7 +125,7 @@ class ProgressBar(_EveryStep):
 
 
 class TensorBoardScalars(_EveryStep):
-    """Writes the released scalars, and epsilon, as dp/<name>.
+    """Writes the released scalars, and epsilon, as dp/<name>; without privacy as nonprivate/<name>.
 
     Args:
       writer: summary writer of RUN/logs.
@@ -136,12 +139,13 @@ class TensorBoardScalars(_EveryStep):
         super().__init__(first_step, last_step, every)
         self._writer = writer
         self._epsilon = epsilon
+        self._is_private = epsilon is not None
 
     def on_due(self, logs):
         """Writes one entry of every scalar."""
         with self._writer.as_default(step=self.step):
             for name, value in logs.items():
-                tf.summary.scalar(f'dp/{name}', value)
+                tf.summary.scalar(f'{_prefix(self._is_private)}/{name}', value)
             if self._epsilon is not None:
                 tf.summary.scalar('dp/epsilon', self._epsilon(self.step))
         self._writer.flush()
@@ -180,6 +184,7 @@ class SampleGrid(_EveryStep):
       first_step: as in `ProgressBar`.
       last_step: as in `ProgressBar`.
       every: steps between grids.
+      is_private: whether the images are covered by an epsilon.
       rows: images per class.
     """
 
@@ -192,6 +197,7 @@ class SampleGrid(_EveryStep):
         first_step: int,
         last_step: int,
         every: int,
+        is_private: bool = True,
         rows: int = 8,
     ):
         super().__init__(first_step, last_step, every)
@@ -200,6 +206,7 @@ class SampleGrid(_EveryStep):
         self._generate = generate
         self._columns = min(num_classes, _MAX_COLUMNS)
         self._rows = rows
+        self._is_private = is_private
 
     def on_due(self, logs):
         """Writes one grid."""
@@ -209,7 +216,7 @@ class SampleGrid(_EveryStep):
         tf.io.write_file(f'{path}.tmp', tf.io.encode_png(grid))
         os.replace(f'{path}.tmp', path)
         with self._writer.as_default(step=self.step):
-            tf.summary.image('dp/samples', grid[np.newaxis])
+            tf.summary.image(f'{_prefix(self._is_private)}/samples', grid[np.newaxis])
         self._writer.flush()
 
     @staticmethod
@@ -280,6 +287,10 @@ class StopOnSignal(tf.keras.callbacks.Callback):
             signal.signal(*self._before.popitem())
 
 
+def _prefix(is_private: bool) -> str:
+    return 'dp' if is_private else 'nonprivate'
+
+
 def round_up(epsilon: float, digits: int = 2) -> float:
     """Rounds to `digits` decimals, never below `epsilon`."""
     return math.ceil(epsilon * 10**digits) / 10**digits
@@ -312,15 +323,16 @@ def read_scalars(log_dir: str) -> list[dict[str, float]]:
       log_dir: RUN/logs.
 
     Returns:
-      One dict per logged step: 'step', and the value of each tag without its dp/.
+      One dict per logged step: 'step', and the value of each tag without its dp/ or nonprivate/.
     """
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
     events.Reload()
     entries = collections.defaultdict(dict)
     for tag in events.Tags()['tensors']:
-        if tag == 'dp/samples':
+        name = tag.split('/', 1)[1]
+        if name == 'samples':
             continue
         for event in events.Tensors(tag):
             value = tf.make_ndarray(event.tensor_proto)
-            entries[event.step][tag[len('dp/') :]] = float(value)
+            entries[event.step][name] = float(value)
     return [{'step': step, **entries[step]} for step in sorted(entries)]

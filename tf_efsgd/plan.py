@@ -635,13 +635,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     config.define_flags(flag_values)
     for field in dataclasses.fields(config.PrivacyConfig):
         flags.declare_key_flag(field.name, flag_values)
-    flags.DEFINE_integer(
-        'dataset_size',
-        None,
-        'Number of training records, at least 1: what the run declares (60000 for mnist).',
-        lower_bound=1,
-        flag_values=flag_values,
-    )
+    flags.declare_key_flag('dataset_size', flag_values)
     flags.DEFINE_integer(
         'parameters',
         None,
@@ -690,7 +684,7 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
         book = ledger.Ledger.read(flag_values.ledger)
         return format_spending(book, compute_spending(book), flag_values.ledger_entries)
     settings = settings_from_flags(flag_values)
-    if flag_values.dataset_size is None:
+    if flag_values.dataset_size is None or flag_values.dataset_size < 1:
         raise config.ConfigError(
             '--dataset_size is missing: the number of training records, e.g. 60000 for mnist.'
         )

@@ -24,7 +24,7 @@ import tensorflow as tf
 import tensorflow_privacy
 
 from tf_efsgd import budget, checkpoints, export, files, monitoring
-from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig, from_flagfile
+from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import classifiers, report
 from tf_efsgd.models import gan as gans
@@ -43,6 +43,12 @@ _LEDGER, _FLAGFILE = 'ledger.jsonl', 'config.flags'
 _NOT_COVERED_NOTE = """\
 What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
 the run: do not share it with anyone who may not see the records.
+"""
+
+
+_NOT_PRIVATE_NOTE = """\
+NOT PRIVATE. This run was trained without clipping and noise (--noprivate), for comparison. Nothing
+in this folder may be shared with anyone who may not see the records.
 """
 
 
@@ -72,6 +78,7 @@ def run(config: RunConfig) -> str:
         been written then, and no privacy spent.
       Interrupted: if SIGINT or SIGTERM stopped training.
       OSError: if the disk is full, say; `resume` goes on then.
+      TensorFlowError: if TensorFlow failed; so it does then.
     """
     # vectorized_map says this of every convolution, Keras of every checkpoint.
     for logger, noise_text in (('tensorflow', 'uses a while_loop'), ('absl', 'is slow compared')):
@@ -92,7 +99,8 @@ def run(config: RunConfig) -> str:
             plan = budget.make_plan(config, _public_facts(dataset))
             state = None
         else:
-            state = _remembered(config, state_dir, spent, dataset)
+            state = _remembered(config, run_dir, state_dir, spent, dataset)
+            stack.callback(state.close)
             plan = budget.changed_plan(config, spent) or spent.plan
         with strategy.scope():
             gan = _build(config, dataset.train, plan)
@@ -100,6 +108,7 @@ def run(config: RunConfig) -> str:
         if spent is None:
             spent, state = _start(config, run_dir, state_dir, plan, dataset)
             stack.callback(spent.close)
+            stack.callback(state.close)
 
         trained = _Run(config, run_dir, dataset, spent, state, gan, strategy)
         trained.restore()
@@ -107,7 +116,7 @@ def run(config: RunConfig) -> str:
             trained.change(plan)
         if config.run.change_mechanism:
             files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
-        with _disk_errors():
+        with _without_private_text(config.privacy.log_nonprivate_diagnostics):
             trained.fit()
             trained.finish()
     return str(run_dir)
@@ -120,6 +129,8 @@ def _start(config, run_dir, state_dir, plan, dataset) -> tuple[ledger.Ledger, ru
     def start():
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
+        if plan.event is None:
+            files.write_atomically(run_dir / 'NOT_PRIVATE.txt', _NOT_PRIVATE_NOTE)
         state = run_state.RunState(state_dir, run_id)
         state.remember_records(train.images, train.labels, ledger.START)
         spent = ledger.Ledger(run_dir / _LEDGER, plan, run_id)
@@ -128,9 +139,14 @@ def _start(config, run_dir, state_dir, plan, dataset) -> tuple[ledger.Ledger, ru
     return _as_config_error(start, (ledger.LedgerError, run_state.RunStateError))
 
 
-def _remembered(config, state_dir, spent, dataset) -> run_state.RunState:
+def _remembered(config, run_dir, state_dir, spent, dataset) -> run_state.RunState:
     """What is remembered of the run to resume, if its records and its ledger fit."""
     _check_public_facts(spent.plan, _public_facts(dataset))
+    if budget.settings_hash(config) != spent.first_plan.settings_sha256:
+        raise ConfigError(
+            'The settings are not those that the run was started with, by the hash of them in its '
+            f'ledger: {run_dir / _FLAGFILE} was changed. Start a new run folder.'
+        )
     train = dataset.train
 
     def check():
@@ -141,8 +157,10 @@ def _remembered(config, state_dir, spent, dataset) -> run_state.RunState:
         elif config.run.resume_unverified:
             print(
                 'WARNING: nothing is remembered of this run here: whether its records and its '
-                'ledger are the last ones is not checked (--resume_unverified).'
+                'ledger are the last ones is not checked (--resume_unverified). The statement says '
+                'so.'
             )
+            spent.note_unverified_resume()
             state.remember_records(train.images, train.labels, spent.position)
         else:
             raise ConfigError(
@@ -176,6 +194,11 @@ class _Run:
         position = _as_config_error(self._checkpoints.restore_latest, checkpoints.CheckpointError)
         if position is not None:
             _as_config_error(lambda: self._ledger.check_position(position), ledger.LedgerError)
+        elif self._ledger.reserved_steps and not self._ledger.remaining_steps:
+            raise ConfigError(
+                f'{self._dir} has no checkpoint left and no budget: nothing that was trained is '
+                'left. Put a checkpoint back from a backup, or start a new run folder.'
+            )
         elif self._ledger.reserved_steps:
             print(
                 'WARNING: there is no checkpoint: training starts anew, and the '
@@ -195,6 +218,7 @@ class _Run:
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
+        settings = self._config.run
         first = int(self._gan.private_steps.numpy())
         last = first + self._ledger.remaining_steps
         if first == last:
@@ -217,7 +241,8 @@ class _Run:
                 stop.received,
                 f'stopped after step {int(self._gan.private_steps.numpy())}, with a checkpoint. Go '
                 f'on with: python -m tf_efsgd.launch --flagfile={self._dir / _FLAGFILE} '
-                f'--run_dir={self._dir} --resume',
+                f'--run_dir={self._dir} --resume'
+                + (f' --state_dir={settings.state_dir}' if settings.state_dir else ''),
             )
         minutes = (time.monotonic() - started) / 60
         print(f'Trained {last - first} steps in {minutes:.1f} minutes.')
@@ -284,6 +309,7 @@ class _Run:
                 first,
                 last,
                 settings.sample_steps,
+                is_private=plan.event is not None,
             ),
             monitoring.Checkpoint(
                 lambda step: self._save(), first, last, settings.checkpoint_steps
@@ -358,7 +384,10 @@ class _Run:
             'gen2real_cnn': dataclasses.asdict(result),
         }
         files.write_atomically(path, json.dumps(metrics, indent=2) + '\n')
-        print(f'gen2real CNN accuracy: {result.accuracy:.1%} on {result.num_test} real images.')
+        print(
+            f'gen2real CNN accuracy: {result.accuracy:.1%} on {result.num_test} real images (NOT '
+            'covered by epsilon).'
+        )
         return str(path)
 
 
@@ -382,7 +411,9 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     # Of a start that was cut off before the ledger was there, only these are left.
-    has_files = any(name != _FLAGFILE and '.tmp-' not in name for name in found)
+    has_files = any(
+        name not in (_FLAGFILE, 'NOT_PRIVATE.txt') and '.tmp-' not in name for name in found
+    )
     if not config.run.resume:
         if has_files:
             raise ConfigError(
@@ -397,7 +428,9 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
     # As settings to resume with: those of a changed run do not start another.
     before = from_flagfile(f'{flagfile.read_text()}--resume\n--run_dir={run_dir}\n')
-    may_change = _MAY_CHANGE | (_MECHANISM if config.run.change_mechanism else frozenset())
+    may_change = budget.MAY_CHANGE - {'dataset'}
+    if config.run.change_mechanism:
+        may_change |= budget.MECHANISM
     for group in ('data', 'privacy', 'model', 'training'):
         old, new = getattr(before, group), getattr(config, group)
         changed = [
@@ -410,18 +443,6 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
                 f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
                 f'--flagfile={flagfile}, or start a new run folder.'
             )
-
-
-# Where things are, what computes them and what is shown; never what is computed.
-_MAY_CHANGE = frozenset(
-    {'data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices', 'log_nonprivate_diagnostics'}
-)
-# With --change_mechanism: the privacy settings, but for what the whole run has in common.
-_MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig)) - {
-    'private',
-    'target_delta',
-    'secure_noise',
-}
 
 
 def _state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
@@ -441,15 +462,27 @@ def _holds_private_state(plan: ledger.Plan) -> bool:
     return plan.event is None or budget.mechanism_of(plan).hides_buffer
 
 
+class TensorFlowError(Exception):
+    """TensorFlow failed; the message leaves out what it said, which may tell of the records."""
+
+
 @contextlib.contextmanager
-def _disk_errors():
-    """Turns TensorFlow's word for a full disk into Python's."""
+def _without_private_text(show: bool):
+    """Turns TensorFlow's errors into ours: their texts hold shapes, and so the size of a batch."""
     try:
         yield
     except tf.errors.OpError as error:
-        if 'No space left' not in error.message:
+        if 'No space left' in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        if show:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        hint = ''
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            hint = ' It ran out of memory: lower --expected_batch_size or the widths.'
+        raise TensorFlowError(
+            f'TensorFlow failed with a {type(error).__name__}.{hint} Its text can tell the size of '
+            'a batch, which is private; --log_nonprivate_diagnostics shows it.'
+        ) from None
 
 
 def _make_strategy(config: RunConfig) -> tf.distribute.Strategy:
@@ -476,6 +509,7 @@ def _load(config: RunConfig) -> records.Dataset:
             image_size=data.image_size,
             label=data.label,
             limit_records=data.limit_records,
+            dataset_size=data.dataset_size,
         ),
         records.DataError,
     )
@@ -498,7 +532,7 @@ def _public_facts(dataset: records.Dataset) -> dict:
     train = dataset.train
     return {
         'dataset': _public_name(dataset.name),
-        'dataset_size': len(train),
+        'dataset_size': dataset.declared_size,
         'image_shape': train.image_shape,
         'num_classes': train.num_classes,
     }

@@ -625,3 +625,40 @@ def test_celeb_a_schema(test_data):
     wanted = [int(record['attributes']['Eyeglasses']) for record in whole.as_numpy_iterator()]
     assert part.labels.tolist() == wanted
     assert 0 < sum(wanted) < 1200
+
+
+# The number of records is declared.
+
+
+def test_removing_a_record_moves_no_other_under_a_limit(tmp_path):
+    # By the number of records there are, one more or less moved others for most limits.
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (300, 4, 4)).astype(np.uint8)
+    labels = np.arange(300, dtype=np.int32) % 3
+
+    def kept(images, labels, limit, dataset_size):
+        part = records._part_of_arrays(images, labels, None)
+        source = records._Source(part, part, ('a', 'b', 'c'))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(records, '_read', lambda *_: source)
+            dataset = records.load('any', limit_records=limit, dataset_size=dataset_size)
+        assert dataset.declared_size == min(limit, dataset_size or len(images))
+        return {image.tobytes() for image in dataset.train.images}
+
+    moved = set()
+    for limit in (100, 101, 149, 150, 299):
+        whole = kept(images, labels, limit, 300)
+        assert abs(len(whole) - limit) < 50
+        for i in range(0, 300, 7):
+            less = kept(np.delete(images, i, 0), np.delete(labels, i), limit, 300)
+            assert whole ^ less <= {images[i].tobytes()}
+            counted = kept(np.delete(images, i, 0), np.delete(labels, i), limit, None)
+            moved |= counted ^ less
+    assert moved  # so the declared number is what prevents it
+
+
+def test_the_declared_size_is_what_was_declared():
+    assert records.load('digits').declared_size == 1602
+    assert records.load('digits', dataset_size=1600).declared_size == 1600
+    assert records.load('digits', dataset_size=1600, limit_records=400).declared_size == 400
+    assert records.load('digits', dataset_size=1600, limit_records=2000).declared_size == 1600

@@ -28,6 +28,7 @@ _PLAN = ledger.Plan(
     target_delta=1e-5,
     target_epsilon=None,
     steps_per_entry=30,
+    settings_sha256='abc',
 )
 
 

@@ -171,6 +171,14 @@ def test_out_of_range_is_refused(purpose, variable):
         noise.counter(tf.constant(0, tf.uint64), purpose, variable)
 
 
+def test_a_fork_does_not_repeat_the_noise(monkeypatch):
+    taker = noise.NoiseKey(_KEY)
+    taker.next()
+    monkeypatch.setattr(noise.os, 'getpid', lambda: -1)
+    with pytest.raises(RuntimeError, match='one process'):
+        taker.next()
+
+
 def test_a_used_up_key_is_refused():
     taker = noise.NoiseKey(_KEY)
     assert [int(taker.next()['step']) for _ in range(3)] == [0, 1, 2]

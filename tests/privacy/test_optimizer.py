@@ -601,6 +601,7 @@ def test_dp_event():
     assert _make(noise_multiplier=1.3).dp_event == dp_accounting.GaussianDpEvent(1.3)
     assert _make(noise_multiplier=0.0).dp_event == non_private
     assert _make(noise_multiplier=1.3, expected_batch_size=None).dp_event == non_private
+    assert _make(noise_multiplier=1.3, error_feedback='hidden').dp_event == non_private
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ def remembered(folder, records):
     state = run_state.RunState(folder, 'run')
     assert not state.is_known
     state.remember_records(*records, _POSITION)
+    state.close()
     return state
 
 
@@ -67,7 +68,8 @@ def test_key_and_tag_are_fresh_and_for_the_user_alone(folder, remembered, record
     other.remember_records(*records, _POSITION)
     one, two = ((folder / f'{name}.json').read_text() for name in ('run', 'other'))
     assert one != two
-    assert stat.S_IMODE((folder / 'run.json').stat().st_mode) == 0o600
+    for name in ('run.json', 'run.lock'):
+        assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     # Nobody sees them by printing the object.
     for state in (remembered, other):
@@ -79,7 +81,16 @@ def test_a_position_is_kept_and_the_fingerprint_with_it(folder, remembered, reco
     again = run_state.RunState(folder, 'run')
     assert again.position['bytes'] == 9
     again.check_records(*records)
-    assert [path.name for path in folder.iterdir()] == ['run.json']
+    assert sorted(path.name for path in folder.iterdir()) == ['run.json', 'run.lock']
+
+
+def test_a_run_is_of_one_process_at_a_time(folder, remembered):
+    first = run_state.RunState(folder, 'run')
+    with pytest.raises(run_state.RunStateError, match='another process'):
+        run_state.RunState(folder, 'run')
+    run_state.RunState(folder, 'another').close()
+    first.close()
+    run_state.RunState(folder, 'run').close()
 
 
 @pytest.mark.parametrize('content', ['', '{"key": "00"}', '[]', '{"key": 1, "records": 2}'])

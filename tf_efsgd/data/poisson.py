@@ -86,7 +86,10 @@ def sample_indices(
     # A fresh Philox key for every iteration that starts: its counter is never reset.
     philox = np.random.Philox(key=secrets.randbits(128) if key is None else key)
     draws = np.random.Generator(philox)
+    process = os.getpid()
     while True:
+        if process != os.getpid():
+            raise RuntimeError('The sampler is of one process: a fork would repeat the samples.')
         if secure:
             drawn = np.frombuffer(os.urandom(4 * num_records), np.uint32)
         else:

@@ -112,11 +112,13 @@ class Dataset:
       name: the data set as it was asked for.
       train: the records to train on, at least one.
       test: records that training never sees; None when there are none.
+      declared_size: number of training records as declared, public; about len(train).
     """
 
     name: str
     train: Records
     test: Records | None
+    declared_size: int
 
 
 class _Part(NamedTuple):
@@ -146,6 +148,7 @@ def load(
     image_size: int | None = None,
     label: str = 'Male',
     limit_records: int | None = None,
+    dataset_size: int | None = None,
 ) -> Dataset:
     """Loads a data set into memory.
 
@@ -167,8 +170,10 @@ def load(
       image_size: height and width in pixels to resize to; None keeps the native size.
       label: for a TFDS data set with yes-no attributes (celeb_a): the attribute to use as class.
       limit_records: train on about this many records. Each is kept with probability
-        limit_records / (size of the training set), decided by a hash of its content, so the
-        number that stays varies a little. None, or the full size or more, keeps all.
+        limit_records / dataset_size, decided by a hash of its content, so the number that stays
+        varies a little. None, or the full size or more, keeps all.
+      dataset_size: declared number of training records, before the limit: a public number that
+        no record changes. None declares the number there are.
 
     Returns:
       The data set; train and test have the same image shape and classes.
@@ -176,7 +181,11 @@ def load(
     Raises:
       DataError: the data set is unknown, missing, damaged, empty or not of a usable kind.
     """
-    for name, value in (('image_size', image_size), ('limit_records', limit_records)):
+    for name, value in (
+        ('image_size', image_size),
+        ('limit_records', limit_records),
+        ('dataset_size', dataset_size),
+    ):
         if value is not None and value < 1:
             raise DataError(f'{name} must be at least 1. Received: {value}')
     source = _read(dataset, data_dir, manual_dir, image_size, label)
@@ -184,17 +193,22 @@ def load(
     if test is None:
         is_test = train.digests[:, _SPLIT] < np.uint64(_TEST_THRESHOLD)
         train, test = train.select(~is_test), train.select(is_test)
-    if limit_records is not None and limit_records < len(train.labels):
-        threshold = limit_records * 2**64 // len(train.labels)
+    declared = dataset_size or len(train.labels)
+    if limit_records is not None and limit_records < declared:
+        # By public numbers alone: with the number of records there are, one more could move others.
+        threshold = limit_records * 2**64 // declared
+        declared = limit_records
         train = train.select(train.digests[:, _LIMIT] < np.uint64(threshold))
     if not len(train.labels):
         raise DataError(
             f'{dataset} has no training records left; use more images or a larger limit_records'
         )
-    return _make_dataset(dataset, train, test, source.class_names)
+    return _make_dataset(dataset, train, test, source.class_names, declared)
 
 
-def _make_dataset(name: str, train: _Part, test: _Part, class_names: tuple[str, ...]) -> Dataset:
+def _make_dataset(
+    name: str, train: _Part, test: _Part, class_names: tuple[str, ...], declared_size: int
+) -> Dataset:
     if train.images.shape[1:3] != test.images.shape[1:3]:
         raise DataError(
             f'training images of {name} are {_size_text(train.images.shape[1:])}, test images are '
@@ -205,7 +219,7 @@ def _make_dataset(name: str, train: _Part, test: _Part, class_names: tuple[str, 
     for part in (train, test):
         images = _with_channels(part.images, channels)
         records.append(Records(images, part.labels, len(class_names), class_names))
-    return Dataset(name, records[0], records[1] if len(records[1]) else None)
+    return Dataset(name, records[0], records[1] if len(records[1]) else None, declared_size)
 
 
 def _read(

@@ -22,6 +22,8 @@ _FAKE_ACCURACY_TARGET = 0.6
 _FAKE_ACCURACY_DECAY = 0.8
 MAX_DISCRIMINATOR_STEPS = 64
 
+CLIPPINGS = ('auto', 'fast', 'vectorized')
+
 
 class EFSGDGan(tf.keras.Model):
     """A class-conditional GAN whose discriminator is trained privately.
@@ -91,6 +93,8 @@ class EFSGDGan(tf.keras.Model):
         clip_fake: bool = True,
         noise=None,
         measure_records: bool = False,
+        clipping: str = 'auto',
+        microbatch_size: int | None = None,
         **kwargs,
     ):
         """Configures training.
@@ -111,10 +115,15 @@ class EFSGDGan(tf.keras.Model):
             error feedback, C2 more, so that real and generated images pull with equal force.
           noise: what `privacy.optimizer.new_noise` makes. None makes one with a fresh key.
           measure_records: keep `nonprivate_diagnostics` of every step; steps take longer.
+          clipping: 'fast' clips from one backward pass over the batch, for layers with a rule in
+            `privacy.layer_norms`; 'vectorized' takes a small one for every example; 'auto' is
+            'fast' where that is possible. The result is the same.
+          microbatch_size: None, or how many records, and how many generated images beside them,
+            go through the networks at a time, at least 1: bounds the memory, not the result.
           **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
 
         Raises:
-          ValueError: without any `expected_batch_size`, or with two.
+          ValueError: without any `expected_batch_size`, or with two; if 'fast' is not possible.
         """
         super().compile(**kwargs)
         self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
@@ -142,8 +151,25 @@ class EFSGDGan(tf.keras.Model):
         self._clip_fake = clip_fake
         self._noise = noise
         self._measure_records = measure_records
+        self._microbatch_size = microbatch_size
+        self.clipping = self._choose_clipping(clipping)
         # Not an attribute of plain tensors, which Keras could come to track.
         self._measured = _Box()
+
+    def _choose_clipping(self, clipping: str) -> str:
+        if clipping not in CLIPPINGS:
+            raise ValueError(f'clipping must be one of {CLIPPINGS}. Received: {clipping!r}.')
+        if clipping == 'vectorized' or not self.is_private:
+            return 'vectorized' if self.is_private else 'none'
+        reason = private_optimizer.why_not_fast(
+            self.discriminator, self.discriminator.trainable_variables
+        )
+        if reason is None:
+            return 'fast'
+        if clipping == 'fast':
+            raise ValueError(f"clipping='fast' is not possible: {reason}. Use 'auto'.")
+        print(f'Clipping is vectorized, which is slower: {reason}.')
+        return 'vectorized'
 
     def make_train_function(self, force: bool = False):
         """One step of `fit`: its noise enters the graph as an argument, never as a constant."""
@@ -234,25 +260,22 @@ class EFSGDGan(tf.keras.Model):
         images, labels = records
         optimizer = self.discriminator_optimizer
         variables = self.discriminator.trainable_variables
-        generated, generated_labels = self._generate_share()
-        public = self._public_gradients(generated, generated_labels, variables)
+        clipped, residual, public, seen = self._sums_of_step(images, labels)
+        # Divided before the reduction: after it, the graph optimizer may join this division with
+        # that of the release on one replica and not on another, and their weights drift apart.
+        public = _all_reduce([s / self._expected_batch_size for s in public])
+        fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._expected_batch_size)
         if self.is_private:
-            clipped, residual = optimizer.clipped_sums(
-                self._loss_of_record, (to_float(images), labels), variables
-            )
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
-            private = self._plain_gradients(to_float(images), labels, variables)
+            private = [s / self._expected_batch_size for s in _all_reduce(clipped)]
         optimizer.apply_gradients(
             [(r + f, v) for r, f, v in zip(private, public, variables)],
             experimental_aggregate_gradients=False,
         )
-        logits = self._losses.realness(
-            self.discriminator(generated, training=False)[LOGITS], generated_labels
-        )
         return {
-            'fake_accuracy': self._mean_of_generated(tf.cast(logits < 0, tf.float32)),
-            'fake_loss': self._mean_of_generated(self._losses.fake(logits)),
+            'fake_accuracy': fake_accuracy,
+            'fake_loss': fake_loss,
             'released_gradient_norm': tf.linalg.global_norm(private),
         }
 
@@ -284,54 +307,109 @@ class EFSGDGan(tf.keras.Model):
         """
         return self.ema_generator(self._draw_inputs(self.ema_generator, labels, seed))
 
-    def _loss_of_record(self, record) -> tf.Tensor:
-        """The WHOLE private loss of one record: adversarial and reconstruction."""
-        image, label = record[0][tf.newaxis], record[1][tf.newaxis]
-        outputs = self.discriminator(image, training=True)
-        loss = self._losses.real(self._losses.realness(outputs[LOGITS], label))
+    def _sums_of_step(self, images, labels):
+        """Sums over this replica's records and over its share of the generated images.
+
+        The two never meet in a pass: what is seen of generated images must not depend on how many
+        records there are, not even in its last digit.
+
+        Returns:
+          (clipped sum of records, their residual sum ([] without privacy), sum of generated
+          images, [2]: how many of those are told and their loss).
+        """
+        size = self._microbatch_size
+        if size is None:
+            return self._sums_of(images, labels, *self._generate_share())
+
+        def add_part(start, sums):
+            part = slice(start, start + size)
+            more = self._sums_of(images[part], labels[part], *self._generate_share(part=part))
+            return start + size, tf.nest.map_structure(tf.add, sums, more)
+
+        replica = tf.distribute.get_replica_context()
+        # Replica 0 has the largest share.
+        generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
+        count = tf.maximum(tf.shape(labels)[0], generated)
+        zeros = [tf.zeros(v.shape) for v in self.discriminator.trainable_variables]
+        nothing = (zeros, zeros if self.is_private else [], zeros, tf.zeros([2]))
+        _, sums = tf.while_loop(
+            lambda start, _: start < count,
+            add_part,
+            (tf.constant(0), nothing),
+            parallel_iterations=1,
+        )
+        return sums
+
+    def _sums_of(self, images, labels, generated, generated_labels):
+        """As `_sums_of_step`, of a part of it at once."""
+        images = to_float(images)
+        seen = []
+
+        def losses_of_records():
+            return self._losses_of_records(images, labels)
+
+        def losses_of_generated():
+            losses, logits = self._losses_of_generated(generated, generated_labels)
+            told = tf.cast(logits < 0, tf.float32)
+            seen.append(tf.stack([tf.reduce_sum(told), tf.reduce_sum(losses)]))
+            return losses
+
+        variables = self.discriminator.trainable_variables
+        clipped, residual = self._sums_of_records(losses_of_records, (images, labels), variables)
+        public = self._sum_of_generated(
+            losses_of_generated, (generated, generated_labels), variables
+        )
+        if not seen:  # Every example had a pass of its own.
+            losses_of_generated()
+        return clipped, residual, public, seen[0]
+
+    def _sums_of_records(self, losses_of, records, variables):
+        optimizer = self.discriminator_optimizer
+        if self.clipping == 'fast':
+            return optimizer.batch_sums(self.discriminator, losses_of, variables)
+        if self.clipping == 'vectorized':
+            return optimizer.clipped_sums(self._loss_of_record, records, variables)
+        return _gradient_of_sum(losses_of, variables), []
+
+    def _sum_of_generated(self, losses_of, generated, variables) -> list[tf.Tensor]:
+        """Clipped per image like records with `clip_fake`; it needs no privacy.
+
+        A record's residual arrives in the end, so a generated image's must arrive too: with C1
+        alone on this side, everything generated is soon called real.
+        """
+        optimizer = self.discriminator_optimizer
+        if not (self.is_private and self._clip_fake):
+            return _gradient_of_sum(losses_of, variables)
+        if self.clipping == 'fast':
+            return optimizer.batch_delivered_sum(self.discriminator, losses_of, variables)
+        sums = optimizer.clipped_sums(self._loss_of_generated, generated, variables)
+        return optimizer.mechanism.delivered_sums(*sums)
+
+    def _losses_of_records(self, images, labels) -> tf.Tensor:
+        """The WHOLE private loss of every record, [n]: adversarial and reconstruction."""
+        outputs = self.discriminator(images, training=True)
+        losses = self._losses.real(self._losses.realness(outputs[LOGITS], labels))
         if RECONSTRUCTION in outputs:
-            loss += self._reconstruction_weight * self._losses.reconstruction(
-                image, outputs[RECONSTRUCTION]
+            losses += self._reconstruction_weight * self._losses.reconstruction(
+                images, outputs[RECONSTRUCTION]
             )
-        return loss[0]
+        return losses
+
+    def _losses_of_generated(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
+        """(Adversarial losses, logits of their realness), each [n]."""
+        logits = self._losses.realness(self.discriminator(images, training=True)[LOGITS], labels)
+        return self._losses.fake(logits), logits
+
+    def _loss_of_record(self, record) -> tf.Tensor:
+        return self._losses_of_records(record[0][tf.newaxis], record[1][tf.newaxis])[0]
 
     def _loss_of_generated(self, generated) -> tf.Tensor:
-        image, label = generated[0][tf.newaxis], generated[1][tf.newaxis]
-        logits = self.discriminator(image, training=True)[LOGITS]
-        return self._losses.fake(self._losses.realness(logits, label))[0]
+        return self._losses_of_generated(generated[0][tf.newaxis], generated[1][tf.newaxis])[0][0]
 
-    def _public_gradients(self, generated, labels, variables) -> list[tf.Tensor]:
-        """Mean gradient on generated images; clipped per image like records with `clip_fake`."""
-        if self.is_private and self._clip_fake:
-            clipped, residual = self.discriminator_optimizer.clipped_sums(
-                self._loss_of_generated, (generated, labels), variables
-            )
-            # A record's residual arrives in the end, so a generated image's must arrive too:
-            # with C1 alone on this side, everything generated is soon called real.
-            sums = self.discriminator_optimizer.mechanism.delivered_sums(clipped, residual)
-        else:
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(variables)
-                logits = self.discriminator(generated, training=True)[LOGITS]
-                loss = tf.reduce_sum(self._losses.fake(self._losses.realness(logits, labels)))
-            sums = tape.gradient(loss, variables, unconnected_gradients='zero')
-        return [s / self._expected_batch_size for s in _all_reduce(sums)]
-
-    def _plain_gradients(self, images, labels, variables) -> list[tf.Tensor]:
-        """Mean gradient on records WITHOUT privacy, for comparison."""
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            outputs = self.discriminator(images, training=True)
-            loss = self._losses.real(self._losses.realness(outputs[LOGITS], labels))
-            if RECONSTRUCTION in outputs:
-                loss += self._reconstruction_weight * self._losses.reconstruction(
-                    images, outputs[RECONSTRUCTION]
-                )
-            loss = tf.reduce_sum(loss) / self._expected_batch_size
-        return _all_reduce(tape.gradient(loss, variables, unconnected_gradients='zero'))
-
-    def _generate_share(self, for_generator: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
-        """This replica's part of `expected_batch_size` generated images: (images, labels).
+    def _generate_share(
+        self, for_generator: bool = False, part: slice = slice(None)
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """This replica's part of `expected_batch_size` generated images, or a part of that.
 
         Every replica draws all inputs from the same public seed and takes its own rows, so the
         images of a step do not depend on the number of replicas.
@@ -347,12 +425,9 @@ class EFSGDGan(tf.keras.Model):
             replica.replica_id_in_sync_group,
             self._expected_batch_size,
             replica.num_replicas_in_sync,
-        )
+        )[part]
         inputs = self._draw_inputs(self.generator, labels, seed, own)
         return self.generator(inputs, training=False), tf.gather(labels, own)
-
-    def _mean_of_generated(self, values: tf.Tensor) -> tf.Tensor:
-        return _all_reduce(tf.reduce_sum(values)) / self._expected_batch_size
 
     def _count_private_step(self, fake_accuracy: tf.Tensor) -> None:
         self.private_steps.assign_add(1)
@@ -400,6 +475,14 @@ def _all_reduce(values):
     if replica.num_replicas_in_sync == 1:
         return values
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
+    """Of the summed losses; not private."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(variables)
+        loss = tf.reduce_sum(losses_of())
+    return tape.gradient(loss, variables, unconnected_gradients='zero')
 
 
 def _refuse_layers_with_state(model: tf.keras.Model) -> None:

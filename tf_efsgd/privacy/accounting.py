@@ -14,19 +14,23 @@ from collections.abc import Sequence
 
 import attr
 import dp_accounting
+import numpy as np
 from dp_accounting import mechanism_calibration, pld, rdp
 from scipy import optimize, special
 
 # The sampler compares 32-bit integers with a threshold, so this is the grain of q.
 SAMPLING_GRAIN = 2**32
 
-# Calibration goes no lower: PLD takes minutes below, and a target that allows it is no target.
-SMALLEST_NOISE = 0.05
+# Least noise over sensitivity. A draw of `noise.gaussian` ends at 11.36 standard deviations, which
+# costs nothing (delta below T q 1e-13) as long as a record moves a release by 4 of them at most.
+SMALLEST_NOISE = 0.25
 # Above this epsilon nobody needs the tighter bound.
 _NO_PRIVACY = 500.0
 
 # Between privacy losses; dp_accounting's own is 1e-4.
 _COARSE_INTERVAL = 1e-3
+# What rounding can take from the Renyi divergence of one event, and more: 1e-13 was seen.
+_DIVERGENCE_ROUNDING = 1e-12
 # Share of the target that a calibrated run spends at the least.
 _TIGHT = 0.998
 # What calibrate_dp_mechanism raises when it gives up; none of them is a ValueError.
@@ -190,7 +194,7 @@ def compute_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> E
     if steps == 0:
         return Epsilon(pld=0.0, rdp=0.0)
     composed = dp_accounting.SelfComposedDpEvent(event, steps)
-    by_rdp = rdp_epsilon(composed, delta)
+    by_rdp = rdp_epsilon_of([(event, steps)], delta)
     if isinstance(event, dp_accounting.GaussianDpEvent) and event.noise_multiplier > 0:
         mu = math.sqrt(steps) / event.noise_multiplier
         return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=gaussian_epsilon(mu, delta))
@@ -208,14 +212,32 @@ def rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
       delta: in (0, 1).
 
     Returns:
-      The bound; infinite where dp_accounting's rounding makes a divergence negative.
+      The bound.
     """
-    try:
-        return float(rdp.RdpAccountant().compose(event).get_epsilon(delta))
-    except ValueError as error:
-        if 'cannot be negative' not in str(error):
-            raise
-        return math.inf
+    return rdp_epsilon_of([(event, 1)], delta)
+
+
+def rdp_epsilon_of(spent: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float) -> float:
+    """The RDP bound on events with their numbers of repetitions, as `rdp_epsilon`."""
+    accountant = _RdpAccountant()
+    for event, count in spent:
+        accountant.compose(event, count)
+    return float(accountant.get_epsilon(delta))
+
+
+class _RdpAccountant(rdp.RdpAccountant):
+    """dp_accounting's, with every divergence rounded up.
+
+    Its own are logarithms of sums near 1. Where the sampling probability is tiny they are far below
+    the rounding of those sums, and come out as 0 or negative: no bound, and an epsilon of 0.
+    """
+
+    def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> _RdpAccountant:
+        super().compose(event, count)
+        steps = count * (event.count if isinstance(event, dp_accounting.SelfComposedDpEvent) else 1)
+        # tests/test_upstream_semantics.py holds `_rdp` to be the summed divergences.
+        self._rdp = np.maximum(self._rdp, 0.0) + steps * _DIVERGENCE_ROUNDING
+        return self
 
 
 def compute_spent(
@@ -265,7 +287,7 @@ def compute_spent(
         by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
     return Epsilon(
         pld=by_pld,
-        rdp=rdp_epsilon(composed, delta),
+        rdp=rdp_epsilon_of(spent, delta),
         closed_form=closed_form,
         rdp_filter=renyi_filter.epsilon if within else math.inf,
     )
@@ -293,8 +315,7 @@ class RenyiFilter:
     @classmethod
     def of_plan(cls, event: dp_accounting.DpEvent, steps: int, delta: float) -> RenyiFilter:
         """The filter with the divergence of the planned steps, at the order best for them."""
-        accountant = rdp.RdpAccountant().compose(dp_accounting.SelfComposedDpEvent(event, steps))
-        epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+        epsilon, order = _RdpAccountant().compose(event, steps).get_epsilon_and_optimal_order(delta)
         return cls(float(order), steps * _divergence(event, order), float(epsilon))
 
     def steps_left(
@@ -308,9 +329,7 @@ class RenyiFilter:
 
 
 def _divergence(event: dp_accounting.DpEvent, order: float) -> float:
-    """Renyi divergence of one event at one order: what RdpAccountant adds up."""
-    # dp_accounting has no public name for it; tests/test_upstream_semantics.py holds it to this.
-    return float(rdp.RdpAccountant(orders=[order]).compose(event)._rdp[0])
+    return float(_RdpAccountant(orders=[order]).compose(event)._rdp[0])
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -330,9 +349,9 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     # Beyond mean plus z standard deviations of the privacy loss, N(mu^2/2, mu^2), lies delta.
     high = mu * (mu / 2 - special.ndtri_exp(math.log(delta)))
     epsilon = optimize.brentq(
-        lambda e: _gaussian_log_delta(mu, e) - math.log(delta), 0.0, high, xtol=1e-12, rtol=1e-14
+        lambda e: _gaussian_log_delta(mu, e) - math.log(delta), 0.0, high, xtol=1e-300, rtol=1e-14
     )
-    return float(min(high, epsilon * (1 + 1e-12) + 1e-12))
+    return float(min(high, epsilon * (1 + 1e-12)))
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
@@ -422,8 +441,9 @@ def calibrate_noise_multiplier(
             accountant = make_accountant().compose(event(noise_multiplier))
             return accountant.get_epsilon(target_delta) < target_epsilon
 
+        low = max(low, SMALLEST_NOISE)
         while spends_less(low):
-            if low <= SMALLEST_NOISE:
+            if low == SMALLEST_NOISE:
                 return SMALLEST_NOISE
             low, high = max(0.9 * low, SMALLEST_NOISE), low
         bracket = dp_accounting.LowerEndpointAndGuess(low, high)
@@ -438,7 +458,7 @@ def calibrate_noise_multiplier(
     # coarse grid, PLD. All are upper bounds. For few steps the coarse one is tight already, and
     # the fine one would take half a minute; for many steps it is the other way round.
     try:
-        by_rdp = calibrate(rdp.RdpAccountant, 0.1, 1.0, 1e-3)
+        by_rdp = calibrate(_RdpAccountant, SMALLEST_NOISE, 1.0, 1e-3)
         if target_epsilon > _NO_PRIVACY / 5 or by_rdp <= SMALLEST_NOISE:
             return float(by_rdp)  # PLD takes minutes there.
         sigma = calibrate(coarse_pld, 0.9 * by_rdp, 1.01 * by_rdp, 1e-4)
@@ -446,7 +466,7 @@ def calibrate_noise_multiplier(
         if not _TIGHT * target_epsilon <= spent <= target_epsilon:
             sigma = calibrate(pld.PLDAccountant, 0.98 * sigma, sigma, 1e-4)
         if sigma > by_rdp:  # At an extreme delta PLD can be the looser bound, or have none.
-            sigma = calibrate(rdp.RdpAccountant, 0.99 * by_rdp, by_rdp, 1e-5)
+            sigma = calibrate(_RdpAccountant, 0.99 * by_rdp, by_rdp, 1e-5)
         return float(sigma)
     except (ValueError, ArithmeticError, *_NOT_CALIBRATED) as error:
         raise ValueError(
@@ -483,8 +503,7 @@ class EpsilonMeter:
             return 0.0
         if isinstance(self._event, dp_accounting.GaussianDpEvent):
             return compute_epsilon(self._event, steps, self._delta).headline
-        composed = dp_accounting.SelfComposedDpEvent(self._event, steps)
-        by_rdp = rdp_epsilon(composed, self._delta)
+        by_rdp = rdp_epsilon_of([(self._event, steps)], self._delta)
         position = bisect.bisect_left(self._grid, steps)
         if position == len(self._grid):
             return float(by_rdp)

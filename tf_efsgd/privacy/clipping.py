@@ -1,5 +1,8 @@
 """Per-example gradients and their clipped sums: the private half of a step.
 
+Two ways to the same sums: `per_example_gradients`, for any loss of one record, and
+`BatchGradients`, from one backward pass over the batch, for layers with a rule in `layer_norms`.
+
 Formal guarantees, for every record, whatever its gradient:
   - it adds a vector of L2 norm at most `l2_norm_clip` to `clipped_grad_sum` and one of at most
     `residual_l2_norm_clip` to `residual_grad_sum`, norms taken over ALL variables together;
@@ -20,6 +23,8 @@ from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
 # Below this, gradients are treated as if their largest entry were this: 1 / it is still finite.
 _TINY = 1e-30
+# Between these a sum of squares has lost nothing to underflow or overflow that matters.
+_SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-24, 1e34
 
 
 def per_example_gradients(
@@ -82,6 +87,89 @@ def gradient_norms(gradients: Sequence[tf.Tensor | None]) -> tuple[tf.Tensor, tf
     return scale * scaled_norm, scale > 0
 
 
+class BatchGradients:
+    """Per-example gradients of a batch by layer, their norms and weighted sums.
+
+    Args:
+      parts: of `layer_norms.gradients_by_layer`: each has `variables`, `squared_norms`, `largest`,
+        `is_exact`, `exact`, `scaled`, `keep` and `weighted_sums`.
+      variables: in the order that sums are given in.
+    """
+
+    def __init__(self, parts: Sequence, variables: Sequence[tf.Variable]):
+        self._parts = list(parts)
+        self._variables = list(variables)
+        squared = tf.add_n([part.squared_norms() for part in self._parts])
+        in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
+        exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
+        # Not so for nearly every batch; then a second way takes the time it needs.
+        self._is_plain = tf.reduce_all(in_range & exact)
+        self.norms = tf.cond(
+            self._is_plain, lambda: tf.sqrt(squared), lambda: self._by_the_second_way()[1]
+        )
+
+    def _by_the_second_way(self):
+        """(parts with zeros for examples that are not finite, norms float32 [batch])."""
+        parts = [part.exact() for part in self._parts]
+        scales = [part.largest() for part in parts]
+        scale = tf.maximum(tf.reduce_max(tf.stack(scales), axis=0), _TINY)
+        norm = tf.sqrt(tf.add_n([part.scaled(scale).squared_norms() for part in parts]))
+        norm = scale * norm
+        finite = tf.math.is_finite(norm)
+        return [part.keep(finite) for part in parts], tf.where(finite, norm, 0.0)
+
+    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """Sums over the batch.
+
+        Args:
+          weights: float32 [K, batch], K known.
+
+        Returns:
+          Per variable float32 [K, *variable.shape].
+        """
+
+        def sums_of(parts):
+            sums = {}
+            for part in parts:
+                for variable, total in zip(part.variables, part.weighted_sums(weights)):
+                    sums[variable.ref()] = total
+            zeros = [weights.shape[0]]
+            return [
+                sums[v.ref()] if v.ref() in sums else tf.zeros(zeros + v.shape.as_list())
+                for v in self._variables
+            ]
+
+        return tf.cond(
+            self._is_plain,
+            lambda: sums_of(self._parts),
+            lambda: sums_of(self._by_the_second_way()[0]),
+        )
+
+
+def clip_weights(
+    norms: tf.Tensor, l2_norm_clip: float, residual_l2_norm_clip: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """What to multiply gradients with for c and for r, see `clipped_sums`.
+
+    Args:
+      norms: float32 [batch], finite.
+      l2_norm_clip: C1.
+      residual_l2_norm_clip: C2.
+
+    Returns:
+      (min(1, C1/|g|), its complement times min(1, C2/|g - c|)), float32 [batch]; 0 for |g| = 0.
+    """
+    clipped, residual = _clip_lengths(norms, l2_norm_clip, residual_l2_norm_clip)
+    return tf.math.divide_no_nan(clipped, norms), tf.math.divide_no_nan(residual, norms)
+
+
+def _clip_lengths(length, l2_norm_clip, residual_l2_norm_clip):
+    # Beyond C1 + C2 a longer gradient acts the same, and its length may overflow.
+    length = tf.minimum(length, l2_norm_clip + residual_l2_norm_clip)
+    clipped_length = _clip_length(length, l2_norm_clip)
+    return clipped_length, _clip_length(length - clipped_length, residual_l2_norm_clip)
+
+
 def clipped_sums(
     gradients: Sequence[tf.Tensor | None],
     l2_norm_clip: float,
@@ -105,11 +193,8 @@ def clipped_sums(
     flat = [tf.reshape(g, [tf.shape(g)[0], g.shape[1:].num_elements()]) for g in present]
     scaled, scale, scaled_norm = _scale(flat)
 
-    # Beyond C1 + C2 a longer gradient acts the same, and its length may overflow.
-    length = tf.minimum(scale * scaled_norm, l2_norm_clip + residual_l2_norm_clip)
-    clipped_length = _clip_length(length, l2_norm_clip)
-    residual_length = _clip_length(length - clipped_length, residual_l2_norm_clip)
-    weights = tf.math.divide_no_nan(tf.stack([clipped_length, residual_length]), scaled_norm)
+    lengths = _clip_lengths(scale * scaled_norm, l2_norm_clip, residual_l2_norm_clip)
+    weights = tf.math.divide_no_nan(tf.stack(lengths), scaled_norm)
 
     sums = [_weighted_sums(weights, g) for g in scaled]
     shapes = [g.shape[1:] for g in present]

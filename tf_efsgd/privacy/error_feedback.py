@@ -61,5 +61,11 @@ def feed_back_hidden(
     Returns:
       (delivered, new_buffer): d and e, lists of tensors in the order of `buffer`. PRIVATE.
     """
-    delivered, _ = tf.clip_by_global_norm(list(buffer), residual_l2_norm_clip)
-    return list(delivered), [e + r - d for e, r, d in zip(buffer, residual_grad_sum, delivered)]
+    # Scaled first: the square of a large buffer would overflow, and nothing would bound it.
+    scale = tf.maximum(1.0, tf.reduce_max(tf.stack([tf.reduce_max(tf.abs(e)) for e in buffer])))
+    scaled = [e / scale for e in buffer]
+    length = tf.minimum(
+        scale, tf.math.divide_no_nan(residual_l2_norm_clip, tf.linalg.global_norm(scaled))
+    )
+    delivered = [e * length for e in scaled]
+    return delivered, [e + r - d for e, r, d in zip(buffer, residual_grad_sum, delivered)]

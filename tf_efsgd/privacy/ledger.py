@@ -53,6 +53,7 @@ class Plan:
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
       steps_per_entry: the largest count of one entry.
+      settings_sha256: of the settings that no resumed run may change.
     """
 
     dataset: str
@@ -67,6 +68,7 @@ class Plan:
     target_delta: float | None
     target_epsilon: float | None
     steps_per_entry: int
+    settings_sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +100,7 @@ class Ledger:
       plans: the one fixed before the first step, then one for each change.
       run_id: drawn when the ledger was made; names the run, also when its folder is moved.
       entries: all reservations so far, in order.
+      unverified_resumes: how often a run went on although nothing was remembered of it.
 
     Raises:
       LedgerError: if the file is missing (without `plan`), exists (with `plan`), is altered or is
@@ -124,6 +127,7 @@ class Ledger:
     def _open(self, path, plan, for_writing):
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
+        self.unverified_resumes = 0
         self.plans: list[Plan] = []
         self._hash = hashlib.sha256()
         self._bytes = 0
@@ -154,11 +158,15 @@ class Ledger:
             self._write(
                 {'kind': 'plan', 'format': _FORMAT, 'run_id': self.run_id, **_to_json(plan)}
             )
-            os.rename(temporary, self._path)
+            os.link(temporary, self._path)  # Unlike rename, it never takes another's place.
+        except FileExistsError as error:
+            self.close()
+            raise LedgerError(f'{self._path} exists already: choose a new run folder.') from error
         except BaseException:
             self.close()
-            temporary.unlink()
             raise
+        finally:
+            temporary.unlink()
         self.plans.append(plan)
         _sync_folder(self._path.parent)
 
@@ -250,6 +258,11 @@ class Ledger:
         self._append({'kind': 'change', **_to_json(plan)})
         self.plans.append(plan)
 
+    def note_unverified_resume(self) -> None:
+        """Writes down that a run goes on whose records and ledger could not be verified."""
+        self._append({'kind': 'unverified'})
+        self.unverified_resumes += 1
+
     def check_position(self, position: dict[str, int | str]) -> None:
         """Checks that the ledger still begins with what a checkpoint saw of it.
 
@@ -266,10 +279,12 @@ class Ledger:
     def _is_count(self, steps) -> bool:
         return type(steps) is int and 1 <= steps <= self.plan.steps_per_entry
 
-    def _reserve(self, steps: int, **more) -> None:
+    def _reserve(self, steps: int) -> None:
+        self.entries.append(_entry(self._append(self._steps_entry(steps))))
+
+    def _steps_entry(self, steps: int, **more) -> dict:
         entry = {'kind': 'steps', 'count': steps, 'event': self.plan.event, **more}
-        entry = self._append({**entry, 'dataset': self.plan.dataset})
-        self.entries.append(_entry(entry))
+        return {**entry, 'dataset': self.plan.dataset}
 
     def _append(self, entry: dict) -> dict:
         """Writes an entry behind the last whole one, over a torn line if there is one."""
@@ -281,6 +296,8 @@ class Ledger:
             on_disk.st_size != self._bytes + self._torn_bytes
         ):
             raise LedgerError(f'{self._path} was changed by another process while it was in use.')
+        if self._torn_bytes and self.entries and self.entries[-1].torn:
+            self._write(self._steps_entry(self.entries[-1].count, torn=True))
         return self._write(entry)
 
     def _write(self, entry: dict) -> dict:
@@ -312,15 +329,15 @@ class Ledger:
             self._charge_torn_line(len(torn))
 
     def _charge_torn_line(self, torn_bytes: int) -> None:
-        """Puts the largest reservation it can have been in place of a line a power cut left."""
+        """Counts the largest reservation that a line which a power cut left can have been.
+
+        On disk that takes the line's place with the next entry, so that who only looks, or refuses
+        the ledger, leaves it as it is.
+        """
         count = min(self.plan.steps_per_entry, self.remaining_steps)
         self._torn_bytes = torn_bytes
-        if not count:  # No steps were left to reserve; the next entry takes the line's place.
-            return
-        if self._file is None:
+        if count:  # Else no steps were left to reserve.
             self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
-        else:
-            self._reserve(count, torn=True)
 
     def _parse(self, line: bytes, number: int) -> None:
         try:
@@ -336,6 +353,8 @@ class Ledger:
                     intact and self._is_count(entry['count']) and entry['event'] == self.plan.event
                 )
                 self.entries.append(_entry(entry))
+            elif kind == 'unverified' and number:
+                self.unverified_resumes += 1
             elif kind == ('change' if number else 'plan'):
                 self.plans.append(_plan(entry))
                 if not number:

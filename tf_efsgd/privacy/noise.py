@@ -56,6 +56,7 @@ class NoiseKey:
         value = secrets.randbits(64) if key is None else key
         self._key = tf.constant([value], tf.uint64)
         self._next_step = 0
+        self._process = os.getpid()
 
     @property
     def key(self) -> tf.Tensor:
@@ -65,6 +66,8 @@ class NoiseKey:
     def next(self, shapes: Sequence[tf.TensorShape] = ()) -> StepNoise:
         """Takes a step that this key has not used yet: {'key': uint64 [1], 'step': uint64 []}."""
         del shapes
+        if self._process != os.getpid():
+            raise RuntimeError('A NoiseKey is of one process: a fork would repeat the noise.')
         if self._next_step >= 2**STEP_BITS:
             raise OverflowError('This noise key has no unused steps left: make a new one.')
         step = tf.constant(self._next_step, tf.uint64)

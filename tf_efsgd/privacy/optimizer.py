@@ -31,7 +31,7 @@ from collections.abc import Callable, Sequence
 import dp_accounting
 import tensorflow as tf
 
-from tf_efsgd.privacy import accounting, clipping, noise
+from tf_efsgd.privacy import accounting, clipping, layer_norms, noise
 from tf_efsgd.privacy import error_feedback as feedback
 
 ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
@@ -127,13 +127,14 @@ class Mechanism:
 
     @property
     def dp_event(self) -> dp_accounting.DpEvent:
-        """The event of one step on the sampled records; hidden: on all records, sampled or not."""
-        if self.noise_multiplier == 0:
+        """The event of one step on the sampled records, without the sampling.
+
+        `NonPrivateDpEvent` without noise, and with a hidden buffer: what that leaks does not
+        depend on whether a step samples a record, so no sampling may be accounted; see
+        `step_event`.
+        """
+        if self.noise_multiplier == 0 or self.hides_buffer:
             return dp_accounting.NonPrivateDpEvent()
-        if self.hides_buffer:
-            return accounting.hidden_step_event(
-                self.noise_multiplier, self.l2_norm_clip, self.residual_l2_norm_clip
-            )
         return dp_accounting.GaussianDpEvent(self.noise_multiplier)
 
     def step_event(self, sampling_probability: float) -> dp_accounting.DpEvent:
@@ -143,10 +144,13 @@ class Mechanism:
           sampling_probability: q in (0, 1].
 
         Returns:
-          `PoissonSampledDpEvent(q, dp_event)`; hidden: `dp_event`, which sampling does not amplify.
+          `PoissonSampledDpEvent(q, dp_event)`; hidden: `accounting.hidden_step_event`, which
+          sampling does not amplify.
         """
-        if self.hides_buffer:
-            return self.dp_event
+        if self.hides_buffer and self.noise_multiplier:
+            return accounting.hidden_step_event(
+                self.noise_multiplier, self.l2_norm_clip, self.residual_l2_norm_clip
+            )
         return dp_accounting.PoissonSampledDpEvent(sampling_probability, self.dp_event)
 
     def clipped_sums(
@@ -155,6 +159,30 @@ class Mechanism:
         """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
         residual_clip = _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip
         return clipping.clipped_sums(gradients, self.l2_norm_clip, residual_clip)
+
+    def batch_sums(
+        self, gradients: clipping.BatchGradients
+    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+        """The private sums of one step, as `clipped_sums`, from one backward pass over a batch."""
+        weights = self._weights(gradients.norms)
+        if not self.has_buffer:
+            clipped = [s[0] for s in gradients.weighted_sums(weights[:1])]
+            return clipped, [tf.zeros_like(s) for s in clipped]
+        sums = gradients.weighted_sums(weights)
+        return [s[0] for s in sums], [s[1] for s in sums]
+
+    def batch_delivered_sum(self, gradients: clipping.BatchGradients) -> list[tf.Tensor]:
+        """`delivered_sums` of `batch_sums`, with one sum less to make where that is possible."""
+        if self.hides_buffer:
+            return self.delivered_sums(*self.batch_sums(gradients))
+        weights = self._weights(gradients.norms)
+        arrives = tf.reduce_sum(weights if self.feeds_back else weights[:1], axis=0, keepdims=True)
+        return [s[0] for s in gradients.weighted_sums(arrives)]
+
+    def _weights(self, norms):
+        """Of c and of r, [2, batch]."""
+        residual_clip = _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip
+        return tf.stack(clipping.clip_weights(norms, self.l2_norm_clip, residual_clip))
 
     def release(
         self,
@@ -232,8 +260,40 @@ def new_noise(secure: bool = False) -> noise.NoiseKey | noise.SecureNoise:
     return noise.SecureNoise() if secure else noise.NoiseKey()
 
 
+def why_not_fast(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> str | None:
+    """Why `batch_sums` cannot clip for this model; None if it can.
+
+    Args:
+      model: built, of one input with a known shape.
+      variables: what the step updates.
+
+    Returns:
+      Which layer is in the way and why.
+    """
+    inputs = tf.zeros([1, *model.inputs[0].shape[1:]], model.inputs[0].dtype)
+
+    def losses_of():
+        outputs = tf.nest.flatten(model(inputs, training=True))
+        return tf.add_n([tf.reduce_sum(o, axis=list(range(1, o.shape.rank))) for o in outputs])
+
+    def attempt():
+        layer_norms.gradients_by_layer(model, losses_of, variables)
+
+    try:
+        # Under a strategy, variables have a value in its replicas only.
+        tf.distribute.get_strategy().run(attempt)
+    except layer_norms.UnsupportedLayerError as error:
+        return str(error)
+    return None
+
+
 class PrivateOptimizer:
     """What every class made by `make_error_feedback_optimizer_class` is an instance of."""
+
+
+def _batch_gradients(model, losses_of, variables) -> clipping.BatchGradients:
+    parts = layer_norms.gradients_by_layer(model, losses_of, variables)
+    return clipping.BatchGradients(parts, variables)
 
 
 def make_error_feedback_optimizer_class(cls: type) -> type:
@@ -337,8 +397,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
         def dp_event(self) -> dp_accounting.DpEvent:
             """The `DpEvent` of one step on the sampled records (sampling not included).
 
-            `NonPrivateDpEvent` without noise, and when sums are divided by the size of the batch,
-            which is private under add-or-remove-one neighbours.
+            `NonPrivateDpEvent` without noise, with a hidden buffer, and when sums are divided by
+            the size of the batch, which is private under add-or-remove-one neighbours.
             """
             if self.expected_batch_size is None:
                 return dp_accounting.NonPrivateDpEvent()
@@ -362,6 +422,37 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """
             gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
             return self._dense_clipped_sums(gradients, var_list)
+
+        def batch_sums(
+            self,
+            model: tf.keras.Model,
+            losses_of: Callable[[], tf.Tensor],
+            var_list: Sequence[tf.Variable],
+        ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+            """What `clipped_sums` gives, from one backward pass over the batch: PRIVATE.
+
+            Args:
+              model: every layer of it that owns one of `var_list` has a rule in `layer_norms`.
+              losses_of: calls the model on a batch and returns the WHOLE loss of every record,
+                float32 [batch]; a record's loss depends on that record alone.
+              var_list: variables the step updates.
+
+            Returns:
+              (clipped_grad_sum, residual_grad_sum), float32, shaped like `var_list`.
+
+            Raises:
+              layer_norms.UnsupportedLayerError: if a layer has no rule.
+            """
+            return self.mechanism.batch_sums(_batch_gradients(model, losses_of, var_list))
+
+        def batch_delivered_sum(
+            self,
+            model: tf.keras.Model,
+            losses_of: Callable[[], tf.Tensor],
+            var_list: Sequence[tf.Variable],
+        ) -> list[tf.Tensor]:
+            """The same for generated images, which need no privacy: what of theirs arrives."""
+            return self.mechanism.batch_delivered_sum(_batch_gradients(model, losses_of, var_list))
 
         def measured_sums(
             self,

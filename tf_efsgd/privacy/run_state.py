@@ -6,10 +6,12 @@ Formal guarantees:
     cannot test a guess of the records.
   - The position is stored after every reservation, so a ledger that was shortened, replaced by an
     older copy, or belongs to a copy of a run that was trained further elsewhere is recognised.
+  - One process at a time trains a run, also where its folder was copied.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
@@ -51,19 +53,28 @@ def prepare_folder(folder: str | os.PathLike) -> None:
 
 
 class RunState:
-    """The remembered state of one run.
+    """The remembered state of one run, for this process alone until `close`.
 
     Args:
       folder: the state folder, see `prepare_folder`.
       run_id: names the run, `Ledger.run_id`.
 
     Raises:
-      RunStateError: if the remembered state cannot be read.
+      RunStateError: if the remembered state cannot be read, or another process has it.
     """
 
     def __init__(self, folder: str | os.PathLike, run_id: str):
         self._path = pathlib.Path(folder) / f'{run_id}.json'
         self._state = None
+        self._lock = open(self._path.with_suffix('.lock'), 'w', opener=_for_the_user_alone)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            raise RunStateError(
+                'This run, or a copy of its folder, is trained by another process. Wait for it or '
+                'stop it, then resume.'
+            ) from error
         try:
             if self._path.exists():
                 self._state = json.loads(self._path.read_text())
@@ -72,6 +83,10 @@ class RunState:
             raise RunStateError(
                 f'{self._path} is damaged. Remove it, and resume with --resume_unverified.'
             ) from error
+
+    def close(self) -> None:
+        """Lets another process have the run."""
+        self._lock.close()
 
     @property
     def is_known(self) -> bool:
@@ -118,6 +133,10 @@ class RunState:
 
     def __repr__(self) -> str:
         return f'<RunState: {self._path.stem}>'
+
+
+def _for_the_user_alone(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _fingerprint(key: bytes, images: np.ndarray, labels: np.ndarray) -> str:

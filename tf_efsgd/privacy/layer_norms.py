@@ -1,0 +1,788 @@
+"""Per-example gradient norms, and weighted gradient sums, from one backward pass over a batch.
+
+The gradient of one example's loss with respect to a kernel is a sum over positions t of products of
+what went in, a_t, and the gradient with respect to what came out, g_t: G = sum_t a_t g_t^T. So its
+norm needs neither a backward pass per example nor, where T is small, G itself (Goodfellow 2015,
+arXiv 1510.01799; Rochette et al. 2019, arXiv 1912.06015):
+
+    |G|^2 = sum_{t,s} <a_t, a_s> <g_t, g_s>        the Gram form, about T^2 (m + p) products
+    |G|^2 = |A^T G'|^2                              the direct form, T m p products
+
+and sum_i w_i G_i comes from the same a and g, for any weights w known only afterwards
+(book-keeping, Bu et al. 2022, arXiv 2210.00038).
+
+Rules are functions of the form that TF Privacy's `LayerRegistry` takes: (layer, args, kwargs, tape,
+num_microbatches) -> (base_vars, outputs, squared norm function); `make_layer_registry` is one to
+hand to TF Privacy. The squared norm functions here also know the weighted sums.
+
+Formal guarantees:
+  - A rule's squared norm is that of the whole gradient with respect to all trainable variables of
+    its layer; a layer that is called several times in a pass has the norm of the SUM of its
+    gradients (`join`).
+  - An example's numbers depend on that example's rows alone.
+  - What a rule does not cover is refused by `UnsupportedLayerError`, never left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
+from tensorflow_privacy.privacy.fast_gradient_clipping.registry_functions import (
+    embedding,
+    layer_normalization,
+)
+
+# The Gram form is taken when it needs fewer products than the direct one times this: its matrices
+# [T, T] are small, which costs more per product. Measured, see tests/benchmarks.
+_GRAM_ADVANTAGE = 1.0
+# The Gram form squares before it adds, so where an example's positions cancel, what is left may be
+# rounding: below this share of |A|^2 |G|^2 / T it is not believed, and G is computed.
+_CANCELLED = 1e-2
+
+
+class UnsupportedLayerError(ValueError):
+    """There is no rule for a layer, or for the way it is used."""
+
+
+class PerExample:
+    """Per-example gradients of some variables, given as they are.
+
+    Args:
+      variables: the variables.
+      gradients: per variable float32 [batch, *variable.shape].
+    """
+
+    def __init__(self, variables: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]):
+        self.variables = list(variables)
+        self._gradients = list(gradients)
+
+    def squared_norms(self) -> tf.Tensor:
+        """Over all variables together, float32 [batch]."""
+        return tf.add_n([tf.reduce_sum(tf.square(_flat(g)), axis=1) for g in self._gradients])
+
+    def largest(self) -> tf.Tensor:
+        """An upper bound on the size of all entries up to a constant factor, float32 [batch]."""
+        return tf.reduce_max(tf.stack([_largest(g) for g in self._gradients]), axis=0)
+
+    def is_exact(self) -> tf.Tensor:
+        """Whether each squared norm is right up to rounding of its own size, bool [batch]."""
+        return tf.ones([tf.shape(self._gradients[0])[0]], tf.bool)
+
+    def exact(self) -> PerExample:
+        """The same, in a form whose norms are all exact."""
+        return self
+
+    def scaled(self, scale: tf.Tensor) -> PerExample:
+        """The same, each example's divided by its scale, float32 [batch]."""
+        return PerExample(self.variables, [_divide(g, scale) for g in self._gradients])
+
+    def keep(self, examples: tf.Tensor) -> PerExample:
+        """The same with zeros for the other examples; bool [batch]."""
+        return PerExample(self.variables, [_keep(g, examples) for g in self._gradients])
+
+    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """Sums over the batch for weights [K, batch]: per variable float32 [K, *shape]."""
+        sums = [tf.matmul(weights, _flat(g)) for g in self._gradients]
+        return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
+
+    @classmethod
+    def join(cls, calls: Sequence[PerExample]) -> PerExample:
+        """Of several calls of one layer: gradients add."""
+        gradients = [tf.add_n(of_variable) for of_variable in zip(*(c._gradients for c in calls))]
+        return cls(calls[0].variables, gradients)
+
+
+class Products:
+    """Per-example gradients of one kernel as products A_i^T G_i, and their norms.
+
+    Args:
+      variable: the kernel.
+      inputs: A, float32 [batch, n, T, m]: n groups of channels that do not meet, T positions.
+      gradients: G, float32 [batch, n, T, p].
+      to_variable: from float32 [K, n, m, p] to [K, *variable.shape].
+      direct: takes the direct form, whatever it costs.
+    """
+
+    def __init__(
+        self,
+        variable: tf.Variable,
+        inputs: tf.Tensor,
+        gradients: tf.Tensor,
+        to_variable: Callable[[tf.Tensor], tf.Tensor],
+        direct: bool = False,
+    ):
+        self.variables = [variable]
+        self._inputs = inputs
+        self._gradients = gradients
+        self._to_variable = to_variable
+        self._squared_norms = None
+        self._products = None
+        if direct or not self._prefers_gram():
+            self._products = tf.matmul(inputs, gradients, transpose_a=True)
+
+    def _prefers_gram(self) -> bool:
+        positions, fan_in = self._inputs.shape[-2:]
+        fan_out = self._gradients.shape[-1]
+        if positions is None:
+            return False
+        gram = positions * positions * (fan_in + fan_out)
+        return gram < _GRAM_ADVANTAGE * positions * fan_in * fan_out
+
+    def squared_norms(self) -> tf.Tensor:
+        """Float32 [batch]."""
+        if self._squared_norms is None:
+            self._squared_norms = self._compute_squared_norms()
+        return self._squared_norms
+
+    def _compute_squared_norms(self):
+        if self._products is not None:
+            return tf.reduce_sum(tf.square(self._products), axis=[1, 2, 3])
+        if self._positions == 1:  # |a|^2 |g|^2
+            return tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
+        gram = [tf.matmul(part, part, transpose_b=True) for part in (self._inputs, self._gradients)]
+        return tf.reduce_sum(gram[0] * gram[1], axis=[1, 2, 3])
+
+    @property
+    def _positions(self) -> int | None:
+        return self._inputs.shape[-2]
+
+    @staticmethod
+    def _sizes(part):
+        """Squares added up over positions and channels, [batch, n]."""
+        return tf.reduce_sum(tf.square(part), axis=[2, 3])
+
+    def is_exact(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        if self._products is not None or self._positions == 1:
+            return tf.ones([tf.shape(self._inputs)[0]], tf.bool)
+        most = tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
+        return self.squared_norms() >= _CANCELLED / self._positions * most
+
+    def exact(self) -> Products:
+        """As in `PerExample`."""
+        if self._products is not None or self._positions == 1:
+            return self
+        return self._with(self._inputs, self._gradients, direct=True)
+
+    def _with(self, inputs, gradients, direct=None):
+        direct = self._products is not None if direct is None else direct
+        return Products(self.variables[0], inputs, gradients, self._to_variable, direct)
+
+    def largest(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        return _largest(self._inputs) * _largest(self._gradients)
+
+    def scaled(self, scale: tf.Tensor) -> Products:
+        """As in `PerExample`; the inputs are divided by what makes them at most 1."""
+        of_inputs = _largest(self._inputs)
+        of_gradients = tf.math.divide_no_nan(scale, of_inputs)
+        return self._with(_divide(self._inputs, of_inputs), _divide(self._gradients, of_gradients))
+
+    def keep(self, examples: tf.Tensor) -> Products:
+        """As in `PerExample`."""
+        return self._with(_keep(self._inputs, examples), _keep(self._gradients, examples))
+
+    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """As in `PerExample`."""
+        _, groups, _, fan_in = self._inputs.shape
+        fan_out = self._gradients.shape[-1]
+        count = weights.shape[0]
+        if self._products is not None:
+            flat = tf.reshape(self._products, [-1, groups * fan_in * fan_out])
+            sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
+        else:
+            # One matrix product for all weights: [m, batch T] x [batch T, K p], per group.
+            weighted = self._gradients[..., tf.newaxis, :] * tf.reshape(
+                tf.transpose(weights), [-1, 1, 1, count, 1]
+            )
+            inputs = _positions_together(self._inputs)
+            weighted = _positions_together(
+                tf.reshape(weighted, [tf.shape(weights)[1], groups, -1, count * fan_out])
+            )
+            sums = tf.matmul(inputs, weighted, transpose_a=True)
+            sums = tf.transpose(tf.reshape(sums, [groups, fan_in, count, fan_out]), [2, 0, 1, 3])
+        return [self._to_variable(sums)]
+
+    @classmethod
+    def join(cls, calls: Sequence[Products]) -> Products:
+        """Of several calls of one layer: more positions, so norms add before squaring."""
+        first = calls[0]
+        inputs = tf.concat([call._inputs for call in calls], axis=2)
+        gradients = tf.concat([call._gradients for call in calls], axis=2)
+        return cls(first.variables[0], inputs, gradients, first._to_variable)
+
+
+class Upstream:
+    """What one of TF Privacy's own rules knows: the norm; sums are the tape's.
+
+    Args:
+      variables: of the layer.
+      base_vars: of the rule.
+      gradients: with respect to `base_vars`.
+      sqr_norm_fn: of the rule.
+      tape: which recorded the call.
+    """
+
+    def __init__(self, variables, base_vars, gradients, sqr_norm_fn, tape):
+        self.variables = list(variables)
+        self._base_vars, self._gradients = base_vars, gradients
+        self._sqr_norm_fn, self._tape = sqr_norm_fn, tape
+
+    def squared_norms(self) -> tf.Tensor:
+        """Float32 [batch]."""
+        return self._sqr_norm_fn(self._gradients)
+
+    def largest(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        parts = [_largest(g) for g in tf.nest.flatten(self._gradients)]
+        return tf.reduce_max(tf.stack(parts), axis=0)
+
+    def is_exact(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        return tf.ones([tf.shape(tf.nest.flatten(self._gradients)[0])[0]], tf.bool)
+
+    def exact(self) -> Upstream:
+        """As in `PerExample`."""
+        return self
+
+    def scaled(self, scale: tf.Tensor) -> Upstream:
+        """As in `PerExample`."""
+        return self._with(tf.nest.map_structure(lambda g: _divide(g, scale), self._gradients))
+
+    def keep(self, examples: tf.Tensor) -> Upstream:
+        """As in `PerExample`."""
+        return self._with(tf.nest.map_structure(lambda g: _keep(g, examples), self._gradients))
+
+    def _with(self, gradients):
+        return Upstream(self.variables, self._base_vars, gradients, self._sqr_norm_fn, self._tape)
+
+    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """As in `PerExample`."""
+        sums = []
+        for row in tf.unstack(weights):
+            weighted = tf.nest.map_structure(lambda g, w=row: g * _as(w, g), self._gradients)
+            gradients = self._tape.gradient(self._base_vars, self.variables, weighted)
+            sums.append([tf.convert_to_tensor(g) for g in gradients])
+        return [tf.stack(of_variable) for of_variable in zip(*sums)]
+
+    @classmethod
+    def join(cls, calls: Sequence[Upstream]) -> Upstream:
+        """Refuses: two squared norms do not tell the norm of the sum."""
+        if len(calls) > 1:
+            raise UnsupportedLayerError('has a rule for one call in a pass only')
+        return calls[0]
+
+
+class SquaredNorms:
+    """What a rule of ours returns as its squared norm function.
+
+    Args:
+      bind: from the gradient with respect to base_vars to parts (`PerExample`, `Products`).
+      num_microbatches: as TF Privacy hands it to a rule.
+    """
+
+    def __init__(self, bind: Callable[[Any], list], num_microbatches: tf.Tensor | None):
+        self.bind = bind
+        self._num_microbatches = num_microbatches
+
+    def __call__(self, base_vars_gradients: tf.Tensor) -> tf.Tensor:
+        """Squared norms, float32 [batch], or [num_microbatches] of the sums over microbatches."""
+        parts = self.bind(base_vars_gradients)
+        if self._num_microbatches is not None:
+            parts = [_by_microbatch(part, self._num_microbatches) for part in parts]
+        return tf.add_n([part.squared_norms() for part in parts])
+
+
+def _by_microbatch(part, count):
+    """Examples of a microbatch as further positions of one: gradients add before squaring."""
+    if isinstance(part, PerExample):
+        summed = [
+            tf.reduce_sum(tf.reshape(g, tf.concat([[count, -1], tf.shape(g)[1:]], 0)), axis=1)
+            for g in part._gradients
+        ]
+        return PerExample(part.variables, summed)
+
+    def regroup(x):  # [batch, n, T, m] -> [count, n, batch / count * T, m]
+        _, groups, _, size = x.shape
+        x = tf.reshape(x, [count, -1, groups, tf.shape(x)[2], size])
+        return tf.reshape(tf.transpose(x, [0, 2, 1, 3, 4]), [count, groups, -1, size])
+
+    inputs, gradients = regroup(part._inputs), regroup(part._gradients)
+    return Products(part.variables[0], inputs, gradients, part._to_variable)
+
+
+# Rules.
+
+_RegistryOutput = tuple[Any, tf.Tensor, Callable[[Any], tf.Tensor]]
+
+
+def dense_computation(
+    layer_instance: tf.keras.layers.Dense,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `Dense`, in TF Privacy's form.
+
+    TF Privacy has one too, in the Gram form alone.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, ..., m],).
+      input_kwargs: empty.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., p] before the activation, outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if the call is of another kind.
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    base_vars, outputs = _before_activation(layer_instance, inputs, tape)
+    positions = math.prod(inputs.shape[1:-1]) if None not in inputs.shape[1:-1] else -1
+
+    def bind(gradients):
+        fan_in, fan_out = layer_instance.kernel.shape
+        g = tf.reshape(gradients, [-1, 1, positions, fan_out])
+        a = tf.reshape(inputs, [-1, 1, positions, fan_in])
+        kernel = Products(layer_instance.kernel, a, g, lambda sums: sums[:, 0])
+        return [kernel, *_bias(layer_instance, gradients)]
+
+    return base_vars, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def conv2d_computation(
+    layer_instance: tf.keras.layers.Conv2D,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `Conv2D`: any strides, dilation, groups and padding, channels last.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, H, W, C],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, h, w, filters] before the activation, outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if channels come first.
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    _check_channels_last(layer_instance)
+    base_vars, outputs = _before_activation(layer_instance, inputs, tape)
+
+    def bind(gradients):
+        kernel, groups = layer_instance.kernel, layer_instance.groups
+        a = _patches(inputs, layer_instance)
+        g = _split_groups(gradients, groups)
+        size, in_group = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
+        a = tf.reshape(a, [-1, _positions(gradients), size, groups, in_group])
+        a = tf.transpose(a, [0, 3, 1, 2, 4]) if groups > 1 else a
+        a = tf.reshape(a, [-1, groups, _positions(gradients), size * in_group])
+
+        def to_kernel(sums):  # [K, n, m, p] -> [K, kh, kw, C / n, n p]
+            return tf.reshape(tf.transpose(sums, [0, 2, 1, 3]), [-1, *kernel.shape])
+
+        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+
+    return base_vars, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def conv2d_transpose_computation(
+    layer_instance: tf.keras.layers.Conv2DTranspose,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `Conv2DTranspose`: a convolution from its output to its input.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, h, w, C],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, H, W, filters] before the activation, outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if channels come first, or the size of the output has been forced.
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    _check_channels_last(layer_instance)
+    if layer_instance.output_padding is not None:
+        raise UnsupportedLayerError('has output_padding')
+    base_vars, outputs = _before_activation(layer_instance, inputs, tape)
+
+    def bind(gradients):
+        kernel = layer_instance.kernel  # [kh, kw, filters, C]
+        a = _patches(gradients, layer_instance)
+        a = tf.reshape(a, [-1, 1, _positions(inputs), math.prod(kernel.shape[:3])])
+        g = tf.reshape(inputs, [-1, 1, _positions(inputs), kernel.shape[3]])
+
+        def to_kernel(sums):
+            return tf.reshape(sums, [-1, *kernel.shape])
+
+        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+
+    return base_vars, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def depthwise_conv2d_computation(
+    layer_instance: tf.keras.layers.DepthwiseConv2D,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `DepthwiseConv2D`: every channel is a group of its own.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, H, W, C],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, h, w, C depth_multiplier], outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if channels come first.
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    _check_channels_last(layer_instance)
+    base_vars, outputs = _before_activation(layer_instance, inputs, tape)
+
+    def bind(gradients):
+        kernel = layer_instance.depthwise_kernel  # [kh, kw, C, depth_multiplier]
+        size, channels = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
+        a = tf.reshape(
+            _patches(inputs, layer_instance), [-1, _positions(gradients), size, channels]
+        )
+        a = tf.transpose(a, [0, 3, 1, 2])
+        g = _split_groups(gradients, channels)
+
+        def to_kernel(sums):  # [K, C, kh kw, multiplier]
+            return tf.reshape(tf.transpose(sums, [0, 2, 1, 3]), [-1, *kernel.shape])
+
+        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+
+    return base_vars, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def group_normalization_computation(
+    layer_instance: tf.keras.layers.GroupNormalization,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `GroupNormalization`, whose statistics are of one example.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, ..., C],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., C], outputs, `SquaredNorms`).
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    axis = layer_instance.axis % inputs.shape.rank
+    shape = [1] * inputs.shape.rank
+    shape[axis] = inputs.shape[axis]
+    scale, center = layer_instance.scale, layer_instance.center
+    layer_instance.scale = layer_instance.center = False
+    try:
+        normalized = layer_instance.call(inputs)
+    finally:
+        layer_instance.scale, layer_instance.center = scale, center
+    outputs = normalized
+    if scale:
+        outputs = outputs * tf.reshape(layer_instance.gamma, shape)
+    if center:
+        outputs = outputs + tf.reshape(layer_instance.beta, shape)
+    tape.watch(outputs)
+    others = [i for i in range(1, inputs.shape.rank) if i != axis]
+
+    def bind(gradients):
+        variables, of_example = [], []
+        if scale:
+            variables.append(layer_instance.gamma)
+            of_example.append(tf.reduce_sum(gradients * normalized, axis=others))
+        if center:
+            variables.append(layer_instance.beta)
+            of_example.append(tf.reduce_sum(gradients, axis=others))
+        return [PerExample(variables, of_example)]
+
+    return outputs, outputs, SquaredNorms(bind, num_microbatches)
+
+
+_RULES = {
+    tf.keras.layers.Dense: dense_computation,
+    tf.keras.layers.Conv2D: conv2d_computation,
+    tf.keras.layers.Conv2DTranspose: conv2d_transpose_computation,
+    tf.keras.layers.DepthwiseConv2D: depthwise_conv2d_computation,
+    tf.keras.layers.GroupNormalization: group_normalization_computation,
+    tf.keras.layers.Embedding: embedding.embedding_layer_computation,
+    tf.keras.layers.LayerNormalization: layer_normalization.layer_normalization_computation,
+}
+
+
+def make_layer_registry() -> layer_registry.LayerRegistry:
+    """A TF Privacy registry of all rules: its own for Embedding and LayerNormalization."""
+    registry = layer_registry.LayerRegistry()
+    for layer_class, rule in _RULES.items():
+        registry.insert(layer_class, rule)
+    return registry
+
+
+# Parts of rules.
+
+
+def _only_input(input_args, input_kwargs) -> tf.Tensor:
+    if len(input_args) != 1 or any(value is not None for value in input_kwargs.values()):
+        raise UnsupportedLayerError('is called with more than its inputs')
+    return input_args[0]
+
+
+def _check_channels_last(layer) -> None:
+    if layer.data_format != 'channels_last':
+        raise UnsupportedLayerError('has its channels first')
+
+
+def _before_activation(layer, inputs, tape):
+    """(outputs before the activation, watched; outputs)."""
+    activation = layer.activation
+    layer.activation = None
+    try:
+        base_vars = layer.call(inputs)
+    finally:
+        layer.activation = activation
+    tape.watch(base_vars)
+    return base_vars, base_vars if activation is None else activation(base_vars)
+
+
+def _bias(layer, gradients) -> list[PerExample]:
+    if not layer.use_bias:
+        return []
+    axes = list(range(1, gradients.shape.rank - 1))
+    return [PerExample([layer.bias], [tf.reduce_sum(gradients, axis=axes)])]
+
+
+def _positions(features: tf.Tensor) -> int:
+    """H W of [batch, H, W, C]; -1 when it is not known."""
+    height, width = features.shape[1:3]
+    return -1 if height is None or width is None else height * width
+
+
+def _split_groups(features: tf.Tensor, groups: int) -> tf.Tensor:
+    """[batch, H, W, n p] as [batch, n, H W, p]."""
+    fan_out = features.shape[-1] // groups
+    split = tf.reshape(features, [-1, _positions(features), groups, fan_out])
+    if groups == 1:
+        return tf.reshape(split, [-1, 1, _positions(features), fan_out])
+    return tf.transpose(split, [0, 2, 1, 3])
+
+
+def _patches(images: tf.Tensor, layer) -> tf.Tensor:
+    """What a convolution sees at each of its positions: [batch, h, w, kh kw C]."""
+    (height, width), strides, rates = layer.kernel_size, layer.strides, layer.dilation_rate
+    if (height, width) == (1, 1) and strides == (1, 1):
+        return images
+    _, rows, columns, _ = images.shape
+    no_overlap = (height, width) == strides and height == width and rates == (1, 1)
+    if no_overlap and rows and columns and rows % height == columns % width == 0:
+        return tf.nn.space_to_depth(images, height)
+    return tf.image.extract_patches(
+        images, [1, height, width, 1], [1, *strides, 1], [1, *rates, 1], layer.padding.upper()
+    )
+
+
+def _positions_together(x: tf.Tensor) -> tf.Tensor:
+    """[batch, n, T, m] as [n, batch T, m]."""
+    _, groups, _, size = x.shape
+    x = tf.transpose(x, [1, 0, 2, 3]) if groups > 1 else x
+    return tf.reshape(x, [groups, -1, size])
+
+
+def _flat(x: tf.Tensor) -> tf.Tensor:
+    return tf.reshape(x, [tf.shape(x)[0], math.prod(x.shape[1:])])
+
+
+def _as(of_example: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """[batch] with as many axes as `like`."""
+    return tf.reshape(of_example, [-1] + [1] * (like.shape.rank - 1))
+
+
+def _largest(x: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_max(tf.abs(x), axis=list(range(1, x.shape.rank)))
+
+
+def _divide(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
+    return tf.math.divide_no_nan(x, _as(scale, x))
+
+
+def _keep(x: tf.Tensor, examples: tf.Tensor) -> tf.Tensor:
+    return tf.where(_as(examples, x), x, tf.zeros_like(x))
+
+
+# One pass over a batch.
+
+
+def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> None:
+    """Checks that every variable belongs to a layer with a rule.
+
+    Args:
+      model: the model, built.
+      variables: what the step updates.
+
+    Raises:
+      UnsupportedLayerError: naming the layer that has none, or the variable of no layer.
+    """
+    registry = make_layer_registry()
+    owners = {}
+    for layer in _layers_with_variables(model):
+        for variable in layer._trainable_weights:
+            owners.setdefault(variable.ref(), []).append(layer)
+    for variable in variables:
+        layers = owners.get(variable.ref(), [])
+        if len(layers) != 1:
+            what = 'no layer' if not layers else 'several layers'
+            raise UnsupportedLayerError(f'variable {variable.name} belongs to {what} of the model')
+        if not registry.is_elem(layers[0]):
+            raise UnsupportedLayerError(
+                f'layer {layers[0].name!r} ({type(layers[0]).__name__}) has no rule'
+            )
+
+
+def _layers_with_variables(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
+    return [layer for layer in model._flatten_layers() if layer._trainable_weights]
+
+
+def gradients_by_layer(
+    model: tf.keras.Model,
+    losses_of: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+) -> list:
+    """Per-example gradients of a batch, by layer, in the form of `PerExample`.
+
+    One forward pass, and one backward pass with respect to what the layers put out. Layers may be
+    nested in other models, and may be called several times.
+
+    Args:
+      model: whose layers are called by `losses_of`; no layer mixes examples.
+      losses_of: calls the model on a batch and returns the loss of every example, float32 [batch].
+      variables: what the step updates; every one belongs to one layer.
+
+    Returns:
+      Parts (`PerExample`, `Products`, `Upstream`), together over all variables that were used.
+
+    Raises:
+      UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
+      ValueError: if there is not one loss for every example.
+    """
+    check_layers(model, variables)
+    # Persistent, since TF Privacy's own rules leave their weighted sums to it.
+    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    with tape, _Recorder(model, tape) as calls:
+        tape.watch(variables)
+        losses = losses_of()
+        summed = tf.reduce_sum(losses)
+    if losses.shape.rank != 1:
+        raise ValueError(
+            f'There must be one loss for every example, shape [batch]. Received: {losses.shape}.'
+        )
+    if not calls:
+        raise ValueError('The loss uses none of the variables to update.')
+    gradients = tape.gradient(
+        summed, [call.base_vars for call in calls], unconnected_gradients='zero'
+    )
+    by_layer = {}
+    for call, gradient in zip(calls, gradients):
+        by_layer.setdefault(id(call.layer), []).append(call.bind(gradient))
+    wanted = {variable.ref() for variable in variables}
+    parts = []
+    for of_calls in by_layer.values():
+        for of_part in zip(*of_calls):
+            if any(variable.ref() in wanted for variable in of_part[0].variables):
+                parts.append(of_part[0] if len(of_part) == 1 else type(of_part[0]).join(of_part))
+    return parts
+
+
+class _Call:
+    """One call of a layer, as its rule saw it."""
+
+    def __init__(self, layer, base_vars, sqr_norm_fn, tape):
+        self.layer = layer
+        self.base_vars = base_vars
+        self._sqr_norm_fn = sqr_norm_fn
+        self._tape = tape
+
+    def bind(self, gradients) -> list:
+        if isinstance(self._sqr_norm_fn, SquaredNorms):
+            return self._sqr_norm_fn.bind(gradients)
+        variables = self.layer.trainable_variables
+        return [Upstream(variables, self.base_vars, gradients, self._sqr_norm_fn, self._tape)]
+
+
+class _Recorder:
+    """While it is open, layers with variables are called through their rules.
+
+    Args:
+      model: whose layers.
+      tape: which records the calls.
+    """
+
+    def __init__(self, model: tf.keras.Model, tape: tf.GradientTape):
+        self._layers = _layers_with_variables(model)
+        self._registry = make_layer_registry()
+        self._tape = tape
+        self._calls: list[_Call] = []
+
+    def __enter__(self) -> list[_Call]:
+        for layer in self._layers:
+            if self._registry.is_elem(layer):
+                layer.call = self._recorded(layer)
+        return self._calls
+
+    def __exit__(self, *_):
+        for layer in self._layers:
+            layer.__dict__.pop('call', None)
+
+    def _recorded(self, layer):
+        rule = self._registry.lookup(layer)
+
+        @tf.autograph.experimental.do_not_convert
+        def call(*args, **kwargs):
+            del layer.call  # The rule calls the layer itself.
+            try:
+                base_vars, outputs, sqr_norm_fn = rule(layer, args, kwargs, self._tape)
+            except UnsupportedLayerError as error:
+                raise UnsupportedLayerError(
+                    f'layer {layer.name!r} ({type(layer).__name__}) {error}'
+                ) from error
+            finally:
+                layer.call = call
+            self._calls.append(_Call(layer, base_vars, sqr_norm_fn, self._tape))
+            return outputs
+
+        return call
