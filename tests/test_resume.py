@@ -9,6 +9,7 @@ import signal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tiny_run
 
 from tf_efsgd import checkpoints, config, monitoring, runner
@@ -57,7 +58,9 @@ def _resume(folder, *more, **changes):
 
 
 def _content(folder):
-    return {p: p.read_bytes() for p in folder.parent.rglob('*') if p.is_file()}
+    """All files, but for the locks of the state folder."""
+    files = [p for p in folder.parent.rglob('*') if p.is_file() and p.suffix != '.lock']
+    return {path: path.read_bytes() for path in files}
 
 
 def _refusal(folder, *more, **changes):
@@ -121,7 +124,17 @@ def test_other_records_of_the_same_shape_are_refused(run, monkeypatch):
 
 def test_fewer_records_are_refused_and_named(run, monkeypatch):
     _train_with(lambda images, labels: (images[1:], labels[1:]), monkeypatch)
-    assert 'dataset_size was 1602, is 1601' in _refusal(run)
+    assert 'fingerprint' in _refusal(run)
+    said = _refusal(run, dataset_size=1601)
+    assert '--dataset_size was None, is 1601' in said
+
+
+def test_settings_that_were_edited_behind_a_runs_back_are_refused(run):
+    path = run / 'config.flags'
+    path.write_text(path.read_text().replace('--reconstruction_weight=0.01', ''))
+    path.write_text(path.read_text() + '--reconstruction_weight=0.02\n')
+    said = _refusal(run, reconstruction_weight=0.02)
+    assert 'config.flags was changed' in said
 
 
 def test_a_run_that_nobody_remembers_needs_a_flag(run, monkeypatch, capsys):
@@ -132,7 +145,9 @@ def test_a_run_that_nobody_remembers_needs_a_flag(run, monkeypatch, capsys):
     _train_with(_other_pixel, monkeypatch)
     _resume(run, '--resume_unverified')
     assert 'not checked' in capsys.readouterr().out
-    assert len(list((run.parent / 'state').iterdir())) == 1
+    assert len(list((run.parent / 'state').glob('*.json'))) == 1
+    assert tiny_run.statement(run)['unverified_resumes'] == 1
+    assert ledger.Ledger.read(run / 'ledger.jsonl').unverified_resumes == 1
 
 
 def test_a_ledger_that_lost_its_last_entry_is_refused(run):
@@ -239,6 +254,8 @@ def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
         assert f'--{name} was' in said
     said = _refusal(run, '--change_mechanism', error_feedback='hidden', target_epsilon=2.0)
     assert 'hidden' in said
+    said = _refusal(run, '--change_mechanism', expected_batch_size=5000, target_epsilon=2.0)
+    assert 'at most the number of records, 1602' in said
 
 
 @pytest.mark.parametrize(
@@ -260,8 +277,10 @@ def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, l
     assert statement['epsilon'] == pytest.approx(_filter_epsilon(), rel=1e-9)
     assert statement['epsilon'] <= target == statement['target_epsilon']
     # What a sequence fixed in advance would have cost is less, and is shown apart.
-    assert statement['epsilon_pld'] < statement['epsilon']
-    assert statement['epsilon_rdp'] <= statement['epsilon'] + 1e-9
+    assert statement['epsilon_pld_fixed_in_advance_only'] < statement['epsilon']
+    assert statement['epsilon_rdp_fixed_in_advance_only'] <= statement['epsilon'] + 1e-9
+    assert 'epsilon_pld' not in statement
+    assert [part['steps'] for part in statement['events']] in ([6, left], [6 + left])
     entries = monitoring.read_scalars(str(run / 'logs'))
     assert entries[-1]['epsilon'] == pytest.approx(statement['epsilon'])
     # The settings now are the changed ones, and the run can be resumed with them.
@@ -326,6 +345,50 @@ def test_a_hidden_run_without_a_target_is_not_called_private(tmp_path, capsys):
     assert statement['epsilon_unproven'] < statement['epsilon'] / 3
     assert 'NOT PRIVATE' in (folder / 'report.html').read_text()
     assert 'NOT PRIVATE' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('flag', 'steps', 'said'),
+    [
+        ('--noise_multiplier=0.2', 3, 'at least 0.25'),
+        ('--noise_multiplier=1e-170', 3, 'at least 0.25'),
+        ('--noise_multiplier=0.5 --error_feedback=hidden', 3, 'Received: 0.167'),
+    ],
+)
+def test_noise_that_hides_nothing_is_refused(flag, steps, said, tmp_path):
+    flags = [f for f in tiny_run.flags(tmp_path / 'run') if '--target_epsilon' not in f]
+    flags += [*flag.split(), f'--train_steps={steps}', '--strategy=one_device']
+    with pytest.raises(config.ConfigError, match=said):
+        runner.run(config.from_flagfile('\n'.join(flags)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epsilon_beyond_reason_is_not_called_private(tmp_path):
+    flags = [f for f in tiny_run.flags(tmp_path / 'run', '--noevaluate') if '--target_eps' not in f]
+    flags += ['--noise_multiplier=0.25', '--expected_batch_size=1602', '--train_steps=20']
+    runner.run(config.from_flagfile('\n'.join([*flags, '--strategy=one_device'])))
+    statement = tiny_run.statement(tmp_path / 'run')
+    assert statement['epsilon'] > 100 and statement['private'] is False
+
+
+# What TensorFlow says.
+
+
+@pytest.mark.parametrize('show', [False, True])
+def test_the_size_of_a_batch_is_not_in_what_an_error_says(run, show, monkeypatch):
+    text = 'OOM when allocating tensor with shape[157,16,10]'
+
+    def fail(self, *_):
+        raise tf.errors.ResourceExhaustedError(None, None, text)
+
+    monkeypatch.setattr(monitoring.Budget, 'on_train_batch_begin', fail)
+    more = ['--log_nonprivate_diagnostics'] if show else []
+    with pytest.raises((runner.TensorFlowError, tf.errors.OpError)) as caught:
+        _resume(run, *more)
+    assert ('157' in str(caught.value)) == show
+    if not show:
+        assert 'ResourceExhaustedError' in str(caught.value) and 'memory' in str(caught.value)
+        assert caught.value.__suppress_context__
 
 
 # Randomness and diagnostics.

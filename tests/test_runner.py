@@ -327,7 +327,10 @@ def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     assert not [name for name in statement if 'epsilon' in name or 'delta' in name]
     assert 'without clipping and noise' in statement['mechanism']
     assert 'NOT PRIVATE' in (folder / 'report.html').read_text()
-    assert _tags(folder) == _TAGS - {'dp/epsilon'}
+    private_tags = _TAGS - {'dp/epsilon'}
+    assert _tags(folder) == {tag.replace('dp/', 'nonprivate/') for tag in private_tags}
+    assert 'NOT PRIVATE' in (folder / 'NOT_PRIVATE.txt').read_text()
+    assert monitoring.read_scalars(str(folder / 'logs'))[-1]['fake_loss'] > 0
     printed = capsys.readouterr()
     assert printed.out.count('NOT PRIVATE') == 2 and 'NOT PRIVATE' in printed.err
     assert 'ε' not in printed.out + printed.err

@@ -59,6 +59,7 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
       ConfigError: if the settings do not fit the number of records, or no noise fits the target.
     """
     privacy, size = config.privacy, public_facts['dataset_size']
+    _check_batch(privacy, size)
     plan = ledger.Plan(
         **public_facts,
         event=None,
@@ -84,6 +85,14 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
         _with_mechanism(plan, privacy, 1.0)  # What is wrong besides the noise is told at once.
         noise_multiplier = _calibrate(privacy, size)
     return _with_mechanism(plan, privacy, noise_multiplier)
+
+
+def _check_batch(privacy, dataset_size: int) -> None:
+    if privacy.expected_batch_size > dataset_size:
+        raise ConfigError(
+            f'--expected_batch_size must be at most the number of records, {dataset_size}. '
+            f'Received: {privacy.expected_batch_size}.'
+        )
 
 
 def _calibrate(privacy, dataset_size: int) -> float:
@@ -113,11 +122,7 @@ def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledg
     Raises:
       ConfigError: if there are fewer records than in a batch, or too little noise.
     """
-    if privacy.expected_batch_size > plan.dataset_size:
-        raise ConfigError(
-            '--expected_batch_size must be at most the number of records, '
-            f'{plan.dataset_size}. Received: {privacy.expected_batch_size}.'
-        )
+    _check_batch(privacy, plan.dataset_size)
     mechanism = Mechanism(
         noise_multiplier=noise_multiplier,
         **{

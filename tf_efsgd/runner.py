@@ -147,31 +147,37 @@ def _remembered(config, run_dir, state_dir, spent, dataset) -> run_state.RunStat
             'The settings are not those that the run was started with, by the hash of them in its '
             f'ledger: {run_dir / _FLAGFILE} was changed. Start a new run folder.'
         )
-    train = dataset.train
 
-    def check():
+    def remember():
         state = run_state.RunState(state_dir, spent.run_id)
-        if state.is_known:
-            state.check_records(train.images, train.labels)
-            spent.check_position(state.position)
-        elif config.run.resume_unverified:
-            print(
-                'WARNING: nothing is remembered of this run here: whether its records and its '
-                'ledger are the last ones is not checked (--resume_unverified). The statement says '
-                'so.'
-            )
-            spent.note_unverified_resume()
-            state.remember_records(train.images, train.labels, spent.position)
-        else:
-            raise ConfigError(
-                f'{state_dir} remembers nothing of this run, so its records and its ledger cannot '
-                'be verified: resume on the machine and as the user it was started by, give its '
-                '--state_dir, or, if you are sure that both are the last ones, '
-                '--resume_unverified.'
-            )
+        try:
+            _verify(config, state_dir, spent, dataset.train, state)
+        except BaseException:
+            state.close()
+            raise
         return state
 
-    return _as_config_error(check, (ledger.LedgerError, run_state.RunStateError))
+    return _as_config_error(remember, (ledger.LedgerError, run_state.RunStateError))
+
+
+def _verify(config, state_dir, spent, train, state) -> None:
+    """Raises unless the records and the ledger are the remembered ones, or that was waived."""
+    if state.is_known:
+        state.check_records(train.images, train.labels)
+        spent.check_position(state.position)
+    elif config.run.resume_unverified:
+        print(
+            'WARNING: nothing is remembered of this run here: whether its records and its ledger '
+            'are the last ones is not checked (--resume_unverified). The statement says so.'
+        )
+        spent.note_unverified_resume()
+        state.remember_records(train.images, train.labels, spent.position)
+    else:
+        raise ConfigError(
+            f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
+            'verified: resume on the machine and as the user it was started by, give its '
+            '--state_dir, or, if you are sure that both are the last ones, --resume_unverified.'
+        )
 
 
 class _Run:

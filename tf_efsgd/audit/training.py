@@ -98,10 +98,9 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
         self._canary = canary
         self.evidence = None
 
-    def clipped_sums(self, loss_of_record, records, var_list):
-        # A private step calls this for generated images first, for records right before release.
+    def watch(self, loss_of_record, records):
+        """Tells what the coming step's records are and what their loss is."""
         self._private_step = loss_of_record, records
-        return super().clipped_sums(loss_of_record, records, var_list)
 
     def release(self, clipped_grad_sum, residual_grad_sum, var_list, **kwargs):
         loss, (images, labels) = self._private_step
@@ -211,6 +210,7 @@ class _Trainer:
             ]
         )
         def step(images, labels, step_noise):
+            self._optimizer.watch(self._gan._loss_of_record, (gans.to_float(images), labels))
             self._gan.train_step(((images, labels), step_noise))
             return self._optimizer.evidence
 

@@ -261,9 +261,7 @@ class EFSGDGan(tf.keras.Model):
         optimizer = self.discriminator_optimizer
         variables = self.discriminator.trainable_variables
         clipped, residual, public, seen = self._sums_of_step(images, labels)
-        # Divided before the reduction: after it, the graph optimizer may join this division with
-        # that of the release on one replica and not on another, and their weights drift apart.
-        public = _all_reduce([s / self._expected_batch_size for s in public])
+        public = [s / self._expected_batch_size for s in _all_reduce(public)]
         fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._expected_batch_size)
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
@@ -276,7 +274,9 @@ class EFSGDGan(tf.keras.Model):
         return {
             'fake_accuracy': fake_accuracy,
             'fake_loss': fake_loss,
-            'released_gradient_norm': tf.linalg.global_norm(private),
+            # Reduced although it is the same everywhere: replicas whose results differ in use are
+            # optimized into different graphs, round differently, and their weights drift apart.
+            'released_gradient_norm': _mean_over_replicas(tf.linalg.global_norm(private)),
         }
 
     def generator_step(self) -> None:
@@ -475,6 +475,10 @@ def _all_reduce(values):
     if replica.num_replicas_in_sync == 1:
         return values
     return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def _mean_over_replicas(value):
+    return _all_reduce(value) / tf.distribute.get_replica_context().num_replicas_in_sync
 
 
 def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
