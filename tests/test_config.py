@@ -52,6 +52,8 @@ _OTHER = {
     'resume_unverified': True,
     'state_dir': 'state',
     'secure_noise': True,
+    'clipping': 'vectorized',
+    'microbatch_size': 9,
     'log_nonprivate_diagnostics': True,
     'checkpoint_steps': 11,
     'log_steps': 12,

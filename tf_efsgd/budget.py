@@ -19,6 +19,8 @@ MAY_CHANGE = frozenset(
         'tfds_manual_dir',
         'strategy',
         'logical_devices',
+        'clipping',
+        'microbatch_size',
         'log_nonprivate_diagnostics',
     }
 )

@@ -132,6 +132,14 @@ class PrivacyConfig:
     clip_fake: bool = _setting(
         'boolean', True, 'Clip gradients of generated images too, so that both sides pull alike.'
     )
+    clipping: str = _setting(
+        'string',
+        'auto',
+        'fast clips from one backward pass over the batch; vectorized takes a small one for every '
+        'record, for layers without a rule; auto is fast where that is possible. The result is '
+        'the same.',
+        ('auto', 'fast', 'vectorized'),
+    )
     secure_noise: bool = _setting(
         'boolean',
         False,
@@ -191,6 +199,12 @@ class TrainingConfig:
     )
     generator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
     discriminator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
+    microbatch_size: int | None = _setting(
+        'integer',
+        None,
+        'Records, and generated images beside them, that go through the networks at a time, at '
+        'least 1: bounds the memory, not the result. Default: all of a step.',
+    )
     seed: int = _setting(
         'integer',
         1,
@@ -355,6 +369,7 @@ _RANGES = (
     ('training', 'discriminator_steps', 1, 64),
     ('training', 'generator_learning_rate', 0.0, _ANY),
     ('training', 'discriminator_learning_rate', 0.0, _ANY),
+    ('training', 'microbatch_size', 1, _ANY),
     ('training', 'seed', 0, 2**31 - 1),
     ('training', 'logical_devices', 1, 64),
     ('run', 'checkpoint_steps', 1, _ANY),

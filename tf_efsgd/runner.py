@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import errno
+import functools
 import importlib.metadata
 import json
 import logging
@@ -484,7 +485,7 @@ def _without_private_text(show: bool):
             raise
         hint = ''
         if isinstance(error, tf.errors.ResourceExhaustedError):
-            hint = ' It ran out of memory: lower --expected_batch_size or the widths.'
+            hint = ' It ran out of memory: give a (smaller) --microbatch_size.'
         raise TensorFlowError(
             f'TensorFlow failed with a {type(error).__name__}.{hint} Its text can tell the size of '
             'a batch, which is private; --log_nonprivate_diagnostics shows it.'
@@ -574,7 +575,8 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
 
     generator, discriminator = _as_config_error(build_networks, ValueError)
     gan = gans.EFSGDGan(generator, discriminator, draw_inputs, seed=training.seed)
-    gan.compile(
+    compile_gan = functools.partial(
+        gan.compile,
         generator_optimizer=tf.keras.optimizers.legacy.Adam(
             training.generator_learning_rate, beta_1=_ADAM_BETA_1
         ),
@@ -588,7 +590,10 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
         clip_fake=privacy.clip_fake,
         noise=new_noise(secure=privacy.secure_noise),
         measure_records=privacy.log_nonprivate_diagnostics,
+        clipping=privacy.clipping,
+        microbatch_size=training.microbatch_size,
     )
+    _as_config_error(compile_gan, ValueError)
     return gan
 
 

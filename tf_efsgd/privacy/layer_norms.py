@@ -143,8 +143,10 @@ class Products:
             return tf.reduce_sum(tf.square(self._products), axis=[1, 2, 3])
         if self._positions == 1:  # |a|^2 |g|^2
             return tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
-        gram = [tf.matmul(part, part, transpose_b=True) for part in (self._inputs, self._gradients)]
-        return tf.reduce_sum(gram[0] * gram[1], axis=[1, 2, 3])
+        self._gram = [
+            tf.matmul(part, part, transpose_b=True) for part in (self._inputs, self._gradients)
+        ]
+        return tf.reduce_sum(self._gram[0] * self._gram[1], axis=[1, 2, 3])
 
     @property
     def _positions(self) -> int | None:
@@ -159,8 +161,10 @@ class Products:
         """As in `PerExample`."""
         if self._products is not None or self._positions == 1:
             return tf.ones([tf.shape(self._inputs)[0]], tf.bool)
-        most = tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
-        return self.squared_norms() >= _CANCELLED / self._positions * most
+        found = self.squared_norms()
+        of_inputs, of_gradients = (tf.linalg.trace(gram) for gram in self._gram)
+        most = tf.reduce_sum(of_inputs * of_gradients, axis=1)
+        return found >= _CANCELLED / self._positions * most
 
     def exact(self) -> Products:
         """As in `PerExample`."""
@@ -386,7 +390,7 @@ def conv2d_computation(
 
     def bind(gradients):
         kernel, groups = layer_instance.kernel, layer_instance.groups
-        a = _patches(inputs, layer_instance)
+        a, order = _patches(inputs, layer_instance)
         g = _split_groups(gradients, groups)
         size, in_group = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
         a = tf.reshape(a, [-1, _positions(gradients), size, groups, in_group])
@@ -394,7 +398,8 @@ def conv2d_computation(
         a = tf.reshape(a, [-1, groups, _positions(gradients), size * in_group])
 
         def to_kernel(sums):  # [K, n, m, p] -> [K, kh, kw, C / n, n p]
-            return tf.reshape(tf.transpose(sums, [0, 2, 1, 3]), [-1, *kernel.shape])
+            sums = tf.transpose(sums, [0, 2, 1, 3])
+            return tf.reshape(order(sums), [-1, *kernel.shape])
 
         return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
 
@@ -431,12 +436,12 @@ def conv2d_transpose_computation(
 
     def bind(gradients):
         kernel = layer_instance.kernel  # [kh, kw, filters, C]
-        a = _patches(gradients, layer_instance)
+        a, order = _patches(gradients, layer_instance)
         a = tf.reshape(a, [-1, 1, _positions(inputs), math.prod(kernel.shape[:3])])
         g = tf.reshape(inputs, [-1, 1, _positions(inputs), kernel.shape[3]])
 
-        def to_kernel(sums):
-            return tf.reshape(sums, [-1, *kernel.shape])
+        def to_kernel(sums):  # [K, 1, m, p] -> [K, kh, kw, filters, C]
+            return tf.reshape(order(sums[:, 0]), [-1, *kernel.shape])
 
         return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
 
@@ -472,14 +477,13 @@ def depthwise_conv2d_computation(
     def bind(gradients):
         kernel = layer_instance.depthwise_kernel  # [kh, kw, C, depth_multiplier]
         size, channels = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
-        a = tf.reshape(
-            _patches(inputs, layer_instance), [-1, _positions(gradients), size, channels]
-        )
+        a, order = _patches(inputs, layer_instance)
+        a = tf.reshape(a, [-1, _positions(gradients), size, channels])
         a = tf.transpose(a, [0, 3, 1, 2])
         g = _split_groups(gradients, channels)
 
-        def to_kernel(sums):  # [K, C, kh kw, multiplier]
-            return tf.reshape(tf.transpose(sums, [0, 2, 1, 3]), [-1, *kernel.shape])
+        def to_kernel(sums):  # [K, C, kh kw, multiplier] -> [K, kh, kw, C, multiplier]
+            return tf.reshape(order(tf.transpose(sums, [0, 2, 1, 3])), [-1, *kernel.shape])
 
         return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
 
@@ -603,18 +607,64 @@ def _split_groups(features: tf.Tensor, groups: int) -> tf.Tensor:
     return tf.transpose(split, [0, 2, 1, 3])
 
 
-def _patches(images: tf.Tensor, layer) -> tf.Tensor:
-    """What a convolution sees at each of its positions: [batch, h, w, kh kw C]."""
+def _patches(images: tf.Tensor, layer) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+    """What a convolution sees at each of its positions.
+
+    Args:
+      images: what it goes over, float32 [batch, H, W, C].
+      layer: a Keras convolution, channels last.
+
+    Returns:
+      ([batch, h, w, kh kw C], a function that brings axis 1 of [K, kh kw ..., ...] from the order
+      of these patches into that of a kernel: row, column, channel).
+    """
     (height, width), strides, rates = layer.kernel_size, layer.strides, layer.dilation_rate
     if (height, width) == (1, 1) and strides == (1, 1):
-        return images
-    _, rows, columns, _ = images.shape
-    no_overlap = (height, width) == strides and height == width and rates == (1, 1)
-    if no_overlap and rows and columns and rows % height == columns % width == 0:
-        return tf.nn.space_to_depth(images, height)
-    return tf.image.extract_patches(
+        return images, lambda sums: sums
+    stride = strides[0]
+    in_blocks = strides == (stride, stride) and stride > 1 and rates == (1, 1)
+    if in_blocks and height % stride == width % stride == 0 and None not in images.shape[1:3]:
+        return _block_patches(images, layer, stride)
+    patches = tf.image.extract_patches(
         images, [1, height, width, 1], [1, *strides, 1], [1, *rates, 1], layer.padding.upper()
     )
+    return patches, lambda sums: sums
+
+
+def _block_patches(images, layer, stride):
+    """`_patches` of blocks as large as the stride: whole rows of memory are moved, not pixels."""
+    margins, counts = zip(
+        *[
+            _margin(size, kernel, stride, layer.padding)
+            for size, kernel in zip(images.shape[1:3], layer.kernel_size)
+        ]
+    )
+    blocks = [size // stride for size in layer.kernel_size]
+    needed = [(count + block - 1) * stride for count, block in zip(counts, blocks)]
+    padded = tf.pad(images, [[0, 0], *margins, [0, 0]])[:, : needed[0], : needed[1]]
+    wide = tf.nn.space_to_depth(padded, stride)
+    parts = [
+        wide[:, row : row + counts[0], column : column + counts[1]]
+        for row in range(blocks[0])
+        for column in range(blocks[1])
+    ]
+
+    def order(sums):  # Axis 1 is (block row, block column, row, column, ...).
+        rest = sums.shape[1] // math.prod(layer.kernel_size)
+        split = tf.reshape(sums, [sums.shape[0], *blocks, stride, stride, rest, *sums.shape[2:]])
+        others = list(range(5, split.shape.rank))
+        return tf.transpose(split, [0, 1, 3, 2, 4, *others])
+
+    return tf.concat(parts, axis=-1) if len(parts) > 1 else parts[0], order
+
+
+def _margin(size: int, kernel: int, stride: int, padding: str) -> tuple[list[int], int]:
+    """([zeros before, zeros behind], number of positions) along one axis, as TensorFlow has it."""
+    if padding == 'valid':
+        return [0, 0], (size - kernel) // stride + 1
+    count = -(-size // stride)
+    total = max((count - 1) * stride + kernel - size, 0)
+    return [total // 2, total - total // 2], count
 
 
 def _positions_together(x: tf.Tensor) -> tf.Tensor:
