@@ -54,6 +54,8 @@ def _one_by_one(model, records, directions, loss_scales=None, variables=None):
     """(norms, weighted sums, what rounding of the sums is relative to), from all gradients."""
     variables = model.trainable_variables if variables is None else variables
     scales = np.ones(len(records)) if loss_scales is None else loss_scales
+    if not len(records):  # Some convolutions' own gradients fail there.
+        return _of_gradients([np.zeros([0, *v.shape]) for v in variables])
 
     def loss_of_record(record):
         one, direction, scale = record
@@ -185,7 +187,7 @@ def test_conv2d_transpose_with_dilation(padding):
     convolution=_convolutions(strides_may_differ=False),
     channels=st.integers(1, 4),
     multiplier=st.integers(1, 3),
-    batch=_BATCHES,
+    batch=st.integers(1, 4),  # Of no images and strides, TensorFlow makes outputs of a wrong shape.
 )
 def test_depthwise_conv2d(convolution, channels, multiplier, batch):
     size, arguments = convolution
@@ -325,7 +327,8 @@ def test_models(build):
     for mode in _MODES:
         _assert_equal(_fast(model, *drawn, mode=mode), wanted)
     # No layer is left as it was called in the pass.
-    assert not any('call' in vars(layer) for layer in model._flatten_layers())
+    layers = [layer for layer in model._flatten_layers() if layer._trainable_weights]
+    assert layers and not any('call' in vars(layer) for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -596,7 +599,8 @@ class _Reused(_KERAS.Layer):
 def _with_a_shared_variable():
     inputs = tf.keras.Input([4, 4, 2])
     dense = _KERAS.Dense(2, name='odd')
-    return tf.keras.Model(inputs, _Reused(dense)(dense(inputs)))
+    features = dense(inputs)
+    return tf.keras.Model(inputs, _Reused(dense)(features))
 
 
 _REFUSED = {
