@@ -48,7 +48,7 @@ def per_example_gradients(
     Raises:
       ValueError: if the loss of one record is not one number, or uses none of the variables.
     """
-    used = []
+    used = [True] * len(variables)
 
     def gradients_of_record(record):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -65,7 +65,13 @@ def per_example_gradients(
         used[:] = [gradient is not None for gradient in gradients]
         return [tf.convert_to_tensor(g) for g in gradients if g is not None]
 
-    stacked = iter(tf.vectorized_map(gradients_of_record, records))
+    # Over no records at all, the gradients of some convolutions fail.
+    stacked = tf.cond(
+        tf.shape(tf.nest.flatten(records)[0])[0] > 0,
+        lambda: tf.vectorized_map(gradients_of_record, records),
+        lambda: [tf.zeros([0, *v.shape]) for v, is_used in zip(variables, used) if is_used],
+    )
+    stacked = iter(stacked)
     return [next(stacked) if is_used else None for is_used in used]
 
 
