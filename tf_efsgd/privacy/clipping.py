@@ -48,7 +48,7 @@ def per_example_gradients(
     Raises:
       ValueError: if the loss of one record is not one number, or uses none of the variables.
     """
-    used = []
+    used = [True] * len(variables)
 
     def gradients_of_record(record):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -65,7 +65,13 @@ def per_example_gradients(
         used[:] = [gradient is not None for gradient in gradients]
         return [tf.convert_to_tensor(g) for g in gradients if g is not None]
 
-    stacked = iter(tf.vectorized_map(gradients_of_record, records))
+    # Over no records at all, the gradients of some convolutions fail.
+    stacked = tf.cond(
+        tf.shape(tf.nest.flatten(records)[0])[0] > 0,
+        lambda: tf.vectorized_map(gradients_of_record, records),
+        lambda: [tf.zeros([0, *v.shape]) for v, is_used in zip(variables, used) if is_used],
+    )
+    stacked = iter(stacked)
     return [next(stacked) if is_used else None for is_used in used]
 
 
@@ -78,12 +84,7 @@ def gradient_norms(gradients: Sequence[tf.Tensor | None]) -> tuple[tf.Tensor, tf
     Returns:
       (float32 [batch], 0 where a gradient is not finite; bool [batch], whether it is finite).
     """
-    flat = [
-        tf.reshape(g, [tf.shape(g)[0], g.shape[1:].num_elements()])
-        for g in gradients
-        if g is not None
-    ]
-    _, scale, scaled_norm = _scale(flat)
+    _, scale, scaled_norm = _scale([_flat(g) for g in gradients if g is not None])
     return scale * scaled_norm, scale > 0
 
 
@@ -91,8 +92,8 @@ class BatchGradients:
     """Per-example gradients of a batch by layer, their norms and weighted sums.
 
     Args:
-      parts: of `layer_norms.gradients_by_layer`: each has `variables`, `squared_norms`, `largest`,
-        `is_exact`, `exact`, `scaled`, `keep` and `weighted_sums`.
+      parts: of `layer_norms.gradients_by_layer`: each has `variables`, `squared_norms`,
+        `is_exact`, `exact` and `weighted_sums`.
       variables: in the order that sums are given in.
     """
 
@@ -109,14 +110,20 @@ class BatchGradients:
         )
 
     def _by_the_second_way(self):
-        """(parts with zeros for examples that are not finite, norms float32 [batch])."""
-        parts = [part.exact() for part in self._parts]
-        scales = [part.largest() for part in parts]
-        scale = tf.maximum(tf.reduce_max(tf.stack(scales), axis=0), _TINY)
-        norm = tf.sqrt(tf.add_n([part.scaled(scale).squared_norms() for part in parts]))
-        norm = scale * norm
-        finite = tf.math.is_finite(norm)
-        return [part.keep(finite) for part in parts], tf.where(finite, norm, 0.0)
+        """(gradients by variable, flat, with zeros for examples that are not finite; norms).
+
+        From the gradients themselves, as in `clipped_sums`. What they are products of may be so far
+        above them that to scale by it would lose them.
+        """
+        gradients = {}
+        for part in self._parts:
+            exact = part.exact()
+            gradients.update((v.ref(), _flat(g)) for v, g in zip(exact.variables, exact.gradients))
+        _, scale, scaled_norm = _scale(list(gradients.values()))
+        norms = scale * scaled_norm
+        finite = (scale > 0) & tf.math.is_finite(norms)
+        kept = {v: tf.where(finite[:, tf.newaxis], g, 0.0) for v, g in gradients.items()}
+        return kept, tf.where(finite, norms, 0.0)
 
     def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
         """Sums over the batch.
@@ -128,22 +135,27 @@ class BatchGradients:
           Per variable float32 [K, *variable.shape].
         """
 
-        def sums_of(parts):
-            sums = {}
-            for part in parts:
-                for variable, total in zip(part.variables, part.weighted_sums(weights)):
-                    sums[variable.ref()] = total
-            zeros = [weights.shape[0]]
+        def plain():
+            return {
+                variable.ref(): total
+                for part in self._parts
+                for variable, total in zip(part.variables, part.weighted_sums(weights))
+            }
+
+        def exact():
+            gradients, _ = self._by_the_second_way()
+            return {v: _weighted_sums(weights, g) for v, g in gradients.items()}
+
+        def in_order(sums):
+            count = weights.shape[0]
             return [
-                sums[v.ref()] if v.ref() in sums else tf.zeros(zeros + v.shape.as_list())
+                tf.reshape(sums[v.ref()], [count, *v.shape])
+                if v.ref() in sums
+                else tf.zeros([count, *v.shape])
                 for v in self._variables
             ]
 
-        return tf.cond(
-            self._is_plain,
-            lambda: sums_of(self._parts),
-            lambda: sums_of(self._by_the_second_way()[0]),
-        )
+        return tf.cond(self._is_plain, lambda: in_order(plain()), lambda: in_order(exact()))
 
 
 def clip_weights(
@@ -190,8 +202,7 @@ def clipped_sums(
       (clipped_grad_sum, residual_grad_sum): per variable float32 [*shape] or None. Private.
     """
     present = [g for g in gradients if g is not None]
-    flat = [tf.reshape(g, [tf.shape(g)[0], g.shape[1:].num_elements()]) for g in present]
-    scaled, scale, scaled_norm = _scale(flat)
+    scaled, scale, scaled_norm = _scale([_flat(g) for g in present])
 
     lengths = _clip_lengths(scale * scaled_norm, l2_norm_clip, residual_l2_norm_clip)
     weights = tf.math.divide_no_nan(tf.stack(lengths), scaled_norm)
@@ -204,6 +215,11 @@ def clipped_sums(
         [None if g is None else next(clipped) for g in gradients],
         [None if g is None else next(residual) for g in gradients],
     )
+
+
+def _flat(gradients: tf.Tensor) -> tf.Tensor:
+    """[batch, *shape] as [batch, size]."""
+    return tf.reshape(gradients, [tf.shape(gradients)[0], gradients.shape[1:].num_elements()])
 
 
 def _scale(flat: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:

@@ -31,10 +31,6 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
-from tensorflow_privacy.privacy.fast_gradient_clipping.registry_functions import (
-    embedding,
-    layer_normalization,
-)
 
 # The Gram form is taken when it needs fewer products than the direct one times this: its matrices
 # [T, T] are small, which costs more per product. Measured, see tests/benchmarks.
@@ -58,41 +54,29 @@ class PerExample:
 
     def __init__(self, variables: Sequence[tf.Variable], gradients: Sequence[tf.Tensor]):
         self.variables = list(variables)
-        self._gradients = list(gradients)
+        self.gradients = list(gradients)
 
     def squared_norms(self) -> tf.Tensor:
         """Over all variables together, float32 [batch]."""
-        return tf.add_n([tf.reduce_sum(tf.square(_flat(g)), axis=1) for g in self._gradients])
-
-    def largest(self) -> tf.Tensor:
-        """An upper bound on the size of all entries up to a constant factor, float32 [batch]."""
-        return tf.reduce_max(tf.stack([_largest(g) for g in self._gradients]), axis=0)
+        return tf.add_n([tf.reduce_sum(tf.square(_flat(g)), axis=1) for g in self.gradients])
 
     def is_exact(self) -> tf.Tensor:
         """Whether each squared norm is right up to rounding of its own size, bool [batch]."""
-        return tf.ones([tf.shape(self._gradients[0])[0]], tf.bool)
+        return tf.ones([tf.shape(self.gradients[0])[0]], tf.bool)
 
     def exact(self) -> PerExample:
-        """The same, in a form whose norms are all exact."""
+        """The gradients themselves."""
         return self
-
-    def scaled(self, scale: tf.Tensor) -> PerExample:
-        """The same, each example's divided by its scale, float32 [batch]."""
-        return PerExample(self.variables, [_divide(g, scale) for g in self._gradients])
-
-    def keep(self, examples: tf.Tensor) -> PerExample:
-        """The same with zeros for the other examples; bool [batch]."""
-        return PerExample(self.variables, [_keep(g, examples) for g in self._gradients])
 
     def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
         """Sums over the batch for weights [K, batch]: per variable float32 [K, *shape]."""
-        sums = [tf.matmul(weights, _flat(g)) for g in self._gradients]
+        sums = [tf.matmul(weights, _flat(g)) for g in self.gradients]
         return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
 
     @classmethod
     def join(cls, calls: Sequence[PerExample]) -> PerExample:
         """Of several calls of one layer: gradients add."""
-        gradients = [tf.add_n(of_variable) for of_variable in zip(*(c._gradients for c in calls))]
+        gradients = [tf.add_n(of_variable) for of_variable in zip(*(c.gradients for c in calls))]
         return cls(calls[0].variables, gradients)
 
 
@@ -166,29 +150,12 @@ class Products:
         most = tf.reduce_sum(of_inputs * of_gradients, axis=1)
         return found >= _CANCELLED / self._positions * most
 
-    def exact(self) -> Products:
+    def exact(self) -> PerExample:
         """As in `PerExample`."""
-        if self._products is not None or self._positions == 1:
-            return self
-        return self._with(self._inputs, self._gradients, direct=True)
-
-    def _with(self, inputs, gradients, direct=None):
-        direct = self._products is not None if direct is None else direct
-        return Products(self.variables[0], inputs, gradients, self._to_variable, direct)
-
-    def largest(self) -> tf.Tensor:
-        """As in `PerExample`."""
-        return _largest(self._inputs) * _largest(self._gradients)
-
-    def scaled(self, scale: tf.Tensor) -> Products:
-        """As in `PerExample`; the inputs are divided by what makes them at most 1."""
-        of_inputs = _largest(self._inputs)
-        of_gradients = tf.math.divide_no_nan(scale, of_inputs)
-        return self._with(_divide(self._inputs, of_inputs), _divide(self._gradients, of_gradients))
-
-    def keep(self, examples: tf.Tensor) -> Products:
-        """As in `PerExample`."""
-        return self._with(_keep(self._inputs, examples), _keep(self._gradients, examples))
+        products = self._products
+        if products is None:
+            products = tf.matmul(self._inputs, self._gradients, transpose_a=True)
+        return PerExample(self.variables, [self._to_variable(products)])
 
     def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
         """As in `PerExample`."""
@@ -220,67 +187,6 @@ class Products:
         return cls(first.variables[0], inputs, gradients, first._to_variable)
 
 
-class Upstream:
-    """What one of TF Privacy's own rules knows: the norm; sums are the tape's.
-
-    Args:
-      variables: of the layer.
-      base_vars: of the rule.
-      gradients: with respect to `base_vars`.
-      sqr_norm_fn: of the rule.
-      tape: which recorded the call.
-    """
-
-    def __init__(self, variables, base_vars, gradients, sqr_norm_fn, tape):
-        self.variables = list(variables)
-        self._base_vars, self._gradients = base_vars, gradients
-        self._sqr_norm_fn, self._tape = sqr_norm_fn, tape
-
-    def squared_norms(self) -> tf.Tensor:
-        """Float32 [batch]."""
-        return self._sqr_norm_fn(self._gradients)
-
-    def largest(self) -> tf.Tensor:
-        """As in `PerExample`."""
-        parts = [_largest(g) for g in tf.nest.flatten(self._gradients)]
-        return tf.reduce_max(tf.stack(parts), axis=0)
-
-    def is_exact(self) -> tf.Tensor:
-        """As in `PerExample`."""
-        return tf.ones([tf.shape(tf.nest.flatten(self._gradients)[0])[0]], tf.bool)
-
-    def exact(self) -> Upstream:
-        """As in `PerExample`."""
-        return self
-
-    def scaled(self, scale: tf.Tensor) -> Upstream:
-        """As in `PerExample`."""
-        return self._with(tf.nest.map_structure(lambda g: _divide(g, scale), self._gradients))
-
-    def keep(self, examples: tf.Tensor) -> Upstream:
-        """As in `PerExample`."""
-        return self._with(tf.nest.map_structure(lambda g: _keep(g, examples), self._gradients))
-
-    def _with(self, gradients):
-        return Upstream(self.variables, self._base_vars, gradients, self._sqr_norm_fn, self._tape)
-
-    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
-        """As in `PerExample`."""
-        sums = []
-        for row in tf.unstack(weights):
-            weighted = tf.nest.map_structure(lambda g, w=row: g * _as(w, g), self._gradients)
-            gradients = self._tape.gradient(self._base_vars, self.variables, weighted)
-            sums.append([tf.convert_to_tensor(g) for g in gradients])
-        return [tf.stack(of_variable) for of_variable in zip(*sums)]
-
-    @classmethod
-    def join(cls, calls: Sequence[Upstream]) -> Upstream:
-        """Refuses: two squared norms do not tell the norm of the sum."""
-        if len(calls) > 1:
-            raise UnsupportedLayerError('has a rule for one call in a pass only')
-        return calls[0]
-
-
 class SquaredNorms:
     """What a rule of ours returns as its squared norm function.
 
@@ -306,7 +212,7 @@ def _by_microbatch(part, count):
     if isinstance(part, PerExample):
         summed = [
             tf.reduce_sum(tf.reshape(g, tf.concat([[count, -1], tf.shape(g)[1:]], 0)), axis=1)
-            for g in part._gradients
+            for g in part.gradients
         ]
         return PerExample(part.variables, summed)
 
@@ -540,19 +446,111 @@ def group_normalization_computation(
     return outputs, outputs, SquaredNorms(bind, num_microbatches)
 
 
+def layer_normalization_computation(
+    layer_instance: tf.keras.layers.LayerNormalization,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `LayerNormalization`.
+
+    TF Privacy has one too, for one call in a pass and with both scale and center.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, ..., C],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., C], outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if the statistics are over the batch.
+    """
+    inputs = _only_input(input_args, input_kwargs)
+    axes = list(layer_instance.axis)
+    if 0 in axes:
+        raise UnsupportedLayerError('mixes the examples of a batch')
+    shape = [inputs.shape[i] if i in axes else 1 for i in range(inputs.shape.rank)]
+    gamma, beta = layer_instance.gamma, layer_instance.beta
+    # Not by assignment, with which Keras would untrack them.
+    layer_instance.__dict__.update(gamma=None, beta=None)
+    try:
+        normalized = layer_instance.call(inputs)
+    finally:
+        layer_instance.__dict__.update(gamma=gamma, beta=beta)
+    outputs = normalized
+    if gamma is not None:
+        outputs = outputs * tf.reshape(gamma, shape)
+    if beta is not None:
+        outputs = outputs + tf.reshape(beta, shape)
+    tape.watch(outputs)
+    others = [i for i in range(1, inputs.shape.rank) if i not in axes]
+
+    def bind(gradients):
+        variables, of_example = [], []
+        if gamma is not None:
+            variables.append(gamma)
+            of_example.append(tf.reduce_sum(gradients * normalized, axis=others))
+        if beta is not None:
+            variables.append(beta)
+            of_example.append(tf.reduce_sum(gradients, axis=others))
+        return [PerExample(variables, of_example)]
+
+    return outputs, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def embedding_computation(
+    layer_instance: tf.keras.layers.Embedding,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> _RegistryOutput:
+    """Rule for `Embedding`: a `Dense` of one-hot vectors.
+
+    TF Privacy has one too, for one call in a pass and without XLA.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (ids, integers [batch, ...],).
+      input_kwargs: see `dense_computation`, as the next ones.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., p], outputs, `SquaredNorms`).
+    """
+    ids = _only_input(input_args, input_kwargs)
+    outputs = layer_instance.call(ids)
+    tape.watch(outputs)
+    positions = math.prod(ids.shape[1:]) if None not in ids.shape[1:] else -1
+
+    def bind(gradients):
+        count, size = layer_instance.embeddings.shape
+        a = tf.one_hot(tf.reshape(tf.cast(ids, tf.int32), [-1, 1, positions]), count)
+        g = tf.reshape(gradients, [-1, 1, positions, size])
+        return [Products(layer_instance.embeddings, a, g, lambda sums: sums[:, 0])]
+
+    return outputs, outputs, SquaredNorms(bind, num_microbatches)
+
+
 _RULES = {
     tf.keras.layers.Dense: dense_computation,
     tf.keras.layers.Conv2D: conv2d_computation,
     tf.keras.layers.Conv2DTranspose: conv2d_transpose_computation,
     tf.keras.layers.DepthwiseConv2D: depthwise_conv2d_computation,
     tf.keras.layers.GroupNormalization: group_normalization_computation,
-    tf.keras.layers.Embedding: embedding.embedding_layer_computation,
-    tf.keras.layers.LayerNormalization: layer_normalization.layer_normalization_computation,
+    tf.keras.layers.LayerNormalization: layer_normalization_computation,
+    tf.keras.layers.Embedding: embedding_computation,
 }
 
 
 def make_layer_registry() -> layer_registry.LayerRegistry:
-    """A TF Privacy registry of all rules: its own for Embedding and LayerNormalization."""
+    """A TF Privacy registry of all rules."""
     registry = layer_registry.LayerRegistry()
     for layer_class, rule in _RULES.items():
         registry.insert(layer_class, rule)
@@ -565,6 +563,8 @@ def make_layer_registry() -> layer_registry.LayerRegistry:
 def _only_input(input_args, input_kwargs) -> tf.Tensor:
     if len(input_args) != 1 or any(value is not None for value in input_kwargs.values()):
         raise UnsupportedLayerError('is called with more than its inputs')
+    if not isinstance(input_args[0], tf.Tensor):
+        raise UnsupportedLayerError('has inputs that are not dense')
     return input_args[0]
 
 
@@ -678,23 +678,6 @@ def _flat(x: tf.Tensor) -> tf.Tensor:
     return tf.reshape(x, [tf.shape(x)[0], math.prod(x.shape[1:])])
 
 
-def _as(of_example: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    """[batch] with as many axes as `like`."""
-    return tf.reshape(of_example, [-1] + [1] * (like.shape.rank - 1))
-
-
-def _largest(x: tf.Tensor) -> tf.Tensor:
-    return tf.reduce_max(tf.abs(x), axis=list(range(1, x.shape.rank)))
-
-
-def _divide(x: tf.Tensor, scale: tf.Tensor) -> tf.Tensor:
-    return tf.math.divide_no_nan(x, _as(scale, x))
-
-
-def _keep(x: tf.Tensor, examples: tf.Tensor) -> tf.Tensor:
-    return tf.where(_as(examples, x), x, tf.zeros_like(x))
-
-
 # One pass over a batch.
 
 
@@ -722,6 +705,11 @@ def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Non
             raise UnsupportedLayerError(
                 f'layer {layers[0].name!r} ({type(layers[0]).__name__}) has no rule'
             )
+        if layers[0].compute_dtype != 'float32':
+            raise UnsupportedLayerError(
+                f'layer {layers[0].name!r} ({type(layers[0]).__name__}) computes in '
+                f'{layers[0].compute_dtype}'
+            )
 
 
 def _layers_with_variables(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
@@ -744,15 +732,14 @@ def gradients_by_layer(
       variables: what the step updates; every one belongs to one layer.
 
     Returns:
-      Parts (`PerExample`, `Products`, `Upstream`), together over all variables that were used.
+      Parts (`PerExample`, `Products`), together over all variables that were used.
 
     Raises:
       UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
       ValueError: if there is not one loss for every example.
     """
     check_layers(model, variables)
-    # Persistent, since TF Privacy's own rules leave their weighted sums to it.
-    tape = tf.GradientTape(persistent=True, watch_accessed_variables=False)
+    tape = tf.GradientTape(watch_accessed_variables=False)
     with tape, _Recorder(model, tape) as calls:
         tape.watch(variables)
         losses = losses_of()
@@ -781,17 +768,10 @@ def gradients_by_layer(
 class _Call:
     """One call of a layer, as its rule saw it."""
 
-    def __init__(self, layer, base_vars, sqr_norm_fn, tape):
+    def __init__(self, layer, base_vars, bind):
         self.layer = layer
         self.base_vars = base_vars
-        self._sqr_norm_fn = sqr_norm_fn
-        self._tape = tape
-
-    def bind(self, gradients) -> list:
-        if isinstance(self._sqr_norm_fn, SquaredNorms):
-            return self._sqr_norm_fn.bind(gradients)
-        variables = self.layer.trainable_variables
-        return [Upstream(variables, self.base_vars, gradients, self._sqr_norm_fn, self._tape)]
+        self.bind = bind
 
 
 class _Recorder:
@@ -832,7 +812,7 @@ class _Recorder:
                 ) from error
             finally:
                 layer.call = call
-            self._calls.append(_Call(layer, base_vars, sqr_norm_fn, self._tape))
+            self._calls.append(_Call(layer, base_vars, sqr_norm_fn.bind))
             return outputs
 
         return call

@@ -1,0 +1,137 @@
+"""Both ways to clip, and any split of a batch, give the same private step."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.models import gan as gans
+from tf_efsgd.models.discriminator import build_discriminator
+from tf_efsgd.models.generator import build_generator, draw_inputs
+from tf_efsgd.models.losses import NonSaturatingLosses
+from tf_efsgd.privacy.noise import NoiseKey
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
+
+_SHAPE, _CLASSES = (8, 8, 1), 3
+_BATCH = 4  # Expected, and the number of generated images.
+_SIZES = (5, 0, 2)  # More records than generated images, none, and fewer.
+
+
+def _make_gan(clipping, error_feedback='private', discriminator=None, **settings):
+    """A tiny compiled GAN, the same at each call."""
+    tf.keras.utils.set_random_seed(5)
+    gan = gans.EFSGDGan(
+        build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8),
+        discriminator or build_discriminator(_SHAPE, _CLASSES, width=8),
+        draw_inputs,
+        seed=3,
+    )
+    gan.compile(
+        generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
+        discriminator_optimizer=ErrorFeedbackDPKerasSGDOptimizer(
+            # Some gradients are cut, and not all of what is cut is given back.
+            l2_norm_clip=0.3,
+            noise_multiplier=0.7,
+            expected_batch_size=_BATCH,
+            error_feedback=error_feedback,
+            residual_l2_norm_clip=0.2,
+            learning_rate=0.05,
+        ),
+        losses=NonSaturatingLosses(),
+        # The generator keeps its weights: Adam's first steps go by the sign of a gradient alone.
+        discriminator_steps=10,
+        adaptive_discriminator_steps=False,
+        noise=NoiseKey(7),
+        clipping=clipping,
+        **settings,
+    )
+    return gan
+
+
+def _samples():
+    draws = np.random.default_rng(1)
+    for size in _SIZES:
+        yield (
+            draws.integers(0, 256, (size, *_SHAPE)).astype(np.uint8),
+            draws.integers(0, _CLASSES, size).astype(np.int32),
+        )
+
+
+def _after_training(*args, **settings):
+    """(weights of the discriminator, its logs of the last step) after a step on every sample."""
+    gan = _make_gan(*args, **settings)
+    start = gan.discriminator.get_weights()
+    signature = (tf.TensorSpec([None, *_SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
+    samples = tf.data.Dataset.from_generator(_samples, output_signature=signature)
+    history = gan.fit(samples, steps_per_epoch=len(_SIZES), verbose=0).history
+    weights = gan.discriminator.get_weights()
+    assert max(np.abs(a - b).max() for a, b in zip(start, weights)) > 1e-2
+    return weights, {name: values[-1] for name, values in history.items()}
+
+
+def _assert_same(one, other):
+    for a, b in zip(one[0], other[0]):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    assert one[1].keys() == other[1].keys()
+    for name, value in one[1].items():
+        assert value == pytest.approx(other[1][name], rel=1e-4), name
+
+
+@pytest.fixture(scope='module')
+def vectorized():
+    return _after_training('vectorized')
+
+
+@pytest.fixture(scope='module')
+def fast():
+    return _after_training('fast')
+
+
+def test_fast_is_vectorized(vectorized, fast):
+    _assert_same(vectorized, fast)
+
+
+@pytest.mark.parametrize(
+    ('error_feedback', 'clip_fake'),
+    [('none', True), ('hidden', True), ('private', False), ('hidden', False)],
+)
+def test_fast_is_vectorized_in_every_mode(vectorized, error_feedback, clip_fake):
+    results = [
+        _after_training(clipping, error_feedback, clip_fake=clip_fake)
+        for clipping in ('vectorized', 'fast')
+    ]
+    _assert_same(*results)
+    # The modes differ, so that the same result is no accident.
+    pairs = zip(results[0][0], vectorized[0])
+    assert max(np.abs(a - b).max() for a, b in pairs) > 1e-3
+
+
+@pytest.mark.parametrize('clipping', ['vectorized', 'fast'])
+def test_microbatches_only_split_memory(request, clipping):
+    whole = request.getfixturevalue(clipping)
+    _assert_same(_after_training(clipping, microbatch_size=3), whole)
+
+
+def _odd_discriminator():
+    images = tf.keras.Input(_SHAPE)
+    features = tf.keras.layers.SeparableConv2D(4, 3, 2, name='odd')(images)
+    logits = tf.keras.layers.Dense(_CLASSES)(tf.keras.layers.Flatten()(features))
+    return tf.keras.Model(images, {'logits': logits})
+
+
+def test_fast_is_refused_for_a_layer_without_a_rule():
+    message = "clipping='fast' is not possible: layer 'odd' .SeparableConv2D. has no rule"
+    with pytest.raises(ValueError, match=message):
+        _make_gan('fast', discriminator=_odd_discriminator())
+
+
+def test_auto_says_which_layer_is_in_the_way(capsys):
+    gan = _make_gan('auto', discriminator=_odd_discriminator())
+    assert gan.clipping == 'vectorized'
+    assert "layer 'odd' (SeparableConv2D) has no rule" in capsys.readouterr().out
+    assert _make_gan('auto').clipping == 'fast'
+    assert capsys.readouterr().out == ''
+
+
+def test_an_unknown_clipping_is_refused():
+    with pytest.raises(ValueError, match="clipping must be one of .*Received: 'slow'"):
+        _make_gan('slow')
