@@ -160,10 +160,7 @@ def step_variants(
     ]
 
 
-def scaling_variants(
-    batch_sizes: Sequence[int] = _SCALING_BATCH_SIZES,
-    microbatch_size: int = _SCALING_MICROBATCH_SIZE,
-) -> list[Variant]:
+def scaling_variants(batch_sizes: Sequence[int], microbatch_size: int) -> list[Variant]:
     """The error-feedback step on growing batches, against the first of them."""
     return [
         Variant(
@@ -734,7 +731,7 @@ def _choose_variants(values: flags.FlagValues) -> list[Variant]:
     """What the flags ask for, and what that is compared with."""
     if values.scaling:
         size = values.microbatch_size or _SCALING_MICROBATCH_SIZE
-        variants = scaling_variants(microbatch_size=size)
+        variants = scaling_variants(_SCALING_BATCH_SIZES, size)
     else:
         variants = step_variants(
             values.batch_size, values.tf_privacy_batch_size, values.microbatch_size
