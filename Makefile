@@ -1,4 +1,4 @@
-# demo, test and lint each make .venv themselves when it is missing or out of date.
+# demo, test, bench and lint each make .venv themselves when it is missing or out of date.
 # Works with GNU make 3.81 (macOS) and later.
 
 VENV  := .venv
@@ -34,11 +34,12 @@ endef
 UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean fresh
+.PHONY: help demo test bench lint clean fresh
 
 help:
 	@echo 'make demo    train a small private GAN on the digits that come with the package'
 	@echo 'make test    run the tests'
+	@echo 'make bench   time the private steps and compare their memory, on this machine'
 	@echo 'make lint    check the code with ruff'
 	@echo 'make clean   remove .venv and what the tools left behind (never runs/)'
 	@echo ''
@@ -50,6 +51,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(PY) -m pytest $(ARGS)
+
+bench: $(STAMP)
+	@$(PY) -m tf_efsgd.benchmark $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check $(or $(ARGS),.)

@@ -69,5 +69,7 @@ setuptools.setup(
     extras_require={
         'dev': ['pytest>=7.4', 'hypothesis>=6.80', 'ruff>=0.5'],
         'report': ['matplotlib>=3.7'],
+        # For tests/benchmarks/opacus_step.py; ghost clipping came with Opacus 1.5.
+        'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],
     },
 )
