@@ -63,6 +63,8 @@ setuptools.setup(
         'wheel<0.46',
         'numpy>=1.23.5,<2',
         'scikit-learn>=1.2,<2',
+        'scipy>=1.9,<2',
+        'attrs>=22',
         'absl-py>=1.0,<2',
         'tqdm>=4.60',
     ],
