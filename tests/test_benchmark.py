@@ -35,38 +35,48 @@ def run(monkeypatch):
     return lambda *arguments: benchmark.run(_parse('--nomemory', '--rounds=1', *arguments))
 
 
-def test_every_step_is_timed_shown_and_written(run, tmp_path, capsys):
+def test_every_kind_of_step_is_timed_shown_and_written(run, tmp_path, capsys):
     picture, figures = tmp_path / 'bench.png', tmp_path / 'bench.json'
     sizes = ['--batch_size=12', '--tf_privacy_batch_size=8']
-    results = run(*sizes, f'--plot={picture}', f'--json={figures}')
-    assert [result.variant for result in results] == list(_VARIANTS.values())
+    assert benchmark._choose_variants(_parse(*sizes)) == list(_VARIANTS.values())
+    # One of each kind; the others are built below.
+    names = ['plain', 'error_feedback', 'dp_sgd_vectorized', 'plain_with_generator']
+    names += ['error_feedback_with_generator', 'error_feedback_small', 'tf_privacy']
+    only = f'--only={",".join(names)}'
+    results = run(*sizes, only, f'--plot={picture}', f'--json={figures}')
+    assert [result.variant.name for result in results] == names
     for result in results:
         assert len(result.seconds) == 1 and 0 < result.seconds[0] < 10
         assert 0.01 < result.ratio.low <= result.ratio.median <= result.ratio.high < 1000
         if result.variant.name == result.variant.against:
             assert result.ratio == benchmark.Spread(1, 1, 1)
     printed = capsys.readouterr().out
-    for text in ('batch 12: 6 records, 6 generated', 'batch 8: 4 records', 'vectorized', 'TF Priv'):
+    for text in ('batch 12 (6 records)', 'batch 8 (4 records)', 'vectorized', "TF Privacy's"):
         assert text in printed
     written = json.loads(figures.read_text('utf-8'))
-    assert [step['variant']['name'] for step in written['steps']] == list(_VARIANTS)
+    assert [step['variant']['name'] for step in written['steps']] == names
     assert all(step['milliseconds'] > 0 for step in written['steps'])
     assert written['machine']['tensorflow'] == tf.__version__
     assert picture.read_bytes().startswith(b'\x89PNG')
 
 
-def test_scaling_is_by_record(run, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, '_SCALING_BATCH_SIZES', (4, 12))
-    small, large = run('--scaling', '--microbatch_size=4')
-    assert (small.variant.microbatch_size, large.variant.records) == (4, 6)
-    by_record = large.seconds[0] / 6 / (small.seconds[0] / 2)
-    assert large.ratio.median == pytest.approx(by_record)
-    assert '4 records at a time' in capsys.readouterr().out
+def test_scaling_is_by_record():
+    variants = benchmark._choose_variants(_parse('--scaling', '--only=batch_64,batch_256'))
+    assert [(v.records, v.microbatch_size) for v in variants] == [(32, 256), (128, 256)]
+    seconds, memory = {'batch_64': [3.2], 'batch_256': [6.4]}, {'batch_64': 4e6, 'batch_256': 6e6}
+    small, large = benchmark._results(variants, seconds, memory)
+    assert (small.ratio.median, large.ratio.median) == pytest.approx((1.0, 0.5))
+    assert large.memory_ratio == 1.5
+    first, *_, last = benchmark.format_table([small, large], scaling=True).splitlines()
+    assert '256 records at a time' in benchmark.format_table([small, large], scaling=True)
+    row = dict(zip(first.replace('× ', '×').split(), last.replace('error ', '').split()))
+    assert row['µs/record'] == '50000' and row['×time'] == '0.50' and row['×MB'] == '1.50'
 
 
-def test_only_brings_what_a_step_is_compared_with(run):
-    results = run('--batch_size=4', '--only=dp_sgd')
-    assert [result.variant.name for result in results] == ['plain', 'dp_sgd']
+def test_only_brings_what_a_step_is_compared_with():
+    chosen = benchmark._choose_variants(_parse('--only=dp_sgd,tf_privacy'))
+    names = [variant.name for variant in chosen]
+    assert names == ['plain', 'dp_sgd', 'error_feedback_small', 'tf_privacy']
 
 
 def test_celeba64_is_what_its_flagfile_says():
@@ -134,7 +144,7 @@ def test_tf_privacy_takes_the_same_loss(data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'name', ['plain', 'error_feedback_with_generator', 'error_feedback_drop_in', 'tf_privacy']
+    'name', ['plain', 'error_feedback', 'error_feedback_drop_in', 'tf_privacy']
 )
 def test_a_step_updates_every_variable(name, monkeypatch):
     monkeypatch.setattr(benchmark, '_LEARNING_RATE', 0.01)
@@ -180,7 +190,7 @@ def test_memory_is_of_another_process():
     assert found % 1024 == 0
 
 
-def test_a_process_that_dies_has_no_figure(monkeypatch):
+def test_a_process_that_dies_has_no_figure():
     broken = dataclasses.replace(_VARIANTS['plain'], batch_size=-2)
     assert benchmark.measure_memory(_TINY, broken) is None
 

@@ -531,19 +531,23 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def describe(networks: Networks, facts: Mapping[str, object]) -> str:
-    """One line on the machine, one on the networks."""
-    from tf_efsgd.models.discriminator import build_discriminator
-
-    shape = 'x'.join(map(str, networks.image_shape))
-    discriminator = build_discriminator(
-        networks.image_shape, networks.num_classes, width=networks.width
-    )
+def describe_machine(facts: Mapping[str, object]) -> str:
+    """`machine` in words."""
     gpus = f', {facts["gpus"]} GPUs' if facts['gpus'] else ''
     return (
         f'{facts["cores"]} cores of {facts["processor"]}{gpus}, TensorFlow {facts["tensorflow"]}, '
-        f'Python {facts["python"]}\n'
-        f'{shape}, {networks.num_classes} classes; discriminator '
+        f'Python {facts["python"]}'
+    )
+
+
+def describe_networks(networks: Networks) -> str:
+    """The images and the size of the networks in words."""
+    from tf_efsgd.models.discriminator import build_discriminator
+
+    shape, classes = networks.image_shape, networks.num_classes
+    discriminator = build_discriminator(shape, classes, width=networks.width)
+    return (
+        f'{"x".join(map(str, shape))}, {classes} classes; discriminator '
         f'{discriminator.count_params():,} parameters'
     )
 
@@ -553,7 +557,7 @@ def group_title(base: Variant, scaling: bool = False) -> str:
     if scaling:
         size = base.microbatch_size
         return f'Error feedback, {size} records at a time; × is of the first, time by record'
-    half = f'batch {base.batch_size}: {base.records} records, {base.records} generated images'
+    half = f'batch {base.batch_size} ({base.records} records)'
     if base.optimizer == 'error_feedback':
         return f'Against TF Privacy, {half}; × is of our fast error feedback'
     if base.with_generator:
@@ -618,7 +622,7 @@ def plot(results: Sequence[Result], path: str, caption: str, scaling: bool = Fal
     panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, (base, group) in zip(panels, groups):
         _plot_group(axes, group, scaling)
-        axes.set_title(group_title(base, scaling), fontsize=10, loc='left')
+        axes.set_title(group_title(base, scaling), fontsize=9, loc='left')
     figure.supxlabel(caption, fontsize=8)
     figure.savefig(path, dpi=120)
 
@@ -762,9 +766,9 @@ def run(values: flags.FlagValues) -> list[Result]:
     variants = _choose_variants(values)
     networks = MODELS[values.model]
     facts = machine()
-    caption = f'{values.model}: {describe(networks, facts).splitlines()[1]}'
-    print(describe(networks, facts).splitlines()[0])
-    print(f'{caption}; {values.rounds} rounds', flush=True)
+    about_machine = describe_machine(facts)
+    about_networks = f'{values.model}: {describe_networks(networks)}; {values.rounds} rounds'
+    print(f'{about_machine}\n{about_networks}', flush=True)
     results = measure(networks, variants, values.rounds, values.memory)
     print('\n' + format_table(results, values.scaling), flush=True)
     if values.json is not None:
@@ -772,8 +776,7 @@ def run(values: flags.FlagValues) -> list[Result]:
         text = to_json(results, **about, networks=dataclasses.asdict(networks))
         pathlib.Path(values.json).write_text(text, encoding='utf-8')
     if values.plot is not None:
-        caption += f'; {facts["cores"]} cores of {facts["processor"]}'
-        plot(results, values.plot, caption, values.scaling)
+        plot(results, values.plot, f'{about_networks}\n{about_machine}', values.scaling)
     return results
 
 
