@@ -12,9 +12,9 @@ How it measures:
     0.2 seconds, forwards in one round and backwards in the next.
   - A ratio is taken within a round, so that what slows the machine down for a while slows both
     sides; shown are the median over the rounds, the least and the largest.
-  - Memory is of a process of its own: the most it had in RAM at any time, without what it had
-    after TensorFlow was loaded and the data made. Tracing, weights and optimizer are in it; what a
-    GPU holds is not.
+  - Memory is what a step's batch takes: the most that a process of its own had in RAM at any time,
+    without what it had after TensorFlow was loaded and the data made, less the same for a step on
+    two images. So tracing, weights and optimizer are not in it; what a GPU holds is not either.
 """
 
 from __future__ import annotations
@@ -408,11 +408,18 @@ def spread_of_ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
 
 
 def measure_memory(networks: Networks, variant: Variant) -> float | None:
-    """What a few steps add to the memory of a process of their own, see the top of this file.
+    """What the batch of a step takes, see the top of this file.
 
     Returns:
-      Bytes; None if the process did not survive or the system does not tell.
+      Bytes; None if a process did not survive or the system does not tell.
     """
+    whole = _process_memory(networks, variant)
+    fixed = _process_memory(networks, dataclasses.replace(variant, batch_size=2))
+    return None if whole is None or fixed is None else max(0.0, whole - fixed)
+
+
+def _process_memory(networks: Networks, variant: Variant) -> float | None:
+    """What a few steps add to the memory of a process of their own, in bytes."""
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_memory, args=(sender, networks, variant), daemon=True)
