@@ -531,6 +531,24 @@ def test_positions_that_cancel(mode):
     np.testing.assert_allclose(total, np.outer(a, a) * -(2.0**-13), rtol=1e-6)
 
 
+@pytest.mark.parametrize('positions', [1, 2])
+@pytest.mark.parametrize('of_input', [1e-20, 1e18])
+def test_factors_whose_squares_vanish(of_input, positions):
+    # |A|^2 underflows to 0 and so would the norm, while the sums know G = 1e-2 and are not clipped.
+    parts = [
+        layer_norms.Products(
+            tf.Variable(tf.zeros([300, 300])),
+            tf.fill([1, 1, positions, 300], of_input),
+            tf.fill([1, 1, positions, 300], 1e-2 / of_input),
+            lambda sums: sums[:, 0],
+        ),
+        layer_norms.PerExample([tf.Variable([0.0])], [tf.constant([[1e-3]])]),
+    ]
+    assert parts[0]._products is None and float(parts[0].squared_norms()[0]) == 0
+    gradients = clipping.BatchGradients(parts, [part.variables[0] for part in parts])
+    np.testing.assert_allclose(gradients.norms, [300 * 1e-2 * positions], rtol=1e-5)
+
+
 def test_what_went_in_may_be_far_above_the_gradient():
     # Where the input is huge no gradient arrives; another record asks for the second way.
     model = _model_of(_KERAS.Dense(4, 'relu', use_bias=False), [3, 4])

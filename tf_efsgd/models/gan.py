@@ -343,25 +343,36 @@ class EFSGDGan(tf.keras.Model):
     def _sums_of(self, images, labels, generated, generated_labels):
         """As `_sums_of_step`, of a part of it at once."""
         images = to_float(images)
-        seen = []
-
-        def losses_of_records():
-            return self._losses_of_records(images, labels)
-
-        def losses_of_generated():
-            losses, logits = self._losses_of_generated(generated, generated_labels)
-            told = tf.cast(logits < 0, tf.float32)
-            seen.append(tf.stack([tf.reduce_sum(told), tf.reduce_sum(losses)]))
-            return losses
-
         variables = self.discriminator.trainable_variables
-        clipped, residual = self._sums_of_records(losses_of_records, (images, labels), variables)
-        public = self._sum_of_generated(
-            losses_of_generated, (generated, generated_labels), variables
+        zeros = [tf.zeros(v.shape) for v in variables]
+
+        def of_records():
+            return self._sums_of_records(
+                lambda: self._losses_of_records(images, labels), (images, labels), variables
+            )
+
+        def of_generated():
+            seen = []
+
+            def losses_of():
+                losses, logits = self._losses_of_generated(generated, generated_labels)
+                told = tf.cast(logits < 0, tf.float32)
+                seen.append(tf.stack([tf.reduce_sum(told), tf.reduce_sum(losses)]))
+                return losses
+
+            public = self._sum_of_generated(losses_of, (generated, generated_labels), variables)
+            if not seen:  # Every example had a pass of its own.
+                losses_of()
+            return public, seen[0]
+
+        # On no images at all, TensorFlow's convolutions fail.
+        clipped, residual = tf.cond(
+            tf.shape(labels)[0] > 0, of_records, lambda: (zeros, zeros if self.is_private else [])
         )
-        if not seen:  # Every example had a pass of its own.
-            losses_of_generated()
-        return clipped, residual, public, seen[0]
+        public, seen = tf.cond(
+            tf.shape(generated_labels)[0] > 0, of_generated, lambda: (zeros, tf.zeros([2]))
+        )
+        return clipped, residual, public, seen
 
     def _sums_of_records(self, losses_of, records, variables):
         optimizer = self.discriminator_optimizer

@@ -24,7 +24,7 @@ from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 # Below this, gradients are treated as if their largest entry were this: 1 / it is still finite.
 _TINY = 1e-30
 # Between these a sum of squares has lost nothing to underflow or overflow that matters.
-_SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-24, 1e34
+_SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-20, 1e34
 
 
 def per_example_gradients(

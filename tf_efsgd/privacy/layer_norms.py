@@ -38,6 +38,8 @@ _GRAM_ADVANTAGE = 1.0
 # The Gram form squares before it adds, so where an example's positions cancel, what is left may be
 # rounding: below this share of |A|^2 |G|^2 / T it is not believed, and G is computed.
 _CANCELLED = 1e-2
+# And where |A|^2 or |G|^2 is above this, the other may have lost squares that count.
+_LARGEST_FACTOR = 1e8
 
 
 class UnsupportedLayerError(ValueError):
@@ -143,12 +145,18 @@ class Products:
 
     def is_exact(self) -> tf.Tensor:
         """As in `PerExample`."""
-        if self._products is not None or self._positions == 1:
+        if self._products is not None:
             return tf.ones([tf.shape(self._inputs)[0]], tf.bool)
         found = self.squared_norms()
-        of_inputs, of_gradients = (tf.linalg.trace(gram) for gram in self._gram)
-        most = tf.reduce_sum(of_inputs * of_gradients, axis=1)
-        return found >= _CANCELLED / self._positions * most
+        if self._positions == 1:
+            sizes = [self._sizes(self._inputs), self._sizes(self._gradients)]
+        else:
+            sizes = [tf.linalg.trace(gram) for gram in self._gram]
+        in_range = tf.reduce_all(tf.maximum(*sizes) <= _LARGEST_FACTOR, axis=1)
+        if self._positions == 1:
+            return in_range
+        most = tf.reduce_sum(sizes[0] * sizes[1], axis=1)
+        return in_range & (found >= _CANCELLED / self._positions * most)
 
     def exact(self) -> PerExample:
         """As in `PerExample`."""
