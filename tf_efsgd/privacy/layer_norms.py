@@ -659,7 +659,7 @@ def _block_patches(images, layer, stride):
 
     def order(sums):  # Axis 1 is (block row, block column, row, column, ...).
         rest = sums.shape[1] // math.prod(layer.kernel_size)
-        split = tf.reshape(sums, [sums.shape[0], *blocks, stride, stride, rest, *sums.shape[2:]])
+        split = tf.reshape(sums, [-1, *blocks, stride, stride, rest, *sums.shape[2:]])
         others = list(range(5, split.shape.rank))
         return tf.transpose(split, [0, 1, 3, 2, 4, *others])
 
