@@ -369,9 +369,11 @@ class EFSGDGan(tf.keras.Model):
         clipped, residual = tf.cond(
             tf.shape(labels)[0] > 0, of_records, lambda: (zeros, zeros if self.is_private else [])
         )
-        public, seen = tf.cond(
-            tf.shape(generated_labels)[0] > 0, of_generated, lambda: (zeros, tf.zeros([2]))
-        )
+        # One after the other: side by side both would hold what they stored at once.
+        with tf.control_dependencies(tf.nest.flatten((clipped, residual))):
+            public, seen = tf.cond(
+                tf.shape(generated_labels)[0] > 0, of_generated, lambda: (zeros, tf.zeros([2]))
+            )
         return clipped, residual, public, seen
 
     def _sums_of_records(self, losses_of, records, variables):
