@@ -718,3 +718,21 @@ def test_losses_that_are_not_one_for_every_example_are_refused():
 def test_the_discriminator_of_this_package_has_all_rules(shape, reconstruction):
     model = build_discriminator(shape, 10, width=8, reconstruction=reconstruction)
     assert why_not_fast(model, model.trainable_variables) is None
+
+
+def test_the_rounded_products_of_gpus_are_switched_off(monkeypatch):
+    layer = tf.keras.layers.Dense(2)
+    model = tf.keras.Sequential([tf.keras.Input([3]), layer])
+    rows = tf.ones([4, 3])
+    enabled = tf.config.experimental.tensor_float_32_execution_enabled
+    before = enabled()
+    try:
+        for devices, wanted in (([], True), (['GPU:0'], False)):
+            tf.config.experimental.enable_tensor_float_32_execution(True)
+            monkeypatch.setattr(tf.config, 'list_physical_devices', lambda *_, d=devices: d)
+            layer_norms.gradients_by_layer(
+                model, lambda: tf.reduce_sum(model(rows), axis=1), model.trainable_variables
+            )
+            assert enabled() is wanted
+    finally:
+        tf.config.experimental.enable_tensor_float_32_execution(before)

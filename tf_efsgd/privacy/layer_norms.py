@@ -747,6 +747,7 @@ def gradients_by_layer(
       ValueError: if there is not one loss for every example.
     """
     check_layers(model, variables)
+    _switch_off_tensor_float_32()
     tape = tf.GradientTape(watch_accessed_variables=False)
     with tape, _Recorder(model, tape) as calls:
         tape.watch(variables)
@@ -771,6 +772,12 @@ def gradients_by_layer(
             if any(variable.ref() in wanted for variable in of_part[0].variables):
                 parts.append(of_part[0] if len(of_part) == 1 else type(of_part[0]).join(of_part))
     return parts
+
+
+def _switch_off_tensor_float_32() -> None:
+    """With it a GPU's products round to 10 bits: norms too small, and clips that do not bound."""
+    if tf.config.list_physical_devices('GPU'):
+        tf.config.experimental.enable_tensor_float_32_execution(False)
 
 
 class _Call:
