@@ -154,3 +154,18 @@ def test_convolutions_meet_parts_without_images(clipping):
         steps.append(tf.nest.flatten([sums(*sample) for sample in _samples(shape)]))
     for one, other in zip(*steps):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_measured_of_no_records_is_zero():
+    shape = (20, 20, 1)
+    tf.keras.utils.set_random_seed(5)
+    discriminator = build_discriminator(shape, _CLASSES, width=8)
+    gan = _make_gan('fast', discriminator=discriminator, shape=shape)
+    signature = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
+    measure = tf.function(gan._measure, input_signature=[signature])
+    some, none = (
+        measure((tf.zeros([count, *shape], tf.uint8), tf.zeros([count], tf.int32)))
+        for count in (3, 0)
+    )
+    assert float(some['batch_size']) == 3 and float(some['gradient_norm']) > 0
+    assert set(none) == set(some) and not any(float(value) for value in none.values())

@@ -213,6 +213,18 @@ class EFSGDGan(tf.keras.Model):
     def _measured_sums(self, records) -> dict[str, tf.Tensor]:
         """Sums over the records of all replicas, in a replica context; PRIVATE."""
         images, labels = to_float(records[0]), records[1]
+        names = []
+
+        def measured():
+            sums = self._measured_sums_of_share(images, labels)
+            names[:] = sums
+            return list(sums.values())
+
+        # On no images at all, TensorFlow's convolutions fail.
+        sums = tf.cond(tf.shape(labels)[0] > 0, measured, lambda: [tf.zeros([]) for _ in names])
+        return dict(zip(names, _all_reduce(sums)))
+
+    def _measured_sums_of_share(self, images, labels) -> dict[str, tf.Tensor]:
         outputs = self.discriminator(images, training=False)
         logits = self._losses.realness(outputs[LOGITS], labels)
         sums = {
@@ -227,7 +239,7 @@ class EFSGDGan(tf.keras.Model):
             sums |= self.discriminator_optimizer.measured_sums(
                 self._loss_of_record, (images, labels), self.discriminator.trainable_variables
             )
-        return dict(zip(sums, _all_reduce(list(sums.values()))))
+        return sums
 
     def train_step(self, data) -> dict[str, tf.Tensor]:
         """One private discriminator step, then, when it is due, one public generator step.
