@@ -185,9 +185,16 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_memory_is_of_another_process():
-    found = benchmark.measure_memory(_TINY, _VARIANTS['plain'])
+    found = benchmark._process_memory(_TINY, _VARIANTS['plain'])
     assert 1e6 < found < 1e9
     assert found % 1024 == 0
+
+
+def test_memory_is_that_of_the_batch(monkeypatch):
+    monkeypatch.setattr(
+        benchmark, '_process_memory', lambda _, variant: 7e6 + 3e3 * variant.batch_size
+    )
+    assert benchmark.measure_memory(_TINY, _VARIANTS['plain']) == 3e3 * (2 * _RECORDS - 2)
 
 
 def test_a_process_that_dies_has_no_figure():
