@@ -1,4 +1,4 @@
-# demo, test, bench and lint each make .venv themselves when it is missing or out of date.
+# demo, test, bench, results and lint each make .venv themselves when it is missing or out of date.
 # Works with GNU make 3.81 (macOS) and later.
 
 VENV  := .venv
@@ -34,14 +34,15 @@ endef
 UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean fresh
+.PHONY: help demo test bench results lint clean fresh
 
 help:
 	@echo 'make demo    train a small private GAN on the digits that come with the package'
 	@echo 'make test    run the tests'
 	@echo 'make bench   time the private steps and compare their memory, on this machine'
+	@echo 'make results train all runs of a table of the README (hours), or what is missing of them'
 	@echo 'make lint    check the code with ruff'
-	@echo 'make clean   remove .venv and what the tools left behind (never runs/)'
+	@echo 'make clean   remove .venv and what the tools left behind (never runs/ and results/)'
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
 	@echo 'PYTHON=... makes .venv with: make test PYTHON=python3.10 (3.9, 3.10 or 3.11)'
@@ -54,6 +55,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	@$(PY) -m tf_efsgd.benchmark $(ARGS)
+
+results: $(STAMP)
+	@$(PY) -m tf_efsgd.results $(ARGS)
 
 lint: $(STAMP)
 	@$(PY) -m ruff check $(or $(ARGS),.)

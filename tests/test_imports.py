@@ -80,14 +80,21 @@ _MAY_IMPORT = {
     'audit.mechanism': ['audit', 'privacy'],
     'audit.training': ['audit', 'data', 'models', 'privacy'],
     'benchmark': ['config', 'data', 'models', 'privacy'],
+    'results': ['results'],
+    'results.__main__': ['config', 'results'],
+    'results.grids': ['config', 'privacy.accounting'],
+    'results.runs': ['config', 'files', 'results'],
+    'results.tables': ['files', 'results'],
 }
 
-# Libraries that a module must do without: ε, the ledger and the planner need no TensorFlow.
-_WITHOUT = {
-    'privacy.accounting': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
-    'privacy.ledger': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
-    'plan': ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras'],
-}
+# Libraries that a module must do without: ε, the ledger, the planner and what waits for runs need
+# no TensorFlow.
+_TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras']
+_WITHOUT = dict.fromkeys(
+    ['privacy.accounting', 'privacy.ledger', 'plan']
+    + ['results', 'results.__main__', 'results.grids', 'results.runs', 'results.tables'],
+    _TENSORFLOW,
+)
 
 
 def _module_name(path):
@@ -198,6 +205,8 @@ def test_imports_keep_to_the_table(module):
         ('checkpoints', 'from tf_efsgd.privacy import accounting'),
         ('config', 'from tf_efsgd import version'),
         ('audit', 'from tf_efsgd import runner'),
+        ('results.runs', 'from tf_efsgd import launch'),
+        ('results.tables', 'import tensorflow as tf'),
         ('runner', 'from tf_efsgd import launch'),
     ],
 )

@@ -1,0 +1,182 @@
+"""The named grids: which runs the tables of the README are made of, as data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from tf_efsgd import config
+from tf_efsgd.privacy import accounting
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table: the same settings with several seeds.
+
+    Attributes:
+      name: of its folder and picture.
+      title: what it is, for a person.
+      flagfile: name of the config that it starts from.
+      changes: flags after it.
+      baseline: name of the row of the same grid that it is compared with; None for that row.
+      unproven: run with the noise that plain DP-SGD accounting asks for at the config's
+        target_epsilon, and without a target: for a mechanism to which that accounting does not
+        apply. Needs --dataset_size among the flags.
+    """
+
+    name: str
+    title: str
+    flagfile: str
+    changes: tuple[str, ...] = ()
+    baseline: str | None = None
+    unproven: bool = False
+
+
+_DATA_SETS = (('mnist', 'MNIST'), ('fashion_mnist', 'Fashion-MNIST'))
+_THREE_IDEAS = ('--error_feedback=none', '--reconstruction=none', '--nonoise_injection')
+
+# (name, title, flags). The first is what the others are compared with.
+_VARIANTS = (
+    ('all', 'all three ideas', ()),
+    ('no_error_feedback', 'without error feedback', ('--error_feedback=none',)),
+    ('no_reconstruction', 'without reconstruction', ('--reconstruction=none',)),
+    ('no_noise_injection', 'without noise injection', ('--nonoise_injection',)),
+    (
+        'dp_sgd_gan',
+        'none of them, no warm start: a DP-SGD GAN',
+        (*_THREE_IDEAS, '--warm_start_share=0'),
+    ),
+    ('no_warm_start', 'without the warm start', ('--warm_start_share=0',)),
+    ('warm_start_alone', 'the warm start alone', ('--warm_start_share=1',)),
+    (
+        'hidden',
+        'hidden error feedback (DiceSGD), no warm start: NOT PRIVATE at the unproven ε',
+        # The training splits of both have 60,000 images.
+        ('--error_feedback=hidden', '--warm_start_share=0', '--dataset_size=60000'),
+    ),
+    ('non_private', 'without clipping and noise: NOT PRIVATE', ('--noprivate',)),
+)
+
+GRIDS = {
+    'main': tuple(
+        Row(f'{data}{suffix}', f'{title}, ε = {epsilon}', f'{data}{suffix}.flags')
+        for data, title in _DATA_SETS
+        for suffix, epsilon in (('', 10), ('_eps1', 1))
+    ),
+    'ablation': tuple(
+        Row(
+            name=f'{data}_{name}',
+            title=f'{data_title}, {title}',
+            flagfile=f'{data}.flags',
+            changes=changes,
+            baseline=None if name == 'all' else f'{data}_all',
+            unproven=name == 'hidden',
+        )
+        for data, data_title in _DATA_SETS
+        for name, title, changes in _VARIANTS
+    ),
+}
+
+
+def make_config(
+    row: Row,
+    seed: int,
+    *,
+    overrides: Sequence[str] = (),
+    datasets: Mapping[str, str] | None = None,
+    data_dir: str | None = None,
+    tfds_manual_dir: str | None = None,
+) -> config.RunConfig:
+    """The settings of one run; where the run folder is, is not among them.
+
+    Args:
+      row: of the table.
+      seed: of what is public.
+      overrides: NAME=VALUE of settings, after the flags of the row.
+      datasets: other places of data sets, `--dataset` by `--dataset`.
+      data_dir: instead of the config's, unless None.
+      tfds_manual_dir: the same.
+
+    Returns:
+      The settings.
+
+    Raises:
+      config.ConfigError: if one is wrong; the message names the row.
+    """
+    lines = [*_flags(row), *(f'--{override}' for override in overrides), f'--seed={seed}']
+    places = {'data_dir': data_dir, 'tfds_manual_dir': tfds_manual_dir}
+    places = {name: place for name, place in places.items() if place is not None}
+    try:
+        settings = config.from_flagfile('\n'.join(lines))
+        dataset = (datasets or {}).get(settings.data.dataset, settings.data.dataset)
+        data = dataclasses.replace(settings.data, dataset=dataset, **places)
+        settings = dataclasses.replace(settings, data=data)
+        if not (settings.run.evaluate and settings.run.export):
+            raise config.ConfigError('a table needs --evaluate and --export')
+        if config.from_flagfile(settings.to_flags()) != settings:
+            raise config.ConfigError(
+                'where a run is and how it goes on is not for --set. Received: '
+                + ', '.join(overrides)
+            )
+        return _with_unproven_noise(settings) if row.unproven else settings
+    except ValueError as error:
+        raise config.ConfigError(f'Row {row.name}: {error}') from error
+
+
+def _flags(row: Row) -> list[str]:
+    argument = config.find_flagfiles([f'--flagfile={row.flagfile}'])[0]
+    text = pathlib.Path(argument.split('=', 1)[1]).read_text(encoding='utf-8')
+    return [*text.splitlines(), *row.changes]
+
+
+def _with_unproven_noise(settings: config.RunConfig) -> config.RunConfig:
+    privacy, data = settings.privacy, settings.data
+    if data.dataset_size is None or privacy.target_epsilon is None:
+        raise config.ConfigError('an unproven epsilon needs --dataset_size and --target_epsilon')
+    noise_multiplier = _plain_noise(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        privacy.expected_batch_size,
+        min(data.dataset_size, data.limit_records or data.dataset_size),
+        privacy.train_steps,
+    )
+    return dataclasses.replace(
+        settings,
+        privacy=dataclasses.replace(
+            privacy, target_epsilon=None, noise_multiplier=noise_multiplier
+        ),
+    )
+
+
+@functools.cache
+def _plain_noise(epsilon: float, delta: float, batch_size: int, size: int, steps: int) -> float:
+    """What plain DP-SGD needs, in few digits, so that it is the same again on another machine."""
+    sampled = accounting.sampling_probability(batch_size, size)
+    found = accounting.calibrate_noise_multiplier(epsilon, delta, sampled, steps)
+    return math.ceil(found * 1e4) / 1e4
+
+
+def show_command(row: Row, settings: config.RunConfig, overrides: Sequence[str] = ()) -> str:
+    """The command that repeats a run of the row, without its seed and this machine's places.
+
+    Args:
+      row: of the table.
+      settings: as `make_config` made them.
+      overrides: as they were given to it.
+
+    Returns:
+      One line.
+    """
+    if not row.unproven:
+        shown = [f'--flagfile={row.flagfile}', *row.changes, *(f'--{value}' for value in overrides)]
+    else:  # A flagfile's target cannot be taken back by a flag.
+        dataset = config.from_flagfile('\n'.join(_flags(row))).data.dataset
+        left_out = {'seed': None, 'data_dir': None, 'tfds_manual_dir': None}
+        defaults = config.RunConfig(privacy=config.PrivacyConfig(noise_multiplier=1.0))
+        known = defaults.to_flags(noise_multiplier=None).splitlines()
+        lines = settings.to_flags(dataset=dataset, **left_out).splitlines()
+        shown = [line for line in lines if line not in known]
+    return ' '.join(['python -m tf_efsgd.launch', *shown])

@@ -1,0 +1,256 @@
+"""One run of a grid: a folder, a process that trains in it, and the time that took."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from tf_efsgd import config, files
+from tf_efsgd.results.grids import Row
+
+LAUNCHER = (sys.executable, '-m', 'tf_efsgd.launch')
+
+_METRICS = pathlib.Path('nonprivate', 'metrics.json')
+_MODEL = pathlib.Path('export', '1', 'saved_model.pb')
+_STATEMENT = pathlib.Path('export', '1', 'assets.extra', 'privacy_statement.json')
+# Where the data are on this machine: a run may be kept when they have moved.
+_PLACES = ('data_dir', 'tfds_manual_dir')
+_TAIL_BYTES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A row of a grid with one seed.
+
+    Attributes:
+      row: what it is a run of.
+      seed: of what is public.
+      settings: what the grid says now.
+      folder: the run folder. Beside it, with its name and another ending, are what the launcher
+        said (.log) and when it was started (.starts.json).
+    """
+
+    row: Row
+    seed: int
+    settings: config.RunConfig
+    folder: pathlib.Path
+
+    @property
+    def is_started(self) -> bool:
+        """Whether privacy was spent on it: a start that was cut off before left no ledger."""
+        return (self.folder / 'ledger.jsonl').exists()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained, exported and evaluated."""
+        return all((self.folder / path).exists() for path in (_METRICS, _MODEL, _STATEMENT))
+
+    @property
+    def log(self) -> pathlib.Path:
+        """What the launcher said, over all starts."""
+        return self.folder.with_name(self.folder.name + '.log')
+
+    @property
+    def _starts(self) -> pathlib.Path:
+        return self.folder.with_name(self.folder.name + '.starts.json')
+
+    def check_settings(self) -> None:
+        """Makes sure that what was run, if anything, is what the grid says now.
+
+        Raises:
+          config.ConfigError: if it is not, or cannot be told.
+        """
+        if not self.is_started:
+            return
+        path = self.folder / 'config.flags'
+        try:
+            before = config.from_flagfile(path.read_text(encoding='utf-8'))
+        except (OSError, config.ConfigError) as error:
+            raise config.ConfigError(f'{path} cannot be read: {error}') from error
+        changed = _differences(before, self.settings)
+        if changed:
+            raise config.ConfigError(
+                f'{self.folder} was run with other settings: {"; ".join(changed)}. Move it away, '
+                'or give another --out.'
+            )
+
+    def arguments(self) -> list[str]:
+        """Of the launcher: every setting, so that no file or default can change it in between."""
+        resume = ['--resume'] if self.is_started else []
+        return [*self.settings.to_flags().splitlines(), f'--run_dir={self.folder}', *resume]
+
+    def start(self, command: Sequence[str], signals: Signals) -> int:
+        """Trains, or goes on; takes as long as it takes, and shows what the launcher says.
+
+        Args:
+          command: the launcher, to which `arguments` are added.
+          signals: passes signals on to it.
+
+        Returns:
+          Its exit code; minus the signal's number if one killed it.
+
+        Raises:
+          OSError: if the log cannot be written.
+        """
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        started, starts = time.time(), self.starts()
+        when = datetime.datetime.fromtimestamp(started, datetime.timezone.utc)
+        # Written at once: of a start that ends with the machine we know at least that it was.
+        starts.append({'started': when.isoformat(timespec='seconds'), 'minutes': None})
+        self._write_starts(starts)
+        decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        with self.log.open('ab') as log:
+            # In a session of its own a Ctrl-C reaches it through `signals` alone: a second one,
+            # from the terminal, would end it without a checkpoint.
+            with (
+                subprocess.Popen(
+                    [*command, *self.arguments()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, 'PYTHONUNBUFFERED': '1'},  # Its lines and its bar in order.
+                ) as process,
+                signals.passed_on_to(process),
+            ):
+                for said in iter(lambda: process.stdout.read1(65536), b''):
+                    log.write(said)
+                    log.flush()
+                    sys.stdout.write(decoder.decode(said))
+                    sys.stdout.flush()
+        ended = _modified(self.folder / _MODEL) or time.time()
+        # A start that found the model exported only evaluated it.
+        starts[-1]['minutes'] = round(max(0.0, ended - started) / 60, 3)
+        starts[-1]['exit_code'] = process.returncode
+        self._write_starts(starts)
+        return process.returncode
+
+    def starts(self) -> list[dict]:
+        """What is known of the starts so far.
+
+        Returns:
+          For each 'started' (UTC), 'minutes' until the model was exported or the process ended,
+          None where the end was not seen, and then 'exit_code'.
+
+        Raises:
+          config.ConfigError: if they cannot be read.
+        """
+        return _read_json(self._starts) if self._starts.exists() else []
+
+    def _write_starts(self, starts: list[dict]) -> None:
+        files.write_atomically(self._starts, json.dumps(starts, indent=2) + '\n')
+
+    def metrics(self) -> dict:
+        """What the evaluation measured. NOT covered by epsilon.
+
+        Raises:
+          config.ConfigError: if it cannot be read.
+        """
+        return _read_json(self.folder / _METRICS)
+
+    def statement(self) -> dict:
+        """The privacy statement of the exported generator.
+
+        Raises:
+          config.ConfigError: if it cannot be read.
+        """
+        return _read_json(self.folder / _STATEMENT)
+
+    def picture(self) -> pathlib.Path | None:
+        """The last sample grid; None when there is none yet."""
+        pictures = sorted((self.folder / 'samples').glob('step_*.png'))
+        return pictures[-1] if pictures else None
+
+    def last_words(self) -> str:
+        """The last line that the launcher said, or nothing."""
+        if not self.log.exists():
+            return ''
+        with self.log.open('rb') as log:
+            log.seek(max(0, self.log.stat().st_size - _TAIL_BYTES))
+            tail = log.read().decode('utf-8', errors='replace')
+        lines = [line.strip() for line in re.split(r'[\r\n]', tail) if line.strip()]
+        return lines[-1] if lines else ''
+
+
+class Signals:
+    """Passes SIGINT (Ctrl-C), SIGTERM and SIGHUP on to the process that runs, once each time.
+
+    Attributes:
+      received: the last of them; None while none came.
+    """
+
+    _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._process = None
+
+    @contextlib.contextmanager
+    def handled(self):
+        """Takes the signals over, and gives them back."""
+        before = {number: signal.signal(number, self._on_signal) for number in self._NUMBERS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def passed_on_to(self, process: subprocess.Popen):
+        """Passes on what comes, and what came just before."""
+        self._process = process
+        if self.received is not None:
+            self._pass_on()
+        try:
+            yield
+        finally:
+            self._process = None
+
+    def _on_signal(self, number, frame):
+        del frame
+        self.received = signal.Signals(number)
+        self._pass_on()
+
+    def _pass_on(self):
+        # The launcher saves a checkpoint at SIGINT and SIGTERM.
+        number = signal.SIGINT if self.received == signal.SIGINT else signal.SIGTERM
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+def _differences(before: config.RunConfig, now: config.RunConfig) -> list[str]:
+    """What is not the same, as '--name was this, is that'."""
+    found = []
+    for group in dataclasses.fields(now):
+        old, new = getattr(before, group.name), getattr(now, group.name)
+        for field in dataclasses.fields(new):
+            was, value = getattr(old, field.name), getattr(new, field.name)
+            if was != value and field.name not in _PLACES:
+                found.append(f'--{field.name} was {was}, is {value}')
+    return found
+
+
+def _read_json(path: pathlib.Path):
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise config.ConfigError(f'{path} cannot be read: {error}') from error
+
+
+def _modified(path: pathlib.Path) -> float | None:
+    """When the file was written, in seconds since 1970; None when there is none."""
+    try:
+        return os.stat(path).st_mtime
+    except FileNotFoundError:
+        return None

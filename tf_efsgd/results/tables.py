@@ -1,0 +1,344 @@
+"""What the runs of a grid came to: figures, mean and spread over seeds, the table, the pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import math
+import pathlib
+import shutil
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+
+from scipy import stats
+
+from tf_efsgd import files
+from tf_efsgd.results import grids
+from tf_efsgd.results.runs import Run
+
+_DASH = '–'
+# A difference is called noise unless Welch's test rejects that at this level.
+_LEVEL = 0.05
+
+# Figure -> (where it is in metrics.json, heading, what to multiply by, digits).
+_MEASURED = {
+    'gen2real_cnn': ('gen2real_cnn.accuracy', 'gen2real CNN %', 100, 1),
+    'gen2real_mlp': ('gen2real_mlp.accuracy', 'gen2real MLP %', 100, 1),
+    'domain_fid_test': ('domain_fid.test', 'domain FID, test', 1, 1),
+    'domain_fid_train': ('domain_fid.train', 'domain FID, train', 1, 1),
+}
+_COMPARED = 'gen2real_cnn'
+# Exit codes of a launcher that was stopped by SIGINT or SIGTERM, with a checkpoint and without.
+_STOPPED = (130, 143, -2, -15)
+
+_NOTE = (
+    'Mean ± sample standard deviation over the seeds; accuracies and FID were measured on real '
+    'images and are NOT covered by ε. Steps: private steps applied. Minutes: from the start of '
+    'the process to the exported generator, all starts added up, without the evaluation; ≥ where '
+    'the end of a start was not seen.'
+)
+_COMPARED_NOTE = (
+    ' Difference: of the mean gen2real CNN accuracy to that of the row with all, in points, ± its '
+    "standard error; within noise: Welch's t-test, one comparison at a time, does not reject 0 at "
+    '5%.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """Of one figure over seeds.
+
+    Attributes:
+      mean: arithmetic.
+      std: sample standard deviation (n - 1); None for one seed.
+      n: seeds.
+    """
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Of two means of independent runs.
+
+    Attributes:
+      difference: the first less the second.
+      standard_error: Welch's, sqrt(s1^2/n1 + s2^2/n2).
+      p_value: of Welch's t-test of 'the true means are the same', two-sided; None where no figure
+        varies over its seeds, which says nothing about noise.
+    """
+
+    difference: float
+    standard_error: float
+    p_value: float | None
+
+
+def average(values: Sequence[float]) -> Mean | None:
+    """Mean and spread; None of nothing."""
+    if not values:
+        return None
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return Mean(statistics.mean(values), spread, len(values))
+
+
+def compare(first: Sequence[float], second: Sequence[float]) -> Difference | None:
+    """Welch's comparison of two samples.
+
+    Args:
+      first: one value for each seed.
+      second: the same of the baseline.
+
+    Returns:
+      The difference of their means; None with less than two values on a side.
+    """
+    if min(len(first), len(second)) < 2:
+        return None
+    error = math.sqrt(sum(statistics.variance(side) / len(side) for side in (first, second)))
+    p_value = float(stats.ttest_ind(first, second, equal_var=False).pvalue) if error else None
+    return Difference(statistics.mean(first) - statistics.mean(second), error, p_value)
+
+
+def read_run(run: Run) -> dict:
+    """Every figure of one run.
+
+    Args:
+      run: started or not.
+
+    Returns:
+      JSON values by name: 'seed', 'state' (finished, unfinished, failed, not started), 'reason' of
+      a failure, 'minutes', and of a finished run the measured figures, None where there is none,
+      and what its privacy statement says.
+
+    Raises:
+      config.ConfigError: if a file cannot be read.
+    """
+    starts = run.starts()
+    minutes = [start['minutes'] for start in starts]
+    figures = {'seed': run.seed, **_state(run, starts)}
+    figures['minutes'] = sum(filter(None, minutes)) if starts else None
+    figures['minutes_are_at_least'] = None in minutes
+    if not run.is_finished:
+        return figures
+    metrics, statement = run.metrics(), run.statement()
+    for name, (path, *_) in _MEASURED.items():
+        figures[name] = _number_at(metrics, path)
+    figures['private'] = statement['private']
+    for name in ('epsilon', 'epsilon_unproven', 'delta', 'accountant', 'steps', 'applied_steps'):
+        figures[name] = statement.get(name)
+    return figures
+
+
+def _state(run: Run, starts: Sequence[dict]) -> dict:
+    if run.is_finished:
+        return {'state': 'finished'}
+    code = starts[-1].get('exit_code') if starts else None
+    if code is None or code in _STOPPED:
+        return {'state': 'unfinished' if run.is_started else 'not started'}
+    reason = f'exit code {code}; it said: {run.last_words() or "nothing"}'
+    return {'state': 'failed', 'reason': reason}
+
+
+def _number_at(values: Mapping, path: str) -> float | None:
+    for name in path.split('.'):
+        values = values.get(name) if isinstance(values, Mapping) else None
+    is_number = isinstance(values, (int, float)) and math.isfinite(values)
+    return float(values) if is_number else None
+
+
+def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
+    """The rows of the table.
+
+    Args:
+      runs: of one grid.
+      overrides: of all settings, as given to `grids.make_config`.
+
+    Returns:
+      For each row, in order, JSON values: 'name', 'title', 'command', 'runs' (see `read_run`),
+      'summary' (a `Mean` by figure) and 'difference' (to the row it is compared with, or None).
+
+    Raises:
+      config.ConfigError: if a file cannot be read.
+    """
+    by_row: dict[str, list[Run]] = {}
+    for run in runs:
+        by_row.setdefault(run.row.name, []).append(run)
+    figures = {name: [read_run(run) for run in its] for name, its in by_row.items()}
+    rows = []
+    for name, its in by_row.items():
+        row, baseline = its[0].row, figures.get(its[0].row.baseline, [])
+        means = {key: average(_values(figures[name], key)) for key in [*_MEASURED, 'minutes']}
+        difference = compare(_values(figures[name], _COMPARED), _values(baseline, _COMPARED))
+        rows.append(
+            {
+                'name': name,
+                'title': row.title,
+                'command': grids.show_command(row, its[0].settings, overrides),
+                'target_epsilon': its[0].settings.privacy.target_epsilon,
+                'runs': figures[name],
+                'summary': {k: mean and dataclasses.asdict(mean) for k, mean in means.items()},
+                'difference': difference and dataclasses.asdict(difference),
+            }
+        )
+    return rows
+
+
+def _values(runs: Sequence[dict], name: str) -> list[float]:
+    values = [run.get(name) for run in runs if run['state'] == 'finished']
+    return [value for value in values if value is not None]
+
+
+# What is printed.
+
+
+def format_table(grid: str, rows: Sequence[dict]) -> str:
+    """The table as Markdown.
+
+    Args:
+      grid: its name.
+      rows: as `summarize` returns them.
+
+    Returns:
+      A note, the table, and a line for each run that is missing from it.
+    """
+    compared = any(row['difference'] for row in rows)
+    headings = ['row', 'runs', 'ε', 'steps', 'minutes', *(m[1] for m in _MEASURED.values())]
+    headings += [*(['difference'] if compared else []), 'command']
+    lines = [f'# Results: {grid}', '', _NOTE + (_COMPARED_NOTE if compared else ''), '']
+    lines += [_line(headings), _line(['---'] * len(headings))]
+    for row in rows:
+        finished = [run for run in row['runs'] if run['state'] == 'finished']
+        cells = [row['title'], f'{len(finished)} of {len(row["runs"])}', _epsilon(finished)]
+        cells += [_steps(finished), _minutes(finished, row['summary']['minutes'])]
+        cells += [
+            _mean(row['summary'][name], factor, digits)
+            for name, (_, _, factor, digits) in _MEASURED.items()
+        ]
+        cells += [_difference(row['difference'])] if compared else []
+        lines.append(_line([*cells, f'`{row["command"]}`']))
+    seeds = ', '.join(str(run['seed']) for run in rows[0]['runs']) if rows else ''
+    deltas = {run['delta'] for row in rows for run in row['runs'] if run.get('delta') is not None}
+    at = f' δ = {", ".join(f"{delta:g}" for delta in sorted(deltas))}.' if deltas else ''
+    lines += ['', f'Each command with `--seed=` {seeds}.{at}', *_missing(rows)]
+    return '\n'.join(lines) + '\n'
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f'| {" | ".join(cell.replace("|", "/") for cell in cells)} |'
+
+
+def _missing(rows: Sequence[dict]) -> list[str]:
+    found = [
+        f'- {row["name"]}, seed {run["seed"]}: {run["state"]}'
+        + (f' ({run["reason"]})' if 'reason' in run else '')
+        for row in rows
+        for run in row['runs']
+        if run['state'] != 'finished'
+    ]
+    return ['', 'Not in the table:', *found] if found else []
+
+
+def _mean(mean: Mapping | None, factor: float = 1, digits: int = 1) -> str:
+    if mean is None:
+        return _DASH
+    text = f'{factor * mean["mean"]:.{digits}f}'
+    if mean['std'] is None:
+        return f'{text} (one seed)'
+    return f'{text} ± {factor * mean["std"]:.{digits}f}'
+
+
+def _difference(difference: Mapping | None) -> str:
+    if difference is None:
+        return _DASH
+    text = f'{100 * difference["difference"]:+.1f} ± {100 * difference["standard_error"]:.1f}'
+    if difference['p_value'] is None:
+        return f'{text}, no spread to judge it by'
+    return text if difference['p_value'] < _LEVEL else f'{text}, within noise'
+
+
+def _epsilon(runs: Sequence[dict]) -> str:
+    """The largest of the runs, rounded up; what no epsilon protects says so."""
+    if not runs:
+        return _DASH
+    if any(run['delta'] is None for run in runs):
+        return 'none: NOT PRIVATE'
+    text = _up([run['epsilon'] for run in runs])
+    unproven = [run['epsilon_unproven'] for run in runs]
+    notes = [] if all(run['private'] for run in runs) else ['NOT PRIVATE']
+    notes += [f'{_up(unproven)} unproven'] if any(value is not None for value in unproven) else []
+    return ', '.join([text, *notes])
+
+
+def _up(values: Sequence[float | None]) -> str:
+    if None in values:  # As the statement writes infinity.
+        return '∞'
+    return f'{math.ceil(100 * max(values)) / 100:,.2f}'
+
+
+def _steps(runs: Sequence[dict]) -> str:
+    steps = sorted({run['applied_steps'] for run in runs})
+    return ' to '.join(f'{n:,}' for n in dict.fromkeys([*steps[:1], *steps[-1:]])) or _DASH
+
+
+def _minutes(runs: Sequence[dict], mean: Mapping | None) -> str:
+    at_least = '≥ ' if any(run['minutes_are_at_least'] for run in runs) else ''
+    return at_least + _mean(mean)
+
+
+# What is written.
+
+
+def write(folder: pathlib.Path, grid: str, runs: Sequence[Run], overrides: Sequence[str]) -> str:
+    """Writes results.json, results.md and the pictures.
+
+    Args:
+      folder: of the grid; made when it is missing.
+      grid: its name.
+      runs: of it, in the order of the table.
+      overrides: as given to `summarize`.
+
+    Returns:
+      The table.
+
+    Raises:
+      config.ConfigError: if a file of a run cannot be read.
+      OSError: if one cannot be written.
+    """
+    rows = summarize(runs, overrides)
+    table = format_table(grid, rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {'grid': grid, 'note': _NOTE, 'rows': rows}
+    text = json.dumps(values, indent=2, ensure_ascii=False) + '\n'
+    files.write_atomically(folder / 'results.json', text)
+    files.write_atomically(folder / 'results.md', table)
+    pictures = {}
+    for run in runs:  # The first seed that is finished stands for its row.
+        picture = run.picture() if run.is_finished and run.row.name not in pictures else None
+        if picture is not None:
+            pictures[run.row.name] = folder / f'{run.row.name}.png'
+            shutil.copyfile(picture, pictures[run.row.name])
+    _draw_contact_sheet(folder / 'contact_sheet.png', rows, pictures)
+    return table
+
+
+def _draw_contact_sheet(path: pathlib.Path, rows: Sequence[dict], pictures: Mapping) -> None:
+    shown = [row for row in rows if row['name'] in pictures]
+    if not shown or importlib.util.find_spec('matplotlib') is None:  # The extra [report].
+        return
+    from matplotlib import image
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(shown))
+    lines = math.ceil(len(shown) / columns)
+    figure = Figure(figsize=(4.2 * columns, 4.2 * lines), layout='constrained')
+    for axes, row in zip(figure.subplots(lines, columns, squeeze=False).flat, shown):
+        axes.imshow(image.imread(pictures[row['name']]), cmap='gray', vmin=0, vmax=1)
+        accuracy = _mean(row['summary'][_COMPARED], 100)
+        title = textwrap.fill(row['title'], 48)
+        axes.set_title(f'{title}\ngen2real CNN {accuracy} %', fontsize=9)
+    for axes in figure.axes:
+        axes.axis('off')
+    figure.savefig(path, dpi=110)
