@@ -344,6 +344,7 @@ def make_statement(
         'steps': spent.reserved_steps,
         'changes_of_mechanism': spent.changes,
         'mechanism': 'Gaussian on clipped per-example gradients, ' + _kind(mechanism),
+        'private_step_updates': _learns_of_records(config),
         **dataclasses.asdict(mechanism),
         'randomness': 'operating system'
         if config.privacy.secure_noise
@@ -359,6 +360,13 @@ def _kind(mechanism: Mechanism) -> str:
             'counted unsampled, with sensitivity l2_norm_clip + 2 residual_l2_norm_clip'
         )
     return 'error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'
+
+
+def _learns_of_records(config: RunConfig) -> str:
+    """Which networks a private step updates: one norm and one release for all of their gradient."""
+    if config.model.reconstruction == 'generator':
+        return 'discriminator and generator'
+    return 'discriminator'
 
 
 def _or_none(bound: float | None) -> float | None:
