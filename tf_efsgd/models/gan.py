@@ -577,7 +577,9 @@ def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         loss = tf.reduce_sum(losses_of())
-    return tape.gradient(loss, variables, unconnected_gradients='zero')
+    gradients = tape.gradient(loss, variables, unconnected_gradients='zero')
+    # That of an embedding comes as indexed slices.
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
 def _zeros_like(variables) -> list[tf.Tensor]:
