@@ -132,7 +132,7 @@ def test_a_run_goes_on_with_the_generator_in_its_private_steps(tmp_path):
         key = noise.NoiseKey(7)
         for _ in range(steps_drawn):
             key.next()
-        return _make_gan(weights_seed, 'generator', 'hidden', noise=key)
+        return _make_gan(weights_seed, 'generator', 'hidden', noise=key, run_eagerly=True)
 
     gan = make_gan(5, 0)
     _fit(gan, 0, 3)

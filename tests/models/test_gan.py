@@ -330,6 +330,7 @@ def test_a_decoding_generator_learns_of_records_in_between():
         discriminator_steps=3,
         generator_ema=0.45,
         generator_optimizer=tf.keras.optimizers.legacy.SGD(0.0),
+        run_eagerly=True,
     )
     start = gan.generator.get_weights()
     recorder = _fit(gan, _samples((3, 0, 4, 2)))
@@ -393,7 +394,12 @@ def test_records_act_through_the_release_alone(optimizer, reconstruction):
     # so the schedule is at work.
     runs = []
     for samples in (_samples((3, 0, 4, 2, 5), seed=1), _samples((0, 6, 1, 1, 0), seed=2)):
-        gan = _make_gan(_private(optimizer), reconstruction, adaptive_discriminator_steps=True)
+        gan = _make_gan(
+            _private(optimizer),
+            reconstruction,
+            adaptive_discriminator_steps=True,
+            run_eagerly=reconstruction == 'generator',
+        )
         recorder = _fit(gan, samples)
         runs.append({
             'generator': recorder.generator[-1],
@@ -454,7 +460,7 @@ def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypat
     states = []
     for replicas in (1, 2):
         with strategy.scope() if replicas == 2 else contextlib.nullcontext():
-            gan = _make_gan(reconstruction='generator', discriminator_steps=10)
+            gan = _make_gan(reconstruction='generator', discriminator_steps=10, run_eagerly=True)
         if replicas == 2:
             shares = strategy.distribute_datasets_from_function(lambda _: _dataset(samples, 2))
             gan.fit(shares, steps_per_epoch=len(samples), verbose=0)
@@ -515,7 +521,12 @@ def test_no_clip_and_no_noise_is_plain_training(reconstruction):
         _private(l2_norm_clip=1e6, noise_multiplier=0.0, learning_rate=0.02),
         tf.keras.optimizers.legacy.SGD(0.02),
     ):
-        gan = _make_gan(optimizer, reconstruction, expected_batch_size=_BATCH)
+        gan = _make_gan(
+            optimizer,
+            reconstruction,
+            expected_batch_size=_BATCH,
+            run_eagerly=reconstruction == 'generator',
+        )
         _fit(gan, _samples((5, 3, 4)))
         states.append({'g': gan.generator.get_weights(), 'd': gan.discriminator.get_weights()})
     assert _largest_difference(*states) < 1e-5
