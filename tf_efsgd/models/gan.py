@@ -231,7 +231,8 @@ class EFSGDGan(tf.keras.Model):
     def _measured_sums(self, records, step_noise) -> dict[str, tf.Tensor]:
         """Sums over the records of all replicas, in a replica context; PRIVATE."""
         images, labels = to_float(records[0]), records[1]
-        draws = self._draw_for_records(labels, step_noise)  # What the step draws.
+        # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
+        draws = self._draw_for_records(labels, step_noise)
         names = []
 
         def measured():
