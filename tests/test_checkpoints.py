@@ -18,17 +18,21 @@ from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 _POSITION = {'bytes': 12, 'sha256': 'abc'}
 
 
-def _make_gan(weights_seed=5, **settings):
+def _make_gan(weights_seed=5, reconstruction='head', error_feedback='private', **settings):
     tf.keras.utils.set_random_seed(weights_seed)
     gan = EFSGDGan(
         build_generator((8, 8, 1), 2, latent_dim=3, width=8),
-        build_discriminator((8, 8, 1), 2, width=4),
+        build_discriminator((8, 8, 1), 2, width=4, reconstruction=reconstruction, latent_dim=3),
         draw_inputs,
         seed=3,
     )
     # Without noise, so that what follows depends on the state alone.
     optimizer = ErrorFeedbackDPKerasAdamOptimizer(
-        l2_norm_clip=0.3, noise_multiplier=0.0, expected_batch_size=4, learning_rate=0.01
+        l2_norm_clip=0.3,
+        noise_multiplier=0.0,
+        expected_batch_size=4,
+        error_feedback=error_feedback,
+        learning_rate=0.01,
     )
     gan.compile(
         generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
@@ -55,12 +59,16 @@ def _state(gan):
     for name in ('generator', 'ema_generator', 'discriminator'):
         for i, value in enumerate(getattr(gan, name).get_weights()):
             state[f'{name}/{i}'] = value
-    for name in ('generator', 'discriminator'):
+    learned = {
+        'generator': gan.generator.trainable_variables,
+        'discriminator': gan.private_variables,
+    }
+    for name, variables in learned.items():
         optimizer = getattr(gan, f'{name}_optimizer')
         state[f'{name}_optimizer/iterations'] = optimizer.iterations.numpy()
         # By name: restored slots come in another order.
         for slot in optimizer.get_slot_names():
-            for i, variable in enumerate(getattr(gan, name).trainable_variables):
+            for i, variable in enumerate(variables):
                 state[f'{name}_optimizer/{slot}/{i}'] = optimizer.get_slot(variable, slot).numpy()
     for name in (
         'private_steps',
@@ -116,6 +124,27 @@ def test_a_new_process_goes_on_as_the_old_one_did(saved):
     checkpoints.RunCheckpoints(str(folder), gan).restore_latest()
     _fit(gan, 5, 8)
     assert _differing(_state(gan), at_end) == []
+
+
+def test_a_run_goes_on_with_the_generator_in_its_private_steps(tmp_path):
+    def make_gan(weights_seed, steps_drawn):
+        # Records are decoded with random inputs, which are read off the key step by step.
+        key = noise.NoiseKey(7)
+        for _ in range(steps_drawn):
+            key.next()
+        return _make_gan(weights_seed, 'generator', 'hidden', noise=key, run_eagerly=True)
+
+    gan = make_gan(5, 0)
+    _fit(gan, 0, 3)
+    checkpoints.RunCheckpoints(tmp_path, gan).save(3, _POSITION)
+    buffers = [gan.discriminator_optimizer.get_slot(v, 'error_feedback')
+               for v in gan.generator.trainable_variables]  # fmt: skip
+    assert all(tf.reduce_any(buffer != 0) for buffer in buffers)
+    _fit(gan, 3, 5)
+    again = make_gan(6, 3)
+    checkpoints.RunCheckpoints(tmp_path, again).restore_latest()
+    _fit(again, 3, 5)
+    assert _differing(_state(again), _state(gan)) == []
 
 
 def test_the_last_of_several_is_restored_and_two_are_kept(tmp_path):

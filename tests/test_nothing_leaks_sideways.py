@@ -6,6 +6,7 @@ record more shows. Its gradient is in the released sums, so networks, samples an
 
 import collections
 import dataclasses
+import functools
 import json
 import re
 import secrets
@@ -41,7 +42,7 @@ _RELEASED = re.compile(
 )
 
 
-def _run(folder, patch, one_more, sampled=_SAMPLED):
+def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     """A run without noise, with fixed keys and sampling; returns what it printed, times removed."""
     load = runner._load
 
@@ -76,7 +77,7 @@ def _run(folder, patch, one_more, sampled=_SAMPLED):
     tf.keras.backend.clear_session()  # Keras numbers the layers of a process.
     # The number of records is declared: the same for neighbours.
     declared = {'dataset_size': _DECLARED, 'train_steps': _STEPS}
-    tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', **declared)
+    tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', **declared, **changes)
 
 
 def _variables(prefix):
@@ -170,6 +171,24 @@ def test_only_what_was_released_differs(without, tmp_path, monkeypatch):
     for name in ('logs:dp/released_gradient_norm', 'report.html', 'samples/step_000004.png'):
         assert name in differing
     assert any('discriminator' in name for name in differing)
+
+
+def test_only_what_was_released_differs_with_the_generator_in_the_private_step(tmp_path):
+    runs = []
+    for name, one_more in (('one', False), ('other', True)):
+        with pytest.MonkeyPatch.context() as patch:
+            # Tracing would take longer than all steps.
+            eager = functools.partialmethod(gans.EFSGDGan.compile, run_eagerly=True)
+            patch.setattr(gans.EFSGDGan, 'compile', eager)
+            _run(tmp_path / name, patch, one_more, reconstruction='generator')
+        runs.append(_fields(tmp_path / name))
+    differing = _difference(*runs)
+    assert sorted(name for name in differing if not _RELEASED.fullmatch(name)) == []
+    assert any('generator' in name for name in differing)
+    statement = 'export/1/assets.extra/privacy_statement.json'
+    assert runs[0][f'{statement}:private_step_updates'] == 'discriminator and generator'
+    saved = {name for name in runs[0] if name.startswith('export/1/variables/')}
+    assert saved and all('generator_variables' in n or '_CHECKPOINTABLE' in n for n in saved)
 
 
 def test_a_record_that_is_never_sampled_changes_nothing(without, tmp_path, monkeypatch):

@@ -118,6 +118,7 @@ def test_the_statement_is_the_account_of_the_ledger(finished):
         accounting.step_event(sampling_probability, noise_multiplier), 8, 1e-5
     )
     assert statement['private'] is True
+    assert statement['private_step_updates'] == 'discriminator'
     assert statement['epsilon'] == pytest.approx(spent.headline, abs=1e-9)
     assert 0.99 * tiny_run.TARGET < statement['epsilon'] <= tiny_run.TARGET
     assert (statement['delta'], statement['target_epsilon']) == (1e-5, tiny_run.TARGET)

@@ -390,14 +390,21 @@ def make_statement(
         'expected_batch_size': plan.expected_batch_size,
         'steps': spent.reserved_steps,
         'changes_of_mechanism': spent.changes,
-        'mechanism': 'Gaussian on clipped per-example gradients, ' + _kind(mechanism)
-        if plan.train_steps
-        else 'the warm start alone: no private steps',
-        **(dataclasses.asdict(mechanism) if plan.train_steps else {}),
+        **_mechanism_statement(plan, mechanism, config),
         'randomness': 'operating system'
         if config.privacy.secure_noise
         else 'Philox under secret keys from the operating system',
         'not_covered': list(NOT_COVERED),
+    }
+
+
+def _mechanism_statement(plan: ledger.Plan, mechanism: Mechanism, config: RunConfig) -> dict:
+    if not plan.train_steps:
+        return {'mechanism': 'the warm start alone: no private steps'}
+    return {
+        'mechanism': f'Gaussian on clipped per-example gradients, {_kind(mechanism)}',
+        'private_step_updates': _learns_of_records(config),
+        **dataclasses.asdict(mechanism),
     }
 
 
@@ -421,6 +428,13 @@ def _kind(mechanism: Mechanism) -> str:
             'counted unsampled, with sensitivity l2_norm_clip + 2 residual_l2_norm_clip'
         )
     return 'error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'
+
+
+def _learns_of_records(config: RunConfig) -> str:
+    """Which networks a private step updates: one norm and one release for all of their gradient."""
+    if config.model.reconstruction == 'generator':
+        return 'discriminator and generator'
+    return 'discriminator'
 
 
 def _or_none(bound: float | None) -> float | None:

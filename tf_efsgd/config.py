@@ -188,11 +188,18 @@ class ModelConfig:
     reconstruction: str = _setting(
         'string',
         'head',
-        'head decodes the image back from the trunk of the discriminator; none does not.',
-        ('head', 'none'),
+        'What records are decoded back by, in the private step: head by a small head of the '
+        'discriminator; generator by the generator, from a latent vector that the discriminator '
+        'predicts (as in a variational autoencoder), so that it learns from records too, but then '
+        'the noise is on all of its parameters as well: with networks of the usual size several '
+        'times as much; none not at all.',
+        ('head', 'generator', 'none'),
     )
     reconstruction_weight: float = _setting(
-        'float', 0.01, 'Weight of the squared reconstruction error, not negative.'
+        'float',
+        0.01,
+        'Weight of the squared reconstruction error (with --reconstruction=generator: and of the '
+        "latent vector's divergence) in a record's loss, not negative.",
     )
     generator_ema: float = _setting(
         'float', 0.99, "Decay of the generator's moving average per generator step, in [0, 1)."
@@ -223,8 +230,15 @@ class TrainingConfig:
         True,
         'Raise them, up to 64, while the discriminator falls behind on generated images.',
     )
-    generator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
-    discriminator_learning_rate: float = _setting('float', 1e-3, 'Of Adam, above 0.')
+    generator_learning_rate: float = _setting(
+        'float', 1e-3, "Of Adam in the generator's own steps, above 0."
+    )
+    discriminator_learning_rate: float = _setting(
+        'float',
+        1e-3,
+        'Of Adam in the private steps, above 0; with --reconstruction=generator it moves the '
+        'generator there too.',
+    )
     microbatch_size: int | None = _setting(
         'integer',
         None,

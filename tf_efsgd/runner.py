@@ -646,6 +646,7 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
                 train.num_classes,
                 width=model.discriminator_width,
                 reconstruction=model.reconstruction,
+                latent_dim=model.latent_dim,
             ),
         )
 

@@ -44,15 +44,26 @@ def test_without_reconstruction_there_is_neither_output_nor_variable():
     assert len(none.variables) == len(head.variables) - 2
 
 
+def test_for_a_decoding_generator_it_predicts_moments_of_the_latents():
+    model = _build(reconstruction='generator', latent_dim=5)
+    outputs = model(_images())
+    assert set(outputs) == {'logits', 'posterior'}
+    assert outputs['posterior'].shape == (3, 10)
+    # 8 features of each of 4x4 positions.
+    assert model.get_layer('posterior').kernel.shape == [128, 10]
+    assert np.abs(outputs['posterior'][0] - outputs['posterior'][1]).max() > 1e-3
+
+
 def test_it_has_no_state_that_a_forward_pass_could_write():
     model = _build()
     assert not model.non_trainable_variables
 
 
+@pytest.mark.parametrize('reconstruction', ['head', 'generator'])
 @pytest.mark.parametrize('training', [False, True])
 @pytest.mark.parametrize('size', [8, 16])
-def test_no_example_sees_another(size, training):
-    model = _build(size)
+def test_no_example_sees_another(size, training, reconstruction):
+    model = _build(size, reconstruction=reconstruction)
     images = _images(size)
     outputs = model(images, training=training)
     others = np.concatenate([images[:1], 50 * images[1:]])
@@ -77,7 +88,7 @@ def test_each_position_reconstructs_from_the_image(size):
     ('shape', 'settings', 'message'),
     [
         ((8, 16, 1), {}, 'square. Received: 8x16'),
-        ((8, 8, 1), {'reconstruction': 'both'}, "'head' or 'none'. Received: 'both'"),
+        ((8, 8, 1), {'reconstruction': 'both'}, "'head', 'generator', 'none'.*Received: 'both'"),
     ],
 )
 def test_what_it_cannot_be_is_refused(shape, settings, message):

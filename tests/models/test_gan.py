@@ -1,5 +1,6 @@
 """The GAN: its private and its public step, the schedule, and what leaves a step."""
 
+import contextlib
 import inspect
 import math
 
@@ -47,12 +48,12 @@ def _private(cls=ErrorFeedbackDPKerasSGDOptimizer, **settings):
     return cls(**{**defaults, **settings})
 
 
-def _make_gan(optimizer=None, **settings):
+def _make_gan(optimizer=None, reconstruction='head', **settings):
     """A tiny compiled GAN, the same at each call."""
     tf.keras.utils.set_random_seed(5)
     gan = gans.EFSGDGan(
         build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8),
-        build_discriminator(_SHAPE, _CLASSES, width=8),
+        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=reconstruction, latent_dim=4),
         draw_inputs,
         seed=3,
     )
@@ -118,10 +119,7 @@ def _state(gan):
         'average': gan.ema_generator.get_weights(),
         'discriminator': gan.discriminator.get_weights(),
         'slots': [variable.numpy() for variable in optimizer.variables()],
-        'buffer': [
-            optimizer.get_slot(v, 'error_feedback').numpy()
-            for v in gan.discriminator.trainable_variables
-        ],
+        'buffer': [optimizer.get_slot(v, 'error_feedback').numpy() for v in gan.private_variables],
     }
 
 
@@ -152,6 +150,29 @@ def test_a_discriminator_that_mixes_examples_is_refused(layer):
     generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
     with pytest.raises(ValueError, match='mixes the examples.*GroupNormalization'):
         gans.EFSGDGan(generator, tf.keras.Model(images, logits), draw_inputs)
+
+
+def test_a_generator_that_decodes_records_must_not_mix_them():
+    plain = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    images = tf.keras.layers.BatchNormalization()(plain.output)
+    generator = tf.keras.Model(plain.input, images)
+    decoded, head = (
+        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=form, latent_dim=4)
+        for form in ('generator', 'head')
+    )
+    with pytest.raises(ValueError, match='mixes the examples.*GroupNormalization'):
+        gans.EFSGDGan(generator, decoded, draw_inputs)
+    # Records never meet it otherwise.
+    gans.EFSGDGan(generator, head, draw_inputs)
+
+
+def test_a_posterior_of_other_latents_is_refused():
+    discriminator = build_discriminator(
+        _SHAPE, _CLASSES, width=8, reconstruction='generator', latent_dim=5
+    )
+    generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    with pytest.raises(ValueError, match='the 4 latents .* so 8 numbers. Received: 10'):
+        gans.EFSGDGan(generator, discriminator, draw_inputs)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +207,46 @@ def test_the_loss_of_a_record_is_the_whole_private_loss():
     assert error > 1
     wanted = math.log1p(math.exp(-logit)) + 0.3 * error
     assert float(gan._loss_of_record((image, label))) == pytest.approx(wanted, rel=1e-5)
+
+
+def _draws(count, seed=4):
+    """What a decoding generator is given for each record, without noise in its images."""
+    latents = np.random.default_rng(seed).normal(size=[count, 4]).astype(np.float32)
+    return {'latents': tf.constant(latents), 'noise_8': tf.ones([count, *_SHAPE[:2], 1])}
+
+
+def test_the_loss_of_a_record_that_the_generator_decodes():
+    gan = _make_gan(reconstruction='generator', reconstruction_weight=0.3)
+    image, label = _record()
+    draws = _draws(1)
+    outputs = gan.discriminator(image[tf.newaxis])
+    mean, log_variance = np.split(outputs['posterior'].numpy()[0].astype(float), 2)
+    log_variance = 6 * np.tanh(log_variance / 6)
+    latents = mean + np.exp(log_variance / 2) * draws['latents'][0].numpy()
+    decoded = gan.generator({
+        **draws,
+        'latents': tf.constant(latents[np.newaxis], tf.float32),
+        'labels': label[tf.newaxis],
+    })  # fmt: skip
+    error = float(tf.reduce_sum((image - decoded[0]) ** 2))
+    divergence = (mean**2 + np.exp(log_variance) - 1 - log_variance).sum() / 2
+    assert error > 1 and divergence > 1e-3
+    logit = float(outputs['logits'][0, label])
+    wanted = math.log1p(math.exp(-logit)) + 0.3 * (error + divergence)
+    row = {name: value[0] for name, value in draws.items()}
+    assert float(gan._loss_of_record((image, label, row))) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_every_variable_of_both_networks_gets_a_gradient():
+    gan = _make_gan(reconstruction='generator')
+    row = {name: value[0] for name, value in _draws(1).items()}
+    with tf.GradientTape() as tape:
+        loss = gan._loss_of_record((*_record(), row))
+    variables = gan.private_variables
+    networks = [gan.discriminator, gan.generator]
+    assert len(variables) == sum(len(network.trainable_variables) for network in networks)
+    for variable, gradient in zip(variables, tape.gradient(loss, variables)):
+        assert float(tf.reduce_max(tf.abs(tf.convert_to_tensor(gradient)))) > 0, variable.name
 
 
 @pytest.mark.parametrize('weight', [0.0, 0.3])
@@ -263,6 +324,24 @@ def test_what_a_step_logs_is_fixed(fixed_schedule):
         assert all(np.ndim(value) == 0 and np.isfinite(value) for value in log.values())
 
 
+def test_a_decoding_generator_learns_of_records_in_between():
+    gan = _make_gan(
+        reconstruction='generator',
+        discriminator_steps=3,
+        generator_ema=0.45,
+        generator_optimizer=tf.keras.optimizers.legacy.SGD(0.0),
+        run_eagerly=True,
+    )
+    start = gan.generator.get_weights()
+    recorder = _fit(gan, _samples((3, 0, 4, 2)))
+    weights = [start, *recorder.generator]
+    for before, after in zip(weights, weights[1:]):
+        assert all((a != b).any() for a, b in zip(before, after))
+    # The average follows at the generator's own step, the third.
+    for average, zero, third in zip(gan.ema_generator.get_weights(), start, weights[3]):
+        np.testing.assert_allclose(average, 2 / 5 * zero + 3 / 5 * third, atol=1e-6)
+
+
 def test_generated_images_come_from_the_moving_average(fixed_schedule):
     gan = fixed_schedule[0]
     labels, seed = tf.constant([0, 1, 2, 2]), tf.constant([1, 2])
@@ -302,13 +381,25 @@ def test_the_generator_waits_while_the_discriminator_is_behind():
     assert int(gan.discriminator_steps) == gans.MAX_DISCRIMINATOR_STEPS == 64
 
 
-@pytest.mark.parametrize('optimizer', [_DeafOptimizer, ErrorFeedbackDPKerasSGDOptimizer])
-def test_records_act_through_the_release_alone(optimizer):
+@pytest.mark.parametrize(
+    ('optimizer', 'reconstruction'),
+    [
+        (_DeafOptimizer, 'head'),
+        (ErrorFeedbackDPKerasSGDOptimizer, 'head'),
+        (_DeafOptimizer, 'generator'),
+    ],
+)
+def test_records_act_through_the_release_alone(optimizer, reconstruction):
     # Sizes, images and labels differ. The discriminator learns from generated images all the same,
     # so the schedule is at work.
     runs = []
     for samples in (_samples((3, 0, 4, 2, 5), seed=1), _samples((0, 6, 1, 1, 0), seed=2)):
-        gan = _make_gan(_private(optimizer), adaptive_discriminator_steps=True)
+        gan = _make_gan(
+            _private(optimizer),
+            reconstruction,
+            adaptive_discriminator_steps=True,
+            run_eagerly=reconstruction == 'generator',
+        )
         recorder = _fit(gan, samples)
         runs.append({
             'generator': recorder.generator[-1],
@@ -358,6 +449,29 @@ def test_two_devices_give_the_weights_of_one(one_device, strategy):
         np.testing.assert_array_equal(one, two)
 
 
+def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypatch):
+    # A record's own draw depends on its place: here all are the same.
+    monkeypatch.setattr(
+        gans.private_optimizer,
+        'draw_for_records',
+        lambda shapes, count, *_: {k: tf.fill([count, *s], 0.3) for k, s in shapes.items()},
+    )
+    samples = _samples((5, 0))
+    states = []
+    for replicas in (1, 2):
+        with strategy.scope() if replicas == 2 else contextlib.nullcontext():
+            gan = _make_gan(reconstruction='generator', discriminator_steps=10, run_eagerly=True)
+        if replicas == 2:
+            shares = strategy.distribute_datasets_from_function(lambda _: _dataset(samples, 2))
+            gan.fit(shares, steps_per_epoch=len(samples), verbose=0)
+        else:
+            _fit(gan, samples)
+        states.append(_state(gan))
+    assert _largest_difference(*states) < 1e-5
+    for variable in gan.private_variables:
+        np.testing.assert_array_equal(*(v.numpy() for v in variable.values))
+
+
 def test_the_noise_key_is_no_constant_of_the_graph():
     value = 0xFEDCBA9876543210
     key = NoiseKey(value)
@@ -400,13 +514,19 @@ def test_it_trains_without_privacy():
         assert np.isfinite(new).all() and (old != new).any()
 
 
-def test_no_clip_and_no_noise_is_plain_training():
+@pytest.mark.parametrize('reconstruction', ['head', 'generator'])
+def test_no_clip_and_no_noise_is_plain_training(reconstruction):
     states = []
     for optimizer in (
         _private(l2_norm_clip=1e6, noise_multiplier=0.0, learning_rate=0.02),
         tf.keras.optimizers.legacy.SGD(0.02),
     ):
-        gan = _make_gan(optimizer, expected_batch_size=_BATCH)
+        gan = _make_gan(
+            optimizer,
+            reconstruction,
+            expected_batch_size=_BATCH,
+            run_eagerly=reconstruction == 'generator',
+        )
         _fit(gan, _samples((5, 3, 4)))
         states.append({'g': gan.generator.get_weights(), 'd': gan.discriminator.get_weights()})
     assert _largest_difference(*states) < 1e-5

@@ -16,11 +16,18 @@ _BATCH = 4  # Expected, and the number of generated images.
 _SIZES = (5, 0, 2)  # More records than generated images, none, and fewer.
 
 
-def _make_gan(clipping, error_feedback='private', discriminator=None, shape=_SHAPE, **settings):
+def _make_gan(
+    clipping,
+    error_feedback='private',
+    discriminator=None,
+    shape=_SHAPE,
+    generator=None,
+    **settings,
+):
     """A tiny compiled GAN, the same at each call."""
     tf.keras.utils.set_random_seed(5)
     gan = gans.EFSGDGan(
-        build_generator(shape, _CLASSES, latent_dim=4, width=8),
+        generator or build_generator(shape, _CLASSES, latent_dim=4, width=8),
         discriminator or build_discriminator(_SHAPE, _CLASSES, width=8),
         draw_inputs,
         seed=3,
@@ -169,3 +176,114 @@ def test_what_is_measured_of_no_records_is_zero():
     )
     assert float(some['batch_size']) == 3 and float(some['gradient_norm']) > 0
     assert set(none) == set(some) and not any(float(value) for value in none.values())
+
+
+# Both networks in the private step.
+
+_DECODED_SHAPE = (16, 16, 1)
+
+
+def _make_decoding_gan(clipping, **settings):
+    tf.keras.utils.set_random_seed(5)
+    discriminator = build_discriminator(
+        _DECODED_SHAPE, _CLASSES, width=8, reconstruction='generator', latent_dim=4
+    )
+    gan = _make_gan(
+        clipping,
+        discriminator=discriminator,
+        shape=_DECODED_SHAPE,
+        # So that the error outweighs what clipping of the rest would hide.
+        reconstruction_weight=0.02,
+        **settings,
+    )
+    for layer in gan.generator.layers:  # Noise acts, which it does not at first.
+        if layer.name.startswith('noise_injection'):
+            layer.set_weights([np.full_like(w, 0.5) for w in layer.get_weights()])
+    return gan
+
+
+def _sums_of_records(gan, images, labels):
+    """(clipped sum, residual sum), each flat; the same draws at each call."""
+    clipped, residual, *_ = gan._sums_of_step(images, labels, NoiseKey(9).next())
+    return [np.concatenate([s.numpy().ravel() for s in part]) for part in (clipped, residual)]
+
+
+@pytest.fixture(scope='module')
+def decoded():
+    """A gan of either clipping, five records, and their sums one record at a time."""
+    by_clipping = {clipping: _make_decoding_gan(clipping) for clipping in ('vectorized', 'fast')}
+    images, labels = next(_samples(_DECODED_SHAPE))
+    return by_clipping, images, labels, _sums_of_records(by_clipping['vectorized'], images, labels)
+
+
+def _assert_close(one, other, rtol=1e-5):
+    for a, b in zip(one, other):
+        assert 0.05 < np.linalg.norm(b)
+        assert np.linalg.norm(a - b) < rtol * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('microbatch_size', [None, 3])
+def test_fast_is_vectorized_over_both_networks(decoded, microbatch_size, monkeypatch):
+    by_clipping, images, labels, wanted = decoded
+    gan = by_clipping['fast']
+    monkeypatch.setattr(gan, '_microbatch_size', microbatch_size)
+    _assert_close(_sums_of_records(gan, images, labels), wanted)
+    sizes = [int(tf.size(v)) for v in gan.private_variables]
+    assert len(wanted[0]) == sum(sizes)
+    # Five records, each at most C1, in one norm over both networks, of which both have a part.
+    own = np.split(wanted[0], [sum(sizes[: len(gan.discriminator.trainable_variables)])])
+    assert np.linalg.norm(wanted[0]) <= 5 * 0.3 * 1.0001
+    assert all(np.linalg.norm(part) > 0.1 for part in own)
+
+
+@pytest.mark.parametrize('clipping', ['vectorized', 'fast'])
+def test_no_records_add_nothing_to_either_network(decoded, clipping):
+    by_clipping, images, labels, _ = decoded
+    for sums in _sums_of_records(by_clipping[clipping], images[:0], labels[:0]):
+        assert len(sums) and not sums.any()
+
+
+def test_a_record_that_is_not_finite_adds_nothing_and_touches_no_other(decoded, monkeypatch):
+    by_clipping, images, labels, _ = decoded
+    gan = by_clipping['fast']
+    draw = gans.private_optimizer.draw_for_records
+    kept = np.array([0, 2, 3, 4])
+
+    def draw_with(bad, rows):
+        def draw_for_records(shapes, count, step_noise, first):
+            drawn = draw(shapes, tf.constant(5), step_noise, first)
+            drawn['latents'] = tf.tensor_scatter_nd_update(drawn['latents'], [[1, 0]], [bad])
+            return {name: tf.gather(value, rows) for name, value in drawn.items()}
+
+        monkeypatch.setattr(gans.private_optimizer, 'draw_for_records', draw_for_records)
+
+    draw_with(np.nan, np.arange(5))
+    with_bad = _sums_of_records(gan, images, labels)
+    draw_with(0.0, kept)
+    _assert_close(with_bad, _sums_of_records(gan, images[kept], labels[kept]))
+
+
+def test_auto_says_which_layer_of_the_generator_is_in_the_way(capsys):
+    plain = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    images = tf.keras.layers.SeparableConv2D(1, 3, padding='same', name='odd')(plain.output)
+    generator = tf.keras.Model(plain.input, images)
+    discriminators = [
+        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=form, latent_dim=4)
+        for form in ('generator', 'head')
+    ]
+    gan = _make_gan('auto', discriminator=discriminators[0], generator=generator)
+    assert gan.clipping == 'vectorized'
+    assert "layer 'odd' (SeparableConv2D) has no rule" in capsys.readouterr().out
+    gan = _make_gan('auto', discriminator=discriminators[1], generator=generator)
+    assert gan.clipping == 'fast'
+
+
+def test_what_is_measured_is_of_the_draws_of_the_step(decoded, monkeypatch):
+    by_clipping, images, labels, _ = decoded
+    gan = by_clipping['fast']
+    monkeypatch.setattr(gan.discriminator_optimizer, 'measured_sums', lambda *_: {})
+    measured, again, other = (
+        gan._measure((images, labels), NoiseKey(key).next()) for key in (9, 9, 10)
+    )
+    assert float(measured['reconstruction_loss']) == float(again['reconstruction_loss']) > 1
+    assert float(measured['reconstruction_loss']) != float(other['reconstruction_loss'])

@@ -18,7 +18,7 @@ def _with_noise(model):
     """Gives noise an influence, which a new generator does not have."""
     for layer in model.layers:
         if layer.name.startswith('noise_injection'):
-            layer.scale.assign(0.5 * tf.ones_like(layer.scale))
+            layer.set_weights([np.full_like(w, 0.5) for w in layer.get_weights()])
     return model
 
 

@@ -72,8 +72,8 @@ def test_a_new_noise_injection_changes_nothing():
 def test_noise_is_scaled_per_channel():
     layer = layers.NoiseInjection()
     layer.build([None, 1, 2, 3])
-    assert [v.shape.as_list() for v in layer.trainable_variables] == [[3]]
-    layer.set_weights([np.array([0.0, 2.0, -0.5])])
+    assert [v.shape.as_list() for v in layer.trainable_variables] == [[1, 3]]
+    layer.set_weights([np.array([[0.0, 2.0, -0.5]])])
     x = np.array([[[[1, 2, 3], [4, 5, 6]]]], np.float32)
     noise = np.array([[[[0.3], [-2.0]]]], np.float32)
     wanted = [[[[1, 2.6, 2.85], [4, 1, 7]]]]
@@ -83,7 +83,7 @@ def test_noise_is_scaled_per_channel():
 def test_noise_is_drawn_anew_when_none_is_given():
     layer = layers.NoiseInjection()
     layer.build([None, 16, 16, 2])
-    layer.set_weights([np.array([1.0, 3.0])])
+    layer.set_weights([np.array([[1.0, 3.0]])])
     first, second = (layer(tf.zeros([9, 16, 16, 2])).numpy() for _ in range(2))
     assert not np.allclose(first, second)
     assert not np.allclose(first[0], first[1]), 'each example has noise of its own'

@@ -52,11 +52,30 @@ def test_reconstruction_sums_over_an_image_and_not_over_the_batch():
     np.testing.assert_allclose(loss, [5.0, 0.09], rtol=1e-6)
 
 
+def test_divergence_of_normals_by_hand():
+    # (m^2 + v - 1 - ln v) / 2, added up: (0.25 + 2 - 1 - ln 2) / 2 + (0 + 0.5 - 1 + ln 2) / 2.
+    mean = tf.constant([[0.0, 0.0], [0.5, 0.0]])
+    log_variance = tf.constant([[0.0, 0.0], [_LN_2, -_LN_2]])
+    divergence = NonSaturatingLosses.divergence(mean, log_variance)
+    np.testing.assert_allclose(divergence, [0.0, 0.375], atol=1e-6)
+
+
+def test_a_posterior_has_a_mean_and_a_bounded_log_variance():
+    parameters = tf.constant([[1e9, -0.3, 0.01, 1e9], [2.0, 5.0, -1e9, -3.0]])
+    mean, log_variance = NonSaturatingLosses.posterior(parameters)
+    np.testing.assert_array_equal(mean, parameters[:, :2])
+    # 6 tanh(x / 6).
+    np.testing.assert_allclose(log_variance, [[0.01, 6.0], [-6.0, -2.772703]], rtol=1e-5)
+    assert np.isfinite(NonSaturatingLosses.divergence(mean, log_variance)).all()
+
+
 @pytest.mark.parametrize('batch', [0, 1, 4])
 def test_every_loss_is_one_value_per_example(batch):
     images = tf.ones([batch, 2, 2, 3])
     realness = NonSaturatingLosses.realness(tf.ones([batch, 5]), tf.zeros([batch], tf.int32))
     assert realness.shape == [batch]
     assert NonSaturatingLosses.reconstruction(images, images).shape == [batch]
+    posterior = NonSaturatingLosses.posterior(tf.ones([batch, 6]))
+    assert NonSaturatingLosses.divergence(*posterior).shape == [batch]
     for loss in ('real', 'fake', 'generator'):
         assert getattr(NonSaturatingLosses, loss)(realness).shape == [batch]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tensorflow_privacy.privacy.fast_gradient_clipping import clip_grads
 
 from tf_efsgd.models.discriminator import build_discriminator
+from tf_efsgd.models.generator import build_generator
 from tf_efsgd.privacy import clipping, layer_norms
 from tf_efsgd.privacy.optimizer import why_not_fast
 
@@ -689,7 +690,10 @@ def test_layers_without_a_rule_are_refused(name):
     model = tf.keras.Model(inputs, layer(inputs))
     with pytest.raises(layer_norms.UnsupportedLayerError, match=message):
         _fast(model, np.ones([1, 4, 4, 2], np.float32), 1.0)
-    assert 'odd' in why_not_fast(model, model.trainable_variables)
+    reason = why_not_fast(
+        model, lambda: _losses(model, tf.ones([1, 4, 4, 2]), 1.0), model.trainable_variables
+    )
+    assert 'odd' in reason
     assert 'call' not in vars(layer)
 
 
@@ -714,10 +718,88 @@ def test_losses_that_are_not_one_for_every_example_are_refused():
 
 
 @pytest.mark.parametrize('shape', [(28, 28, 1), (32, 32, 3)])
-@pytest.mark.parametrize('reconstruction', ['head', 'none'])
+@pytest.mark.parametrize('reconstruction', ['head', 'generator', 'none'])
 def test_the_discriminator_of_this_package_has_all_rules(shape, reconstruction):
     model = build_discriminator(shape, 10, width=8, reconstruction=reconstruction)
-    assert why_not_fast(model, model.trainable_variables) is None
+
+    def losses_of():
+        outputs = tf.nest.flatten(model(tf.zeros([1, *shape])))
+        return tf.add_n([tf.reduce_sum(o, axis=list(range(1, o.shape.rank))) for o in outputs])
+
+    assert why_not_fast(model, losses_of, model.trainable_variables) is None
+
+
+# Several models.
+
+
+def _encoder_and_decoder():
+    """Two networks that records go through one after the other, the second this package's own."""
+    tf.keras.utils.set_random_seed(5)
+    encoder = _model_of(_KERAS.Dense(4, activation='tanh'), [6])
+    decoder = build_generator((8, 8, 1), 3, latent_dim=4, width=8)
+    rng = np.random.default_rng(1)
+    # No weight is zero: injected noise acts, and biases count.
+    decoder.set_weights([rng.normal(size=w.shape) * 0.5 for w in decoder.get_weights()])
+    records = {
+        'x': rng.normal(size=[5, 6]).astype(np.float32),
+        'labels': np.int32([0, 2, 1, 1, 0]),
+        'noise_8': rng.normal(size=[5, 8, 8, 1]).astype(np.float32),
+        'direction': rng.normal(size=[5, 8, 8, 1]).astype(np.float32),
+    }
+
+    def losses(records):
+        images = decoder({
+            'latents': encoder(records['x']),
+            'labels': records['labels'],
+            'noise_8': records['noise_8'],
+        })  # fmt: skip
+        return tf.reduce_sum(images * records['direction'], axis=[1, 2, 3])
+
+    return encoder, decoder, losses, tf.nest.map_structure(tf.constant, records)
+
+
+def test_a_loss_may_go_through_several_models():
+    encoder, decoder, losses, records = _encoder_and_decoder()
+    variables = [*encoder.trainable_variables, *decoder.trainable_variables]
+    gradients = []
+    for i in range(5):
+        with tf.GradientTape() as tape:
+            loss = losses({name: value[i : i + 1] for name, value in records.items()})
+        gradients.append(tape.gradient(loss, variables))
+    gradients = [np.stack([np.asarray(tf.convert_to_tensor(g)) for g in of_variable])
+                 for of_variable in zip(*gradients)]  # fmt: skip
+    assert all(np.abs(g).max() > 1e-3 for g in gradients)
+    parts = layer_norms.gradients_by_layer([encoder, decoder], lambda: losses(records), variables)
+    fast = clipping.BatchGradients(parts, variables)
+    actual = fast.norms.numpy(), fast.weighted_sums(tf.constant(_weights(5)))
+    wanted = _of_gradients(gradients)
+    _assert_equal(actual, wanted)
+    np.testing.assert_allclose(actual[0], wanted[0], rtol=1e-5)
+    # A gradient of the decoder that is left out would show.
+    part = _of_gradients(gradients[:-1])[0]
+    assert not np.allclose(actual[0], part, rtol=1e-3)
+
+
+def test_a_model_that_is_not_told_of_is_refused():
+    encoder, decoder, losses, records = _encoder_and_decoder()
+    variables = [*encoder.trainable_variables, *decoder.trainable_variables]
+    with pytest.raises(layer_norms.UnsupportedLayerError, match='belongs to no layer'):
+        layer_norms.gradients_by_layer(encoder, lambda: losses(records), variables)
+
+
+def test_models_may_share_a_layer():
+    dense = _KERAS.Dense(3, activation='tanh')
+    one, other = _model_of(dense, [3]), _model_of(dense, [3])
+    rows = tf.constant([[0.3, -0.2, 0.5], [1.0, 2.0, -0.7]])
+    parts = layer_norms.gradients_by_layer(
+        [one, other], lambda: tf.reduce_sum(other(one(rows)), axis=1), dense.trainable_variables
+    )
+    norms = clipping.BatchGradients(parts, dense.trainable_variables).norms
+    for row, norm in zip(rows, norms):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(other(one(row[tf.newaxis])))
+        gradients = tape.gradient(loss, dense.trainable_variables)
+        assert float(norm) == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-5)
 
 
 def test_the_rounded_products_of_gpus_are_switched_off(monkeypatch):

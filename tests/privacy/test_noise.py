@@ -285,3 +285,68 @@ def test_secure_noise_is_four_draws_of_all_the_operating_systems_bits(monkeypatc
     assert asked == [2 * 4 * 5 * 8] * 2
     # sqrt(-2 ln 2^-53) = 8.5717 each; four of them, halved.
     np.testing.assert_allclose(drawn, 2 * 8.5717, rtol=1e-4)
+
+
+# Random inputs of records.
+
+
+def _rows(count=40, shape=(3, 5), key=_KEY, step=3, variable=0, replica=0, first_row=0):
+    return noise.normals_of_records(
+        tf.constant(count),
+        list(shape),
+        step_noise={'key': noise.NoiseKey(key).key, 'step': tf.constant(step, tf.uint64)},
+        variable=variable,
+        replica=replica,
+        first_row=first_row,
+    ).numpy()
+
+
+def test_rows_of_records_are_standard_normal_and_independent():
+    sample = _rows(_SIZE // 15)
+    assert sample.shape == (_SIZE // 15, 3, 5) and sample.dtype == np.float32
+    flat = sample.ravel()
+    assert _scale_p_value(flat, 1.0) > _LEVEL
+    assert stats.kstest(flat, 'norm').pvalue > _LEVEL
+    for wrong in (2 / 3, 3 / 2):
+        assert _scale_p_value(flat * wrong, 1.0) < _LEVEL
+    # From row to row, as every record must have its own.
+    assert _correlation_p_value(sample[:-1].ravel(), sample[1:].ravel()) > _LEVEL
+    others = [{'step': 4}, {'variable': 1}, {'replica': 1}, {'replica': 2**15}, {'key': _KEY + 1}]
+    for other in [*others, {'first_row': len(sample)}]:
+        assert _correlation_p_value(flat, _rows(len(sample), **other).ravel()) > _LEVEL
+    assert _correlation_p_value(flat, _rows(len(sample)).ravel()) < _LEVEL
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (4,), (3, 5)])
+def test_a_row_does_not_depend_on_how_the_batch_is_split(shape):
+    whole = _rows(7, shape)
+    parts = [_rows(count, shape, first_row=first) for first, count in ((0, 3), (3, 4), (7, 0))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert len(np.unique(whole)) == whole.size
+
+
+def test_rows_of_records_share_no_counter_with_the_noise():
+    # The DP noise of a step and its rows are read off one key: no block may be read twice.
+    drawn = [_rows(5, [8], replica=r, variable=v) for r in (0, 1, 2**16 - 1) for v in (0, 1)]
+    key = noise.NoiseKey(_KEY).key
+    for purpose in (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM):
+        at = noise.counter(tf.constant(3, tf.uint64), purpose, 0)
+        drawn.append(
+            tf.raw_ops.StatelessRandomNormalV2(shape=[5, 8], key=key, counter=at, alg=1).numpy()
+        )
+    numbers = np.concatenate([d.ravel() for d in drawn])
+    assert len(np.unique(numbers)) == len(numbers) == 320
+    assert noise.INPUTS_OF_RECORDS not in (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM)
+
+
+def test_secure_rows_are_fresh_and_of_the_operating_system(secure_draws, monkeypatch):
+    draw = tf.function(
+        lambda count: noise.normals_of_records(count, [4], step_noise=secure_draws, variable=0)
+    )
+    one, other = (draw(tf.constant(3_000)).numpy() for _ in range(2))
+    assert one.shape == (3_000, 4) and one.dtype == np.float32
+    assert _scale_p_value(one.ravel(), 1.0) > _LEVEL
+    assert _correlation_p_value(one.ravel(), other.ravel()) > _LEVEL
+    assert draw(tf.constant(0)).shape == (0, 4)
+    monkeypatch.setattr(noise.os, 'urandom', bytes)
+    np.testing.assert_allclose(draw(tf.constant(2)), 2 * 8.5717, rtol=1e-4)

@@ -504,6 +504,28 @@ def test_two_replicas_add_one_noise(strategy, drop_in):
     np.testing.assert_allclose(first, _flat(one_weights), rtol=1e-5, atol=1e-7)
 
 
+def test_every_replica_draws_rows_of_its_own_for_its_records(strategy):
+    step_noise, shapes = noise.NoiseKey(7).next(), {'a': [5], 'b': [2, 3]}
+
+    @tf.function
+    def draw(step_noise):
+        return strategy.run(
+            lambda: optimizers.draw_for_records(shapes, tf.constant(4), step_noise, 1)
+        )
+
+    drawn = draw(step_noise)
+    numbers = []
+    for variable, (name, shape) in enumerate(shapes.items()):
+        for replica, rows in enumerate(strategy.experimental_local_results(drawn[name])):
+            wanted = noise.normals_of_records(
+                4, shape, step_noise=step_noise, variable=variable, replica=replica, first_row=1
+            )
+            np.testing.assert_array_equal(rows, wanted)
+            numbers.append(np.ravel(rows))
+    numbers = np.concatenate(numbers)
+    assert len(np.unique(numbers)) == len(numbers) == 2 * 4 * 11
+
+
 def test_a_noise_of_every_replicas_own_would_be_seen(strategy, monkeypatch):
     real = noise.gaussian
 

@@ -22,6 +22,7 @@ _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 _LABELS = {
     'private': 'Private',
     'mechanism': 'Mechanism',
+    'private_step_updates': 'Networks in the private step',
     'target_epsilon': 'ε at most (budget)',
     'epsilon': 'ε spent',
     'epsilon_pld': 'ε by privacy loss distributions',

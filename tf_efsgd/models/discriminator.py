@@ -1,4 +1,4 @@
-"""The discriminator: one trunk, one realness logit per class, a reconstruction head."""
+"""The discriminator: one trunk, one realness logit per class, what reconstruction needs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from tf_efsgd.models.layers import ImageToPatches, PatchesToImage
 
 LOGITS = 'logits'
 RECONSTRUCTION = 'reconstruction'
+POSTERIOR = 'posterior'
+
+RECONSTRUCTIONS = ('head', 'generator', 'none')
 
 _PATCH_SIZE = 4
+# Each position's features are told to the posterior in so many channels: few parameters.
+_POSTERIOR_CHANNELS = 8
 
 
 def build_discriminator(
@@ -20,6 +25,7 @@ def build_discriminator(
     *,
     width: int = 32,
     reconstruction: str = 'head',
+    latent_dim: int = 64,
 ) -> tf.keras.Model:
     """Builds the discriminator.
 
@@ -33,11 +39,14 @@ def build_discriminator(
       width: channels after the first layer, which sees patches of 4x4 pixels (2x2 or 1x1 where 4
         does not divide the height); doubled at each halving after it.
       reconstruction: 'head' decodes the input from the trunk's last features, each position its
-        own patch; 'none' leaves that out.
+        own patch; 'generator' says what latent vector the generator is to decode it from; 'none'
+        leaves that out.
+      latent_dim: of that generator, at least 1.
 
     Returns:
       A model from images float32 [n, H, W, C] in [-1, 1] to {'logits': float32 [n, num_classes],
-      above 0 for real; 'reconstruction': float32 [n, H, W, C] in [-1, 1]}.
+      above 0 for real; with 'head' 'reconstruction': float32 [n, H, W, C] in [-1, 1]; with
+      'generator' 'posterior': float32 [n, 2 latent_dim], see `losses.NonSaturatingLosses`}.
 
     Raises:
       ValueError: if the images are not square or `reconstruction` is unknown.
@@ -45,8 +54,10 @@ def build_discriminator(
     height, image_width, channels = image_shape
     if height != image_width:
         raise ValueError(f'Images must be square. Received: {height}x{image_width}.')
-    if reconstruction not in ('head', 'none'):
-        raise ValueError(f"reconstruction must be 'head' or 'none'. Received: {reconstruction!r}.")
+    if reconstruction not in RECONSTRUCTIONS:
+        raise ValueError(
+            f'reconstruction must be one of {RECONSTRUCTIONS}. Received: {reconstruction!r}.'
+        )
     images = tf.keras.Input(image_shape, name='images')
     # Patches first: a quarter of the positions at once, and per-example gradients that are cheap.
     stride = math.gcd(height, _PATCH_SIZE)
@@ -61,4 +72,8 @@ def build_discriminator(
     if reconstruction == 'head':
         patches = tf.keras.layers.Dense(stride * stride * channels, activation='tanh')(x)
         outputs[RECONSTRUCTION] = PatchesToImage(height, stride, name=RECONSTRUCTION)(patches)
+    if reconstruction == 'generator':
+        told = tf.keras.layers.LeakyReLU(0.2)(tf.keras.layers.Dense(_POSTERIOR_CHANNELS)(x))
+        told = tf.keras.layers.Flatten()(told)
+        outputs[POSTERIOR] = tf.keras.layers.Dense(2 * latent_dim, name=POSTERIOR)(told)
     return tf.keras.Model(images, outputs, name='discriminator')

@@ -1,8 +1,12 @@
 """The differentially private GAN as a Keras model.
 
-`train_step` is one private discriminator step and, when it is due, one public generator step. Only
-the discriminator ever sees records, and only through the optimizer's clipped sums; the generator,
-its moving average and the step schedule are functions of what was released.
+`train_step` is one private discriminator step and, when it is due, one public generator step.
+Records act through the clipped sums of the private step alone; everything else, the moving average
+and the step schedule too, is a function of what was released.
+
+With a discriminator that has a 'posterior' the generator decodes records in the private step, as
+in a variational autoencoder, and is then among what that step updates: one norm, one release and
+one update for both networks.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from tf_efsgd.privacy import optimizer as private_optimizer
 
 LOGITS = 'logits'
 RECONSTRUCTION = 'reconstruction'
+POSTERIOR = 'posterior'
+LATENTS = 'latents'
+LABELS = 'labels'
 
 # Below this accuracy on generated images the discriminator has fallen behind (Bie et al. 2023,
 # Private GANs, Revisited, on the update frequency), and the generator waits, up to the maximum.
@@ -43,10 +50,15 @@ class EFSGDGan(tf.keras.Model):
     Args:
       generator: from `build_generator`; maps drawn inputs to images float32 in [-1, 1].
       discriminator: from `build_discriminator`; maps images float32 [n, H, W, C] in [-1, 1] to
-        {'logits': float32 [n, classes]} and, if it has the head, {'reconstruction': like images}.
+        {'logits': float32 [n, classes]} and, if it has the head, {'reconstruction': like images}
+        or, if the generator is to decode, {'posterior': float32 [n, 2 latent_dim]}.
       draw_inputs: (generator, labels int32 [n], seed int32 [2] or None, rows int32 [m] or None) ->
         inputs of the generator, [m] of them; see `models.generator.draw_inputs`.
       seed: of what is public: latents and labels of generated images.
+
+    Raises:
+      ValueError: if a network that sees records keeps state or mixes examples, or the posterior
+        is of other latents than the generator's.
     """
 
     def __init__(
@@ -59,7 +71,11 @@ class EFSGDGan(tf.keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self._decodes_records = POSTERIOR in discriminator.output
         _refuse_layers_with_state(discriminator)
+        if self._decodes_records:
+            _refuse_layers_with_state(generator)
+            _check_posterior(discriminator, generator)
         self.generator = generator
         self.discriminator = discriminator
         self.ema_generator = tf.keras.models.clone_model(generator)
@@ -103,11 +119,13 @@ class EFSGDGan(tf.keras.Model):
         Args:
           generator_optimizer: a legacy Keras optimizer.
           discriminator_optimizer: an error-feedback DP optimizer with `expected_batch_size`; any
-            other legacy Keras optimizer trains WITHOUT privacy.
+            other legacy Keras optimizer trains WITHOUT privacy. It applies the whole private step,
+            so the generator's part too where that decodes records, with slots of its own for it.
           losses: per-example losses, a `models.losses.NonSaturatingLosses` or the like.
           expected_batch_size: mean number of records in a batch and number of generated images
             beside them. None takes the optimizer's.
-          reconstruction_weight: lambda >= 0 of the squared error of the reconstruction head.
+          reconstruction_weight: lambda >= 0 of the squared error of the reconstruction; where the
+            generator decodes, of that and the posterior's divergence.
           discriminator_steps: private steps per generator step, at least; 1 to 64.
           adaptive_discriminator_steps: raise them, up to 64, for as long as the discriminator's
             accuracy on generated images (on nothing else) is below 60%.
@@ -165,7 +183,7 @@ class EFSGDGan(tf.keras.Model):
         if clipping == 'vectorized' or not self.is_private:
             return 'vectorized' if self.is_private else 'none'
         reason = private_optimizer.why_not_fast(
-            self.discriminator, self.discriminator.trainable_variables
+            self._private_models(), self._losses_of_a_blank_record, self.private_variables
         )
         if reason is None:
             return 'fast'
@@ -179,11 +197,11 @@ class EFSGDGan(tf.keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         noise = self._noise or private_optimizer.new_noise()
-        shapes = [variable.shape for variable in self.discriminator.trainable_variables]
+        shapes = [variable.shape for variable in self.private_variables]
 
         def step(iterator, step_noise):
             records = next(iterator)
-            measured = self._measure(records) if self._measure_records else {}
+            measured = self._measure(records, step_noise) if self._measure_records else {}
             return self.train_step((records, step_noise)), measured
 
         if not self.run_eagerly:
@@ -205,21 +223,23 @@ class EFSGDGan(tf.keras.Model):
         """
         return self._measured.value
 
-    def _measure(self, records) -> dict[str, tf.Tensor]:
+    def _measure(self, records, step_noise=None) -> dict[str, tf.Tensor]:
         strategy = self.distribute_strategy
-        sums = strategy.run(self._measured_sums, args=(records,))
+        sums = strategy.run(self._measured_sums, args=(records, step_noise))
         sums = {k: strategy.experimental_local_results(v)[0] for k, v in sums.items()}
         count = sums.pop('batch_size')
         means = {k: tf.math.divide_no_nan(v, count) for k, v in sums.items()}
         return {'batch_size': count, **means}
 
-    def _measured_sums(self, records) -> dict[str, tf.Tensor]:
+    def _measured_sums(self, records, step_noise) -> dict[str, tf.Tensor]:
         """Sums over the records of all replicas, in a replica context; PRIVATE."""
         images, labels = to_float(records[0]), records[1]
+        # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
+        draws = self._draw_for_records(labels, step_noise)
         names = []
 
         def measured():
-            sums = self._measured_sums_of_share(images, labels)
+            sums = self._measured_sums_of_share(images, labels, draws)
             names[:] = sums
             return list(sums.values())
 
@@ -227,7 +247,7 @@ class EFSGDGan(tf.keras.Model):
         sums = tf.cond(tf.shape(labels)[0] > 0, measured, lambda: [tf.zeros([]) for _ in names])
         return dict(zip(names, _all_reduce(sums)))
 
-    def _measured_sums_of_share(self, images, labels) -> dict[str, tf.Tensor]:
+    def _measured_sums_of_share(self, images, labels, draws) -> dict[str, tf.Tensor]:
         outputs = self.discriminator(images, training=False)
         logits = self._losses.realness(outputs[LOGITS], labels)
         sums = {
@@ -235,12 +255,12 @@ class EFSGDGan(tf.keras.Model):
             'real_loss': tf.reduce_sum(self._losses.real(logits)),
             'real_accuracy': tf.reduce_sum(tf.cast(logits > 0, tf.float32)),
         }
-        if RECONSTRUCTION in outputs:
-            errors = self._losses.reconstruction(images, outputs[RECONSTRUCTION])
+        errors = self._reconstruction_losses(outputs, images, labels, draws)
+        if errors is not None:
             sums['reconstruction_loss'] = tf.reduce_sum(errors)
         if self.is_private:
             sums |= self.discriminator_optimizer.measured_sums(
-                self._loss_of_record, (images, labels), self.discriminator.trainable_variables
+                self._loss_of_record, (images, labels, draws), self.private_variables
             )
         return sums
 
@@ -274,17 +294,18 @@ class EFSGDGan(tf.keras.Model):
         """The private step, in a replica context: clip, all-reduce, release, feed back, update."""
         images, labels = records
         optimizer = self.discriminator_optimizer
-        variables = self.discriminator.trainable_variables
-        clipped, residual, public, seen = self._sums_of_step(images, labels)
+        variables = self.private_variables
+        clipped, residual, public, seen = self._sums_of_step(images, labels, step_noise)
         public = [s / self._expected_batch_size for s in _all_reduce(public)]
         fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._expected_batch_size)
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
             private = [s / self._expected_batch_size for s in _all_reduce(clipped)]
+        # Generated images teach the discriminator alone, whose variables come first.
+        gradients = [r + f for r, f in zip(private, public)] + private[len(public) :]
         optimizer.apply_gradients(
-            [(r + f, v) for r, f, v in zip(private, public, variables)],
-            experimental_aggregate_gradients=False,
+            list(zip(gradients, variables)), experimental_aggregate_gradients=False
         )
         return {
             'fake_accuracy': fake_accuracy,
@@ -322,31 +343,45 @@ class EFSGDGan(tf.keras.Model):
         """
         return self.ema_generator(self._draw_inputs(self.ema_generator, labels, seed))
 
-    def _sums_of_step(self, images, labels):
+    @property
+    def private_variables(self) -> list[tf.Variable]:
+        """What a private step updates: the discriminator's, then those of a decoding generator."""
+        return [v for model in self._private_models() for v in model.trainable_variables]
+
+    def _private_models(self) -> list[tf.keras.Model]:
+        """The networks that see records."""
+        return [self.discriminator, *([self.generator] if self._decodes_records else [])]
+
+    def _sums_of_step(self, images, labels, step_noise=None):
         """Sums over this replica's records and over its share of the generated images.
 
         The two never meet in a pass: what is seen of generated images must not depend on how many
         records there are, not even in its last digit.
 
         Returns:
-          (clipped sum of records, their residual sum ([] without privacy), sum of generated
-          images, [2]: how many of those are told and their loss).
+          (clipped sum of records over all private variables, their residual sum ([] without
+          privacy), sum of generated images over the discriminator's, [2]: how many of those are
+          told and their loss).
         """
         size = self._microbatch_size
         if size is None:
-            return self._sums_of(images, labels, *self._generate_share())
+            records = images, labels, self._draw_for_records(labels, step_noise)
+            return self._sums_of(records, self._generate_share())
 
         def add_part(start, sums):
             part = slice(start, start + size)
-            more = self._sums_of(images[part], labels[part], *self._generate_share(part=part))
+            draws = self._draw_for_records(labels[part], step_noise, start)
+            records = images[part], labels[part], draws
+            more = self._sums_of(records, self._generate_share(part=part))
             return start + size, tf.nest.map_structure(tf.add, sums, more)
 
         replica = tf.distribute.get_replica_context()
         # Replica 0 has the largest share.
         generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
         count = tf.maximum(tf.shape(labels)[0], generated)
-        zeros = [tf.zeros(v.shape) for v in self.discriminator.trainable_variables]
-        nothing = (zeros, zeros if self.is_private else [], zeros, tf.zeros([2]))
+        private = _zeros_like(self.private_variables)
+        public = _zeros_like(self.discriminator.trainable_variables)
+        nothing = (private, private if self.is_private else [], public, tf.zeros([2]))
         _, sums = tf.while_loop(
             lambda start, _: start < count,
             add_part,
@@ -355,46 +390,51 @@ class EFSGDGan(tf.keras.Model):
         )
         return sums
 
-    def _sums_of(self, images, labels, generated, generated_labels):
+    def _sums_of(self, records, generated):
         """As `_sums_of_step`, of a part of it at once."""
-        images = to_float(images)
-        variables = self.discriminator.trainable_variables
-        zeros = [tf.zeros(v.shape) for v in variables]
-
-        def of_records():
-            return self._sums_of_records(
-                lambda: self._losses_of_records(images, labels), (images, labels), variables
-            )
+        images, labels, draws = records
+        records = to_float(images), labels, draws
+        learns_of_generated = self.discriminator.trainable_variables
 
         def of_generated():
             seen = []
 
             def losses_of():
-                losses, logits = self._losses_of_generated(generated, generated_labels)
+                losses, logits = self._losses_of_generated(*generated)
                 told = tf.cast(logits < 0, tf.float32)
                 seen.append(tf.stack([tf.reduce_sum(told), tf.reduce_sum(losses)]))
                 return losses
 
-            public = self._sum_of_generated(losses_of, (generated, generated_labels), variables)
+            public = self._sum_of_generated(losses_of, generated, learns_of_generated)
             if not seen:  # Every example had a pass of its own.
                 losses_of()
             return public, seen[0]
 
+        def of_nothing():
+            zeros = _zeros_like(self.private_variables)
+            return zeros, zeros if self.is_private else []
+
         # On no images at all, TensorFlow's convolutions fail.
         clipped, residual = tf.cond(
-            tf.shape(labels)[0] > 0, of_records, lambda: (zeros, zeros if self.is_private else [])
+            tf.shape(labels)[0] > 0, lambda: self._sums_of_records(records), of_nothing
         )
         # One after the other: side by side both would hold what they stored at once.
         with tf.control_dependencies(tf.nest.flatten((clipped, residual))):
             public, seen = tf.cond(
-                tf.shape(generated_labels)[0] > 0, of_generated, lambda: (zeros, tf.zeros([2]))
+                tf.shape(generated[1])[0] > 0,
+                of_generated,
+                lambda: (_zeros_like(learns_of_generated), tf.zeros([2])),
             )
         return clipped, residual, public, seen
 
-    def _sums_of_records(self, losses_of, records, variables):
-        optimizer = self.discriminator_optimizer
+    def _sums_of_records(self, records):
+        optimizer, variables = self.discriminator_optimizer, self.private_variables
+
+        def losses_of():
+            return self._losses_of_records(*records)
+
         if self.clipping == 'fast':
-            return optimizer.batch_sums(self.discriminator, losses_of, variables)
+            return optimizer.batch_sums(self._private_models(), losses_of, variables)
         if self.clipping == 'vectorized':
             return optimizer.clipped_sums(self._loss_of_record, records, variables)
         return _gradient_of_sum(losses_of, variables), []
@@ -413,15 +453,42 @@ class EFSGDGan(tf.keras.Model):
         sums = optimizer.clipped_sums(self._loss_of_generated, generated, variables)
         return optimizer.mechanism.delivered_sums(*sums)
 
-    def _losses_of_records(self, images, labels) -> tf.Tensor:
+    def _draw_for_records(self, labels, step_noise, first=0) -> dict[str, tf.Tensor]:
+        """What the private loss of each record is random by: inputs of the decoding generator."""
+        return private_optimizer.draw_for_records(
+            self._drawn_shapes(), tf.shape(labels)[0], step_noise, first
+        )
+
+    def _drawn_shapes(self) -> dict[str, tf.TensorShape]:
+        if not self._decodes_records:
+            return {}
+        return {name: x.shape[1:] for name, x in self.generator.input.items() if name != LABELS}
+
+    def _losses_of_records(self, images, labels, draws=None) -> tf.Tensor:
         """The WHOLE private loss of every record, [n]: adversarial and reconstruction."""
         outputs = self.discriminator(images, training=True)
         losses = self._losses.real(self._losses.realness(outputs[LOGITS], labels))
+        errors = self._reconstruction_losses(outputs, images, labels, draws)
+        return losses if errors is None else losses + self._reconstruction_weight * errors
+
+    def _reconstruction_losses(self, outputs, images, labels, draws) -> tf.Tensor | None:
+        """Of every record, [n]; None if nothing is reconstructed."""
         if RECONSTRUCTION in outputs:
-            losses += self._reconstruction_weight * self._losses.reconstruction(
-                images, outputs[RECONSTRUCTION]
-            )
-        return losses
+            return self._losses.reconstruction(images, outputs[RECONSTRUCTION])
+        if POSTERIOR not in outputs:
+            return None
+        mean, log_variance = self._losses.posterior(outputs[POSTERIOR])
+        latents = mean + tf.exp(0.5 * log_variance) * draws[LATENTS]
+        # In the mode that images are generated in, always: nothing is written.
+        decoded = self.generator({**draws, LATENTS: latents, LABELS: labels}, training=False)
+        divergence = self._losses.divergence(mean, log_variance)
+        return self._losses.reconstruction(images, decoded) + divergence
+
+    def _losses_of_a_blank_record(self) -> tf.Tensor:
+        """A private loss, [1], to find out which layers it goes through."""
+        image = tf.zeros([1, *self.discriminator.input_shape[1:]])
+        draws = {name: tf.zeros([1, *s]) for name, s in self._drawn_shapes().items()}
+        return self._losses_of_records(image, tf.zeros([1], tf.int32), draws)
 
     def _losses_of_generated(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
         """(Adversarial losses, logits of their realness), each [n]."""
@@ -429,7 +496,7 @@ class EFSGDGan(tf.keras.Model):
         return self._losses.fake(logits), logits
 
     def _loss_of_record(self, record) -> tf.Tensor:
-        return self._losses_of_records(record[0][tf.newaxis], record[1][tf.newaxis])[0]
+        return self._losses_of_records(*tf.nest.map_structure(lambda x: x[tf.newaxis], record))[0]
 
     def _loss_of_generated(self, generated) -> tf.Tensor:
         return self._losses_of_generated(generated[0][tf.newaxis], generated[1][tf.newaxis])[0][0]
@@ -516,7 +583,23 @@ def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         loss = tf.reduce_sum(losses_of())
-    return tape.gradient(loss, variables, unconnected_gradients='zero')
+    gradients = tape.gradient(loss, variables, unconnected_gradients='zero')
+    # That of an embedding comes as indexed slices.
+    return [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def _zeros_like(variables) -> list[tf.Tensor]:
+    return [tf.zeros(variable.shape) for variable in variables]
+
+
+def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -> None:
+    told = discriminator.output[POSTERIOR].shape[-1]
+    latent_dim = generator.input[LATENTS].shape[-1]
+    if told != 2 * latent_dim:
+        raise ValueError(
+            f'The posterior must be of the {latent_dim} latents of the generator, so '
+            f'{2 * latent_dim} numbers. Received: {told}.'
+        )
 
 
 def _refuse_layers_with_state(model: tf.keras.Model) -> None:

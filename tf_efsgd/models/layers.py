@@ -9,16 +9,18 @@ import tensorflow as tf
 class NoiseInjection(tf.keras.layers.Layer):
     """Adds one noise image to all channels, each with its own learned scale.
 
-    x + scale * noise, scale float32 [channels], zeros at first: the network learns where
-    randomness helps (Karras et al. 2019, A Style-Based Generator, section 2). This noise is part
-    of the generator and public; it has nothing to do with DP noise.
+    x + noise scale, scale a `Dense` with a kernel float32 [1, channels], zeros at first: the
+    network learns where randomness helps (Karras et al. 2019, A Style-Based Generator, section 2).
+    A `Dense`, because per-example gradients of one are known to every library for them. This noise
+    is part of the generator; it has nothing to do with DP noise.
     """
 
     def build(self, input_shape):
         """Creates the scales for features [batch, H, W, channels]."""
-        self.scale = self.add_weight(
-            name='scale', shape=[input_shape[-1]], initializer='zeros', trainable=True
+        self.scale = tf.keras.layers.Dense(
+            input_shape[-1], use_bias=False, kernel_initializer='zeros', name='scale'
         )
+        self.scale.build([*input_shape[:-1], 1])
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor, noise: tf.Tensor | None = None) -> tf.Tensor:
@@ -33,7 +35,7 @@ class NoiseInjection(tf.keras.layers.Layer):
         """
         if noise is None:
             noise = tf.random.normal(tf.concat([tf.shape(inputs)[:-1], [1]], axis=0))
-        return inputs + self.scale * noise
+        return inputs + self.scale(noise)
 
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')

@@ -1,12 +1,15 @@
 """Per-example losses, shape [batch]: nothing is averaged over examples here.
 
-The non-saturating GAN losses of Goodfellow et al. 2014 on logits, and the squared error of the
-reconstruction head.
+The non-saturating GAN losses of Goodfellow et al. 2014 on logits, the squared error of a
+reconstruction, and the divergence that a variational one adds (Kingma and Welling 2014).
 """
 
 from __future__ import annotations
 
 import tensorflow as tf
+
+# Log-variances end here: standard deviations of a latent between 0.05 and 20.
+_LARGEST_LOG_VARIANCE = 6.0
 
 
 class NonSaturatingLosses:
@@ -52,3 +55,35 @@ class NonSaturatingLosses:
           float32 [batch], summed over pixels and channels.
         """
         return tf.reduce_sum(tf.math.squared_difference(images, reconstructions), axis=[1, 2, 3])
+
+    @staticmethod
+    def posterior(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """What the discriminator takes an image's latent vector to be: normal, of these moments.
+
+        Args:
+          parameters: float32 [batch, 2 latent_dim], of any size.
+
+        Returns:
+          (mean, log-variance in [-6, 6]), float32 [batch, latent_dim]. The bound is smooth: a
+          log-variance that was cut off would have no way back.
+        """
+        mean, log_variance = tf.split(parameters, 2, axis=-1)
+        bounded = _LARGEST_LOG_VARIANCE * tf.tanh(log_variance / _LARGEST_LOG_VARIANCE)
+        return mean, bounded
+
+    @staticmethod
+    def divergence(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
+        """KL(N(mean, exp(log_variance)) || N(0, I)), in nats.
+
+        Added to `reconstruction` it makes the negative evidence lower bound of a decoder with pixel
+        variance 1/2 (Kingma and Welling 2014, equation 10 and appendix B), up to a constant.
+
+        Args:
+          mean: float32 [batch, latent_dim].
+          log_variance: likewise.
+
+        Returns:
+          float32 [batch], summed over the latent vector, >= 0.
+        """
+        terms = tf.square(mean) + tf.exp(log_variance) - 1.0 - log_variance
+        return 0.5 * tf.reduce_sum(terms, axis=-1)

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Union
 
 import tensorflow as tf
 from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
@@ -689,11 +689,14 @@ def _flat(x: tf.Tensor) -> tf.Tensor:
 # One pass over a batch.
 
 
-def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> None:
+Models = Union[tf.keras.Model, Sequence[tf.keras.Model]]
+
+
+def check_layers(models: Models, variables: Sequence[tf.Variable]) -> None:
     """Checks that every variable belongs to a layer with a rule.
 
     Args:
-      model: the model, built.
+      models: the model, or several, built.
       variables: what the step updates.
 
     Raises:
@@ -701,7 +704,7 @@ def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Non
     """
     registry = make_layer_registry()
     owners = {}
-    for layer in _layers_with_variables(model):
+    for layer in _layers_with_variables(models):
         for variable in layer._trainable_weights:
             owners.setdefault(variable.ref(), []).append(layer)
     for variable in variables:
@@ -720,12 +723,18 @@ def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Non
             )
 
 
-def _layers_with_variables(model: tf.keras.Model) -> list[tf.keras.layers.Layer]:
-    return [layer for layer in model._flatten_layers() if layer._trainable_weights]
+def _layers_with_variables(models: Models) -> list[tf.keras.layers.Layer]:
+    layers = {
+        id(layer): layer
+        for model in tf.nest.flatten(models)
+        for layer in model._flatten_layers()
+        if layer._trainable_weights
+    }
+    return list(layers.values())
 
 
 def gradients_by_layer(
-    model: tf.keras.Model,
+    models: Models,
     losses_of: Callable[[], tf.Tensor],
     variables: Sequence[tf.Variable],
 ) -> list:
@@ -735,8 +744,8 @@ def gradients_by_layer(
     nested in other models, and may be called several times.
 
     Args:
-      model: whose layers are called by `losses_of`; no layer mixes examples.
-      losses_of: calls the model on a batch and returns the loss of every example, float32 [batch].
+      models: one or several, whose layers are called by `losses_of`; no layer mixes examples.
+      losses_of: calls the models on a batch and returns the loss of every example, float32 [batch].
       variables: what the step updates; every one belongs to one layer.
 
     Returns:
@@ -746,10 +755,10 @@ def gradients_by_layer(
       UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
       ValueError: if there is not one loss for every example.
     """
-    check_layers(model, variables)
+    check_layers(models, variables)
     _switch_off_tensor_float_32()
     tape = tf.GradientTape(watch_accessed_variables=False)
-    with tape, _Recorder(model, tape) as calls:
+    with tape, _Recorder(models, tape) as calls:
         tape.watch(variables)
         losses = losses_of()
         summed = tf.reduce_sum(losses)
@@ -793,12 +802,12 @@ class _Recorder:
     """While it is open, layers with variables are called through their rules.
 
     Args:
-      model: whose layers.
+      models: whose layers.
       tape: which records the calls.
     """
 
-    def __init__(self, model: tf.keras.Model, tape: tf.GradientTape):
-        self._layers = _layers_with_variables(model)
+    def __init__(self, models: Models, tape: tf.GradientTape):
+        self._layers = _layers_with_variables(models)
         self._registry = make_layer_registry()
         self._tape = tape
         self._calls: list[_Call] = []

@@ -1,4 +1,4 @@
-"""The only file that draws DP noise.
+"""The only file that draws DP noise, and what else of a private step must be secret.
 
 Formal guarantees:
   - Noise comes from Philox with an explicit 64-bit key from the operating system; `--seed` and
@@ -10,6 +10,8 @@ Formal guarantees:
   - Every draw is the sum of four independent ones, scaled by 1/2: TensorFlow's Box-Muller stops at
     5.678 standard deviations, which alone would cost delta about 1e-3 in a long run (Holohan and
     Braghin 2021); the sum stops where the normal tail is below 1e-19.
+  - The random inputs of records (`normals_of_records`) are secret, used once, and independent from
+    record to record, whatever the split of a batch over replicas and microbatches.
 
 Philox is not a cryptographic generator: the guarantee is computational. `SecureNoise` takes every
 bit from the operating system's generator instead.
@@ -27,14 +29,19 @@ import tensorflow as tf
 # Purposes share a step's counters without meeting.
 CLIPPED_GRAD_SUM = 0
 RESIDUAL_GRAD_SUM = 1
+INPUTS_OF_RECORDS = 2
 
 # Bits of the counter's high word: step | purpose | variable.
 VARIABLE_BITS = 20
 PURPOSE_BITS = 4
 STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
 
+# Bits of the low word where every replica draws for itself: replica (16) | block of four numbers.
+BLOCK_BITS = 48
+
 _PHILOX = 1
 _DRAWS = 4
+_BLOCK = 4
 
 # The randomness of one step, an argument of the `tf.function` that uses it: {'key': uint64 [1],
 # 'step': uint64 []}, or {'draws': per purpose and variable float32 standard normals}.
@@ -214,3 +221,58 @@ def gaussian(
         alg=_PHILOX,
     )
     return tf.reduce_sum(draws, axis=0) * (stddev / _DRAWS**0.5)
+
+
+def normals_of_records(
+    num_rows: tf.Tensor,
+    shape: tf.TensorShape | list[int],
+    *,
+    step_noise: StepNoise,
+    variable: int,
+    replica: tf.Tensor | int = 0,
+    first_row: tf.Tensor | int = 0,
+) -> tf.Tensor:
+    """Random inputs of a batch of records, one row each: standard normals, no DP noise.
+
+    A record's loss may use its row and keeps the sensitivity of a step. Let r_i be the row of
+    record i. Which row that is depends on its place in the batch, and so on which other records
+    there are; but rows are independent of one another, of the sample and of the noise, so (r_i)
+    has the same law as if each record had a row of its own from the start, whoever else is there.
+    Give it so to both of two neighbouring data sets. For every value of all r_i, each record's
+    clipped gradient is then the same in both, the sums differ by that of one record, and the
+    release obeys the bound of the Gaussian mechanism; so does its mean over (r_i), since the
+    divergences that define the bound are jointly convex. The mean may be taken because the rows
+    are fresh and SECRET: to one who knew them by their place, a record more would shift the rows
+    of all records behind it, and move the sums by 2 C1 for each.
+
+    Args:
+      num_rows: int32 [], records in this part of the batch.
+      shape: static shape of one row.
+      step_noise: of this step, as for `gaussian`.
+      variable: position of this input among those of a record, see `counter`.
+      replica: int32 [], which replica's records these are, in [0, 2^16).
+      first_row: int32 [], how many of the replica's records came before in this step; a row does
+        not depend on how the batch is split.
+
+    Returns:
+      float32 [num_rows, *shape].
+    """
+    shape = tf.TensorShape(shape).as_list()
+    if 'draws' in step_noise:
+        rows = tf.numpy_function(
+            lambda count: _secure_normals([count, *shape]).astype(np.float32),
+            [num_rows],
+            tf.float32,
+        )
+        return tf.ensure_shape(rows, [None, *shape])
+    size = int(np.prod(shape, dtype=np.int64))
+    blocks = -(-size // _BLOCK)
+    start = tf.cast(replica, tf.int64) * 2**BLOCK_BITS + tf.cast(first_row, tf.int64) * blocks
+    high = counter(step_noise['step'], INPUTS_OF_RECORDS, variable)[1]
+    rows = tf.raw_ops.StatelessRandomNormalV2(
+        shape=tf.stack([num_rows, blocks * _BLOCK]),
+        key=step_noise['key'],
+        counter=tf.stack([tf.bitcast(start, tf.uint64), high]),
+        alg=_PHILOX,
+    )
+    return tf.reshape(rows[:, :size], [-1, *shape])

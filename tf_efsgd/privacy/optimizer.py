@@ -26,7 +26,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import dp_accounting
 import tensorflow as tf
@@ -260,24 +260,57 @@ def new_noise(secure: bool = False) -> noise.NoiseKey | noise.SecureNoise:
     return noise.SecureNoise() if secure else noise.NoiseKey()
 
 
-def why_not_fast(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> str | None:
-    """Why `batch_sums` cannot clip for this model; None if it can.
+def draw_for_records(
+    shapes: Mapping[str, tf.TensorShape],
+    num_records: tf.Tensor,
+    step_noise: noise.StepNoise,
+    first_record: tf.Tensor | int = 0,
+) -> dict[str, tf.Tensor]:
+    """Secret standard normals for this replica's records: what their losses may be random by.
+
+    Call it in a replica context. Why it keeps the sensitivity: `noise.normals_of_records`.
 
     Args:
-      model: built, of one input with a known shape.
+      shapes: of one record's inputs, static, by name; always in the same order.
+      num_records: int32 [], how many records there are, or are left, in this part.
+      step_noise: of this step; the noise of `release` is drawn beside it.
+      first_record: int32 [], how many of the replica's records came before in this step.
+
+    Returns:
+      float32 [num_records, *shape] by name.
+    """
+    replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+    return {
+        name: noise.normals_of_records(
+            num_records,
+            shape,
+            step_noise=step_noise,
+            variable=i,
+            replica=replica,
+            first_row=first_record,
+        )
+        for i, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def why_not_fast(
+    models: layer_norms.Models,
+    losses_of: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+) -> str | None:
+    """Why `batch_sums` cannot clip this loss; None if it can.
+
+    Args:
+      models: as in `batch_sums`.
+      losses_of: as in `batch_sums`, on a record of any kind.
       variables: what the step updates.
 
     Returns:
       Which layer is in the way and why.
     """
-    inputs = tf.zeros([1, *model.inputs[0].shape[1:]], model.inputs[0].dtype)
-
-    def losses_of():
-        outputs = tf.nest.flatten(model(inputs, training=True))
-        return tf.add_n([tf.reduce_sum(o, axis=list(range(1, o.shape.rank))) for o in outputs])
 
     def attempt():
-        layer_norms.gradients_by_layer(model, losses_of, variables)
+        layer_norms.gradients_by_layer(models, losses_of, variables)
 
     try:
         # Under a strategy, variables have a value in its replicas only.
@@ -291,8 +324,8 @@ class PrivateOptimizer:
     """What every class made by `make_error_feedback_optimizer_class` is an instance of."""
 
 
-def _batch_gradients(model, losses_of, variables) -> clipping.BatchGradients:
-    parts = layer_norms.gradients_by_layer(model, losses_of, variables)
+def _batch_gradients(models, losses_of, variables) -> clipping.BatchGradients:
+    parts = layer_norms.gradients_by_layer(models, losses_of, variables)
     return clipping.BatchGradients(parts, variables)
 
 
@@ -425,16 +458,18 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
 
         def batch_sums(
             self,
-            model: tf.keras.Model,
+            models: layer_norms.Models,
             losses_of: Callable[[], tf.Tensor],
             var_list: Sequence[tf.Variable],
         ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
             """What `clipped_sums` gives, from one backward pass over the batch: PRIVATE.
 
             Args:
-              model: every layer of it that owns one of `var_list` has a rule in `layer_norms`.
-              losses_of: calls the model on a batch and returns the WHOLE loss of every record,
-                float32 [batch]; a record's loss depends on that record alone.
+              models: one or several; every layer of theirs that owns one of `var_list` has a rule
+                in `layer_norms`.
+              losses_of: calls the models on a batch and returns the WHOLE loss of every record,
+                float32 [batch]; a record's loss depends on that record alone, and on what
+                `draw_for_records` drew for it.
               var_list: variables the step updates.
 
             Returns:
@@ -443,16 +478,16 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Raises:
               layer_norms.UnsupportedLayerError: if a layer has no rule.
             """
-            return self.mechanism.batch_sums(_batch_gradients(model, losses_of, var_list))
+            return self.mechanism.batch_sums(_batch_gradients(models, losses_of, var_list))
 
         def batch_delivered_sum(
             self,
-            model: tf.keras.Model,
+            models: layer_norms.Models,
             losses_of: Callable[[], tf.Tensor],
             var_list: Sequence[tf.Variable],
         ) -> list[tf.Tensor]:
             """The same for generated images, which need no privacy: what of theirs arrives."""
-            return self.mechanism.batch_delivered_sum(_batch_gradients(model, losses_of, var_list))
+            return self.mechanism.batch_delivered_sum(_batch_gradients(models, losses_of, var_list))
 
         def measured_sums(
             self,
