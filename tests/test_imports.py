@@ -58,7 +58,7 @@ _MAY_IMPORT = {
     'privacy.error_feedback': [],
     'privacy.noise': [],
     'privacy.optimizer': ['privacy'],
-    'privacy.warm_start': [],
+    'privacy.warm_start': ['privacy.noise'],
     'privacy.accounting': [],
     'privacy.ledger': [],
     'privacy.run_state': ['files'],

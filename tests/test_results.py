@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 
+import dp_accounting
 import numpy as np
 import pytest
 from absl import flags
@@ -25,16 +26,6 @@ _REPO = pathlib.Path(__file__).resolve().parent.parent
 _ROWS = [row for grid in grids.GRIDS.values() for row in grid]
 
 
-def _coming(row):
-    """Rows with a flag that the launcher does not have yet: unmark them when it has."""
-    marks = ()
-    if any(change.startswith('--warm_start_share') for change in row.changes):
-        marks = pytest.mark.xfail(
-            raises=config.ConfigError, strict=True, reason='the warm start is not there yet'
-        )
-    return pytest.param(row, id=row.name, marks=marks)
-
-
 # The grids.
 
 
@@ -43,7 +34,7 @@ def _quick_noise(monkeypatch):
     monkeypatch.setattr(grids, '_plain_noise', lambda *_: 0.7)
 
 
-@pytest.mark.parametrize('row', map(_coming, _ROWS))
+@pytest.mark.parametrize('row', _ROWS, ids=lambda row: row.name)
 def test_every_row_is_a_valid_config(row, _quick_noise):
     settings = grids.make_config(row, 2)
     assert settings.training.seed == 2
@@ -86,11 +77,17 @@ def test_an_unproven_row_has_the_noise_of_plain_dp_sgd(monkeypatch):
 
     monkeypatch.setattr(accounting, 'calibrate_noise_multiplier', calibrate)
     changes = ('--error_feedback=hidden', '--dataset_size=2000', '--expected_batch_size=200')
+    changes += ('--warm_start_share=0.5',)
     row, overrides = _row(*changes, unproven=True), ['train_steps=8', 'limit_records=1000']
     privacy = grids.make_config(row, 1, overrides=overrides).privacy
     assert (privacy.error_feedback, privacy.target_epsilon) == ('hidden', None)
     assert privacy.noise_multiplier == 0.7001  # Up: less noise would be a larger epsilon.
-    assert asked == [(10.0, 1e-5, accounting.sampling_probability(200, 1000), 8)]
+    # The warm start is the one that the private rows have, but for its last digits.
+    warm_start = accounting.warm_start_event(10.0, 1e-5, 0.5).noise_multiplier
+    assert 0 <= privacy.warm_start_noise_multiplier - warm_start < 1e-4
+    assert privacy.warm_start_share == 0
+    event = dp_accounting.GaussianDpEvent(privacy.warm_start_noise_multiplier)
+    assert asked == [(10.0, 1e-5, accounting.sampling_probability(200, 1000), 8, event)]
     grids.make_config(row, 2, overrides=overrides)
     assert len(asked) == 1  # It takes seconds.
 

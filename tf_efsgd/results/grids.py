@@ -53,9 +53,9 @@ _VARIANTS = (
     ('warm_start_alone', 'the warm start alone', ('--warm_start_share=1',)),
     (
         'hidden',
-        'hidden error feedback (DiceSGD), no warm start: NOT PRIVATE at the unproven ε',
+        'hidden error feedback (DiceSGD): NOT PRIVATE at the unproven ε',
         # The training splits of both have 60,000 images.
-        ('--error_feedback=hidden', '--warm_start_share=0', '--dataset_size=60000'),
+        ('--error_feedback=hidden', '--dataset_size=60000'),
     ),
     ('non_private', 'without clipping and noise: NOT PRIVATE', ('--noprivate',)),
 )
@@ -136,27 +136,49 @@ def _with_unproven_noise(settings: config.RunConfig) -> config.RunConfig:
     privacy, data = settings.privacy, settings.data
     if data.dataset_size is None or privacy.target_epsilon is None:
         raise config.ConfigError('an unproven epsilon needs --dataset_size and --target_epsilon')
+    warm_start = accounting.warm_start_event(
+        privacy.target_epsilon, privacy.target_delta, privacy.warm_start_share
+    )
+    noise_of_warm_start = warm_start and _few_digits(warm_start.noise_multiplier)
     noise_multiplier = _plain_noise(
         privacy.target_epsilon,
         privacy.target_delta,
         privacy.expected_batch_size,
         min(data.dataset_size, data.limit_records or data.dataset_size),
         privacy.train_steps,
+        noise_of_warm_start,
     )
     return dataclasses.replace(
         settings,
         privacy=dataclasses.replace(
-            privacy, target_epsilon=None, noise_multiplier=noise_multiplier
+            privacy,
+            target_epsilon=None,
+            noise_multiplier=noise_multiplier,
+            warm_start_share=0.0,
+            warm_start_noise_multiplier=noise_of_warm_start,
         ),
     )
 
 
+def _few_digits(noise_multiplier: float) -> float:
+    """Rounded up, so that it is the same again on another machine."""
+    return math.ceil(noise_multiplier * 1e4) / 1e4
+
+
 @functools.cache
-def _plain_noise(epsilon: float, delta: float, batch_size: int, size: int, steps: int) -> float:
-    """What plain DP-SGD needs, in few digits, so that it is the same again on another machine."""
+def _plain_noise(
+    epsilon: float,
+    delta: float,
+    batch_size: int,
+    size: int,
+    steps: int,
+    noise_of_warm_start: float | None,
+) -> float:
+    """What plain DP-SGD needs beside the warm start."""
     sampled = accounting.sampling_probability(batch_size, size)
-    found = accounting.calibrate_noise_multiplier(epsilon, delta, sampled, steps)
-    return math.ceil(found * 1e4) / 1e4
+    warm_start = accounting.warm_start_event(None, delta, 0.0, noise_of_warm_start)
+    found = accounting.calibrate_noise_multiplier(epsilon, delta, sampled, steps, warm_start)
+    return _few_digits(found)
 
 
 def show_command(row: Row, settings: config.RunConfig, overrides: Sequence[str] = ()) -> str:
