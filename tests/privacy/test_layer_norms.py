@@ -246,6 +246,47 @@ def test_dense(shape, units, use_bias, activation, batch):
     _check(_KERAS.Dense(units, activation, use_bias), shape, batch)
 
 
+@pytest.mark.parametrize('mode', _MODES)
+def test_patches_may_be_made_of_some_examples_at_a_time(monkeypatch, mode):
+    # 7 examples in blocks of up to 3: two of the three blocks share an example.
+    monkeypatch.setattr(layer_norms, '_BLOCK_BYTES', 3 * 4 * 12 * (4 * 2 + 3))
+    taken = []
+    original = layer_norms._by_blocks
+
+    def by_blocks(function, like, most):
+        taken.append(most)
+        return original(function, like, most)
+
+    monkeypatch.setattr(layer_norms, '_by_blocks', by_blocks)
+    layer = _KERAS.Conv2D(3, 2, 2, 'same', activation='tanh')
+    model = _model_of(layer, [5, 8, 2])
+    records, directions = _draw(model, 7)
+    wanted = _one_by_one(model, records, directions)
+    assert len(set(np.round(wanted[0], 3))) == 7
+    _assert_equal(_fast(model, records, directions, mode=mode), wanted)
+    assert set(taken) == {3}
+
+
+@pytest.mark.parametrize('batch', [0, 1, 5])
+def test_blocks_of_a_batch_whose_size_is_not_known(batch):
+    rows = np.arange(2.0 * batch, dtype=np.float32).reshape([batch, 2])
+    seen = []
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2])])
+    def by_blocks(rows):
+        def of_block(take):
+            block = take(rows)
+            tf.py_function(lambda size: seen.append(int(size)), [tf.shape(block)[0]], [])
+            return [block[:, 1], block[:, 0] > 3]
+
+        return layer_norms._by_blocks(of_block, rows, 2)
+
+    floats, bools = by_blocks(tf.constant(rows))
+    np.testing.assert_array_equal(floats, rows[:, 1])
+    np.testing.assert_array_equal(bools, rows[:, 0] > 3)
+    assert seen == {0: [0], 1: [1], 5: [2, 2, 2]}[batch]
+
+
 @pytest.mark.parametrize('shape', [[], [1], [7], [2, 3]], ids=str)
 @pytest.mark.parametrize('batch', [0, 3])
 def test_embedding(shape, batch):
@@ -383,7 +424,7 @@ def test_two_calls_add_before_they_are_squared(monkeypatch, make, shape, dtype):
         joined.calls = calls
         return joined
 
-    for part in (layer_norms.PerExample, layer_norms.Products):
+    for part in (layer_norms.PerExample, layer_norms.Products, layer_norms.Patches):
         monkeypatch.setattr(part, 'join', classmethod(join_apart))
     apart, _ = _fast(model, *drawn)
     assert np.all(np.abs(apart - wanted[0]) > 1e-2 * wanted[0])
