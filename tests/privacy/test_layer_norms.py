@@ -7,6 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensorflow_privacy.privacy.fast_gradient_clipping import clip_grads
 
+from tf_efsgd.models import layers
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.privacy import clipping, layer_norms
 from tf_efsgd.privacy.optimizer import why_not_fast
@@ -681,6 +682,20 @@ class _OddDense(_KERAS.Dense):
         return super().call(inputs) + tf.reduce_sum(self.kernel)
 
 
+class _SameDense(_KERAS.Dense):
+    """Says what it computes; a class made from it has said nothing."""
+
+    computes_as = _KERAS.Dense
+
+    def call(self, inputs):
+        return super().call(tf.identity(inputs))
+
+
+class _OddAgain(_SameDense):
+    def call(self, inputs):
+        return super().call(inputs) + tf.reduce_sum(self.kernel)
+
+
 class _Reused(_KERAS.Layer):
     """A layer that uses another one's variable itself."""
 
@@ -703,6 +718,7 @@ _REFUSED = {
     'separable': (_KERAS.SeparableConv2D(2, 3, name='odd'), "'odd' .SeparableConv2D. has no rule"),
     'custom': (_Scale(name='odd'), "'odd' ._Scale. has no rule"),
     'subclass': (_OddDense(2, name='odd'), "'odd' ._OddDense. has no rule"),
+    'its_subclass': (_OddAgain(2, name='odd'), "'odd' ._OddAgain. has no rule"),
     'activation': (
         _KERAS.Dense(2, activation=_KERAS.PReLU(name='odd')),
         "'odd' .PReLU. has no rule",
@@ -732,6 +748,11 @@ def test_layers_without_a_rule_are_refused(name):
         _fast(model, np.ones([1, 4, 4, 2], np.float32), 1.0)
     assert 'odd' in why_not_fast(model, model.trainable_variables)
     assert 'call' not in vars(layer)
+
+
+def test_a_layer_may_say_whose_rule_it_has():
+    _check(_SameDense(2, 'tanh'), [3], 3)
+    _check(layers.GroupNormalization(2), [3, 4, 4], 3)
 
 
 def test_variables_of_no_layer_or_of_two_are_refused():

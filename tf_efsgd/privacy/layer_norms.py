@@ -710,6 +710,12 @@ _RULES = {
 }
 
 
+def _rule_of(layer: tf.keras.layers.Layer) -> Callable | None:
+    """The rule of a layer's class, or of the one that this very class says it computes."""
+    kind = type(layer)
+    return _RULES.get(vars(kind).get('computes_as', kind))
+
+
 def make_layer_registry() -> layer_registry.LayerRegistry:
     """A TF Privacy registry of all rules."""
     registry = layer_registry.LayerRegistry()
@@ -892,7 +898,6 @@ def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Non
     Raises:
       UnsupportedLayerError: naming the layer that has none, or the variable of no layer.
     """
-    registry = make_layer_registry()
     owners = {}
     for layer in _layers_with_variables(model):
         for variable in layer._trainable_weights:
@@ -902,7 +907,7 @@ def check_layers(model: tf.keras.Model, variables: Sequence[tf.Variable]) -> Non
         if len(layers) != 1:
             what = 'no layer' if not layers else 'several layers'
             raise UnsupportedLayerError(f'variable {variable.name} belongs to {what} of the model')
-        if not registry.is_elem(layers[0]):
+        if _rule_of(layers[0]) is None:
             raise UnsupportedLayerError(
                 f'layer {layers[0].name!r} ({type(layers[0]).__name__}) has no rule'
             )
@@ -992,13 +997,12 @@ class _Recorder:
 
     def __init__(self, model: tf.keras.Model, tape: tf.GradientTape):
         self._layers = _layers_with_variables(model)
-        self._registry = make_layer_registry()
         self._tape = tape
         self._calls: list[_Call] = []
 
     def __enter__(self) -> list[_Call]:
         for layer in self._layers:
-            if self._registry.is_elem(layer):
+            if _rule_of(layer) is not None:
                 layer.call = self._recorded(layer)
         return self._calls
 
@@ -1007,7 +1011,7 @@ class _Recorder:
             layer.__dict__.pop('call', None)
 
     def _recorded(self, layer):
-        rule = self._registry.lookup(layer)
+        rule = _rule_of(layer)
 
         @tf.autograph.experimental.do_not_convert
         def call(*args, **kwargs):
