@@ -73,6 +73,24 @@ def test_scaling_is_by_record():
     assert row['µs/record'] == '50000' and row['×time'] == '0.50' and row['×MB'] == '1.50'
 
 
+def test_scaling_tells_what_is_fixed_from_what_a_record_costs():
+    variants = benchmark.scaling_variants(benchmark._SCALING_BATCH_SIZES, 256)
+
+    def described(seconds_of, count=7):
+        seconds = {v.name: [seconds_of(v.records)] * 3 for v in variants}
+        results = benchmark._results(variants, seconds, dict.fromkeys(seconds))
+        return benchmark.describe_scaling(results[:count])
+
+    def straight(records):
+        return 0.0123 + 104e-6 * records
+
+    text = '12.3 ms for every step and 104 µs for every record'
+    assert described(straight) == f'{text}; from 256 records on 104 to 104 µs for one more'
+    assert described(straight, count=3) == text  # Up to 128 records.
+    bent = described(lambda records: straight(records) + 26e-6 * max(0, records - 1024))
+    assert bent.endswith('from 256 records on 104 to 130 µs for one more')
+
+
 def test_only_brings_what_a_step_is_compared_with():
     chosen = benchmark._choose_variants(_parse('--only=dp_sgd,tf_privacy'))
     names = [variant.name for variant in chosen]

@@ -603,6 +603,32 @@ def _format_row(result: Result) -> str:
     ).rstrip()
 
 
+def describe_scaling(results: Sequence[Result]) -> str:
+    """What a step costs whatever its batch, what a record costs more, and how steady that is.
+
+    Args:
+      results: of `scaling_variants`, in growing order, at least two.
+
+    Returns:
+      One line: least squares of the relative errors of fixed + records * marginal, and the least
+      and largest marginal time between neighbouring sizes of full microbatches.
+    """
+    import numpy as np
+
+    records = np.array([r.variant.records for r in results], float)
+    seconds = np.array([statistics.median(r.seconds) for r in results])
+    marginal, fixed = np.polyfit(records, seconds, 1, w=1 / seconds)
+    line = f'{1e3 * fixed:.1f} ms for every step and {1e6 * marginal:.0f} µs for every record'
+    is_full = records >= results[0].variant.microbatch_size
+    if sum(is_full) < 2:
+        return line
+    between = 1e6 * np.diff(seconds[is_full]) / np.diff(records[is_full])
+    return (
+        f'{line}; from {records[is_full][0]:.0f} records on {between.min():.0f} to '
+        f'{between.max():.0f} µs for one more'
+    )
+
+
 def to_json(results: Sequence[Result], **about) -> str:
     """All that was measured, every round of it, for notes and scripts."""
     steps = [
@@ -778,6 +804,8 @@ def run(values: flags.FlagValues) -> list[Result]:
     print(f'{about_machine}\n{about_networks}', flush=True)
     results = measure(networks, variants, values.rounds, values.memory)
     print('\n' + format_table(results, values.scaling), flush=True)
+    if values.scaling and len(results) > 1:
+        print('\n' + describe_scaling(results), flush=True)
     if values.json is not None:
         about = {'machine': facts, 'model': values.model, 'rounds': values.rounds}
         text = to_json(results, **about, networks=dataclasses.asdict(networks))
