@@ -73,6 +73,24 @@ def test_scaling_is_by_record():
     assert row['µs/record'] == '50000' and row['×time'] == '0.50' and row['×MB'] == '1.50'
 
 
+def test_scaling_tells_what_is_fixed_from_what_a_record_costs():
+    variants = benchmark.scaling_variants(benchmark._SCALING_BATCH_SIZES, 256)
+
+    def described(seconds_of, count=7):
+        seconds = {v.name: [seconds_of(v.records)] * 3 for v in variants}
+        results = benchmark._results(variants, seconds, dict.fromkeys(seconds))
+        return benchmark.describe_scaling(results[:count])
+
+    def straight(records):
+        return 0.0123 + 104e-6 * records
+
+    text = '12.3 ms for every step and 104 µs for every record'
+    assert described(straight) == f'{text}; from 256 records on 104 to 104 µs for one more'
+    assert described(straight, count=3) == text  # Up to 128 records.
+    bent = described(lambda records: straight(records) + 26e-6 * max(0, records - 1024))
+    assert bent.endswith('from 256 records on 104 to 130 µs for one more')
+
+
 def test_only_brings_what_a_step_is_compared_with():
     chosen = benchmark._choose_variants(_parse('--only=dp_sgd,tf_privacy'))
     names = [variant.name for variant in chosen]
@@ -155,6 +173,55 @@ def test_a_step_updates_every_variable(name, monkeypatch):
     before = [variable.numpy() for variable in variables]
     step()
     assert all(np.abs(v.numpy() - b).max() > 1e-4 for v, b in zip(variables, before))
+
+
+# What bounds a step.
+
+
+def test_work_is_counted_by_hand():
+    # A Dense 3 -> 5 at 2 positions, then a 2x2 convolution of all to 7 numbers.
+    layers, steps = [(2, 3, 5, 6), (1, 20, 7, 10)], benchmark.step_variants(8, 8)
+    plain, private, feedback = (benchmark.count_work(layers, v) for v in steps[:3])
+    # 60 operations twice, 280 three times; what goes in and out, and five times the activation.
+    assert plain == benchmark.Work(
+        8 * (2 * 60 + 3 * 280), 8 * 4 * (3 * 16 + 5 * 10 + 3 * 17 + 5 * 7), 0
+    )
+    # The first layer's norm is cheaper direct, the second's as a Gram form; it alone has patches.
+    assert private.operations - plain.operations == 8 * (60 + 2 * 27)
+    assert private.bytes - plain.bytes == 8 * 4 * (2 * 10 + 3 * 20 + 2 * 7)
+    assert private.draws == 4 * (4 * 5 + 21 * 7) == feedback.draws / 2
+    assert feedback.operations - private.operations == 4 * (60 + 280)
+    assert feedback.bytes - private.bytes == 4 * 4 * (6 + 3 * 10 + 10 + 3 * 7)
+
+
+def test_the_least_time_is_of_what_takes_longest_and_of_the_draws():
+    machine = benchmark.Work(100.0, 10.0, 4.0)
+    assert benchmark.Work(300.0, 20.0, 2.0).least_seconds(machine) == 3.5
+    assert benchmark.Work(300.0, 40.0, 0.0).least_seconds(machine) == 4.0
+
+
+def test_layers_are_those_of_the_discriminator():
+    layers = benchmark.layers_of(benchmark.MODELS['mnist'])
+    assert layers[:2] == [(49, 16, 32, 784), (16, 512, 64, 7 * 7 * 32)]
+    assert sum((m + 1) * p for _, m, p, _ in layers) == 47_786
+
+
+def test_roofline_stands_beside_what_was_measured(run, monkeypatch, capsys):
+    def measure(networks, variants, rounds, memory):
+        seconds = {variant.name: [0.0123] for variant in variants}
+        return benchmark._results(variants, seconds, dict.fromkeys(seconds))
+
+    small = benchmark.measure_machine(size=64, megabytes=1)
+    assert min(small.operations, small.bytes, small.draws) > 1e5
+    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(benchmark, 'measure_machine', lambda: small)
+    run('--batch_size=12', '--only=plain,dp_sgd,plain_with_generator', '--roofline')
+    _, _, *steps = capsys.readouterr().out.split('This machine: ')[1].splitlines()
+    assert [step.split('  ')[0] for step in steps] == ['plain, not private', 'DP-SGD']
+    for step, name in zip(steps, ('plain', 'dp_sgd')):
+        work = benchmark.count_work(benchmark.layers_of(_TINY), _VARIANTS[name])
+        least = f'{1e3 * work.least_seconds(small):.1f}'
+        assert step.split()[-3:] == [f'{work.draws:,}', least, '12.3']
 
 
 # Measuring.

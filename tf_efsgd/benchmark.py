@@ -2,6 +2,7 @@
 
   python -m tf_efsgd.benchmark --model=mnist --batch_size=512 --plot=bench.png
   python -m tf_efsgd.benchmark --scaling
+  python -m tf_efsgd.benchmark --only=plain,dp_sgd,error_feedback --roofline
 
 A step is one discriminator step as training runs it, without the input pipeline: forward, backward,
 clipping, noise, error feedback and update, on records and as many generated images. The content of
@@ -504,8 +505,126 @@ def _results(variants, seconds, used) -> list[Result]:
     return results
 
 
+# What bounds a step.
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step needs, or what a machine does in a second.
+
+    Attributes:
+      operations: a multiplication with its addition is two.
+      bytes: read or written.
+      draws: normal numbers.
+    """
+
+    operations: float
+    bytes: float
+    draws: float
+
+    def least_seconds(self, machine: Work) -> float:
+        """With all of it at the machine's full rate: bytes beside operations, then the draws."""
+        beside = max(self.operations / machine.operations, self.bytes / machine.bytes)
+        return beside + self.draws / machine.draws
+
+
+def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) -> Work:
+    """Work of a step on given generated images, counted from the shapes.
+
+    Every layer has three matrix products, forward and backward, but for the first, which no
+    gradient leaves. Each touches what goes in and what comes out; an activation touches the latter
+    five times more. A private step adds the cheaper form of the norms, patches, written once and
+    read twice, weights on the gradients, and, with error feedback, a second sum over the records.
+
+    Args:
+      layers: (positions, fan-in, fan-out, numbers going in), from the input on.
+      variant: 'plain', or one of clipping 'fast'.
+    """
+    operations = numbers = parameters = 0
+    is_private, feeds_back = variant.optimizer != 'plain', variant.optimizer == 'error_feedback'
+    for index, (positions, fan_in, fan_out, going_in) in enumerate(layers):
+        product = 2 * positions * fan_in * fan_out
+        patches, coming_out = positions * fan_in, positions * fan_out
+        operations += (3 if index else 2) * product
+        numbers += 3 * (going_in + coming_out) + 5 * coming_out
+        if is_private:
+            operations += min(product, 2 * positions**2 * (fan_in + fan_out))
+            numbers += 3 * patches * (patches > going_in) + 2 * coming_out
+        if feeds_back:  # Records are half of the batch.
+            operations += product / 2
+            numbers += (going_in + 3 * coming_out) / 2
+        parameters += (fan_in + 1) * fan_out
+    draws = 4 * parameters * (is_private + feeds_back)
+    return Work(operations * variant.batch_size, 4 * numbers * variant.batch_size, draws)
+
+
+def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
+    """The discriminator's layers, as `count_work` takes them."""
+    from tf_efsgd.models.discriminator import build_discriminator
+
+    model = build_discriminator(networks.image_shape, networks.num_classes, width=networks.width)
+    return [
+        (
+            math.prod(layer.output_shape[1:-1]),
+            math.prod(layer.kernel.shape[:-1]),
+            layer.kernel.shape[-1],
+            math.prod(layer.input_shape[1:]),
+        )
+        for layer in model.layers
+        if layer.trainable_weights
+    ]
+
+
+def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
+    """What this machine reaches, at its best of five times.
+
+    Args:
+      size: of the square matrices to multiply.
+      megabytes: of an array to copy, and of one of draws.
+    """
+    import tensorflow as tf
+
+    matrix, array = tf.random.normal([size, size]), tf.random.normal([megabytes * 2**18])
+
+    def rate(amount, function):
+        function().numpy()
+        return amount / min(_seconds(lambda _: function().numpy(), 1) for _ in range(5))
+
+    # One number is fetched: to fetch all would be timed too.
+    return Work(
+        operations=rate(2 * size**3, tf.function(lambda: (matrix @ matrix)[0, 0])),
+        bytes=rate(8 * array.shape[0], tf.function(lambda: tf.negative(array)[0])),
+        draws=rate(array.shape[0], tf.function(lambda: tf.random.normal(array.shape)[0])),
+    )
+
+
+def format_roofline(networks: Networks, results: Sequence[Result], machine: Work) -> str:
+    """What the steps need at the least, beside what they took; only those it can count."""
+    lines = [
+        f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
+        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M normal draws/s',
+        _ROOFLINE.format('step', 'GFLOP', 'MB', 'draws', 'least ms', 'ms'),
+    ]
+    for result in results:
+        variant = result.variant
+        if variant.clipping in ('none', 'fast') and not variant.with_generator:
+            work = count_work(layers_of(networks), variant)
+            lines.append(
+                _ROOFLINE.format(
+                    _TITLES[variant.optimizer],
+                    f'{work.operations / 1e9:.2f}',
+                    f'{work.bytes / 1e6:.0f}',
+                    f'{work.draws:,}',
+                    f'{1e3 * work.least_seconds(machine):.1f}',
+                    f'{1e3 * statistics.median(result.seconds):.1f}',
+                )
+            )
+    return '\n'.join(lines)
+
+
 # Showing.
 
+_ROOFLINE = '{:<24} {:>7} {:>7} {:>9} {:>9} {:>7}'
 _TITLES = {
     'plain': 'plain, not private',
     'dp_sgd': 'DP-SGD',
@@ -603,6 +722,32 @@ def _format_row(result: Result) -> str:
     ).rstrip()
 
 
+def describe_scaling(results: Sequence[Result]) -> str:
+    """What a step costs whatever its batch, what a record costs more, and how steady that is.
+
+    Args:
+      results: of `scaling_variants`, in growing order, at least two.
+
+    Returns:
+      One line: least squares of the relative errors of fixed + records * marginal, and the least
+      and largest marginal time between neighbouring sizes of full microbatches.
+    """
+    import numpy as np
+
+    records = np.array([r.variant.records for r in results], float)
+    seconds = np.array([statistics.median(r.seconds) for r in results])
+    marginal, fixed = np.polyfit(records, seconds, 1, w=1 / seconds)
+    line = f'{1e3 * fixed:.1f} ms for every step and {1e6 * marginal:.0f} µs for every record'
+    is_full = records >= results[0].variant.microbatch_size
+    if sum(is_full) < 2:
+        return line
+    between = 1e6 * np.diff(seconds[is_full]) / np.diff(records[is_full])
+    return (
+        f'{line}; from {records[is_full][0]:.0f} records on {between.min():.0f} to '
+        f'{between.max():.0f} µs for one more'
+    )
+
+
 def to_json(results: Sequence[Result], **about) -> str:
     """All that was measured, every round of it, for notes and scripts."""
     steps = [
@@ -694,6 +839,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         f'{_SCALING_BATCH_SIZES[0]} to {_SCALING_BATCH_SIZES[-1]} instead.',
         **shared,
     )
+    flags.DEFINE_boolean(
+        'roofline',
+        False,
+        'Also count the operations and bytes of the steps, and print the least time that this '
+        'machine needs for them.',
+        **shared,
+    )
     flags.DEFINE_list(
         'only', None, 'Steps to measure, by their names in the JSON file. Default: all.', **shared
     )
@@ -778,6 +930,10 @@ def run(values: flags.FlagValues) -> list[Result]:
     print(f'{about_machine}\n{about_networks}', flush=True)
     results = measure(networks, variants, values.rounds, values.memory)
     print('\n' + format_table(results, values.scaling), flush=True)
+    if values.scaling and len(results) > 1:
+        print('\n' + describe_scaling(results), flush=True)
+    if values.roofline:
+        print('\n' + format_roofline(networks, results, measure_machine()), flush=True)
     if values.json is not None:
         about = {'machine': facts, 'model': values.model, 'rounds': values.rounds}
         text = to_json(results, **about, networks=dataclasses.asdict(networks))

@@ -11,6 +11,7 @@ from tf_efsgd.models import layers
 # Every layer of models/layers.py: its arguments, and the shape of an image it takes.
 _CASES = {
     'NoiseInjection': ({}, (4, 4, 3)),
+    'GroupNormalization': ({'groups': 2}, (3, 4, 4)),
     'ImageToPatches': ({'patch_size': 2}, (6, 4, 3)),
     'PatchesToImage': ({'image_size': 6, 'patch_size': 4}, (2, 2, 48)),
 }
@@ -112,3 +113,45 @@ def test_patches_to_image_crops_the_middle(size, first):
     images = _random(2, 8, 8, 3)
     cropped = layers.PatchesToImage(size, 4)(layers.ImageToPatches(4)(images))
     np.testing.assert_array_equal(cropped, images[:, first : first + size, first : first + size])
+
+
+# Group normalization.
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 4), (1, 1, 4), (6, 4), (2, 3, 2, 4), (4,), (None, 3, 4)])
+@pytest.mark.parametrize(
+    'arguments',
+    [{'groups': 2}, {'groups': 1, 'scale': False}, {'groups': -1, 'center': False, 'epsilon': 0.1}],
+)
+def test_group_normalization_is_that_of_keras(shape, arguments):
+    ours = layers.GroupNormalization(**arguments)
+    keras = tf.keras.layers.GroupNormalization(**arguments)
+    inputs = tf.constant(3 * _random(2, *(size or 5 for size in shape)) + 10)
+    keras.build([None, *shape]), ours.build([None, *shape])
+    weights = [_random(*w.shape) for w in keras.get_weights()]
+    for layer in (keras, ours):
+        layer.set_weights(weights)
+    found = []
+    for layer in (keras, ours):
+
+        @tf.function(input_signature=[tf.TensorSpec([None, *shape])])
+        def step(x, layer=layer):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                outputs = layer(x)
+                loss = tf.reduce_sum(tf.sin(outputs))
+            return [outputs, *tape.gradient(loss, [x, *layer.trainable_variables])]
+
+        found.append([t.numpy() for t in step(inputs)])
+    for one, other in zip(*found):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5)
+    assert np.abs(found[0][0]).max() > 0.5 or shape == (1, 1, 4) or len(shape) == 1
+
+
+def test_group_normalization_along_another_axis_is_that_of_keras():
+    inputs = _random(2, 4, 3, 5)
+    ours, keras = (
+        layers.GroupNormalization(2, axis=1),
+        tf.keras.layers.GroupNormalization(2, axis=1),
+    )
+    np.testing.assert_allclose(ours(inputs), keras(inputs), atol=1e-6)

@@ -7,6 +7,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tensorflow_privacy.privacy.fast_gradient_clipping import clip_grads
 
+from tf_efsgd.models import layers
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator
 from tf_efsgd.privacy import clipping, layer_norms
@@ -247,6 +248,47 @@ def test_dense(shape, units, use_bias, activation, batch):
     _check(_KERAS.Dense(units, activation, use_bias), shape, batch)
 
 
+@pytest.mark.parametrize('mode', _MODES)
+def test_patches_may_be_made_of_some_examples_at_a_time(monkeypatch, mode):
+    # 7 examples in blocks of up to 3: two of the three blocks share an example.
+    monkeypatch.setattr(layer_norms, '_BLOCK_BYTES', 3 * 4 * 12 * (4 * 2 + 3))
+    taken = []
+    original = layer_norms._by_blocks
+
+    def by_blocks(function, like, most):
+        taken.append(most)
+        return original(function, like, most)
+
+    monkeypatch.setattr(layer_norms, '_by_blocks', by_blocks)
+    layer = _KERAS.Conv2D(3, 2, 2, 'same', activation='tanh')
+    model = _model_of(layer, [5, 8, 2])
+    records, directions = _draw(model, 7)
+    wanted = _one_by_one(model, records, directions)
+    assert len(set(np.round(wanted[0], 3))) == 7
+    _assert_equal(_fast(model, records, directions, mode=mode), wanted)
+    assert set(taken) == {3}
+
+
+@pytest.mark.parametrize('batch', [0, 1, 5])
+def test_blocks_of_a_batch_whose_size_is_not_known(batch):
+    rows = np.arange(2.0 * batch, dtype=np.float32).reshape([batch, 2])
+    seen = []
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 2])])
+    def by_blocks(rows):
+        def of_block(take):
+            block = take(rows)
+            tf.py_function(lambda size: seen.append(int(size)), [tf.shape(block)[0]], [])
+            return [block[:, 1], block[:, 0] > 3]
+
+        return layer_norms._by_blocks(of_block, rows, 2)
+
+    floats, bools = by_blocks(tf.constant(rows))
+    np.testing.assert_array_equal(floats, rows[:, 1])
+    np.testing.assert_array_equal(bools, rows[:, 0] > 3)
+    assert seen == {0: [0], 1: [1], 5: [2, 2, 2]}[batch]
+
+
 @pytest.mark.parametrize('shape', [[], [1], [7], [2, 3]], ids=str)
 @pytest.mark.parametrize('batch', [0, 3])
 def test_embedding(shape, batch):
@@ -384,7 +426,7 @@ def test_two_calls_add_before_they_are_squared(monkeypatch, make, shape, dtype):
         joined.calls = calls
         return joined
 
-    for part in (layer_norms.PerExample, layer_norms.Products):
+    for part in (layer_norms.PerExample, layer_norms.Products, layer_norms.Patches):
         monkeypatch.setattr(part, 'join', classmethod(join_apart))
     apart, _ = _fast(model, *drawn)
     assert np.all(np.abs(apart - wanted[0]) > 1e-2 * wanted[0])
@@ -641,6 +683,20 @@ class _OddDense(_KERAS.Dense):
         return super().call(inputs) + tf.reduce_sum(self.kernel)
 
 
+class _SameDense(_KERAS.Dense):
+    """Says what it computes; a class made from it has said nothing."""
+
+    computes_as = _KERAS.Dense
+
+    def call(self, inputs):
+        return super().call(tf.identity(inputs))
+
+
+class _OddAgain(_SameDense):
+    def call(self, inputs):
+        return super().call(inputs) + tf.reduce_sum(self.kernel)
+
+
 class _Reused(_KERAS.Layer):
     """A layer that uses another one's variable itself."""
 
@@ -663,6 +719,7 @@ _REFUSED = {
     'separable': (_KERAS.SeparableConv2D(2, 3, name='odd'), "'odd' .SeparableConv2D. has no rule"),
     'custom': (_Scale(name='odd'), "'odd' ._Scale. has no rule"),
     'subclass': (_OddDense(2, name='odd'), "'odd' ._OddDense. has no rule"),
+    'its_subclass': (_OddAgain(2, name='odd'), "'odd' ._OddAgain. has no rule"),
     'activation': (
         _KERAS.Dense(2, activation=_KERAS.PReLU(name='odd')),
         "'odd' .PReLU. has no rule",
@@ -695,6 +752,11 @@ def test_layers_without_a_rule_are_refused(name):
     )
     assert 'odd' in reason
     assert 'call' not in vars(layer)
+
+
+def test_a_layer_may_say_whose_rule_it_has():
+    _check(_SameDense(2, 'tanh'), [3], 3)
+    _check(layers.GroupNormalization(2), [3, 4, 4], 3)
 
 
 def test_variables_of_no_layer_or_of_two_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_efsgd.models.layers import NoiseInjection
+from tf_efsgd.models.layers import GroupNormalization, NoiseInjection
 
 LATENTS = 'latents'
 LABELS = 'labels'
@@ -88,7 +88,7 @@ def build_generator(
 
 
 def _normalize_and_activate(x):
-    x = tf.keras.layers.GroupNormalization(groups=max(1, min(8, x.shape[-1] // 8)))(x)
+    x = GroupNormalization(groups=max(1, min(8, x.shape[-1] // 8)))(x)
     return tf.keras.layers.LeakyReLU(0.2)(x)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import tensorflow as tf
 
 
@@ -36,6 +38,44 @@ class NoiseInjection(tf.keras.layers.Layer):
         if noise is None:
             noise = tf.random.normal(tf.concat([tf.shape(inputs)[:-1], [1]], axis=0))
         return inputs + self.scale(noise)
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class GroupNormalization(tf.keras.layers.GroupNormalization):
+    """Keras' layer, computed in about half the time on images whose channels are last.
+
+    Keras makes an axis of the groups and lets TensorFlow spread numbers for each of them over the
+    pixels, twice. Here means and variances are taken per channel and row first, and what is left is
+    one multiplication and one addition along whole rows.
+    """
+
+    # For `privacy.layer_norms`: the same function of the same variables.
+    computes_as = tf.keras.layers.GroupNormalization
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Normalizes float32 [batch, ..., channels] over each group of channels."""
+        _, *rows, channels = inputs.shape
+        if not rows or None in rows or self.axis % inputs.shape.rank != inputs.shape.rank - 1:
+            return super().call(inputs)
+        height, width = rows[0], math.prod(rows[1:])
+        x = tf.reshape(inputs, [-1, height, width * channels])
+
+        def mean_of_group(x):  # For each channel, [batch, channels].
+            of_channel = tf.reshape(tf.reduce_mean(x, axis=1), [-1, width, channels])
+            of_channel = tf.reshape(tf.reduce_mean(of_channel, axis=1), [-1, self.groups, size])
+            return tf.repeat(tf.reduce_mean(of_channel, axis=2), size, axis=1)
+
+        def along_row(of_channel):
+            return tf.tile(of_channel, [1, width])[:, tf.newaxis]
+
+        size = channels // self.groups
+        mean = mean_of_group(x)
+        # The gradient of a variance does not depend on that of its mean.
+        centered = along_row(tf.stop_gradient(mean))
+        scale = tf.math.rsqrt(mean_of_group(tf.math.squared_difference(x, centered)) + self.epsilon)
+        scale = scale * self.gamma if self.scale else scale
+        shift = -mean * scale + (self.beta if self.center else 0.0)
+        return tf.reshape(x * along_row(scale) + along_row(shift), tf.shape(inputs))
 
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')

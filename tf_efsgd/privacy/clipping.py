@@ -100,7 +100,12 @@ class BatchGradients:
     def __init__(self, parts: Sequence, variables: Sequence[tf.Variable]):
         self._parts = list(parts)
         self._variables = list(variables)
-        squared = tf.add_n([part.squared_norms() for part in self._parts])
+        squared = []
+        for part in self._parts:
+            # One after the other: what they need for it is there once, not for all at a time.
+            with tf.control_dependencies(squared[-1:]):
+                squared.append(part.squared_norms())
+        squared = tf.add_n(squared)
         in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
         exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
         # Not so for nearly every batch; then a second way takes the time it needs.

@@ -19,12 +19,14 @@ Formal guarantees:
   - A rule's squared norm is that of the whole gradient with respect to all trainable variables of
     its layer; a layer that is called several times in a pass has the norm of the SUM of its
     gradients (`join`).
-  - An example's numbers depend on that example's rows alone.
+  - An example's numbers depend on that example's rows alone; on the others at most in how they are
+    rounded.
   - What a rule does not cover is refused by `UnsupportedLayerError`, never left out.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
@@ -40,6 +42,8 @@ _GRAM_ADVANTAGE = 1.0
 _CANCELLED = 1e-2
 # And where |A|^2 or |G|^2 is above this, the other may have lost squares that count.
 _LARGEST_FACTOR = 1e8
+# Bytes of patches to make at a time. Measured: smaller blocks take longer, larger ones more memory.
+_BLOCK_BYTES = 2**21
 
 
 class UnsupportedLayerError(ValueError):
@@ -174,16 +178,18 @@ class Products:
             flat = tf.reshape(self._products, [-1, groups * fan_in * fan_out])
             sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
         else:
-            # One matrix product for all weights: [m, batch T] x [batch T, K p], per group.
-            weighted = self._gradients[..., tf.newaxis, :] * tf.reshape(
-                tf.transpose(weights), [-1, 1, 1, count, 1]
-            )
-            inputs = _positions_together(self._inputs)
-            weighted = _positions_together(
-                tf.reshape(weighted, [tf.shape(weights)[1], groups, -1, count * fan_out])
-            )
-            sums = tf.matmul(inputs, weighted, transpose_a=True)
-            sums = tf.transpose(tf.reshape(sums, [groups, fan_in, count, fan_out]), [2, 0, 1, 3])
+            # One matrix product for all weights, the smaller factor weighted: per group
+            # [m, batch T] x [batch T, K p], or [K m, batch T] x [batch T, p].
+            factors, lighter = [self._inputs, self._gradients], int(fan_out <= fan_in)
+            factors[lighter] = _repeat_weighted(factors[lighter], weights)
+            sums = tf.matmul(*map(_positions_together, factors), transpose_a=True)
+            if lighter:
+                sums = tf.reshape(sums, [groups, fan_in, count, fan_out])
+                sums = tf.transpose(sums, [2, 0, 1, 3])
+            else:
+                sums = tf.transpose(
+                    tf.reshape(sums, [groups, count, fan_in, fan_out]), [1, 0, 2, 3]
+                )
         return [self._to_variable(sums)]
 
     @classmethod
@@ -195,11 +201,143 @@ class Products:
         return cls(first.variables[0], inputs, gradients, first._to_variable)
 
 
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """One call of a convolution, from images to positions.
+
+    Attributes:
+      layer: whose.
+      kernel: of that.
+      images: what it goes over, float32 [batch, H, W, C].
+      positions: what it has there, float32 [batch, h, w, ...].
+      factors: from any examples of these two to A and G as `Products` takes them.
+      weighted_sum: from weights [batch] to a sum of weighted gradients, shaped like the kernel.
+    """
+
+    layer: tf.keras.layers.Layer
+    kernel: tf.Variable
+    images: tf.Tensor
+    positions: tf.Tensor
+    factors: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    weighted_sum: Callable[[tf.Tensor], tf.Tensor]
+
+    @property
+    def bytes_of_example(self) -> int | None:
+        """Of its A and G; None if that is not known."""
+        height, width, fan_out = self.positions.shape[1:]
+        if height is None or width is None:
+            return None
+        fan_in = math.prod(self.layer.kernel_size) * self.images.shape[-1]
+        return 4 * height * width * (fan_in + fan_out)
+
+
+class Patches:
+    """`Products` of convolutions, whose A is many times larger than the images it is cut out of.
+
+    A is made for the norms alone, of some examples at a time. The sums need none: they are what
+    the convolution's own gradient gives.
+
+    Args:
+      calls: of one layer.
+      to_variable: as in `Products`.
+    """
+
+    def __init__(self, calls: Sequence[Convolution], to_variable: Callable[[tf.Tensor], tf.Tensor]):
+        self.variables = [calls[0].kernel]
+        self._calls = list(calls)
+        self._to_variable = to_variable
+        self._found = None
+
+    def products(self, take: Callable[[tf.Tensor], tf.Tensor] = lambda x: x) -> Products:
+        """Of the examples that `take` takes out of [batch, ...]."""
+        factors = [call.factors(take(call.images), take(call.positions)) for call in self._calls]
+        inputs, gradients = (tf.concat(of_calls, axis=2) for of_calls in zip(*factors))
+        return Products(self.variables[0], inputs, gradients, self._to_variable)
+
+    def _find(self) -> list[tf.Tensor]:
+        """[squared norms, whether they are exact]."""
+        if self._found is None:
+
+            def of_block(take):
+                products = self.products(take)
+                return [products.squared_norms(), products.is_exact()]
+
+            sizes = [call.bytes_of_example for call in self._calls]
+            most = None if None in sizes else max(1, _BLOCK_BYTES // sum(sizes))
+            self._found = _by_blocks(of_block, self._calls[0].images, most)
+        return self._found
+
+    def squared_norms(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        return self._find()[0]
+
+    def is_exact(self) -> tf.Tensor:
+        """As in `PerExample`."""
+        return self._find()[1]
+
+    def exact(self) -> PerExample:
+        """As in `PerExample`."""
+        return self.products().exact()
+
+    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """As in `PerExample`."""
+        of_weights = [
+            tf.add_n([call.weighted_sum(one) for call in self._calls])
+            for one in tf.unstack(weights)
+        ]
+        return [tf.stack(of_weights)]
+
+    @classmethod
+    def join(cls, parts: Sequence[Patches]) -> Patches:
+        """As in `Products`."""
+        return cls([call for part in parts for call in part._calls], parts[0]._to_variable)
+
+
+def _by_blocks(function, like: tf.Tensor, most: int | None) -> list[tf.Tensor]:
+    """Applies a function to blocks of examples, one after the other.
+
+    Args:
+      function: from a function that takes the examples of a block out of [batch, ...] to tensors
+        float32 or bool [examples of the block].
+      like: [batch, ...].
+      most: examples in a block at most; None: all.
+
+    Returns:
+      Its tensors, [batch].
+    """
+    if most is None or (like.shape[0] is not None and like.shape[0] <= most):
+        return function(lambda x: x)
+    batch = tf.shape(like)[0]
+    count = tf.maximum(1, -(-batch // most))
+    # All of one size, as XLA wants it: the last ones overlap by less than there are blocks.
+    size = -(-batch // count)
+
+    def start_of(block):
+        return tf.minimum(block * size, batch - size)
+
+    def add_block(block, found):
+        def take(x):
+            begin = tf.stack([start_of(block), *[0] * (x.shape.rank - 1)])
+            return tf.slice(x, begin, tf.stack([size, *x.shape[1:]]))
+
+        return block + 1, [array.write(block, f) for array, f in zip(found, function(take))]
+
+    found = [tf.TensorArray(dtype, count, element_shape=[None]) for dtype in (tf.float32, tf.bool)]
+    _, found = tf.while_loop(
+        lambda block, _: block < count, add_block, (0, found), parallel_iterations=1
+    )
+    rows = tf.range(batch)
+    blocks = rows // tf.maximum(size, 1)
+    places = blocks * size + rows - start_of(blocks)
+    return [tf.gather(tf.reshape(array.stack(), [-1]), places) for array in found]
+
+
 class SquaredNorms:
     """What a rule of ours returns as its squared norm function.
 
     Args:
-      bind: from the gradient with respect to base_vars to parts (`PerExample`, `Products`).
+      bind: from the gradient with respect to base_vars to parts (`PerExample`, `Products`,
+        `Patches`).
       num_microbatches: as TF Privacy hands it to a rule.
     """
 
@@ -217,6 +355,8 @@ class SquaredNorms:
 
 def _by_microbatch(part, count):
     """Examples of a microbatch as further positions of one: gradients add before squaring."""
+    if isinstance(part, Patches):
+        part = part.products()
     if isinstance(part, PerExample):
         summed = [
             tf.reduce_sum(tf.reshape(g, tf.concat([[count, -1], tf.shape(g)[1:]], 0)), axis=1)
@@ -304,18 +444,22 @@ def conv2d_computation(
 
     def bind(gradients):
         kernel, groups = layer_instance.kernel, layer_instance.groups
-        a, order = _patches(inputs, layer_instance)
-        g = _split_groups(gradients, groups)
         size, in_group = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
-        a = tf.reshape(a, [-1, _positions(gradients), size, groups, in_group])
-        a = tf.transpose(a, [0, 3, 1, 2, 4]) if groups > 1 else a
-        a = tf.reshape(a, [-1, groups, _positions(gradients), size * in_group])
+
+        def factors(inputs, gradients):
+            a = _patches(inputs, layer_instance)
+            a = tf.reshape(a, [-1, _positions(gradients), size, groups, in_group])
+            a = tf.transpose(a, [0, 3, 1, 2, 4]) if groups > 1 else a
+            a = tf.reshape(a, [-1, groups, _positions(gradients), size * in_group])
+            return a, _split_groups(gradients, groups)
 
         def to_kernel(sums):  # [K, n, m, p] -> [K, kh, kw, C / n, n p]
-            sums = tf.transpose(sums, [0, 2, 1, 3])
-            return tf.reshape(order(sums), [-1, *kernel.shape])
+            sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
+            return tf.reshape(sums, [-1, *kernel.shape])
 
-        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors, weighted_sum)
+        return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
 
@@ -350,14 +494,19 @@ def conv2d_transpose_computation(
 
     def bind(gradients):
         kernel = layer_instance.kernel  # [kh, kw, filters, C]
-        a, order = _patches(gradients, layer_instance)
-        a = tf.reshape(a, [-1, 1, _positions(inputs), math.prod(kernel.shape[:3])])
-        g = tf.reshape(inputs, [-1, 1, _positions(inputs), kernel.shape[3]])
+
+        def factors(gradients, inputs):
+            a = _patches(gradients, layer_instance)
+            a = tf.reshape(a, [-1, 1, _positions(inputs), math.prod(kernel.shape[:3])])
+            return a, tf.reshape(inputs, [-1, 1, _positions(inputs), kernel.shape[3]])
 
         def to_kernel(sums):  # [K, 1, m, p] -> [K, kh, kw, filters, C]
-            return tf.reshape(order(sums[:, 0]), [-1, *kernel.shape])
+            sums = _in_kernel_order(sums[:, 0], gradients, layer_instance)
+            return tf.reshape(sums, [-1, *kernel.shape])
 
-        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, gradients, inputs, factors, weighted_sum)
+        return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
 
@@ -391,15 +540,19 @@ def depthwise_conv2d_computation(
     def bind(gradients):
         kernel = layer_instance.depthwise_kernel  # [kh, kw, C, depth_multiplier]
         size, channels = kernel.shape[0] * kernel.shape[1], kernel.shape[2]
-        a, order = _patches(inputs, layer_instance)
-        a = tf.reshape(a, [-1, _positions(gradients), size, channels])
-        a = tf.transpose(a, [0, 3, 1, 2])
-        g = _split_groups(gradients, channels)
+
+        def factors(inputs, gradients):
+            a = _patches(inputs, layer_instance)
+            a = tf.reshape(a, [-1, _positions(gradients), size, channels])
+            return tf.transpose(a, [0, 3, 1, 2]), _split_groups(gradients, channels)
 
         def to_kernel(sums):  # [K, C, kh kw, multiplier] -> [K, kh, kw, C, multiplier]
-            return tf.reshape(order(tf.transpose(sums, [0, 2, 1, 3])), [-1, *kernel.shape])
+            sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
+            return tf.reshape(sums, [-1, *kernel.shape])
 
-        return [Products(kernel, a, g, to_kernel), *_bias(layer_instance, gradients)]
+        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors, weighted_sum)
+        return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
 
@@ -557,6 +710,12 @@ _RULES = {
 }
 
 
+def _rule_of(layer: tf.keras.layers.Layer) -> Callable | None:
+    """The rule of a layer's class, or of the one that this very class says it computes."""
+    kind = type(layer)
+    return _RULES.get(vars(kind).get('computes_as', kind))
+
+
 def make_layer_registry() -> layer_registry.LayerRegistry:
     """A TF Privacy registry of all rules."""
     registry = layer_registry.LayerRegistry()
@@ -615,7 +774,27 @@ def _split_groups(features: tf.Tensor, groups: int) -> tf.Tensor:
     return tf.transpose(split, [0, 2, 1, 3])
 
 
-def _patches(images: tf.Tensor, layer) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+def _part_of(call: Convolution, to_kernel) -> Products | Patches:
+    if call.layer.kernel_size == call.layer.strides == (1, 1):
+        factors = call.factors(call.images, call.positions)
+        return Products(call.kernel, *factors, to_kernel)
+    return Patches([call], to_kernel)
+
+
+def _kernel_gradient(layer, kernel, inputs, gradients) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From weights [batch] to the sum of weighted gradients of a layer's kernel."""
+
+    def weighted_sum(weights):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(kernel)
+            # Its value is not used, so a graph does not compute it.
+            base_vars, _ = _before_activation(layer, inputs, tape)
+        return tape.gradient(base_vars, kernel, gradients * tf.reshape(weights, [-1, 1, 1, 1]))
+
+    return weighted_sum
+
+
+def _patches(images: tf.Tensor, layer) -> tf.Tensor:
     """What a convolution sees at each of its positions.
 
     Args:
@@ -623,20 +802,40 @@ def _patches(images: tf.Tensor, layer) -> tuple[tf.Tensor, Callable[[tf.Tensor],
       layer: a Keras convolution, channels last.
 
     Returns:
-      ([batch, h, w, kh kw C], a function that brings axis 1 of [K, kh kw ..., ...] from the order
-      of these patches into that of a kernel: row, column, channel).
+      [batch, h, w, kh kw C]; see `_in_kernel_order`.
     """
     (height, width), strides, rates = layer.kernel_size, layer.strides, layer.dilation_rate
-    if (height, width) == (1, 1) and strides == (1, 1):
-        return images, lambda sums: sums
-    stride = strides[0]
-    in_blocks = strides == (stride, stride) and stride > 1 and rates == (1, 1)
-    if in_blocks and height % stride == width % stride == 0 and None not in images.shape[1:3]:
+    if (height, width) == strides == (1, 1):
+        return images
+    stride = _block_size(images, layer)
+    if stride is not None:
         return _block_patches(images, layer, stride)
-    patches = tf.image.extract_patches(
+    return tf.image.extract_patches(
         images, [1, height, width, 1], [1, *strides, 1], [1, *rates, 1], layer.padding.upper()
     )
-    return patches, lambda sums: sums
+
+
+def _block_size(images, layer) -> int | None:
+    """Height and width of the blocks of which `_patches` consists; None: pixels."""
+    (height, width), strides = layer.kernel_size, layer.strides
+    stride = strides[0]
+    in_blocks = strides == (stride, stride) and stride > 1 and layer.dilation_rate == (1, 1)
+    if in_blocks and height % stride == width % stride == 0 and None not in images.shape[1:3]:
+        return stride
+    return None
+
+
+def _in_kernel_order(sums, images, layer):
+    """Brings axis 1 of [K, kh kw ..., ...] from the order of `_patches` into that of a kernel."""
+    stride = _block_size(images, layer)
+    if stride is None:
+        return sums  # Row, column, channel.
+    # Block row, block column, row, column, channel.
+    blocks = [size // stride for size in layer.kernel_size]
+    rest = sums.shape[1] // math.prod(layer.kernel_size)
+    split = tf.reshape(sums, [-1, *blocks, stride, stride, rest, *sums.shape[2:]])
+    others = list(range(5, split.shape.rank))
+    return tf.transpose(split, [0, 1, 3, 2, 4, *others])
 
 
 def _block_patches(images, layer, stride):
@@ -656,14 +855,7 @@ def _block_patches(images, layer, stride):
         for row in range(blocks[0])
         for column in range(blocks[1])
     ]
-
-    def order(sums):  # Axis 1 is (block row, block column, row, column, ...).
-        rest = sums.shape[1] // math.prod(layer.kernel_size)
-        split = tf.reshape(sums, [-1, *blocks, stride, stride, rest, *sums.shape[2:]])
-        others = list(range(5, split.shape.rank))
-        return tf.transpose(split, [0, 1, 3, 2, 4, *others])
-
-    return tf.concat(parts, axis=-1) if len(parts) > 1 else parts[0], order
+    return tf.concat(parts, axis=-1) if len(parts) > 1 else parts[0]
 
 
 def _margin(size: int, kernel: int, stride: int, padding: str) -> tuple[list[int], int]:
@@ -680,6 +872,13 @@ def _positions_together(x: tf.Tensor) -> tf.Tensor:
     _, groups, _, size = x.shape
     x = tf.transpose(x, [1, 0, 2, 3]) if groups > 1 else x
     return tf.reshape(x, [groups, -1, size])
+
+
+def _repeat_weighted(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """[batch, n, T, m] for weights [K, batch] as [batch, n, T, K m]."""
+    count, size = weights.shape[0], x.shape[-1]
+    weighted = x[..., tf.newaxis, :] * tf.reshape(tf.transpose(weights), [-1, 1, 1, count, 1])
+    return tf.reshape(weighted, [tf.shape(x)[0], x.shape[1], tf.shape(x)[2], count * size])
 
 
 def _flat(x: tf.Tensor) -> tf.Tensor:
@@ -702,7 +901,6 @@ def check_layers(models: Models, variables: Sequence[tf.Variable]) -> None:
     Raises:
       UnsupportedLayerError: naming the layer that has none, or the variable of no layer.
     """
-    registry = make_layer_registry()
     owners = {}
     for layer in _layers_with_variables(models):
         for variable in layer._trainable_weights:
@@ -712,7 +910,7 @@ def check_layers(models: Models, variables: Sequence[tf.Variable]) -> None:
         if len(layers) != 1:
             what = 'no layer' if not layers else 'several layers'
             raise UnsupportedLayerError(f'variable {variable.name} belongs to {what} of the model')
-        if not registry.is_elem(layers[0]):
+        if _rule_of(layers[0]) is None:
             raise UnsupportedLayerError(
                 f'layer {layers[0].name!r} ({type(layers[0]).__name__}) has no rule'
             )
@@ -749,7 +947,7 @@ def gradients_by_layer(
       variables: what the step updates; every one belongs to one layer.
 
     Returns:
-      Parts (`PerExample`, `Products`), together over all variables that were used.
+      Parts (`PerExample`, `Products`, `Patches`), together over all variables that were used.
 
     Raises:
       UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
@@ -808,13 +1006,12 @@ class _Recorder:
 
     def __init__(self, models: Models, tape: tf.GradientTape):
         self._layers = _layers_with_variables(models)
-        self._registry = make_layer_registry()
         self._tape = tape
         self._calls: list[_Call] = []
 
     def __enter__(self) -> list[_Call]:
         for layer in self._layers:
-            if self._registry.is_elem(layer):
+            if _rule_of(layer) is not None:
                 layer.call = self._recorded(layer)
         return self._calls
 
@@ -823,7 +1020,7 @@ class _Recorder:
             layer.__dict__.pop('call', None)
 
     def _recorded(self, layer):
-        rule = self._registry.lookup(layer)
+        rule = _rule_of(layer)
 
         @tf.autograph.experimental.do_not_convert
         def call(*args, **kwargs):
