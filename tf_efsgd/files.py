@@ -7,12 +7,12 @@ import pathlib
 import tempfile
 
 
-def write_atomically(path: str | os.PathLike, text: str, *, mode: int = 0o644) -> None:
-    """Writes a text file under another name, syncs it, then renames it.
+def write_atomically(path: str | os.PathLike, content: str | bytes, *, mode: int = 0o644) -> None:
+    """Writes a file under another name, syncs it, then renames it.
 
     Args:
       path: of the file; an existing one is replaced.
-      text: its new content, written as UTF-8.
+      content: its new content; text is written as UTF-8.
       mode: its permissions.
 
     Raises:
@@ -21,9 +21,9 @@ def write_atomically(path: str | os.PathLike, text: str, *, mode: int = 0o644) -
     path = pathlib.Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.tmp-', dir=path.parent)
     try:
-        with open(handle, 'w', encoding='utf-8') as file:
+        with open(handle, 'wb') as file:
             os.fchmod(file.fileno(), mode)
-            file.write(text)
+            file.write(content.encode('utf-8') if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -144,7 +144,7 @@ def test_progress_is_shown_on_request_only(capfd):
     generated, test = _toy(40, 0), _toy(9, 1)
     classifiers.gen2real(generated, test, epochs=1)
     assert capfd.readouterr().err.count('gen2real') == 0
-    classifiers.gen2real(generated, test, epochs=1, verbose=True)
+    classifiers.gen2real(generated, test, epochs=1, progress='gen2real')
     assert 'gen2real: 100%' in capfd.readouterr().err
 
 
@@ -157,7 +157,7 @@ def test_progress_is_shown_on_request_only(capfd):
         ({'batch_size': 0}, 'batch_size=0'),
         ({'test': _toy(0, 1)}, 'at least 1 test image'),
         ({'test': _toy(9, 1, num_classes=2)}, 'test .* with 2 classes'),
-        ({'generated': _toy(1, 0)}, 'of 1 generated'),
+        ({'generated': _toy(1, 0)}, 'of 1 images'),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
