@@ -246,9 +246,9 @@ class RunSettings:
     state_dir: str | None = _setting(
         'string',
         None,
-        "Where the fingerprint of a run's records and its ledger's last position are remembered, "
-        'outside the run folder and for you alone. Default: $XDG_STATE_HOME/tf_efsgd or '
-        '~/.local/state/tf_efsgd.',
+        "Where the fingerprint of a run's records, its ledger's last position and classifiers of "
+        'real images are kept, outside the run folder and for you alone. Default: '
+        '$XDG_STATE_HOME/tf_efsgd or ~/.local/state/tf_efsgd.',
     )
     checkpoint_steps: int = _setting('integer', 500, 'Steps between checkpoints, at least 1.')
     log_steps: int = _setting(

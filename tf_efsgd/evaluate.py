@@ -95,7 +95,11 @@ def run(values: flags.FlagValues) -> str:
         inception = _inception(values, state_dir / _DOWNLOADS)
     except extractors.ExtractorError as error:
         raise config.ConfigError(str(error)) from error
-    dataset = run_folder.load_records(run_config)
+    try:
+        dataset = run_folder.load_records(run_config)
+    except config.ConfigError as error:
+        hint = 'If the records are elsewhere now, give --dataset or --data_dir.'
+        raise config.ConfigError(f'{error}. {hint}') from error
     return evaluate_run(run_config, run_dir, dataset, state_dir / CLASSIFIERS, inception=inception)
 
 
@@ -398,7 +402,7 @@ def _main(arguments: list[str]) -> None:
         print(f'tf_efsgd: {error}.', file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print('\ntf_efsgd: interrupted; nothing was written.', file=sys.stderr)
+        print('\ntf_efsgd: interrupted; RUN/nonprivate is as it was.', file=sys.stderr)
         sys.exit(130)
 
 

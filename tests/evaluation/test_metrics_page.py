@@ -85,9 +85,10 @@ def test_mark_is_where_the_value_is_on_its_scale(tmp_path):
     [row] = re.findall(r'<tr><th>gen2real, CNN.*?</tr>', page)
     assert '75% of the way' in row
     assert float(re.search(r'cx="([\d.]+)"', row)[1]) == pytest.approx(12 + 0.75 * 176)
-    # From 40 down to 2, and one that lies beyond its end.
+    # From 40 down to 2; and one that lies beyond its end.
     assert '75% of the way' in re.search(r'<tr><th>domain FID to the test.*?</tr>', page)[0]
-    beyond = re.search(r'<tr><th>images closer.*?</tr>', page)[0]
+    metrics = {**_METRICS, 'domain_is': {'value': 17.0, 'untrained': 1.0, 'real': 9.0}}
+    beyond = re.search(r'<tr><th>domain IS.*?</tr>', _write(tmp_path, metrics))[0]
     assert '200% of the way' in beyond and 'cx="188.0"' in beyond
 
 

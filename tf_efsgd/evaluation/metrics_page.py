@@ -189,23 +189,27 @@ repeats training images is closer to them than test images are.</p>"""
         )
         for name, png in pictures.items()
     ]
-    return _table(rows) + note + '\n'.join(shown)
+    return _table(rows, scales=False) + note + '\n'.join(shown)
 
 
-def _table(rows: list[_Row]) -> str:
+def _table(rows: list[_Row], scales: bool = True) -> str:
     if not rows:
         return ''
-    head = '<tr><th>figure</th><td>value</td><td>untrained</td><td>real</td><td>scale</td></tr>'
-    return '<table class="figures">\n' + '\n'.join([head, *map(_tr, rows)]) + '\n</table>'
+    head = _tr('', ['value', 'untrained', 'real', *(['scale'] if scales else [])])
+    lines = [_tr(html.escape(row.name), _cells(row, scales)) for row in rows]
+    return '<table class="figures">\n' + '\n'.join([head, *lines]) + '\n</table>'
 
 
-def _tr(row: _Row) -> str:
+def _tr(name: str, cells: list[str]) -> str:
+    return f'<tr><th>{name}</th><td>{"</td><td>".join(cells)}</td></tr>'
+
+
+def _cells(row: _Row, scales: bool) -> list[str]:
     text = _number(row.value, row.is_share)
     if row.spread is not None:
         text += f' ± {_number(row.spread, row.is_share)}'
     ends = (_number(end, row.is_share) for end in (row.untrained, row.real))
-    cells = [f'<b>{text}</b>', *ends, _scale(row)]
-    return f'<tr><th>{html.escape(row.name)}</th><td>{"</td><td>".join(cells)}</td></tr>'
+    return [f'<b>{text}</b>', *ends, *([_scale(row)] if scales else [])]
 
 
 def _number(value: float | None, is_share: bool) -> str:

@@ -42,7 +42,7 @@ code{font-family:ui-monospace,monospace;font-size:.85em}
 th code{display:block;font-weight:400;color:#6b7783}
 ul{margin:0;padding-left:1.2rem}
 p{margin:0 0 .75rem}
-svg.scale{max-width:13rem}
+svg.scale{width:8rem}
 .figures td{font-variant-numeric:tabular-nums}
 p:last-child,figcaption:last-child{margin-bottom:0}
 p span{white-space:nowrap}

@@ -7,6 +7,7 @@ generator untrained, and the real data itself.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -263,21 +264,23 @@ def _duplicates(
     """Whether generated images repeat training images, with test images as the scale."""
     found, pairs, near = {}, {}, {}
     names = [name for name in ('generated', 'untrained', 'test') if name in sets]
+    some = slice(_NEIGHBOUR_IMAGES)
     for name in names:
-        some = slice(_NEIGHBOUR_IMAGES)
         near[name], indices = distances.nearest(features['train'], features[name][some])
         first = np.argsort(near[name], kind='stable')[:_PAIRS]
         pairs[name] = Pairs(sets[name].images[first], sets['train'].images[indices[first]])
-    train = {image.tobytes() for image in sets['train'].images}
+    train = set(map(_digest, sets['train'].images))
     close = float(np.quantile(near['test'], _CLOSE_QUANTILE)) if 'test' in near else None
     for name in names:
         found[name] = {
             'close_share': None if close is None else float(np.mean(near[name] < close)),
             'median_distance': float(np.median(near[name])),
-            'identical_pixels': sum(
-                image.tobytes() in train for image in sets[name].images[:_NEIGHBOUR_IMAGES]
-            ),
+            'identical_pixels': sum(_digest(image) in train for image in sets[name].images[some]),
             'num_images': len(near[name]),
         }
     del pairs['untrained']
     return {'close_distance': close, 'close_quantile': _CLOSE_QUANTILE, **found}, pairs
+
+
+def _digest(image: np.ndarray) -> bytes:
+    return hashlib.sha256(image.tobytes()).digest()
