@@ -37,9 +37,15 @@ def _measure(generate, real, *, train=_TRAIN, test=_TEST, sizes=_SIZES, **more):
     return protocol.measure(generate, _noise, train, test, sizes, real, **more)
 
 
+def _network(images, progress):
+    """Stands for the Inception network."""
+    del progress
+    return images.reshape(len(images), -1)[:, ::8] / 255
+
+
 @pytest.fixture(scope='module')
 def good(real):
-    return _measure(_like_real, real)
+    return _measure(_like_real, real, inception=_network)
 
 
 def test_a_good_generator_is_near_the_real_end_of_every_scale(good):
@@ -52,14 +58,14 @@ def test_a_good_generator_is_near_the_real_end_of_every_scale(good):
         assert found['real']['accuracy'] > 0.9
     assert metrics['real2gen_cnn']['accuracy'] > 0.9
     assert metrics['gen2real_cnn']['num_generated'] == 120
-    for name in ('domain_fid', 'domain_kid'):
+    for name in ('domain_fid', 'domain_kid', 'fid', 'kid'):
         for split in ('train', 'test'):
             found = metrics[name]
             worst, best = found['untrained'][split], found['real'][split]
             assert abs(found[split] - best) < 0.3 * (worst - best)
     assert 1 <= metrics['domain_is']['untrained'] < metrics['domain_is']['value'] <= 3
     assert metrics['domain_is']['value'] == pytest.approx(metrics['domain_is']['real'], rel=0.1)
-    assert 'fid' not in metrics
+    assert metrics['fid'] != metrics['domain_fid']
 
 
 def test_precision_falls_with_the_quality(good):
@@ -67,19 +73,6 @@ def test_precision_falls_with_the_quality(good):
     assert found['precision'] > 0.7 > 0.3 > found['untrained']['precision']
     assert found['real']['precision'] > 0.7
     assert found['num_images'] == 100
-
-
-def test_generated_labels_are_balanced_and_images_the_same_at_each_call(real):
-    asked = []
-
-    def generate(labels):
-        asked.append(labels)
-        return _noise(labels)
-
-    _measure(generate, real, sizes=dataclasses.replace(_SIZES, runs=1, epochs=1))
-    (labels,) = asked
-    assert labels.dtype == np.int32
-    assert np.bincount(labels).tolist() == [40, 40, 40]
 
 
 def test_what_is_generated_is_no_copy(good):
@@ -92,13 +85,23 @@ def test_what_is_generated_is_no_copy(good):
 
 def test_copies_of_training_images_are_found_and_shown(real):
     sizes = dataclasses.replace(_SIZES, runs=1, epochs=1, untrained_classifiers=False)
-    measured = _measure(_copied, real, sizes=sizes)
+    asked = []
+
+    def generate(labels):
+        asked.append(labels)
+        return _copied(labels)
+
+    measured = _measure(generate, real, sizes=sizes)
+    (labels,) = asked
+    assert labels.dtype == np.int32
+    assert np.bincount(labels).tolist() == [40, 40, 40]
     found = measured.metrics['duplicates']
     assert found['generated']['identical_pixels'] == 120
     assert found['generated']['close_share'] == 1
     assert found['generated']['median_distance'] < found['test']['median_distance'] / 5
     pairs = measured.pairs['generated']
     np.testing.assert_array_equal(pairs.images, pairs.nearest)
+    assert 'fid' not in measured.metrics
     # The untrained generator was not learned from.
     assert measured.metrics['gen2real_cnn']['untrained'] is None
     assert measured.metrics['gen2real_cnn']['guessing'] == pytest.approx(1 / 3)
@@ -139,19 +142,14 @@ def test_one_class_is_measured_in_pixels(tmp_path):
     assert not (tmp_path / 'kept').exists(), 'no classifier is trained'
 
 
-def test_fid_is_measured_with_the_network_that_is_given(real):
-    def network(images, progress):
-        del progress
-        return images.reshape(len(images), -1)[:, ::8] / 255
-
-    sizes = dataclasses.replace(_SIZES, runs=1, epochs=1)
-    found = _measure(_like_real, real, sizes=sizes, inception=network).metrics
-    for name in ('fid', 'kid'):
-        for split in ('train', 'test'):
-            assert found[name][split] < 0.3 * found[name]['untrained'][split]
-    assert found['fid'] != found['domain_fid']
-
-
 def test_too_few_training_images_are_refused(real):
     with pytest.raises(ValueError, match='at least 20 training images. Received: 19'):
         _measure(_noise, real, train=toy(19, 0))
+
+
+def test_neighbours_are_searched_for_a_random_part_of_many(monkeypatch):
+    monkeypatch.setattr(protocol, '_NEIGHBOUR_IMAGES', 40)
+    assert protocol._some(40).tolist() == list(range(40))
+    some = protocol._some(100)
+    assert len(set(some)) == 40 and 30 < np.mean(some) < 70
+    np.testing.assert_array_equal(protocol._some(100), some)

@@ -264,22 +264,33 @@ def _duplicates(
     """Whether generated images repeat training images, with test images as the scale."""
     found, pairs, near = {}, {}, {}
     names = [name for name in ('generated', 'untrained', 'test') if name in sets]
-    some = slice(_NEIGHBOUR_IMAGES)
+    some = {name: _some(len(sets[name])) for name in names}
     for name in names:
-        near[name], indices = distances.nearest(features['train'], features[name][some])
+        near[name], indices = distances.nearest(features['train'], features[name][some[name]])
         first = np.argsort(near[name], kind='stable')[:_PAIRS]
-        pairs[name] = Pairs(sets[name].images[first], sets['train'].images[indices[first]])
+        pairs[name] = Pairs(
+            sets[name].images[some[name][first]], sets['train'].images[indices[first]]
+        )
     train = set(map(_digest, sets['train'].images))
     close = float(np.quantile(near['test'], _CLOSE_QUANTILE)) if 'test' in near else None
     for name in names:
         found[name] = {
             'close_share': None if close is None else float(np.mean(near[name] < close)),
             'median_distance': float(np.median(near[name])),
-            'identical_pixels': sum(_digest(image) in train for image in sets[name].images[some]),
+            'identical_pixels': sum(
+                _digest(image) in train for image in sets[name].images[some[name]]
+            ),
             'num_images': len(near[name]),
         }
     del pairs['untrained']
     return {'close_distance': close, 'close_quantile': _CLOSE_QUANTILE, **found}, pairs
+
+
+def _some(count: int) -> np.ndarray:
+    """Which images neighbours are searched for: a random part, as some splits are in order."""
+    if count <= _NEIGHBOUR_IMAGES:
+        return np.arange(count)
+    return np.random.default_rng(_SPLIT_SEED).choice(count, _NEIGHBOUR_IMAGES, replace=False)
 
 
 def _digest(image: np.ndarray) -> bytes:
