@@ -297,6 +297,7 @@ _PLAN = ledger.Plan(
     unproven_event=None,
     expected_batch_size=60,
     mechanism={'noise_multiplier': 3.0, 'l2_norm_clip': 0.3},
+    warm_start_event=None,
     train_steps=400,
     target_delta=1e-5,
     target_epsilon=None,

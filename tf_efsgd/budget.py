@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import math
 
+import dp_accounting
+
 from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.privacy.optimizer import Mechanism
@@ -29,6 +31,8 @@ MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig))
     'private',
     'target_delta',
     'secure_noise',
+    'warm_start_share',
+    'warm_start_noise_multiplier',
     *MAY_CHANGE,
 }
 
@@ -68,7 +72,8 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
         unproven_event=None,
         expected_batch_size=privacy.expected_batch_size,
         mechanism={},
-        train_steps=privacy.train_steps,
+        warm_start_event=None,
+        train_steps=_train_steps(privacy),
         target_delta=None,
         target_epsilon=None,
         steps_per_entry=config.run.log_steps,
@@ -81,12 +86,39 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
             f'WARNING: --target_delta={privacy.target_delta:g} is not below 1 / number of '
             f'records = {1 / size:.1e}; such a guarantee says little.'
         )
-    plan = dataclasses.replace(plan, target_delta=privacy.target_delta)
+    plan = dataclasses.replace(
+        plan, target_delta=privacy.target_delta, warm_start_event=_warm_start_event(privacy)
+    )
     noise_multiplier = privacy.noise_multiplier
     if noise_multiplier is None:
-        _with_mechanism(plan, privacy, 1.0)  # What is wrong besides the noise is told at once.
-        noise_multiplier = _calibrate(privacy, size)
+        # What is wrong besides the noise is told at once. Without steps no noise is needed.
+        without_steps = _with_mechanism(plan, privacy, 1.0)
+        if not without_steps.train_steps:
+            return without_steps
+        noise_multiplier = _calibrate(privacy, size, warm_start_of(plan))
     return _with_mechanism(plan, privacy, noise_multiplier)
+
+
+def _train_steps(privacy: PrivacyConfig) -> int:
+    return 0 if privacy.warm_start_share == 1 else privacy.train_steps
+
+
+def _warm_start_event(privacy: PrivacyConfig) -> dict | None:
+    event = accounting.warm_start_event(
+        privacy.target_epsilon,
+        privacy.target_delta,
+        privacy.warm_start_share,
+        privacy.warm_start_noise_multiplier,
+    )
+    if event is None:
+        return None
+    if event.noise_multiplier < accounting.SMALLEST_NOISE:
+        raise ConfigError(
+            f'The noise of the warm start must be at least {accounting.SMALLEST_NOISE:g} times '
+            f'what one record moves it by. Received: {event.noise_multiplier:.3g}. Lower '
+            '--warm_start_share or --target_epsilon.'
+        )
+    return accounting.event_to_dict(event)
 
 
 def _check_batch(privacy, dataset_size: int) -> None:
@@ -97,7 +129,7 @@ def _check_batch(privacy, dataset_size: int) -> None:
         )
 
 
-def _calibrate(privacy, dataset_size: int) -> float:
+def _calibrate(privacy, dataset_size: int, warm_start) -> float:
     print('Calibrating the noise ...', flush=True)
     try:
         if privacy.error_feedback == 'hidden':
@@ -107,12 +139,14 @@ def _calibrate(privacy, dataset_size: int) -> float:
                 privacy.train_steps,
                 privacy.l2_norm_clip,
                 privacy.residual_l2_norm_clip,
+                warm_start,
             )
         return accounting.calibrate_noise_multiplier(
             privacy.target_epsilon,
             privacy.target_delta,
             accounting.sampling_probability(privacy.expected_batch_size, dataset_size),
             privacy.train_steps,
+            warm_start,
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -151,7 +185,7 @@ def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledg
         unproven_event=unproven,
         expected_batch_size=privacy.expected_batch_size,
         mechanism=dataclasses.asdict(mechanism),
-        train_steps=privacy.train_steps,
+        train_steps=_train_steps(privacy),
         target_epsilon=privacy.target_epsilon,
     )
 
@@ -199,7 +233,8 @@ def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
             'A run that was started with --target_epsilon='
             f'{spent.first_plan.target_epsilon:g} needs one after a change too.'
         )
-    budget = accounting.RenyiFilter.of_plan(*_planned(spent), new.target_delta)
+    warm_start = warm_start_of(spent.first_plan)
+    budget = accounting.RenyiFilter.of_plan(*_planned(spent), new.target_delta, warm_start)
     if new.target_epsilon is not None and budget.epsilon > new.target_epsilon:
         raise ConfigError(
             'After a change of the mechanism PLD no longer holds and the budget is the RDP filter '
@@ -207,7 +242,8 @@ def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
             f'--target_epsilon={math.ceil(budget.epsilon * 100) / 100:g}, or start a new run '
             f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
         )
-    left = budget.steps_left(_spent(spent), accounting.event_from_dict(new.event))
+    used = _spent(spent) + ([(warm_start, 1)] if spent.warm_start_reserved else [])
+    left = budget.steps_left(used, accounting.event_from_dict(new.event))
     most = spent.reserved_steps + left
     if not spent.reserved_steps < new.train_steps <= most:
         allowed = f'--train_steps={most} or less' if left else 'nothing: start a new run folder'
@@ -225,23 +261,29 @@ def _spent(spent: ledger.Ledger):
     return [(accounting.event_from_dict(event), count) for event, count in spent.spent]
 
 
+def warm_start_of(plan: ledger.Plan) -> dp_accounting.DpEvent | None:
+    """The event of the planned warm start; None without one."""
+    event = plan.warm_start_event
+    return None if event is None else accounting.event_from_dict(event)
+
+
 def mechanism_of(plan: ledger.Plan) -> Mechanism:
     """The mechanism that a private plan describes."""
     return Mechanism(**plan.mechanism)
 
 
 def planned_epsilon(plan: ledger.Plan) -> accounting.Epsilon:
-    """Epsilon of all steps of a private plan, as if they were the first."""
-    event = accounting.event_from_dict(plan.event)
-    return accounting.compute_epsilon(event, plan.train_steps, plan.target_delta)
+    """Epsilon of a private plan: its warm start and all its steps, as if they were the first."""
+    event, warm_start = accounting.event_from_dict(plan.event), warm_start_of(plan)
+    return accounting.compute_epsilon(event, plan.train_steps, plan.target_delta, warm_start)
 
 
 def unproven_epsilon(plan: ledger.Plan, steps: int) -> float | None:
     """What plain DP-SGD accounting would print for a hidden buffer; None for other plans."""
     if plan.unproven_event is None:
         return None
-    event = accounting.event_from_dict(plan.unproven_event)
-    return accounting.compute_epsilon(event, steps, plan.target_delta).headline
+    event, warm_start = accounting.event_from_dict(plan.unproven_event), warm_start_of(plan)
+    return accounting.compute_epsilon(event, steps, plan.target_delta, warm_start).headline
 
 
 def spent_epsilon(spent: ledger.Ledger) -> accounting.Epsilon:
@@ -251,6 +293,8 @@ def spent_epsilon(spent: ledger.Ledger) -> accounting.Epsilon:
         spent.plan.target_delta,
         planned=_planned(spent),
         changed=spent.changes > 0,
+        warm_start=warm_start_of(spent.first_plan),
+        warm_start_spent=spent.warm_start_reserved,
     )
 
 
@@ -281,7 +325,9 @@ class EpsilonSoFar:
             self._filter = spent_epsilon(spent).headline
         else:
             event, steps = _planned(spent)
-            self._meter = accounting.EpsilonMeter(event, steps, spent.plan.target_delta)
+            warm_start = warm_start_of(spent.first_plan) if spent.warm_start_reserved else None
+            delta = spent.plan.target_delta
+            self._meter = accounting.EpsilonMeter(event, steps, delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:
         """Returns the bound when so many steps are applied."""
@@ -333,6 +379,7 @@ def make_statement(
         f'epsilon_pld{suffix}': _or_none(epsilon.pld),
         f'epsilon_rdp{suffix}': _or_none(epsilon.rdp),
         'accountant': epsilon.accountant,
+        'warm_start': _warm_start_statement(spent),
         'events': [{'event': event, 'steps': count} for event, count in spent.spent],
         'unverified_resumes': spent.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
@@ -343,12 +390,27 @@ def make_statement(
         'expected_batch_size': plan.expected_batch_size,
         'steps': spent.reserved_steps,
         'changes_of_mechanism': spent.changes,
-        'mechanism': 'Gaussian on clipped per-example gradients, ' + _kind(mechanism),
-        **dataclasses.asdict(mechanism),
+        'mechanism': 'Gaussian on clipped per-example gradients, ' + _kind(mechanism)
+        if plan.train_steps
+        else 'the warm start alone: no private steps',
+        **(dataclasses.asdict(mechanism) if plan.train_steps else {}),
         'randomness': 'operating system'
         if config.privacy.secure_noise
         else 'Philox under secret keys from the operating system',
         'not_covered': list(NOT_COVERED),
+    }
+
+
+def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
+    warm_start = warm_start_of(spent.first_plan)
+    if warm_start is None or not spent.warm_start_reserved:
+        return None
+    alone = accounting.compute_epsilon(None, 0, spent.first_plan.target_delta, warm_start)
+    return {
+        'mechanism': 'one Gaussian release of the per-class sums of bounded features of all '
+        'records, not sampled, before the first step',
+        'event': spent.first_plan.warm_start_event,
+        'epsilon_alone': alone.headline,
     }
 
 

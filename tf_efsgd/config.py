@@ -140,6 +140,20 @@ class PrivacyConfig:
         'the same.',
         ('auto', 'fast', 'vectorized'),
     )
+    warm_start_share: float = _setting(
+        'float',
+        0.0,
+        'Share of the budget, in [0, 1], that is spent once before the first step: the generator '
+        'is fitted to noised mean features of each class. In 1/sigma^2 of the one Gaussian release '
+        'that would spend --target_epsilon alone; 1 leaves nothing for private steps, and none are '
+        'run.',
+    )
+    warm_start_noise_multiplier: float | None = _setting(
+        'float',
+        None,
+        'With --noise_multiplier, in place of a share: noise over sensitivity of the warm start, '
+        'above 0. Default: no warm start.',
+    )
     secure_noise: bool = _setting(
         'boolean',
         False,
@@ -189,6 +203,18 @@ class ModelConfig:
 class TrainingConfig:
     """How the networks are trained, and on what."""
 
+    warm_start_steps: int = _setting(
+        'integer',
+        1500,
+        'Generator steps of a warm start, at least 1. They cost no privacy; more make better '
+        'images.',
+    )
+    discriminator_only_steps: int = _setting(
+        'integer',
+        0,
+        'First private steps without any of the generator, at least 0: after a warm start the '
+        'discriminator has to catch up.',
+    )
     discriminator_steps: int = _setting(
         'integer', 5, 'Private steps per generator step, at least; 1 to 64.'
     )
@@ -311,6 +337,7 @@ class RunConfig:
                 'Give either --target_epsilon (the noise is calibrated) or --noise_multiplier '
                 f'(epsilon is reported). Received: {given}.'
             )
+        self._check_warm_start()
         if self.run.resume and self.run.run_dir is None:
             raise ConfigError('--resume needs --run_dir, the folder of the run to go on with.')
         for name in ('change_mechanism', 'resume_unverified'):
@@ -320,6 +347,22 @@ class RunConfig:
             raise ConfigError(
                 '--logical_devices above 1 needs --strategy=mirrored. Received: '
                 f'--strategy=one_device --logical_devices={self.training.logical_devices}.'
+            )
+
+    def _check_warm_start(self):
+        privacy = self.privacy
+        if not privacy.private:
+            return
+        share, noise = privacy.warm_start_share, privacy.warm_start_noise_multiplier
+        if share and privacy.target_epsilon is None:
+            raise ConfigError(
+                '--warm_start_share is a share of --target_epsilon, which is not given: give '
+                f'--warm_start_noise_multiplier instead. Received: {share}.'
+            )
+        if noise is not None and (share or privacy.noise_multiplier is None):
+            raise ConfigError(
+                '--warm_start_noise_multiplier goes with --noise_multiplier; with --target_epsilon '
+                f'give --warm_start_share. Received: {noise}.'
             )
 
     def _check_ranges(self):
@@ -372,11 +415,15 @@ _RANGES = (
     ('privacy', 'residual_share', 0, 1.0),
     ('privacy', 'feedback_decay', 0, 1.0),
     ('privacy', 'feedback_l2_norm_clip', 1e-9, 1e9),
+    ('privacy', 'warm_start_share', 0, 1),
+    ('privacy', 'warm_start_noise_multiplier', 0.0, _ANY),
     ('model', 'latent_dim', 1, _ANY),
     ('model', 'generator_width', 1, _ANY),
     ('model', 'discriminator_width', 1, _ANY),
     ('model', 'reconstruction_weight', 0, _ANY),
     ('model', 'generator_ema', 0, 1.0),
+    ('training', 'warm_start_steps', 1, _ANY),
+    ('training', 'discriminator_only_steps', 0, _ANY),
     ('training', 'discriminator_steps', 1, 64),
     ('training', 'generator_learning_rate', 0.0, _ANY),
     ('training', 'discriminator_learning_rate', 0.0, _ANY),

@@ -302,22 +302,23 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
         **{name: statement[name] for name in wanted if name in statement},
         'checkpoint_step': step,
         'seed': run_config.training.seed,
-        'training_minutes': _training_minutes(run_dir, spent),
+        'training_minutes': _training_minutes(run_dir),
         'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
         'machine': benchmark.describe_machine(benchmark.machine()),
         'tf_efsgd': __version__,
     }
 
 
-def _training_minutes(run_dir: pathlib.Path, spent) -> float | None:
-    """From the first reservation of steps to the last entry of the log, pauses included."""
-    from tf_efsgd import monitoring
+def _training_minutes(run_dir: pathlib.Path) -> float | None:
+    """From the first line of the ledger to the last entry of the log, pauses included."""
+    from tf_efsgd import monitoring, run_folder
 
-    last = monitoring.last_log_time(str(run_dir / 'logs'))
-    if last is None or not spent.entries:
+    with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
+        started = json.loads(file.readline())['time']
+    ended = monitoring.last_log_time(str(run_dir / 'logs'))
+    if ended is None:
         return None
-    first = datetime.datetime.fromisoformat(spent.entries[0].time)
-    return round((last - first.timestamp()) / 60, 2)
+    return round((ended - datetime.datetime.fromisoformat(started).timestamp()) / 60, 2)
 
 
 def _picture(pairs) -> bytes:

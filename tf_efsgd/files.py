@@ -19,11 +19,12 @@ def write_atomically(path: str | os.PathLike, content: str | bytes, *, mode: int
       OSError: if the disk is full or the folder cannot be written; the old file is kept then.
     """
     path = pathlib.Path(path)
+    content = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.tmp-', dir=path.parent)
     try:
         with open(handle, 'wb') as file:
             os.fchmod(file.fileno(), mode)
-            file.write(content.encode('utf-8') if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -74,7 +74,8 @@ class Forecast:
       sampling_probability: of each record in each step, q.
       noise_multiplier: sigma, given or calibrated.
       event: of one step.
-      epsilon: of all steps, at `settings.target_delta`.
+      warm_start: the event of the release before the first step, or None.
+      epsilon: of everything, at `settings.target_delta`.
       unproven: `hidden` only: what plain DP-SGD accounting would say.
       epochs: expected number of times that a record is sampled.
       noise: by what it is on, for a person.
@@ -86,6 +87,7 @@ class Forecast:
     sampling_probability: float
     noise_multiplier: float
     event: dp_accounting.DpEvent
+    warm_start: dp_accounting.DpEvent | None
     epsilon: accounting.Epsilon
     unproven: accounting.Epsilon | None
     epochs: float
@@ -122,9 +124,20 @@ def forecast(settings: config.PrivacyConfig, dataset_size: int) -> Forecast:
     Raises:
       ValueError: if the batch does not fit the records, or no noise fits the target.
     """
+    if settings.warm_start_share == 1:
+        raise config.ConfigError(
+            '--warm_start_share=1 spends all of --target_epsilon before the first step: there are '
+            'no steps to plan.'
+        )
     steps, delta = settings.train_steps, settings.target_delta
     probability = accounting.sampling_probability(settings.expected_batch_size, dataset_size)
-    noise_multiplier = settings.noise_multiplier or _calibrate(settings, probability)
+    warm_start = accounting.warm_start_event(
+        settings.target_epsilon,
+        delta,
+        settings.warm_start_share,
+        settings.warm_start_noise_multiplier,
+    )
+    noise_multiplier = settings.noise_multiplier or _calibrate(settings, probability, warm_start)
     event = step_event(settings, probability, noise_multiplier)
     hidden = settings.error_feedback == 'hidden'
     plain = accounting.step_event(probability, noise_multiplier)
@@ -134,11 +147,12 @@ def forecast(settings: config.PrivacyConfig, dataset_size: int) -> Forecast:
         sampling_probability=probability,
         noise_multiplier=noise_multiplier,
         event=event,
-        epsilon=accounting.compute_epsilon(event, steps, delta),
-        unproven=accounting.compute_epsilon(plain, steps, delta) if hidden else None,
+        warm_start=warm_start,
+        epsilon=accounting.compute_epsilon(event, steps, delta, warm_start),
+        unproven=accounting.compute_epsilon(plain, steps, delta, warm_start) if hidden else None,
         epochs=steps * settings.expected_batch_size / dataset_size,
         noise=compute_noise(settings, noise_multiplier),
-        table=compute_table(settings, probability, noise_multiplier),
+        table=compute_table(settings, probability, noise_multiplier, warm_start),
     )
 
 
@@ -205,7 +219,10 @@ def compute_noise(settings: config.PrivacyConfig, noise_multiplier: float) -> di
 
 
 def compute_table(
-    settings: config.PrivacyConfig, sampling_probability: float, noise_multiplier: float
+    settings: config.PrivacyConfig,
+    sampling_probability: float,
+    noise_multiplier: float,
+    warm_start: dp_accounting.DpEvent | None = None,
 ) -> Table:
     """Epsilon around what was asked for.
 
@@ -213,6 +230,7 @@ def compute_table(
       settings: the mechanism, the steps and delta.
       sampling_probability: q in (0, 1].
       noise_multiplier: sigma > 0, kept to the digit; the others are round numbers.
+      warm_start: the event of the release before the first step, if any.
 
     Returns:
       The table; that of `settings.train_steps` and `noise_multiplier` is one of the cells.
@@ -224,7 +242,8 @@ def compute_table(
     ]
     events = [step_event(settings, sampling_probability, value) for value in noise_multipliers]
     epsilons = [
-        [_fast_epsilon(event, count, settings.target_delta) for event in events] for count in steps
+        [_fast_epsilon(event, count, settings.target_delta, warm_start) for event in events]
+        for count in steps
     ]
     return Table(steps, noise_multipliers, epsilons)
 
@@ -246,32 +265,52 @@ def compute_spending(book: ledger.Ledger) -> Spending | None:
     delta, unproven = book.first_plan.target_delta, None
     planned = (accounting.event_from_dict(book.first_plan.event), book.first_plan.train_steps)
     spent = [(accounting.event_from_dict(e), count) for e, count in book.spent]
+    warm_start = book.first_plan.warm_start_event
+    warm_start = None if warm_start is None else accounting.event_from_dict(warm_start)
     if book.first_plan.unproven_event is not None:  # Such a run cannot change.
         plain = accounting.event_from_dict(book.first_plan.unproven_event)
-        unproven = accounting.compute_epsilon(plain, book.reserved_steps, delta)
+        unproven = accounting.compute_epsilon(plain, book.reserved_steps, delta, warm_start)
     return Spending(
-        spent=accounting.compute_spent(spent, delta, planned=planned, changed=book.changes > 0),
-        planned=accounting.compute_epsilon(*planned, delta),
+        spent=accounting.compute_spent(
+            spent,
+            delta,
+            planned=planned,
+            changed=book.changes > 0,
+            warm_start=warm_start,
+            warm_start_spent=book.warm_start_reserved,
+        ),
+        planned=accounting.compute_epsilon(*planned, delta, warm_start),
         unproven=unproven,
     )
 
 
-def _calibrate(settings: config.PrivacyConfig, sampling_probability: float) -> float:
+def _calibrate(
+    settings: config.PrivacyConfig,
+    sampling_probability: float,
+    warm_start: dp_accounting.DpEvent | None,
+) -> float:
     target = (settings.target_epsilon, settings.target_delta)
     if settings.error_feedback == 'hidden':
+        clips = (settings.l2_norm_clip, settings.residual_l2_norm_clip)
         return accounting.calibrate_hidden_noise_multiplier(
-            *target, settings.train_steps, settings.l2_norm_clip, settings.residual_l2_norm_clip
+            *target, settings.train_steps, *clips, warm_start
         )
     return accounting.calibrate_noise_multiplier(
-        *target, sampling_probability, settings.train_steps
+        *target, sampling_probability, settings.train_steps, warm_start
     )
 
 
-def _fast_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> float:
+def _fast_epsilon(
+    event: dp_accounting.DpEvent,
+    steps: int,
+    delta: float,
+    warm_start: dp_accounting.DpEvent | None,
+) -> float:
     """RDP, or for Gaussian events without sampling the closed form: what takes milliseconds."""
     if isinstance(event, dp_accounting.GaussianDpEvent):
-        return accounting.compute_epsilon(event, steps, delta).headline
-    return accounting.rdp_epsilon(dp_accounting.SelfComposedDpEvent(event, steps), delta)
+        return accounting.compute_epsilon(event, steps, delta, warm_start).headline
+    before = [] if warm_start is None else [(warm_start, 1)]
+    return accounting.rdp_epsilon_of([*before, (event, steps)], delta)
 
 
 # What is printed.
@@ -305,6 +344,7 @@ def _format_budget(plan: Forecast) -> str:
         ),
         ('epochs', f'{plan.epochs:,.4g}', f'{settings.train_steps:,} private steps'),
         ('noise multiplier σ', noise_multiplier, source),
+        *_warm_start_values(plan),
         ('δ', f'{settings.target_delta:g}', f'1 / records is {1 / plan.dataset_size:.2g}'),
         ('ε', _up(plan.epsilon.headline), _describe_bounds(plan.epsilon)),
     ]
@@ -312,6 +352,20 @@ def _format_budget(plan: Forecast) -> str:
         values.append(('ε, unproven', _up(plan.unproven.headline), 'by plain DP-SGD accounting'))
     lines = [f'{name:<22}{value:<12}{text}' for name, value, text in values]
     return '\n'.join([f'Error feedback: {settings.error_feedback}', *lines, *_remarks(plan)])
+
+
+def _warm_start_values(plan: Forecast) -> list[tuple[str, str, str]]:
+    if plan.warm_start is None:
+        return []
+    noise = plan.warm_start.noise_multiplier
+    alone = accounting.compute_epsilon(None, 0, plan.settings.target_delta, plan.warm_start)
+    return [
+        (
+            'warm start σ',
+            f'{noise:.6g}',
+            f'one release before the steps; alone ε = {_up(alone.headline)}',
+        )
+    ]
 
 
 def _remarks(plan: Forecast) -> list[str]:
@@ -438,6 +492,12 @@ def _format_plan(title: str, plan: ledger.Plan) -> str:
         if plan.target_epsilon is not None:
             goal = f'noise calibrated for ε ≤ {plan.target_epsilon:g}'
         lines.append(f'  {goal}, δ = {plan.target_delta:g}')
+    if plan.warm_start_event is not None:
+        warm_start = accounting.event_from_dict(plan.warm_start_event)
+        lines.append(
+            f'  warm start: one Gaussian release with noise multiplier '
+            f'{warm_start.noise_multiplier:.6g}, not sampled'
+        )
     lines.append(f'  one step: {_describe_event(plan.event)}')
     if plan.mechanism:
         values = ', '.join(f'{name} {value}' for name, value in plan.mechanism.items())
@@ -462,6 +522,8 @@ def _describe_event(event: dict | None) -> str:
 
 def _format_entries(book: ledger.Ledger, every_entry: bool) -> str:
     lines, first = [f'{"Reserved steps":<25}{"entries":<22}time'], 1
+    if book.warm_start_reserved:
+        lines.append('  the warm start')
     for event, of_event in itertools.groupby(book.entries, lambda entry: entry.event):
         if len(book.spent) > 1:
             lines.append(f'  one step: {_describe_event(event)}')
@@ -472,7 +534,7 @@ def _format_entries(book: ledger.Ledger, every_entry: bool) -> str:
             entries = [entry for _, entry in group]
             lines.append(_format_group(entries, first))
             first += sum(entry.count for entry in entries)
-    if not book.entries:
+    if not book.entries and not book.warm_start_reserved:
         lines.append('  none')
     return '\n'.join(lines)
 
@@ -603,7 +665,7 @@ def _plot_noise(axes, plan: Forecast) -> None:
     low, *_, high = plan.table.noise_multipliers
     grid = [low * (high / low) ** (i / 12) for i in range(13)]
     events = [step_event(plan.settings, plan.sampling_probability, value) for value in grid]
-    epsilons = [_fast_epsilon(event, steps, delta) for event in events]
+    epsilons = [_fast_epsilon(event, steps, delta, plan.warm_start) for event in events]
     axes.plot(grid, epsilons, color='black', linewidth=2.2)
     axes.set(xlabel='noise multiplier σ', title=f'ε by noise, {steps:,} steps')
     _finish_axes(axes, plan, plan.table.noise_multipliers, plan.noise_multiplier)

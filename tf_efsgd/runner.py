@@ -12,6 +12,7 @@ import datetime
 import errno
 import functools
 import importlib.metadata
+import io
 import logging
 import os
 import pathlib
@@ -19,8 +20,10 @@ import platform
 import shutil
 import time
 
+import numpy as np
 import tensorflow as tf
 import tensorflow_privacy
+import tqdm
 
 from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, run_folder
 from tf_efsgd.config import ConfigError, RunConfig
@@ -30,13 +33,16 @@ from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import accounting, ledger, run_state
+from tf_efsgd.privacy import accounting, ledger, run_state, warm_start
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.version import __version__
 
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
 _SAMPLE_SEED = 101
 _LEDGER, _FLAGFILE = run_folder.LEDGER, run_folder.FLAGFILE
+# The noised sums of the warm start: released, so they may be kept, and fitted to again.
+_WARM_START = 'warm_start.npy'
+
 
 _NOT_PRIVATE_NOTE = """\
 NOT PRIVATE. This run was trained without clipping and noise (--noprivate), for comparison. Nothing
@@ -109,6 +115,7 @@ def run(config: RunConfig) -> str:
         if config.run.change_mechanism:
             files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
         with _without_private_text(config.privacy.log_nonprivate_diagnostics):
+            trained.warm_start()
             trained.fit()
             trained.finish()
     return str(run_dir)
@@ -184,6 +191,7 @@ class _Run:
         self._state = state
         self._gan = gan
         self._strategy = strategy
+        self._is_restored = False
         self._checkpoints = checkpoints.RunCheckpoints(
             self._dir / 'checkpoints', gan, holds_private_state=_holds_private_state(spent.plan)
         )
@@ -191,7 +199,8 @@ class _Run:
     def restore(self) -> None:
         """Goes on from the last checkpoint, if there is one."""
         position = _as_config_error(self._checkpoints.restore_latest, checkpoints.CheckpointError)
-        if position is not None:
+        self._is_restored = position is not None
+        if self._is_restored:
             _as_config_error(lambda: self._ledger.check_position(position), ledger.LedgerError)
         elif self._ledger.reserved_steps and not self._ledger.remaining_steps:
             raise ConfigError(
@@ -215,11 +224,73 @@ class _Run:
             'the start).'
         )
 
+    def warm_start(self) -> None:
+        """Fits the generator to what is released of all records at once, before the first step."""
+        privacy, plan = self._config.privacy, self._ledger.first_plan
+        wanted = privacy.warm_start_share if plan.event is None else plan.warm_start_event
+        if not wanted or self._is_restored:
+            return
+        features = warm_start.FeatureMap(plan.image_shape)
+        sums = self._released_sums(features)
+        if sums is None:
+            print(
+                'WARNING: the warm start was charged, but a crash lost what it released: training '
+                'goes on without it.'
+            )
+            return
+        # A copy outside the strategy: the fit is for one device.
+        generator = tf.keras.models.clone_model(self._gan.generator)
+        generator.set_weights(self._gan.generator.get_weights())
+        steps = self._config.training.warm_start_steps
+        started = time.monotonic()
+        average = warm_start.fit(
+            generator,
+            draw_inputs,
+            features,
+            warm_start.class_means(sums, plan.dataset_size),
+            steps=steps,
+            seed=self._config.training.seed,
+            progress=functools.partial(tqdm.tqdm, desc='warm start', unit='step'),
+        )
+        self._gan.generator.set_weights(average)
+        self._gan.ema_generator.set_weights(average)
+        print(f'Fitted the generator in {(time.monotonic() - started) / 60:.1f} minutes.')
+        self._save()
+        self._sample_grid(self._writer(), 0, 0).on_due({})
+
+    def _released_sums(self, features: warm_start.FeatureMap) -> np.ndarray | None:
+        """The noised sums: made now, paid for before, or those of an earlier start, if any."""
+        path, plan, train = self._dir / _WARM_START, self._ledger.first_plan, self._dataset.train
+        if path.exists():
+            return np.load(path, allow_pickle=False)
+        noise_multiplier = 0.0
+        if plan.event is not None:
+            if not self._ledger.warm_start_is_due:
+                return None
+            self._ledger.reserve_warm_start()
+            self._state.store_position(self._ledger.position)
+            noise_multiplier = budget.warm_start_of(plan).noise_multiplier
+        sums = warm_start.release(
+            train.images,
+            train.labels,
+            train.num_classes,
+            features,
+            noise_multiplier,
+            new_noise(secure=self._config.privacy.secure_noise),
+        )
+        content = io.BytesIO()
+        np.save(content, sums)
+        files.write_atomically(path, content.getvalue())
+        return sums
+
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
         settings = self._config.run
         first = int(self._gan.private_steps.numpy())
         last = first + self._ledger.remaining_steps
+        if not self._ledger.plan.train_steps:
+            print('No private steps: the warm start takes the whole budget.')
+            return
         if first == last:
             print('The budget is spent: nothing left to train.')
             return
@@ -291,8 +362,7 @@ class _Run:
     def _callbacks(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
         settings, plan = self._config.run, self._ledger.plan
         epsilon = budget.EpsilonSoFar(self._ledger, first) if plan.event is not None else None
-        writer = tf.summary.create_file_writer(str(self._dir / 'logs'))
-        (self._dir / 'samples').mkdir(exist_ok=True)
+        writer = self._writer()
         return [
             monitoring.Budget(
                 self._reserve,
@@ -300,22 +370,30 @@ class _Run:
                 plan.steps_per_entry,
             ),
             monitoring.TensorBoardScalars(writer, first, last, settings.log_steps, epsilon),
-            monitoring.SampleGrid(
-                writer,
-                str(self._dir / 'samples'),
-                lambda labels: evaluate.generate(self._gan.ema_generator, labels, _SAMPLE_SEED),
-                plan.num_classes,
-                first,
-                last,
-                settings.sample_steps,
-                is_private=plan.event is not None,
-            ),
+            self._sample_grid(writer, first, last),
             monitoring.Checkpoint(
                 lambda step: self._save(), first, last, settings.checkpoint_steps
             ),
             *self._diagnostics(first, last),
             monitoring.ProgressBar(first, last, settings.log_steps, epsilon),
         ]
+
+    def _sample_grid(self, writer, first: int, last: int) -> monitoring.SampleGrid:
+        plan = self._ledger.plan
+        return monitoring.SampleGrid(
+            writer,
+            str(self._dir / 'samples'),
+            lambda labels: evaluate.generate(self._gan.ema_generator, labels, _SAMPLE_SEED),
+            plan.num_classes,
+            first,
+            last,
+            self._config.run.sample_steps,
+            is_private=plan.event is not None,
+        )
+
+    def _writer(self) -> tf.summary.SummaryWriter:
+        (self._dir / 'samples').mkdir(exist_ok=True)
+        return tf.summary.create_file_writer(str(self._dir / 'logs'))
 
     def _diagnostics(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
         if not self._config.privacy.log_nonprivate_diagnostics:
@@ -518,6 +596,7 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
         reconstruction_weight=model.reconstruction_weight,
         discriminator_steps=training.discriminator_steps,
         adaptive_discriminator_steps=training.adaptive_discriminator_steps,
+        discriminator_only_steps=training.discriminator_only_steps,
         generator_ema=model.generator_ema,
         clip_fake=privacy.clip_fake,
         noise=new_noise(secure=privacy.secure_noise),
@@ -562,11 +641,18 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
         print('NOT PRIVATE: no clipping, no noise.')
         return
     epsilon = budget.planned_epsilon(plan)
+    parts = []
+    if plan.warm_start_event is not None:
+        noise_multiplier = budget.warm_start_of(plan).noise_multiplier
+        parts.append(f'warm start with noise multiplier {noise_multiplier:.4f}')
+    if plan.train_steps:
+        parts.append(
+            f'{plan.train_steps} steps of {plan.expected_batch_size} expected records, '
+            f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}'
+        )
     print(
-        f'{plan.train_steps} steps of {plan.expected_batch_size} expected records, '
-        f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}: '
-        f'ε = {monitoring.round_up(epsilon.headline, 3)} ({epsilon.accountant}) '
-        f'at δ = {plan.target_delta:g}.'
+        f'{" and ".join(parts)}: ε = {monitoring.round_up(epsilon.headline, 3)} '
+        f'({epsilon.accountant}) at δ = {plan.target_delta:g}.'
     )
     unproven = budget.unproven_epsilon(plan, plan.train_steps)
     if unproven is not None:

@@ -290,3 +290,81 @@ def test_no_time_is_lost_on_what_is_not_private():
     epsilon = accounting.compute_epsilon(accounting.step_event(0.01, 0.05), 10_000, 1e-5)
     assert sigma == accounting.SMALLEST_NOISE
     assert epsilon.rdp > 500 and math.isinf(epsilon.pld) and epsilon.accountant == 'RDP'
+
+
+def test_a_warm_start_composes_with_the_steps():
+    warm_start, event = dp_accounting.GaussianDpEvent(5.3), accounting.step_event(0.05, 2.0)
+    both = accounting.compute_epsilon(event, 40, _DELTA, warm_start)
+    composed = dp_accounting.ComposedDpEvent(
+        [warm_start, dp_accounting.SelfComposedDpEvent(event, 40)]
+    )
+    by_pld = pld.PLDAccountant().compose(composed).get_epsilon(_DELTA)
+    by_rdp = rdp.RdpAccountant().compose(composed).get_epsilon(_DELTA)
+    assert both.pld == pytest.approx(by_pld, rel=1e-9)
+    assert both.rdp == pytest.approx(by_rdp, rel=1e-6)
+    alone = accounting.compute_epsilon(event, 40, _DELTA)
+    warm = accounting.compute_epsilon(event, 0, _DELTA, warm_start)
+    assert max(alone.pld, warm.headline) < 0.9 * both.pld
+    assert both.pld < alone.pld + warm.headline
+
+
+def test_a_warm_start_and_unsampled_steps_are_one_gaussian():
+    warm_start, event = dp_accounting.GaussianDpEvent(3.0), dp_accounting.GaussianDpEvent(4.0)
+    epsilon = accounting.compute_epsilon(event, 7, _DELTA, warm_start)
+    assert epsilon.accountant == 'closed form'
+    mu = math.sqrt(1 / 9 + 7 / 16)
+    assert epsilon.headline == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA), rel=1e-9)
+
+
+@pytest.mark.parametrize('share', [0.3, 1.0])
+def test_a_share_is_one_of_the_gaussian_that_spends_all(share):
+    event = accounting.warm_start_event(1.0, _DELTA, share)
+    # sigma = 3.7306 spends epsilon 1 at delta 1e-5 (Balle and Wang 2018, by their closed form).
+    assert event.noise_multiplier == pytest.approx(3.7306 / math.sqrt(share), abs=2e-3)
+    assert accounting.warm_start_event(1.0, _DELTA, 0.0) is None
+    given = accounting.warm_start_event(None, _DELTA, 0.0, 0.7)
+    assert given == dp_accounting.GaussianDpEvent(0.7)
+
+
+def test_calibration_leaves_room_for_the_warm_start():
+    warm_start = accounting.warm_start_event(1.0, _DELTA, 0.5)
+    sigma = accounting.calibrate_noise_multiplier(1.0, _DELTA, 0.1, 20, warm_start)
+    spent = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA, warm_start)
+    assert 0.998 <= spent.headline <= 1.0
+    without = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA)
+    assert without.headline < 0.9
+
+    hidden = accounting.calibrate_hidden_noise_multiplier(1.0, _DELTA, 20, 1.0, 0.3, warm_start)
+    event = accounting.hidden_step_event(hidden, 1.0, 0.3)
+    spent = accounting.compute_epsilon(event, 20, _DELTA, warm_start)
+    assert spent.headline == pytest.approx(1.0, rel=1e-6)
+    assert spent.headline <= 1.0
+
+
+def test_the_meter_and_a_ledger_count_the_warm_start():
+    warm_start, event = dp_accounting.GaussianDpEvent(5.3), accounting.step_event(0.05, 2.0)
+    meter = accounting.EpsilonMeter(event, 40, _DELTA, warm_start, grid_points=2)
+    warm = accounting.compute_epsilon(event, 0, _DELTA, warm_start).headline
+    assert meter(0) == pytest.approx(warm)
+    whole = accounting.compute_epsilon(event, 40, _DELTA, warm_start)
+    assert meter(40) == pytest.approx(whole.headline)
+    exact = accounting.compute_epsilon(event, 13, _DELTA, warm_start)
+    assert exact.headline <= meter(13) <= whole.headline
+
+    def spent(steps, **more):
+        return accounting.compute_spent(
+            [(event, steps)] if steps else [],
+            _DELTA,
+            planned=(event, 40),
+            warm_start=warm_start,
+            **{'changed': False, **more},
+        )
+
+    assert spent(13) == exact
+    assert spent(0).headline == pytest.approx(warm)
+    assert spent(0, warm_start_spent=False).headline == 0
+    # After a change: the filter's budget is all that was planned, and what is used counts it too.
+    changed = spent(40, changed=True)
+    assert changed.headline == pytest.approx(whole.rdp, rel=1e-6)
+    assert changed.pld == pytest.approx(whole.pld, rel=1e-6)
+    assert spent(41, changed=True).headline == math.inf

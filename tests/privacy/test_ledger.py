@@ -5,6 +5,7 @@ A ledger is open in one place at a time; `Ledger.read` looks without opening it.
 
 import builtins
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -24,6 +25,7 @@ _PLAN = ledger.Plan(
     unproven_event=None,
     expected_batch_size=30,
     mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
+    warm_start_event=None,
     train_steps=100,
     target_delta=1e-5,
     target_epsilon=None,
@@ -346,3 +348,74 @@ def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
     again.change_plan(dataclasses.replace(_PLAN, train_steps=120))
     again.reserve(20)
     assert ledger.Ledger.read(path).reserved_steps == 120
+
+
+_WARM_PLAN = dataclasses.replace(
+    _PLAN, warm_start_event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}
+)
+
+
+def test_a_planned_warm_start_is_charged_once_and_before_the_first_step(path):
+    book = ledger.Ledger(path, _WARM_PLAN)
+    with pytest.raises(ledger.LedgerError, match='before the first step'):
+        book.reserve(5)
+    book.reserve_warm_start()
+    with pytest.raises(ledger.LedgerError, match='charged already'):
+        book.reserve_warm_start()
+    book.reserve(5)
+    again = _reopen(path, book)
+    assert again.warm_start_reserved and not again.warm_start_is_due
+    assert (again.reserved_steps, again.position) == (5, book.position)
+    assert json.loads(path.read_text().splitlines()[1])['event'] == _WARM_PLAN.warm_start_event
+
+
+def test_no_warm_start_is_charged_that_was_not_planned(spent):
+    assert not spent.warm_start_is_due
+    with pytest.raises(ledger.LedgerError, match='No warm start is planned'):
+        spent.reserve_warm_start()
+
+
+def test_a_torn_line_before_the_first_step_is_charged_as_the_warm_start(path):
+    ledger.Ledger(path, _WARM_PLAN).close()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind": "warm_st')
+    assert ledger.Ledger.read(path).warm_start_reserved
+    book = ledger.Ledger(path)
+    assert book.warm_start_reserved and book.reserved_steps == 0
+    book.reserve(7)
+    book = _reopen(path, book)
+    assert (book.warm_start_reserved, book.reserved_steps) == (True, 7)
+    assert json.loads(path.read_text().splitlines()[1])['torn']
+
+
+def test_a_torn_line_after_the_warm_start_is_not_a_second_one(path):
+    book = ledger.Ledger(path, dataclasses.replace(_WARM_PLAN, train_steps=0))
+    book.reserve_warm_start()
+    book.close()
+    path.write_bytes(path.read_bytes() + b'{"kind"')
+    book = ledger.Ledger(path)
+    book.note_unverified_resume()
+    assert _reopen(path, book).unverified_resumes == 1
+
+
+@pytest.mark.parametrize('change', ['left out', 'twice', 'another event'])
+def test_an_altered_warm_start_is_refused(path, change):
+    book = ledger.Ledger(path, _WARM_PLAN)
+    book.reserve_warm_start()
+    book.reserve(3)
+    book.close()
+    plan, warm, steps = path.read_bytes().splitlines(keepends=True)
+    lines = {
+        'left out': [plan, steps],
+        'twice': [plan, warm, warm],
+        'another event': [plan, warm.replace(b'5.3', b'9.9')],
+    }[change]
+    # With hashes that fit: only the order of things is wrong.
+    fixed = hashlib.sha256()
+    for number, line in enumerate(lines):
+        entry = json.loads(line) | {'sha256_before': fixed.hexdigest()}
+        lines[number] = json.dumps(entry).encode() + b'\n'
+        fixed.update(lines[number])
+    path.write_bytes(b''.join(lines))
+    with pytest.raises(ledger.LedgerError, match='altered or out of place'):
+        ledger.Ledger.read(path)

@@ -89,6 +89,7 @@ class EFSGDGan(tf.keras.Model):
         reconstruction_weight: float = 0.01,
         discriminator_steps: int = 5,
         adaptive_discriminator_steps: bool = True,
+        discriminator_only_steps: int = 0,
         generator_ema: float = 0.99,
         clip_fake: bool = True,
         noise=None,
@@ -110,6 +111,7 @@ class EFSGDGan(tf.keras.Model):
           discriminator_steps: private steps per generator step, at least; 1 to 64.
           adaptive_discriminator_steps: raise them, up to 64, for as long as the discriminator's
             accuracy on generated images (on nothing else) is below 60%.
+          discriminator_only_steps: first private steps without any of the generator, >= 0.
           generator_ema: decay in [0, 1) of the generator's moving average, per generator step.
           clip_fake: clip the gradients of generated images as those of records, to C1 and, with
             error feedback, C2 more, so that real and generated images pull with equal force.
@@ -147,6 +149,7 @@ class EFSGDGan(tf.keras.Model):
         self._reconstruction_weight = reconstruction_weight
         self._discriminator_steps = discriminator_steps
         self._adaptive_discriminator_steps = adaptive_discriminator_steps
+        self._discriminator_only_steps = discriminator_only_steps
         self._generator_ema = generator_ema
         self._clip_fake = clip_fake
         self._noise = noise
@@ -462,7 +465,9 @@ class EFSGDGan(tf.keras.Model):
         )
 
     def _generator_is_due(self) -> tf.Tensor:
-        due = self.steps_since_generator >= self._discriminator_steps
+        due = (self.steps_since_generator >= self._discriminator_steps) & (
+            self.private_steps > self._discriminator_only_steps
+        )
         if not self._adaptive_discriminator_steps:
             return due
         waited = self.steps_since_generator >= MAX_DISCRIMINATOR_STEPS

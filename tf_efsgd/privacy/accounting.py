@@ -2,7 +2,8 @@
 
 One private step is one Gaussian mechanism on a Poisson sample, under add-or-remove-one-record
 neighbours, so T steps are `SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)),
-T)` whatever the error feedback does with the releases. All numerics are dp_accounting's.
+T)` whatever the error feedback does with the releases. A warm start is one Gaussian mechanism on
+all records, composed with them. All numerics are dp_accounting's.
 """
 
 from __future__ import annotations
@@ -178,30 +179,55 @@ def event_from_dict(values: dict) -> dp_accounting.DpEvent:
         raise ValueError(f'Not an event of a private step. Received: {values}.') from error
 
 
-def compute_epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> Epsilon:
+def compute_epsilon(
+    event: dp_accounting.DpEvent,
+    steps: int,
+    delta: float,
+    warm_start: dp_accounting.DpEvent | None = None,
+) -> Epsilon:
     """Epsilon of `steps` repetitions of `event`, neighbours ADD_OR_REMOVE_ONE.
 
     Args:
       event: the event of one step.
       steps: number of repetitions, >= 0, fixed in advance.
       delta: in (0, 1).
+      warm_start: the event of one release before the first step, Gaussian without sampling.
 
     Returns:
-      The PLD and the RDP bound, both 0 for 0 steps; for Gaussian events without sampling the
-      closed form instead of PLD, which would need the memory of a large privacy loss. No PLD
-      either where RDP is above 500: it would take minutes to call no privacy another number.
+      The PLD and the RDP bound, both 0 for 0 steps and no warm start; for Gaussian events without
+      sampling the closed form instead of PLD, which would need the memory of a large privacy loss.
+      No PLD either where RDP is above 500: it would take minutes to call no privacy another number.
     """
-    if steps == 0:
+    parts = _parts(event, steps, warm_start)
+    if not parts:
         return Epsilon(pld=0.0, rdp=0.0)
-    composed = dp_accounting.SelfComposedDpEvent(event, steps)
-    by_rdp = rdp_epsilon_of([(event, steps)], delta)
-    if isinstance(event, dp_accounting.GaussianDpEvent) and event.noise_multiplier > 0:
-        mu = math.sqrt(steps) / event.noise_multiplier
-        return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=gaussian_epsilon(mu, delta))
+    by_rdp = rdp_epsilon_of(parts, delta)
+    if all(_is_unsampled(one) and one.noise_multiplier > 0 for one, _ in parts):
+        return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=_closed_form(parts, delta))
     if _NO_PRIVACY < by_rdp < math.inf:
         return Epsilon(pld=math.inf, rdp=by_rdp)
-    by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
+    by_pld = float(pld.PLDAccountant().compose(_composed(parts)).get_epsilon(delta))
     return Epsilon(pld=by_pld, rdp=by_rdp)
+
+
+def _parts(event, steps, warm_start=None) -> list[tuple[dp_accounting.DpEvent, int]]:
+    """(event, count) of what is done at all, in order."""
+    return [(one, count) for one, count in ((warm_start, 1), (event, steps)) if one and count]
+
+
+def _composed(parts) -> dp_accounting.DpEvent:
+    events = [dp_accounting.SelfComposedDpEvent(one, count) for one, count in parts]
+    return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
+
+
+def _is_unsampled(event: dp_accounting.DpEvent) -> bool:
+    return isinstance(event, dp_accounting.GaussianDpEvent)
+
+
+def _closed_form(parts, delta: float) -> float:
+    """Of Gaussian mechanisms without sampling, which compose to one."""
+    mu = math.sqrt(sum(count / one.noise_multiplier**2 for one, count in parts))
+    return gaussian_epsilon(mu, delta)
 
 
 def rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
@@ -234,10 +260,18 @@ class _RdpAccountant(rdp.RdpAccountant):
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> _RdpAccountant:
         super().compose(event, count)
-        steps = count * (event.count if isinstance(event, dp_accounting.SelfComposedDpEvent) else 1)
         # tests/test_upstream_semantics.py holds `_rdp` to be the summed divergences.
-        self._rdp = np.maximum(self._rdp, 0.0) + steps * _DIVERGENCE_ROUNDING
+        rounding = count * _number_of_events(event) * _DIVERGENCE_ROUNDING
+        self._rdp = np.maximum(self._rdp, 0.0) + rounding
         return self
+
+
+def _number_of_events(event: dp_accounting.DpEvent) -> int:
+    if isinstance(event, dp_accounting.ComposedDpEvent):
+        return sum(_number_of_events(one) for one in event.events)
+    if isinstance(event, dp_accounting.SelfComposedDpEvent):
+        return event.count * _number_of_events(event.event)
+    return 1
 
 
 def compute_spent(
@@ -246,6 +280,8 @@ def compute_spent(
     *,
     planned: tuple[dp_accounting.DpEvent, int],
     changed: bool,
+    warm_start: dp_accounting.DpEvent | None = None,
+    warm_start_spent: bool = True,
 ) -> Epsilon:
     """Epsilon of what a ledger says was spent.
 
@@ -254,6 +290,8 @@ def compute_spent(
       delta: in (0, 1).
       planned: the event and the number of steps fixed before the first step.
       changed: whether the mechanism was changed after the first step, even if its event was not.
+      warm_start: the event of the planned release before the first step, if one was planned.
+      warm_start_spent: whether it was spent.
 
     Returns:
       `compute_epsilon` of the planned event without a change. After one, the epsilon of the
@@ -266,25 +304,24 @@ def compute_spent(
     """
     event, steps = planned
     total = sum(count for _, count in spent)
+    before_steps = [(warm_start, 1)] if warm_start and warm_start_spent else []
     if not changed:
         if any(one != event for one, _ in spent) or total > steps:
             raise ValueError('What was not planned and is spent is a change of the mechanism.')
-        return compute_epsilon(event, total, delta)
-    renyi_filter = RenyiFilter.of_plan(event, steps, delta)
+        return compute_epsilon(event, total, delta, before_steps[0][0] if before_steps else None)
+    renyi_filter = RenyiFilter.of_plan(event, steps, delta, warm_start)
     if not spent:
         return Epsilon(pld=0.0, rdp=0.0, rdp_filter=renyi_filter.epsilon)
     *before, (last, count) = spent
-    within = renyi_filter.steps_left(before, last) >= count
-    composed = dp_accounting.ComposedDpEvent(
-        [dp_accounting.SelfComposedDpEvent(one, count) for one, count in spent]
-    )
-    unsampled = [isinstance(one, dp_accounting.GaussianDpEvent) for one, _ in spent]
+    within = renyi_filter.steps_left(before_steps + before, last) >= count
+    spent = [*before_steps, *spent]
+    unsampled = [_is_unsampled(one) for one, _ in spent]
     by_pld = closed_form = math.inf
     if all(unsampled):
-        mu = math.sqrt(sum(count / one.noise_multiplier**2 for one, count in spent))
-        closed_form = gaussian_epsilon(mu, delta)
-    elif not any(unsampled):  # The privacy loss of many unsampled steps outgrows the memory.
-        by_pld = float(pld.PLDAccountant().compose(composed).get_epsilon(delta))
+        closed_form = _closed_form(spent, delta)
+    # The privacy loss of many unsampled steps outgrows the memory.
+    elif not any(unsampled[len(before_steps) :]):
+        by_pld = float(pld.PLDAccountant().compose(_composed(spent)).get_epsilon(delta))
     return Epsilon(
         pld=by_pld,
         rdp=rdp_epsilon_of(spent, delta),
@@ -313,10 +350,20 @@ class RenyiFilter:
     epsilon: float
 
     @classmethod
-    def of_plan(cls, event: dp_accounting.DpEvent, steps: int, delta: float) -> RenyiFilter:
-        """The filter with the divergence of the planned steps, at the order best for them."""
-        epsilon, order = _RdpAccountant().compose(event, steps).get_epsilon_and_optimal_order(delta)
-        return cls(float(order), steps * _divergence(event, order), float(epsilon))
+    def of_plan(
+        cls,
+        event: dp_accounting.DpEvent,
+        steps: int,
+        delta: float,
+        warm_start: dp_accounting.DpEvent | None = None,
+    ) -> RenyiFilter:
+        """The filter with the divergence of what is planned, at the order best for that."""
+        parts, accountant = _parts(event, steps, warm_start), _RdpAccountant()
+        for one, count in parts:
+            accountant.compose(one, count)
+        epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
+        budget = sum(count * _divergence(one, order) for one, count in parts)
+        return cls(float(order), budget, float(epsilon))
 
     def steps_left(
         self, spent: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
@@ -388,12 +435,36 @@ def _gaussian_log_delta(mu: float, epsilon: float) -> float:
     return float(math.log(difference / 2) - near**2 / 2)
 
 
+def warm_start_event(
+    target_epsilon: float | None,
+    target_delta: float,
+    share: float,
+    noise_multiplier: float | None = None,
+) -> dp_accounting.DpEvent | None:
+    """The event of the one release before the first step.
+
+    Args:
+      target_epsilon: of the whole run, > 0, finite; may be None without a share.
+      target_delta: in (0, 1).
+      share: in [0, 1], of the 1/sigma^2 of the one Gaussian release that would spend the target
+        alone.
+      noise_multiplier: sigma > 0, in place of a share.
+
+    Returns:
+      `GaussianDpEvent(sigma)`, not sampled; None when there is neither a share nor a noise.
+    """
+    if share:
+        noise_multiplier = 1.0 / (gaussian_mu(target_epsilon, target_delta) * math.sqrt(share))
+    return None if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
+
+
 def calibrate_hidden_noise_multiplier(
     target_epsilon: float,
     target_delta: float,
     steps: int,
     l2_norm_clip: float,
     residual_l2_norm_clip: float,
+    warm_start: dp_accounting.DpEvent | None = None,
 ) -> float:
     """The noise multiplier with which `steps` hidden steps stay just within the target.
 
@@ -403,17 +474,24 @@ def calibrate_hidden_noise_multiplier(
       steps: number of steps, >= 1.
       l2_norm_clip: C1 > 0.
       residual_l2_norm_clip: C2 > 0, in units of the sum.
+      warm_start: the event of a release before the first step; spends less than the target.
 
     Returns:
       sigma of `hidden_step_event`.
     """
     whole = hidden_step_event(1.0, l2_norm_clip, residual_l2_norm_clip)
     mu = gaussian_mu(target_epsilon, target_delta)
+    if warm_start is not None:
+        mu = math.sqrt(mu**2 - 1.0 / warm_start.noise_multiplier**2)
     return math.sqrt(steps) / (mu * whole.noise_multiplier)
 
 
 def calibrate_noise_multiplier(
-    target_epsilon: float, target_delta: float, sampling_probability: float, steps: int
+    target_epsilon: float,
+    target_delta: float,
+    sampling_probability: float,
+    steps: int,
+    warm_start: dp_accounting.DpEvent | None = None,
 ) -> float:
     """The noise multiplier with which `steps` steps stay just within the target.
 
@@ -422,6 +500,7 @@ def calibrate_noise_multiplier(
       target_delta: in (0, 1).
       sampling_probability: q in (0, 1].
       steps: number of private steps, >= 1.
+      warm_start: the event of a release before the first step; spends less than the target.
 
     Returns:
       sigma such that epsilon, the smaller of the PLD and the RDP bound, is at most
@@ -432,8 +511,8 @@ def calibrate_noise_multiplier(
     """
 
     def event(noise_multiplier: float) -> dp_accounting.DpEvent:
-        return dp_accounting.SelfComposedDpEvent(
-            step_event(sampling_probability, noise_multiplier), steps
+        return _composed(
+            _parts(step_event(sampling_probability, noise_multiplier), steps, warm_start)
         )
 
     def calibrate(make_accountant, low, high, tolerance):
@@ -486,28 +565,35 @@ class EpsilonMeter:
       event: the event of one step.
       steps: the planned number of steps, >= 1: the last grid point.
       delta: in (0, 1).
+      warm_start: the event of the release that was spent before the first step, if any.
       grid_points: how many times PLD is computed over a whole run.
     """
 
     def __init__(
-        self, event: dp_accounting.DpEvent, steps: int, delta: float, grid_points: int = 20
+        self,
+        event: dp_accounting.DpEvent,
+        steps: int,
+        delta: float,
+        warm_start: dp_accounting.DpEvent | None = None,
+        grid_points: int = 20,
     ):
         self._event = event
+        self._warm_start = warm_start
         self._delta = delta
         self._grid = sorted({math.ceil(steps * (i + 1) / grid_points) for i in range(grid_points)})
         self._pld_at = {}
 
     def __call__(self, steps: int) -> float:
         """Returns an upper bound on the epsilon of `steps` steps (0 to the planned number)."""
-        if steps == 0:
-            return 0.0
-        if isinstance(self._event, dp_accounting.GaussianDpEvent):
-            return compute_epsilon(self._event, steps, self._delta).headline
-        by_rdp = rdp_epsilon_of([(self._event, steps)], self._delta)
+        if steps == 0 or _is_unsampled(self._event):
+            return compute_epsilon(self._event, steps, self._delta, self._warm_start).headline
+        by_rdp = rdp_epsilon_of(_parts(self._event, steps, self._warm_start), self._delta)
         position = bisect.bisect_left(self._grid, steps)
         if position == len(self._grid):
             return float(by_rdp)
         point = self._grid[position]
         if point not in self._pld_at:
-            self._pld_at[point] = compute_epsilon(self._event, point, self._delta).pld
+            self._pld_at[point] = compute_epsilon(
+                self._event, point, self._delta, self._warm_start
+            ).pld
         return float(min(by_rdp, self._pld_at[point]))

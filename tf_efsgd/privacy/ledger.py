@@ -1,13 +1,13 @@
 """The write-ahead ledger of a run: what was reserved is spent.
 
-A JSON-lines file: the plan, then one entry per reserved chunk of steps, with its event; a change of
-the mechanism in a resumed run is a further plan.
+A JSON-lines file: the plan, then the warm start where one is planned, then one entry per reserved
+chunk of steps, with its event; a change of the mechanism in a resumed run is a further plan.
 
 Formal guarantees:
   - `reserve` returns only after its entry is on disk; the caller may run those steps only then.
   - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
   - A torn last line counts as the largest reservation that was still possible.
-  - `reserve` refuses what would pass the planned number of steps.
+  - `reserve` refuses what would pass the planned number of steps; a warm start is reserved once.
   - One process at a time has the ledger open for writing: a second one is refused.
   - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
     recognised; a `position` that was stored elsewhere also guards the end, up to that position.
@@ -26,7 +26,7 @@ import pathlib
 import secrets
 from typing import Any
 
-_FORMAT = 2
+_FORMAT = 3
 
 # The position at which every ledger starts.
 START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
@@ -49,6 +49,7 @@ class Plan:
       unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
       expected_batch_size: mean number of records in a step.
       mechanism: the numbers that define a step, by name; empty when nothing is private.
+      warm_start_event: of the one release before the first step, like `event`; None without.
       train_steps: the number of steps that may be reserved in all.
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
@@ -64,6 +65,7 @@ class Plan:
     unproven_event: dict | None
     expected_batch_size: int
     mechanism: dict
+    warm_start_event: dict | None
     train_steps: int
     target_delta: float | None
     target_epsilon: float | None
@@ -99,7 +101,8 @@ class Ledger:
     Attributes:
       plans: the one fixed before the first step, then one for each change.
       run_id: drawn when the ledger was made; names the run, also when its folder is moved.
-      entries: all reservations so far, in order.
+      warm_start_reserved: whether the planned warm start is charged.
+      entries: all reservations of steps so far, in order.
       unverified_resumes: how often a run went on although nothing was remembered of it.
 
     Raises:
@@ -127,11 +130,13 @@ class Ledger:
     def _open(self, path, plan, for_writing):
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
+        self.warm_start_reserved = False
         self.unverified_resumes = 0
         self.plans: list[Plan] = []
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._torn_bytes = 0
+        self._torn_warm_start = False
         self._file = None
         if plan is not None:
             self._create(plan)
@@ -228,12 +233,31 @@ class Ledger:
         """Length in bytes and hash so far: what a checkpoint stores."""
         return {'bytes': self._bytes, 'sha256': self._hash.hexdigest()}
 
+    @property
+    def warm_start_is_due(self) -> bool:
+        """Whether a warm start is planned and not reserved yet; steps must wait for it."""
+        return self.first_plan.warm_start_event is not None and not self.warm_start_reserved
+
+    def reserve_warm_start(self) -> None:
+        """Charges the planned warm start; release it only after this returns.
+
+        Raises:
+          LedgerError: if none is planned, or it is charged already.
+        """
+        if not self.warm_start_is_due:
+            raise LedgerError('No warm start is planned, or it is charged already.')
+        self._append(self._warm_start_entry())
+        self.warm_start_reserved = True
+
     def reserve(self, steps: int) -> None:
         """Charges `steps` steps; run them only after this returns.
 
         Raises:
-          LedgerError: if that would pass the plan, or `steps` is not in [1, steps_per_entry].
+          LedgerError: if that would pass the plan, `steps` is not in [1, steps_per_entry], or a
+            planned warm start is not charged yet.
         """
+        if self.warm_start_is_due:
+            raise LedgerError('The planned warm start comes before the first step.')
         if not self._is_count(steps):
             raise LedgerError(
                 f'One entry reserves 1 to {self.plan.steps_per_entry} steps. Received: {steps}.'
@@ -251,7 +275,8 @@ class Ledger:
         Raises:
           LedgerError: if the plan is for other records.
         """
-        for name in ('dataset', 'dataset_size', 'image_shape', 'num_classes', 'target_delta'):
+        fixed = ('dataset', 'dataset_size', 'image_shape', 'num_classes', 'target_delta')
+        for name in (*fixed, 'warm_start_event'):
             old, new = getattr(self.plan, name), getattr(plan, name)
             if old != new:
                 raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')
@@ -286,6 +311,10 @@ class Ledger:
         entry = {'kind': 'steps', 'count': steps, 'event': self.plan.event, **more}
         return {**entry, 'dataset': self.plan.dataset}
 
+    def _warm_start_entry(self, **more) -> dict:
+        entry = {'kind': 'warm_start', 'event': self.first_plan.warm_start_event, **more}
+        return {**entry, 'dataset': self.plan.dataset}
+
     def _append(self, entry: dict) -> dict:
         """Writes an entry behind the last whole one, over a torn line if there is one."""
         if self._file is None:
@@ -298,6 +327,8 @@ class Ledger:
             raise LedgerError(f'{self._path} was changed by another process while it was in use.')
         if self._torn_bytes and self.entries and self.entries[-1].torn:
             self._write(self._steps_entry(self.entries[-1].count, torn=True))
+        elif self._torn_bytes and self._torn_warm_start:
+            self._write(self._warm_start_entry(torn=True))
         return self._write(entry)
 
     def _write(self, entry: dict) -> dict:
@@ -336,7 +367,9 @@ class Ledger:
         """
         count = min(self.plan.steps_per_entry, self.remaining_steps)
         self._torn_bytes = torn_bytes
-        if count:  # Else no steps were left to reserve.
+        if self.warm_start_is_due:
+            self.warm_start_reserved = self._torn_warm_start = True
+        elif count:  # Else no steps were left to reserve.
             self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
 
     def _parse(self, line: bytes, number: int) -> None:
@@ -350,9 +383,16 @@ class Ledger:
                 )
             if kind == 'steps' and number:
                 intact = (
-                    intact and self._is_count(entry['count']) and entry['event'] == self.plan.event
+                    intact
+                    and self._is_count(entry['count'])
+                    and entry['event'] == self.plan.event
+                    and not self.warm_start_is_due
                 )
                 self.entries.append(_entry(entry))
+            elif kind == 'warm_start' and number:
+                planned = self.first_plan.warm_start_event
+                intact = intact and self.warm_start_is_due and entry['event'] == planned
+                self.warm_start_reserved = True
             elif kind == 'unverified' and number:
                 self.unverified_resumes += 1
             elif kind == ('change' if number else 'plan'):

@@ -1,0 +1,184 @@
+"""Tests of the warm start: what one record can move, the noise, the fit."""
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from tf_efsgd.data import records
+from tf_efsgd.models.generator import build_generator, draw_inputs
+from tf_efsgd.privacy import noise, warm_start
+
+_SHAPE = (8, 8, 1)
+_CLASSES = 3
+
+
+@pytest.fixture(scope='module')
+def features():
+    return warm_start.FeatureMap(_SHAPE)
+
+
+def _release(images, labels, features, noise_multiplier=0.0, source=None):
+    labels = np.asarray(labels, np.int32)
+    source = source or noise.NoiseKey()
+    return warm_start.release(images, labels, _CLASSES, features, noise_multiplier, source)
+
+
+def _images(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, [n, *_SHAPE]).astype(np.uint8)
+
+
+@pytest.mark.parametrize('shape', [_SHAPE, (28, 28, 1), (64, 64, 3), (4, 4, 1)])
+def test_features_have_norm_one_at_most_whatever_the_image(shape):
+    drawn = np.random.default_rng(1).uniform(-1, 1, [3, *shape])
+    extreme = np.stack([np.full(shape, v) for v in (-1.0, 1.0, 1e3, -1e3)])
+    images = tf.constant(np.concatenate([drawn, extreme]), tf.float32)
+    features = warm_start.FeatureMap(shape)
+    norms = np.linalg.norm(features(images).numpy().astype(np.float64), axis=1)
+    assert features(images).shape == [7, features.size]
+    assert np.all(norms <= 1.0)
+    assert norms[:3] == pytest.approx(1.0, abs=1e-3)  # Nor is room wasted.
+
+
+def test_features_longer_than_one_are_cut():
+    long = tf.constant([[3.0, 4.0], [0.3, 0.4]])
+    assert warm_start._bounded(long).numpy() == pytest.approx(
+        np.array([[0.6, 0.8], [0.3, 0.4]]), rel=2e-5
+    )
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_a_record_that_is_not_finite_counts_as_zero_alone(features, bad):
+    images = np.zeros([3, *_SHAPE], np.float32)
+    good = features(tf.constant(images)).numpy()
+    images[1, 2, 3] = bad
+    found = features(tf.constant(images)).numpy()
+    assert np.all(found[1] == 0)
+    np.testing.assert_array_equal(found[[0, 2]], good[[0, 2]])
+
+
+@hypothesis.given(
+    seed=st.integers(0, 1000),
+    label=st.integers(0, _CLASSES - 1),
+    place=st.integers(0, 5),
+    value=st.sampled_from(['noise', 'black', 'white']),
+)
+@hypothesis.settings(max_examples=15, deadline=None)
+def test_one_record_moves_its_class_alone_and_by_one_at_most(features, seed, label, place, value):
+    images, labels = _images(5, seed), np.arange(5, dtype=np.int32) % _CLASSES
+    one = _images(1, seed + 1) if value == 'noise' else np.zeros([1, *_SHAPE], np.uint8)
+    one = np.full_like(one, 255) if value == 'white' else one
+    more = np.insert(images, place, one[0], axis=0), np.insert(labels, place, label)
+    moved = _release(*more, features) - _release(images, labels, features)
+    assert 0.7 < np.linalg.norm(moved[label]) <= 1.0 + 1e-5  # Rounding of the difference.
+    others = np.delete(moved, label, axis=0)
+    assert np.max(np.abs(others)) < 1e-6
+
+
+def test_the_map_is_fixed_before_it_sees_a_record(features):
+    images = tf.constant(_images(4), tf.float32) / 127.5 - 1.0
+    before = features(images).numpy()
+    tf.random.set_seed(4711)
+    np.testing.assert_array_equal(warm_start.FeatureMap(_SHAPE)(images).numpy(), before)
+
+
+@pytest.mark.parametrize('make_source', [noise.NoiseKey, noise.SecureNoise])
+def test_noise_has_its_scale_also_without_records(features, make_source):
+    none = np.zeros([0, *_SHAPE], np.uint8)
+    sums = _release(none, [], features, 0.7, make_source())
+    assert sums.shape == (_CLASSES, features.size)
+    n = sums.size
+    error = 4 / np.sqrt(2 * n)  # Four standard deviations of a standard deviation.
+    assert abs(sums.std() / 0.7 - 1) < error
+    assert abs(sums.mean()) < 4 * 0.7 / np.sqrt(n)
+    for wrong in (2 / 3, 3 / 2):
+        assert abs(wrong * sums.std() / 0.7 - 1) > error
+    other = _release(none, [], features, 0.7, make_source())
+    assert abs(np.corrcoef(sums.ravel(), other.ravel())[0, 1]) < 4 / np.sqrt(n)
+
+
+def test_noise_is_added_to_the_sums(features):
+    images, labels = _images(6), [0, 0, 1, 1, 1, 1]
+    noisy = _release(images, labels, features, 0.7, noise.NoiseKey(3))
+    alone = _release(images[:0], [], features, 0.7, noise.NoiseKey(3))
+    np.testing.assert_allclose(noisy - alone, _release(images, labels, features), atol=1e-5)
+
+
+def test_class_means_are_means_whatever_the_size_of_a_class(features):
+    images = _images(9)
+    sums = _release(images, [0, 0, 0, 0, 0, 0, 0, 1, 1], features)
+    means = warm_start.class_means(sums, 9)
+    phi = features(tf.constant(images, tf.float32) / 127.5 - 1.0).numpy()
+    np.testing.assert_allclose(means[0], phi[:7].mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(means[1], phi[7:].mean(axis=0), atol=1e-5)
+    # An empty class, and one whose count noise has made negative, stay finite.
+    assert np.all(means[2] == 0)
+    assert np.all(np.isfinite(warm_start.class_means(-sums, 9)))
+
+
+def test_mmd_loss_is_its_formula():
+    # Two classes with n = 2: |m - F|^2 - sum_i |phi_i - m|^2 / (n (n - 1)), by hand:
+    # class 0: m = (2, 0), F = (1, 1): 2 - (1 + 1) / 2 = 1; class 1: m = F = (0, 3): 0 - 0 = 0.
+    features = tf.constant([[[1.0, 0.0], [3.0, 0.0]], [[0.0, 3.0], [0.0, 3.0]]])
+    means = tf.constant([[1.0, 1.0], [0.0, 3.0]])
+    assert float(warm_start.mmd_loss(features, means)) == pytest.approx(1.0)
+
+
+def test_mmd_loss_is_unbiased():
+    rng = np.random.default_rng(5)
+    drawn = rng.normal([0.3, -0.2], 1.0, [2000, 4, 2]).astype(np.float32)
+    losses = [
+        float(warm_start.mmd_loss(tf.constant(d[np.newaxis]), tf.zeros([1, 2]))) for d in drawn
+    ]
+    expected = 0.3**2 + 0.2**2
+    error = 4 * np.std(losses) / np.sqrt(len(losses))
+    assert abs(np.mean(losses) - expected) < error
+    # With the bias, the variance 2 / n, it would be found out.
+    assert abs(np.mean(losses) + 2 / 4 - expected) > error
+
+
+@pytest.mark.parametrize('num_classes, classes', [(1, 1), (2, 2), (10, 10), (75, 75), (1000, 75)])
+def test_a_step_makes_about_as_many_images_whatever_the_classes(num_classes, classes):
+    size = warm_start.Fit.of(num_classes)
+    assert size.classes == classes
+    assert 2 <= size.images_per_class
+    assert size.classes * size.images_per_class <= 300
+
+
+def test_a_generator_learns_the_classes():
+    train = records.load('digits').train
+    features = warm_start.FeatureMap(train.image_shape)
+    sums = warm_start.release(train.images, train.labels, 10, features, 1.0, noise.NoiseKey(7))
+    means = warm_start.class_means(sums, len(train.images))
+    generator = build_generator(train.image_shape, 10, latent_dim=8, width=16)
+    labels = np.repeat(np.arange(10, dtype=np.int32), 20)
+
+    def distances():
+        """Of mean images, made from true: [made class, true class]."""
+        drawn = draw_inputs(generator, tf.constant(labels), tf.constant([1, 2]))
+        made = generator(drawn).numpy().reshape(10, 20, -1).mean(axis=1)
+        pixels = train.images.reshape(len(train.images), -1) / 127.5 - 1.0
+        true = np.stack([pixels[train.labels == k].mean(axis=0) for k in range(10)])
+        return np.linalg.norm(made[:, np.newaxis] - true, axis=-1)
+
+    before = np.diag(distances()).mean()
+    average = warm_start.fit(generator, draw_inputs, features, means, steps=80)
+    generator.set_weights(average)
+    after = distances()
+    assert np.diag(after).mean() < 0.5 * before
+    assert np.mean(after.argmin(axis=1) == np.arange(10)) >= 0.9
+
+
+def test_the_fit_is_repeatable(features):
+    means = np.zeros([_CLASSES, features.size], np.float32)
+
+    def fitted(seed):
+        tf.keras.utils.set_random_seed(1)
+        generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+        return warm_start.fit(generator, draw_inputs, features, means, steps=3, seed=seed)
+
+    first, again, other = fitted(2), fitted(2), fitted(3)
+    for a, b in zip(first, again):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert any(np.max(np.abs(a - b)) > 1e-4 for a, b in zip(first, other))

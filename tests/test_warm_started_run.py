@@ -1,0 +1,132 @@
+"""A run with a warm start: what is charged and when, what is kept, how it goes on after a crash."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny_run
+
+from tf_efsgd import config, files, runner
+from tf_efsgd.privacy import ledger, warm_start
+
+_WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
+
+
+def _kinds(folder):
+    return [json.loads(line)['kind'] for line in (folder / 'ledger.jsonl').open()]
+
+
+class _PowerCut(Exception):
+    pass
+
+
+def _cut(*_, **__):
+    raise _PowerCut
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('warm') / 'run'
+    tiny_run.run(folder, '--noevaluate', **_WARM)
+    return folder
+
+
+def test_it_is_charged_once_and_counted_in_epsilon(finished):
+    assert _kinds(finished) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
+    statement = tiny_run.statement(finished)
+    assert 0.99 < statement['epsilon'] <= tiny_run.TARGET
+    assert 0.6 < statement['warm_start']['epsilon_alone'] < 0.75
+    assert statement['warm_start']['event']['class_name'] == 'GaussianDpEvent'
+    assert [entry['steps'] for entry in statement['events']] == [8]
+
+
+def test_what_was_released_is_kept_and_is_noisy(finished):
+    sums = np.load(finished / 'warm_start.npy')
+    train = runner.records.load('digits').train
+    features = warm_start.FeatureMap(train.image_shape)
+    true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
+    sigma = tiny_run.statement(finished)['warm_start']['event']['noise_multiplier']
+    noise = sums - true
+    error = 4 / np.sqrt(2 * noise.size)
+    assert abs(noise.std() / sigma - 1) < error
+    assert abs(2 / 3 * noise.std() / sigma - 1) > error
+
+
+def test_alone_it_takes_no_steps(tmp_path):
+    tiny_run.run(tmp_path / 'run', '--noevaluate', **{**_WARM, 'warm_start_share': 1})
+    assert _kinds(tmp_path / 'run') == ['plan', 'warm_start']
+    statement = tiny_run.statement(tmp_path / 'run')
+    assert 0.9999 < statement['epsilon'] <= tiny_run.TARGET
+    assert (statement['steps'], statement['accountant']) == (0, 'closed form')
+    assert 'noise_multiplier' not in statement
+    assert (tmp_path / 'run/samples/step_000000.png').is_file()
+
+
+def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
+    tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_WARM, 'train_steps': 2})
+    assert _kinds(tmp_path / 'run') == ['plan', 'steps']
+    train = runner.records.load('digits').train
+    features = warm_start.FeatureMap(train.image_shape)
+    true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
+    np.testing.assert_allclose(np.load(tmp_path / 'run/warm_start.npy'), true, rtol=1e-5)
+
+
+def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice(tmp_path, capsys):
+    folder = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'release', _cut)
+        with pytest.raises(_PowerCut):
+            tiny_run.run(folder, **_WARM)
+    assert _kinds(folder) == ['plan', 'warm_start']  # Paid for before it was made.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'release', _cut)
+        tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+    assert 'goes on without it' in capsys.readouterr().out
+    assert _kinds(folder)[:3] == ['plan', 'warm_start', 'steps']
+    assert tiny_run.statement(folder)['warm_start'] is not None
+
+
+def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'fit', _cut)
+        with pytest.raises(_PowerCut):
+            tiny_run.run(folder, **_WARM)
+    released = (folder / 'warm_start.npy').read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'release', _cut)
+        tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+    assert (folder / 'warm_start.npy').read_bytes() == released
+    assert _kinds(folder).count('warm_start') == 1
+
+
+def test_a_finished_fit_is_not_repeated(finished, monkeypatch):
+    monkeypatch.setattr(warm_start, 'fit', _cut)
+    tiny_run.run(finished, '--resume', '--noevaluate', **_WARM)
+
+
+def test_nothing_is_written_when_the_disk_is_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger.Ledger, 'reserve_warm_start', _cut)
+    with pytest.raises(_PowerCut):
+        tiny_run.run(tmp_path / 'run', **_WARM)
+    assert not (tmp_path / 'run/warm_start.npy').exists()
+
+
+@pytest.mark.parametrize(
+    'flags, message',
+    [
+        ('--warm_start_share=0.3 --noise_multiplier=1', 'share of --target_epsilon'),
+        ('--warm_start_noise_multiplier=3 --target_epsilon=1', 'goes with --noise_multiplier'),
+        ('--warm_start_share=1.1 --target_epsilon=1', 'at least 0 and at most 1'),
+        ('--warm_start_share=-0.1 --target_epsilon=1', 'at least 0 and at most 1'),
+        ('--warm_start_steps=0 --target_epsilon=1', 'at least 1'),
+    ],
+)
+def test_flags_that_do_not_fit_are_refused(flags, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.from_flagfile(flags.replace(' ', '\n'))
+
+
+def test_files_take_bytes(tmp_path):
+    files.write_atomically(tmp_path / 'a', b'\xff\x00')
+    assert (tmp_path / 'a').read_bytes() == b'\xff\x00'
