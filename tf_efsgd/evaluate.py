@@ -162,6 +162,7 @@ def evaluate_run(
         settings.evaluation_epochs,
         untrained_classifiers,
     )
+    provenance = _provenance(run_config, run_dir, spent, step)
     print(
         f'Evaluating {sizes.images} generated images of step {step} (NOT covered by epsilon).',
         flush=True,
@@ -182,7 +183,7 @@ def evaluate_run(
         'steps': step,
         **measured.metrics,
         'provenance': {
-            **_provenance(run_config, run_dir, spent, step),
+            **provenance,
             'evaluation_minutes': round(minutes, 2),
             'sizes': dataclasses.asdict(sizes),
             'num_images': measured.metrics['num_images'],
