@@ -64,6 +64,8 @@ _OTHER = {
     'sample_steps': 13,
     'evaluate': False,
     'evaluation_images': 101,
+    'evaluation_runs': 2,
+    'evaluation_epochs': 3,
     'export': False,
 }
 
@@ -191,6 +193,8 @@ def test_a_bad_line_of_a_flagfile_is_named_in_one_line(line, message):
         ('seed', -1),
         ('seed', 2**31),
         ('evaluation_images', 99),
+        ('evaluation_runs', 0),
+        ('evaluation_epochs', 0),
     ],
 )
 def test_a_value_out_of_range_is_named(name, value):

@@ -47,6 +47,8 @@ _FILES = {
     'export/1/variables/variables.index',
     'export/1/variables/variables.<data>',
     'export/1/assets.extra/privacy_statement.json',
+    'nonprivate/logs/evaluation/<events>',
+    'nonprivate/metrics.html',
     'nonprivate/metrics.json',
     'nonprivate/NOT_COVERED.txt',
 }
@@ -54,7 +56,7 @@ _FILES = {
 
 def _files(folder):
     names = {p.relative_to(folder).as_posix() for p in folder.rglob('*') if p.is_file()}
-    names = {re.sub(r'^logs/events\.out\.tfevents\..*', 'logs/<events>', name) for name in names}
+    names = {re.sub(r'(?<=/)events\.out\.tfevents\..*', '<events>', name) for name in names}
     return {name.replace('data-00000-of-00001', '<data>') for name in names}
 
 

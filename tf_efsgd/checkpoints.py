@@ -73,7 +73,7 @@ class RunCheckpoints:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         files.sync(self._folder)
-        for _, old in self._all()[_KEPT:]:
+        for _, old in _all(self._folder)[_KEPT:]:
             shutil.rmtree(old)
         return str(target)
 
@@ -103,7 +103,7 @@ class RunCheckpoints:
         """
         for stale in self._folder.glob('.step_*.tmp-*'):  # A crash while it was written.
             shutil.rmtree(stale)
-        found = self._all()
+        found = _all(self._folder)
         for _, path in found:
             manifest = _read_manifest(path)
             if manifest is None:
@@ -124,10 +124,42 @@ class RunCheckpoints:
             )
         return None
 
-    def _all(self) -> list[tuple[int, pathlib.Path]]:
-        """(step, path) of all checkpoints, the last first."""
-        named = ((_NAME.fullmatch(path.name), path) for path in self._folder.glob('step_*'))
-        return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
+
+def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> int:
+    """Reads a run's generator, its moving average, from the last checkpoint that is whole.
+
+    Nothing is written: a damaged checkpoint stays where it is.
+
+    Args:
+      folder: RUN/checkpoints.
+      generator: a network like that of the run; its weights are set.
+
+    Returns:
+      The step of the checkpoint.
+
+    Raises:
+      CheckpointError: if there is no whole checkpoint, or it is of another network.
+    """
+    for step, path in _all(pathlib.Path(folder)):
+        if _read_manifest(path) is None:
+            print(f'WARNING: checkpoint {path} is damaged; the one before it is used.')
+            continue
+        root = tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator))
+        try:
+            status = root.read(str(path / _PREFIX))
+            status.assert_existing_objects_matched().expect_partial()
+        except (AssertionError, ValueError) as error:  # A variable is missing; has another shape.
+            raise CheckpointError(
+                f'{path} holds another generator than the settings of the run describe.'
+            ) from error
+        return step
+    raise CheckpointError(f'There is no whole checkpoint in {folder}: nothing was trained yet.')
+
+
+def _all(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
+    """(step, path) of all checkpoints, the last first."""
+    named = ((_NAME.fullmatch(path.name), path) for path in folder.glob('step_*'))
+    return sorted(((int(match[1]), path) for match, path in named if match), reverse=True)
 
 
 def _read_manifest(path: pathlib.Path) -> dict | None:

@@ -286,9 +286,9 @@ class RunSettings:
     state_dir: str | None = _setting(
         'string',
         None,
-        "Where the fingerprint of a run's records and its ledger's last position are remembered, "
-        'outside the run folder and for you alone. Default: $XDG_STATE_HOME/tf_efsgd or '
-        '~/.local/state/tf_efsgd.',
+        "Where the fingerprint of a run's records, its ledger's last position and classifiers of "
+        'real images are kept, outside the run folder and for you alone. Default: '
+        '$XDG_STATE_HOME/tf_efsgd or ~/.local/state/tf_efsgd.',
     )
     checkpoint_steps: int = _setting('integer', 500, 'Steps between checkpoints, at least 1.')
     log_steps: int = _setting(
@@ -299,10 +299,21 @@ class RunSettings:
     )
     sample_steps: int = _setting('integer', 500, 'Steps between sample pictures, at least 1.')
     evaluate: bool = _setting(
-        'boolean', True, 'Measure gen2real accuracy at the end, into the nonprivate folder.'
+        'boolean',
+        True,
+        'Measure the generator against real images at the end, into RUN/nonprivate: a short form '
+        'of python -m tf_efsgd.evaluate.',
     )
     evaluation_images: int = _setting(
-        'integer', 20000, 'Generated images that the evaluation trains on, at least 100.'
+        'integer', 20000, 'Generated images that are measured, at least 100.'
+    )
+    evaluation_runs: int = _setting(
+        'integer',
+        1,
+        'Classifiers that are trained for each score, at least 1; their spread needs 2.',
+    )
+    evaluation_epochs: int = _setting(
+        'integer', 10, 'Passes of each of these classifiers over its images, at least 1.'
     )
     export: bool = _setting('boolean', True, 'Export the generator as a SavedModel at the end.')
 
@@ -437,6 +448,8 @@ _RANGES = (
     ('run', 'log_steps', 1, _ANY),
     ('run', 'sample_steps', 1, _ANY),
     ('run', 'evaluation_images', 100, _ANY),
+    ('run', 'evaluation_runs', 1, _ANY),
+    ('run', 'evaluation_epochs', 1, _ANY),
 )
 
 
@@ -451,16 +464,23 @@ def _groups(config: RunConfig):
     return [getattr(config, field.name) for field in dataclasses.fields(config)]
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines one absl flag per setting."""
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, **only) -> None:
+    """Defines one absl flag per setting.
+
+    Args:
+      flag_values: where.
+      **only: settings to define, by name, with the default they have there. None means all, with
+        their own.
+    """
     for group in _groups(_defaults()):
         for field in dataclasses.fields(group):
+            if only and field.name not in only:
+                continue
             text = field.metadata['help']
             if field.metadata['choices']:
                 text = f'<{"|".join(field.metadata["choices"])}>: {text}'
-            _DEFINE[field.metadata['kind']](
-                field.name, field.default, text, flag_values=flag_values
-            )
+            default = only.get(field.name, field.default)
+            _DEFINE[field.metadata['kind']](field.name, default, text, flag_values=flag_values)
 
 
 def _defaults() -> RunConfig:

@@ -336,3 +336,11 @@ def read_scalars(log_dir: str) -> list[dict[str, float]]:
             value = tf.make_ndarray(event.tensor_proto)
             entries[event.step][name] = float(value)
     return [{'step': step, **entries[step]} for step in sorted(entries)]
+
+
+def last_log_time(log_dir: str) -> float | None:
+    """When the last entry of any scalar or picture was written, in seconds since 1970; or None."""
+    events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 1})
+    events.Reload()
+    times = [events.Tensors(tag)[-1].wall_time for tag in events.Tags()['tensors']]
+    return max(times, default=None)

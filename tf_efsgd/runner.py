@@ -13,7 +13,6 @@ import errno
 import functools
 import importlib.metadata
 import io
-import json
 import logging
 import os
 import pathlib
@@ -26,29 +25,23 @@ import tensorflow as tf
 import tensorflow_privacy
 import tqdm
 
-from tf_efsgd import budget, checkpoints, export, files, monitoring
-from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
+from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, run_folder
+from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
-from tf_efsgd.evaluation import classifiers, report
+from tf_efsgd.evaluation import report
 from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
-from tf_efsgd.models.generator import build_generator, draw_inputs
+from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy import accounting, ledger, run_state, warm_start
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.version import __version__
 
-_GENERATE_BATCH = 500
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
-_SAMPLE_SEED, _EVALUATION_SEED = 101, 102
-_LEDGER, _FLAGFILE = 'ledger.jsonl', 'config.flags'
+_SAMPLE_SEED = 101
+_LEDGER, _FLAGFILE = run_folder.LEDGER, run_folder.FLAGFILE
 # The noised sums of the warm start: released, so they may be kept, and fitted to again.
 _WARM_START = 'warm_start.npy'
-
-_NOT_COVERED_NOTE = """\
-What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
-the run: do not share it with anyone who may not see the records.
-"""
 
 
 _NOT_PRIVATE_NOTE = """\
@@ -92,7 +85,7 @@ def run(config: RunConfig) -> str:
         )
     run_dir = _run_dir(config)
     _check_run_dir(run_dir, config)
-    state_dir = _state_dir(config, run_dir)
+    state_dir = run_folder.state_dir(config, run_dir)
     strategy = _make_strategy(config)
     with contextlib.ExitStack() as stack:
         spent = None
@@ -115,7 +108,7 @@ def run(config: RunConfig) -> str:
             stack.callback(spent.close)
             stack.callback(state.close)
 
-        trained = _Run(config, run_dir, dataset, spent, state, gan, strategy)
+        trained = _Run(config, run_dir, state_dir, dataset, spent, state, gan, strategy)
         trained.restore()
         if plan != spent.plan:
             trained.change(plan)
@@ -189,9 +182,10 @@ def _verify(config, state_dir, spent, train, state) -> None:
 class _Run:
     """A run folder and what goes on in it."""
 
-    def __init__(self, config, run_dir, dataset, spent, state, gan, strategy):
+    def __init__(self, config, run_dir, state_dir, dataset, spent, state, gan, strategy):
         self._config = config
         self._dir = run_dir
+        self._state_dir = state_dir
         self._dataset = dataset
         self._ledger = spent
         self._state = state
@@ -389,7 +383,7 @@ class _Run:
         return monitoring.SampleGrid(
             writer,
             str(self._dir / 'samples'),
-            lambda labels: _generate(self._gan, labels, _SAMPLE_SEED),
+            lambda labels: evaluate.generate(self._gan.ema_generator, labels, _SAMPLE_SEED),
             plan.num_classes,
             first,
             last,
@@ -404,20 +398,14 @@ class _Run:
     def _diagnostics(self, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
         if not self._config.privacy.log_nonprivate_diagnostics:
             return []
+        folder = run_folder.nonprivate_dir(self._dir)
         print(
             'WARNING: --log_nonprivate_diagnostics writes what real records show to '
-            f'{self._nonprivate_dir()}: NOT covered by epsilon, never share it.'
+            f'{folder}: NOT covered by epsilon, never share it.'
         )
-        writer = tf.summary.create_file_writer(str(self._nonprivate_dir() / 'logs'))
+        writer = tf.summary.create_file_writer(str(folder / 'logs'))
         every = self._config.run.log_steps
         return [monitoring.NonprivateDiagnostics(writer, first, last, every)]
-
-    def _nonprivate_dir(self) -> pathlib.Path:
-        """RUN/nonprivate, with a note that says what it is."""
-        folder = self._dir / 'nonprivate'
-        folder.mkdir(exist_ok=True)
-        (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE)
-        return folder
 
     def _last_samples(self) -> str | None:
         pictures = sorted((self._dir / 'samples').glob('step_*.png'))
@@ -444,34 +432,12 @@ class _Run:
         )
         return str(target)
 
-    def _evaluate(self) -> str | None:
-        """gen2real accuracy. Sees real images: written apart, not covered by epsilon."""
-        train, test = self._dataset.train, self._dataset.test
-        if test is None or train.num_classes < 2:
-            print('No evaluation: it needs a test split and at least two classes.')
-            return None
-        count = self._config.run.evaluation_images
-        labels = np.arange(count, dtype=np.int32) % train.num_classes
-        generated = records.Records(
-            images=_generate(self._gan, labels, _EVALUATION_SEED),
-            labels=labels,
-            num_classes=train.num_classes,
-            class_names=train.class_names,
+    def _evaluate(self) -> str:
+        """The short form of the evaluation. Sees real images: apart, not covered by epsilon."""
+        cache = self._state_dir / evaluate.CLASSIFIERS
+        return evaluate.evaluate_run(
+            self._config, self._dir, self._dataset, cache, untrained_classifiers=False
         )
-        print(f'Evaluating: a CNN learns from {count} generated images (NOT covered by epsilon).')
-        result = classifiers.gen2real(generated, test, verbose=True)
-        path = self._nonprivate_dir() / 'metrics.json'
-        metrics = {
-            'note': 'Measured on real images: not covered by the privacy guarantee.',
-            'steps': int(self._gan.private_steps.numpy()),
-            'gen2real_cnn': dataclasses.asdict(result),
-        }
-        files.write_atomically(path, json.dumps(metrics, indent=2) + '\n')
-        print(
-            f'gen2real CNN accuracy: {result.accuracy:.1%} on {result.num_test} real images (NOT '
-            'covered by epsilon).'
-        )
-        return str(path)
 
 
 def _as_config_error(call, error_type):
@@ -510,7 +476,7 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
     if not has_files:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
     # As settings to resume with: those of a changed run do not start another.
-    before = from_flagfile(f'{flagfile.read_text()}--resume\n--run_dir={run_dir}\n')
+    before = run_folder.read_settings(run_dir)
     may_change = budget.MAY_CHANGE - {'dataset'}
     if config.run.change_mechanism:
         may_change |= budget.MECHANISM
@@ -526,19 +492,6 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
                 f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
                 f'--flagfile={flagfile}, or start a new run folder.'
             )
-
-
-def _state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
-    """The state folder, made when it is missing, outside the run folder."""
-    given = config.run.state_dir
-    folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
-    if folder.resolve().is_relative_to(run_dir.resolve()):
-        raise ConfigError(
-            '--state_dir must be outside the run folder: who has the run must not have its '
-            f'secrets. Received: {folder}.'
-        )
-    _as_config_error(lambda: run_state.prepare_folder(folder), run_state.RunStateError)
-    return folder
 
 
 def _holds_private_state(plan: ledger.Plan) -> bool:
@@ -583,19 +536,7 @@ def _make_strategy(config: RunConfig) -> tf.distribute.Strategy:
 
 
 def _load(config: RunConfig) -> records.Dataset:
-    data = config.data
-    return _as_config_error(
-        lambda: records.load(
-            data.dataset,
-            data_dir=data.data_dir,
-            manual_dir=data.tfds_manual_dir,
-            image_size=data.image_size,
-            label=data.label,
-            limit_records=data.limit_records,
-            dataset_size=data.dataset_size,
-        ),
-        records.DataError,
-    )
+    return run_folder.load_records(config)
 
 
 def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
@@ -630,17 +571,10 @@ def _public_name(dataset: str) -> str:
 def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans.EFSGDGan:
     """Builds and compiles the GAN; call it in the strategy's scope."""
     model, training, privacy = config.model, config.training, config.privacy
-    tf.keras.utils.set_random_seed(training.seed)  # initial weights: public
 
     def build_networks():
         return (
-            build_generator(
-                train.image_shape,
-                train.num_classes,
-                latent_dim=model.latent_dim,
-                width=model.generator_width,
-                noise_injection=model.noise_injection,
-            ),
+            evaluate.untrained_generator(config, train),
             build_discriminator(
                 train.image_shape,
                 train.num_classes,
@@ -685,16 +619,6 @@ def _discriminator_optimizer(config: RunConfig, plan: ledger.Plan):
         beta_1=_ADAM_BETA_1,
         **plan.mechanism,
     )
-
-
-def _generate(gan: gans.EFSGDGan, labels: np.ndarray, seed: int) -> np.ndarray:
-    """Images uint8 [n, H, W, C] for int32 labels [n]; the same for the same seed and weights."""
-    parts = []
-    for start in range(0, len(labels), _GENERATE_BATCH):
-        part = tf.constant(labels[start : start + _GENERATE_BATCH])
-        images = gan.generate(part, seed=tf.constant([seed, start], tf.int32))
-        parts.append(gans.to_uint8(images).numpy())
-    return np.concatenate(parts)
 
 
 def _software() -> dict[str, str]:

@@ -5,21 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from toy_images import toy as _toy
 
 from tf_efsgd.data.records import Records
 from tf_efsgd.evaluation import classifiers
 
 _NUM_CLASSES = 3
-
-
-def _toy(count, seed, *, noise=40, signal=200, num_classes=_NUM_CLASSES):
-    """One bright column per class on noise: separable by a small CNN."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, num_classes, count).astype(np.int32)
-    images = rng.integers(0, noise, [count, 8, 8, 1])
-    images[np.arange(count), :, 2 * labels + 1] += signal
-    names = tuple(str(i) for i in range(num_classes))
-    return Records(np.clip(images, 0, 255).astype(np.uint8), labels, num_classes, names)
 
 
 def _relabel(records, labels):
@@ -144,7 +135,7 @@ def test_progress_is_shown_on_request_only(capfd):
     generated, test = _toy(40, 0), _toy(9, 1)
     classifiers.gen2real(generated, test, epochs=1)
     assert capfd.readouterr().err.count('gen2real') == 0
-    classifiers.gen2real(generated, test, epochs=1, verbose=True)
+    classifiers.gen2real(generated, test, epochs=1, progress='gen2real')
     assert 'gen2real: 100%' in capfd.readouterr().err
 
 
@@ -157,7 +148,7 @@ def test_progress_is_shown_on_request_only(capfd):
         ({'batch_size': 0}, 'batch_size=0'),
         ({'test': _toy(0, 1)}, 'at least 1 test image'),
         ({'test': _toy(9, 1, num_classes=2)}, 'test .* with 2 classes'),
-        ({'generated': _toy(1, 0)}, 'of 1 generated'),
+        ({'generated': _toy(1, 0)}, 'of 1 images'),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
@@ -168,3 +159,43 @@ def test_wrong_arguments_are_refused(arguments, message):
 def test_images_too_small_for_two_poolings_are_refused():
     with pytest.raises(ValueError, match=r'image_shape=\(3, 8, 1\)'):
         classifiers.build_cnn((3, 8, 1), 2)
+
+
+def test_mlp_has_the_layers_of_the_protocol():
+    model = classifiers.build_mlp((28, 28, 1), 10)
+    assert model.count_params() == 784 * 256 + 256 + 256 * 10 + 10
+    logits = model(tf.zeros([2, 28, 28, 1]))
+    assert (logits.shape, logits.dtype) == ((2, 10), tf.float32)
+    first = model.get_weights()[0]
+    np.testing.assert_array_equal(
+        classifiers.build_mlp((28, 28, 1), 10, seed=0).get_weights()[0], first
+    )
+    assert not np.array_equal(
+        classifiers.build_mlp((28, 28, 1), 10, seed=1).get_weights()[0], first
+    )
+
+
+def test_mlp_learns_what_is_separable():
+    result = classifiers.gen2real(
+        _toy(600, 0), _toy(301, 1), build=classifiers.build_mlp, epochs=3, batch_size=32
+    )
+    assert result.accuracy > 0.9
+
+
+def test_accuracy_is_the_share_of_right_labels():
+    def always_one(pixels):
+        return tf.one_hot(tf.ones(tf.shape(pixels)[0], tf.int32), _NUM_CLASSES)
+
+    inputs = tf.keras.Input([8, 8, 1])
+    model = tf.keras.Model(inputs, tf.keras.layers.Lambda(always_one)(inputs))
+    records = _relabel(_toy(1030, 0), np.arange(1030) % 10 // 9)  # more than a batch
+    assert classifiers.accuracy(model, records) == 0.1
+
+
+def test_spread_is_the_sample_standard_deviation():
+    assert classifiers.summarize([0.5, 0.7]) == {
+        'accuracy': pytest.approx(0.6),
+        'spread': pytest.approx(0.1 * 2**0.5),
+        'accuracies': [0.5, 0.7],
+    }
+    assert classifiers.summarize([0.5])['spread'] is None

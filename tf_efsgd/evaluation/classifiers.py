@@ -1,24 +1,32 @@
-"""Train a classifier on generated images, measure it on real ones (gen2real).
+"""Train a classifier on some images, measure it on others: gen2real, real2gen, the upper bound.
 
-The score looks at real test images, so it is NOT covered by differential privacy: keep it in
-`RUN/nonprivate/` and never feed it back into training.
+The scores look at real images, so they are NOT covered by differential privacy: keep them in
+`RUN/nonprivate/` and never feed them back into training.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
-import tqdm
+
+from tf_efsgd.evaluation.progress import progress_bar
 
 if TYPE_CHECKING:
     from tf_efsgd.data.records import Records
 
+# The layer whose outputs are the features of an image.
+FEATURES = 'features'
+
 _MAX_HELD_OUT = 5000
 _TEST_BATCH_SIZE = 512
+
+# (image shape, number of classes, seed) -> an untrained classifier.
+Build = Callable[..., tf.keras.Model]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,21 @@ class Gen2RealResult:
     epochs: int
     num_generated: int
     num_test: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """A classifier with the weights of its best epoch.
+
+    Attributes:
+        model: from images, float32 [batch, H, W, C] in [-1, 1], to logits.
+        chosen_epoch: the epoch of the weights, counted from 1.
+        held_out_accuracy: accuracy of that epoch on the held-out images, in [0, 1].
+    """
+
+    model: tf.keras.Model
+    chosen_epoch: int
+    held_out_accuracy: float
 
 
 def build_cnn(
@@ -81,7 +104,7 @@ def build_cnn(
             layers.Conv2D(64, 3, padding='same', activation='relu', kernel_initializer=kernel(1)),
             layers.MaxPool2D(),
             layers.Flatten(),
-            layers.Dense(128, activation='relu', kernel_initializer=kernel(2)),
+            layers.Dense(128, activation='relu', kernel_initializer=kernel(2), name=FEATURES),
             # A generator of its own: by default the global seed would have a say in the masks.
             layers.Dropout(0.5, seed=10 * seed + 3, force_generator=True),
             # float32 logits also where the caller's global policy is mixed precision.
@@ -91,15 +114,42 @@ def build_cnn(
     )
 
 
+def build_mlp(
+    image_shape: tuple[int, int, int], num_classes: int, *, seed: int = 0
+) -> tf.keras.Model:
+    """Builds the small classifier of the field's tables: pixels, dense 256, logits.
+
+    Args:
+        image_shape: (height, width, channels) of the images.
+        num_classes: how many logits, at least 1.
+        seed: of the initial weights.
+
+    Returns:
+        A model as `build_cnn` makes.
+    """
+    layers = tf.keras.layers
+    kernels = [tf.keras.initializers.GlorotUniform(seed=10 * seed + index) for index in (5, 6)]
+    return tf.keras.Sequential(
+        [
+            layers.InputLayer(input_shape=tuple(image_shape), dtype=tf.float32),
+            layers.Flatten(),
+            layers.Dense(256, activation='relu', kernel_initializer=kernels[0], name=FEATURES),
+            layers.Dense(num_classes, kernel_initializer=kernels[1], dtype='float32'),
+        ],
+        name='gen2real_mlp',
+    )
+
+
 def gen2real(
     generated: Records,
     test: Records,
     *,
+    build: Build = build_cnn,
     epochs: int = 10,
     held_out: int | None = None,
     batch_size: int = 128,
     seed: int = 0,
-    verbose: bool = False,
+    progress: str | None = None,
 ) -> Gen2RealResult:
     """Trains a CNN on generated images and measures its accuracy on real test images, once.
 
@@ -111,12 +161,13 @@ def gen2real(
     Args:
         generated: images uint8 [n, H, W, C] in [0, 255] with labels int32 [n], n >= 2.
         test: real images that training never saw, of the same shape and classes.
+        build: makes the classifier; `build_cnn` or `build_mlp`.
         epochs: passes over the generated images that are trained on, at least 1.
         held_out: how many generated images choose the epoch, in [1, n - 1]; default: a tenth of
             them, at most 5000.
         batch_size: images per training step, at least 1.
         seed: of the split, the shuffles, the initial weights and dropout.
-        verbose: whether a progress bar is drawn.
+        progress: what the progress bar is called; None draws none.
 
     Returns:
         The accuracy on the real test images, and how it came about.
@@ -124,17 +175,62 @@ def gen2real(
     Raises:
         ValueError: if the two sets do not fit together, or a number is out of its range.
     """
-    num_generated = len(generated.images)
-    if held_out is None:
-        held_out = min(_MAX_HELD_OUT, max(1, num_generated // 10))
-    _check(generated, test, epochs=epochs, held_out=held_out, batch_size=batch_size)
+    _check_fit(generated, test)
+    trained = train(
+        generated,
+        build=build,
+        epochs=epochs,
+        held_out=held_out,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    # The one and only look at the real test split.
+    return Gen2RealResult(
+        accuracy=accuracy(trained.model, test),
+        chosen_epoch=trained.chosen_epoch,
+        held_out_accuracy=trained.held_out_accuracy,
+        epochs=epochs,
+        num_generated=len(generated.images),
+        num_test=len(test.images),
+    )
 
-    order = np.random.default_rng(seed).permutation(num_generated)
+
+def train(
+    records: Records,
+    *,
+    build: Build = build_cnn,
+    epochs: int = 10,
+    held_out: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: str | None = None,
+) -> Trained:
+    """Trains a classifier; the epoch is chosen on held-out images of the same records.
+
+    Args:
+        records: images uint8 [n, H, W, C] with labels int32 [n], n >= 2.
+        build: as in `gen2real`.
+        epochs: as in `gen2real`.
+        held_out: how many of the records choose the epoch; default as in `gen2real`.
+        batch_size: as in `gen2real`.
+        seed: as in `gen2real`.
+        progress: what the progress bar is called; None draws none.
+
+    Raises:
+        ValueError: if a number is out of its range.
+    """
+    count = len(records.images)
+    if held_out is None:
+        held_out = min(_MAX_HELD_OUT, max(1, count // 10))
+    _check_numbers(count, epochs=epochs, held_out=held_out, batch_size=batch_size)
+
+    order = np.random.default_rng(seed).permutation(count)
     chosen_on, trained_on = order[:held_out], order[held_out:]
     steps_per_epoch = -(-len(trained_on) // batch_size)
-    load = _loader(generated)
+    load = _loader(records)
 
-    model = build_cnn(generated.images.shape[1:], generated.num_classes, seed=seed)
+    model = build(records.images.shape[1:], records.num_classes, seed=seed)
     model.compile(
         optimizer=tf.keras.optimizers.Adam(),
         loss=tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -142,7 +238,7 @@ def gen2real(
     )
     chooser = _EpochChooser()
     total = epochs * steps_per_epoch
-    with tqdm.tqdm(total=total, desc='gen2real', unit='batch', disable=not verbose) as bar:
+    with progress_bar(progress, total, 'batch') as bar:
         model.fit(
             load(_shuffled(trained_on, batch_size, epochs, seed)),
             epochs=epochs,
@@ -152,22 +248,37 @@ def gen2real(
             verbose=0,
         )
     model.set_weights(chooser.weights)
-    # The one and only look at the real test split.
-    _, accuracy = model.evaluate(_loader(test)(_in_order(np.arange(len(test.images)))), verbose=0)
-    return Gen2RealResult(
-        accuracy=float(accuracy),
-        chosen_epoch=chooser.epoch,
-        held_out_accuracy=chooser.accuracy,
-        epochs=epochs,
-        num_generated=num_generated,
-        num_test=len(test.images),
-    )
+    return Trained(model, chooser.epoch, chooser.accuracy)
 
 
-def _check(
-    generated: Records, test: Records, *, epochs: int, held_out: int, batch_size: int
-) -> None:
-    """Raises ValueError unless the arguments of gen2real fit together."""
+def accuracy(model: tf.keras.Model, records: Records) -> float:
+    """The share of records that a classifier puts into their class, in [0, 1]."""
+    predicted = np.concatenate([logits.argmax(1) for logits in outputs(model, records.images)])
+    return float(np.mean(predicted == records.labels))
+
+
+def outputs(model: tf.keras.Model, images: np.ndarray) -> Iterator[Any]:
+    """Yields what a model makes of images uint8 [n, H, W, C], batch by batch.
+
+    Args:
+        model: from images, float32 [batch, H, W, C] in [-1, 1], to a tensor or a list of tensors.
+        images: uint8 [n, H, W, C].
+
+    Yields:
+        A NumPy array, or a list of them, per batch.
+    """
+    for start in range(0, len(images), _TEST_BATCH_SIZE):
+        yield model.predict_on_batch(_to_float(images[start : start + _TEST_BATCH_SIZE]))
+
+
+def summarize(values: Sequence[float]) -> dict[str, float | list[float] | None]:
+    """Mean and spread (sample standard deviation; None of a single value) of accuracies."""
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {'accuracy': statistics.fmean(values), 'spread': spread, 'accuracies': list(values)}
+
+
+def _check_fit(generated: Records, test: Records) -> None:
+    """Raises ValueError unless what is trained on and what is tested on fit together."""
     shapes = generated.images.shape[1:], test.images.shape[1:]
     classes = generated.num_classes, test.num_classes
     if shapes[0] != shapes[1] or classes[0] != classes[1]:
@@ -177,10 +288,14 @@ def _check(
         )
     if len(test.images) == 0:
         raise ValueError('gen2real needs at least 1 test image. Received: 0.')
-    if not 1 <= held_out <= len(generated.images) - 1:
+
+
+def _check_numbers(count: int, *, epochs: int, held_out: int, batch_size: int) -> None:
+    """Raises ValueError unless the numbers of `train` are in their ranges."""
+    if not 1 <= held_out <= count - 1:
         raise ValueError(
-            'held_out must leave at least 1 generated image to train on and 1 to choose the epoch. '
-            f'Received: held_out={held_out} of {len(generated.images)} generated images.'
+            'held_out must leave at least 1 image to train on and 1 to choose the epoch. '
+            f'Received: held_out={held_out} of {count} images.'
         )
     if epochs < 1 or batch_size < 1:
         raise ValueError(
@@ -217,10 +332,13 @@ def _loader(records: Records) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
         labels = tf.convert_to_tensor(records.labels, tf.int32)
 
     def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = tf.cast(tf.gather(images, indices), tf.float32)
-        return pixels / 127.5 - 1.0, tf.gather(labels, indices)
+        return _to_float(tf.gather(images, indices)), tf.gather(labels, indices)
 
     return lambda batches: batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
+
+
+def _to_float(images: tf.Tensor) -> tf.Tensor:
+    return tf.cast(images, tf.float32) / 127.5 - 1.0
 
 
 class _EpochChooser(tf.keras.callbacks.Callback):
@@ -242,7 +360,7 @@ class _EpochChooser(tf.keras.callbacks.Callback):
 class _Progress(tf.keras.callbacks.Callback):
     """Moves a tqdm bar by one per training batch."""
 
-    def __init__(self, bar: tqdm.tqdm) -> None:
+    def __init__(self, bar: Any) -> None:
         super().__init__()
         self._bar = bar
 
@@ -250,4 +368,5 @@ class _Progress(tf.keras.callbacks.Callback):
         self._bar.update(1)
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self._bar.set_postfix(epoch=epoch + 1, held_out=f'{(logs or {})["val_accuracy"]:.3f}')
+        held_out = f'{(logs or {})["val_accuracy"]:.3f}'
+        self._bar.set_postfix(epoch=epoch + 1, held_out=held_out, refresh=False)

@@ -1,22 +1,17 @@
-"""The page of a run: pictures, curves, and the privacy statement in words. One HTML file.
-
-The page needs no network: picture, curves and style are inside.
-"""
+"""The page of a run that may be shared: pictures, curves, and the privacy statement in words."""
 
 from __future__ import annotations
 
-import base64
 import decimal
 import html
 import io
 import math
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+from tf_efsgd.evaluation import pages
 
 # What the entries of the statement are called in the table; others go by their key alone.
 _LABELS = {
@@ -48,57 +43,6 @@ _NEIGHBOURS = {
     'REPLACE_ONE': 'One data set is the other with one record replaced by another',
     'REPLACE_SPECIAL': 'One data set is the other with one record replaced by an empty one',
 }
-
-_STYLE = """
-*{box-sizing:border-box}
-body{margin:0;background:#f6f7f9;color:#1d2733;font:16px/1.55 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:1.25rem}
-h1{font-size:1.6rem;line-height:1.25;margin:.25rem 0 1rem;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:0 0 .75rem}
-section{background:#fff;border:1px solid #dde2e8;border-radius:.5rem;padding:1.25rem;
-margin:1.25rem 0}
-.banner{border-radius:.5rem;padding:1rem 1.25rem;font-size:1.05rem;color:#fff}
-.banner strong{display:block;font-size:1.2rem}
-.private{background:#17663a}.not-private{background:#a3161f}
-figure{margin:0}
-figcaption{color:#52606d;font-size:.9rem;margin:.4rem 0}
-img{display:block;width:100%;max-width:40rem;image-rendering:pixelated;border:1px solid #dde2e8}
-.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.25rem}
-.curves figcaption{font-weight:600;color:#1d2733;overflow-wrap:anywhere}
-svg{display:block;width:100%;height:auto}
-table{width:100%;border-collapse:collapse;font-size:.95rem}
-th,td{text-align:left;vertical-align:top;padding:.45rem .75rem .45rem 0;
-border-top:1px solid #e8ecf0;overflow-wrap:anywhere}
-tr:first-child>*{border-top:0}
-th{font-weight:600;width:38%}
-code{font-family:ui-monospace,monospace;font-size:.85em}
-th code{display:block;font-weight:400;color:#6b7783}
-ul{margin:0;padding-left:1.2rem}
-p{margin:0 0 .75rem}
-p:last-child,figcaption:last-child{margin-bottom:0}
-p span{white-space:nowrap}
-sup{line-height:0}
-pre{margin:0;overflow-x:auto;font:.85rem/1.5 ui-monospace,monospace}
-"""
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
-style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{body}
-</main>
-</body>
-</html>
-"""
 
 
 def write_report(
@@ -139,20 +83,20 @@ def write_report(
         _check_claim(statement, history)
     sections = [
         _banner(private, statement),
-        _section('Generated images', _samples(samples_png, sample_caption)),
-        _section('What this means', _promise(statement) if private else _no_promise()),
-        _section('Curves', _curves(history)),
-        _section('Privacy statement', _table(statement)),
-        _section('Flags', f'<pre>{html.escape(config_text)}</pre>'),
+        pages.section('Generated images', _samples(samples_png, sample_caption)),
+        pages.section('What this means', _promise(statement) if private else _no_promise()),
+        pages.section('Curves', _curves(history)),
+        pages.section('Privacy statement', pages.facts(statement, _LABELS)),
+        pages.section('Flags', f'<pre>{html.escape(config_text)}</pre>'),
     ]
-    page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(sections))
-    _write_atomically(os.fspath(path), page)
+    pages.write_page(path, title, sections)
 
 
 def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError unless statement and history fit a page that may be shared."""
     epsilon, delta = statement.get('epsilon'), statement.get('delta')
-    if not (_is_number(epsilon) and epsilon >= 0 and _is_number(delta) and 0 <= delta < 1):
+    is_number = pages.is_number
+    if not (is_number(epsilon) and epsilon >= 0 and is_number(delta) and 0 <= delta < 1):
         raise ValueError(
             'A private report needs a statement with a finite epsilon >= 0 and a delta in [0, 1). '
             f'Received: epsilon={epsilon!r}, delta={delta!r}.'
@@ -169,35 +113,23 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
 
 def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     if not private:
-        return (
-            '<div class="banner not-private" role="alert"><strong>NOT PRIVATE: do not share this '
-            'page</strong>What it shows is not covered by differential privacy and may reveal '
-            'training images.</div>'
+        return pages.banner(
+            'NOT PRIVATE: do not share this page',
+            'What it shows is not covered by differential privacy and may reveal training images.',
+            may_be_shared=False,
         )
-    return (
-        '<div class="banner private"><strong>This page may be shared: it holds only what is '
-        'covered by (ε, δ)-differential privacy</strong>'
-        f'ε = {_rounded_up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}</div>'
+    return pages.banner(
+        'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy',
+        f'ε = {_rounded_up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}',
+        may_be_shared=True,
     )
-
-
-def _section(heading: str, content: str) -> str:
-    return f'<section>\n<h2>{heading}</h2>\n{content}\n</section>'
 
 
 def _samples(samples_png: str | None, caption: str) -> str:
-    """The picture, as data inside the page."""
     if samples_png is None:
         return '<p>No samples have been drawn yet.</p>'
     with open(samples_png, 'rb') as file:
-        content = file.read()
-    if not content.startswith(_PNG_SIGNATURE):
-        raise ValueError(f'samples_png must be a PNG file. Received: {samples_png}')
-    data = base64.b64encode(content).decode('ascii')
-    return (
-        f'<figure><img alt="Grid of generated images" src="data:image/png;base64,{data}">'
-        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
-    )
+        return pages.picture(file.read(), 'Grid of generated images', caption)
 
 
 def _promise(statement: Mapping[str, Any]) -> str:
@@ -272,27 +204,6 @@ def _percent(share: float) -> str:
     return f'{math.ceil(share * 1000) / 10:g} %'
 
 
-def _table(statement: Mapping[str, Any]) -> str:
-    rows = []
-    for key, value in statement.items():
-        code = f'<code>{html.escape(str(key))}</code>'
-        rows.append(f'<tr><th>{_LABELS.get(key, "")}{code}</th><td>{_value(value)}</td></tr>')
-    return '<table>\n' + '\n'.join(rows) + '\n</table>'
-
-
-def _value(value: Any) -> str:
-    """One value of the statement as HTML; lists and mappings become lists."""
-    if isinstance(value, Mapping):
-        value = [f'{key}: {item}' for key, item in value.items()]
-    if isinstance(value, (list, tuple)):
-        return '<ul>' + ''.join(f'<li>{_value(item)}</li>' for item in value) + '</ul>'
-    if value is None:
-        return 'not given'
-    if isinstance(value, bool):
-        return 'yes' if value else 'no'
-    return html.escape(str(value))
-
-
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     """One small plot per float in the history, ε first."""
     names = dict.fromkeys(k for entry in history for k in ('epsilon', *entry) if k != 'step')
@@ -317,17 +228,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
     """The finite (step, value) pairs of one curve."""
     pairs = ((entry.get('step'), entry.get(name)) for entry in history)
-    return [(float(x), float(y)) for x, y in pairs if _is_number(x) and _is_number(y)]
-
-
-def _is_number(value: Any) -> bool:
-    """Whether value is a finite number, of Python or NumPy; booleans are not."""
-    if isinstance(value, (bool, str, bytes)):
-        return False
-    try:
-        return math.isfinite(value)
-    except (TypeError, ValueError):
-        return False
+    return [(float(x), float(y)) for x, y in pairs if pages.is_number(x) and pages.is_number(y)]
 
 
 def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
@@ -353,14 +254,3 @@ def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
     svg = svg[svg.index('<svg') :].strip()  # An XML header has no place inside HTML.
     # Ids must differ between the plots of one page.
     return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{id_prefix}', svg)
-
-
-def _write_atomically(path: str, text: str) -> None:
-    """Writes the file beside `path`, then moves it there."""
-    folder, name = os.path.split(os.path.abspath(path))
-    # A folder of one's own: a file by mkstemp would be readable by its owner only, and stay so.
-    with tempfile.TemporaryDirectory(prefix=f'.{name}.tmp-', dir=folder) as work_dir:
-        unfinished = os.path.join(work_dir, name)
-        with open(unfinished, 'w', encoding='utf-8') as file:
-            file.write(text)
-        os.replace(unfinished, path)

@@ -1,0 +1,208 @@
+"""The evaluation of a run folder: repeatable, apart from the rest, and never in the way."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import read_page
+import tensorflow as tf
+import tiny_inception
+import tiny_run
+from absl import flags
+from tensorboard.backend.event_processing import event_accumulator
+
+from tf_efsgd import config, evaluate, monitoring, run_folder, runner
+from tf_efsgd.evaluation import extractors
+
+_SMALL = {'evaluation_images': 100, 'evaluation_runs': 1, 'evaluation_epochs': 1}
+
+
+def _evaluate(folder, *more, **changes):
+    values = flags.FlagValues()
+    evaluate.define_flags(values)
+    arguments = {**_SMALL, 'run_dir': folder, **changes}
+    values(['evaluate', *(f'--{k}={v}' for k, v in arguments.items()), *more])
+    return evaluate.run(values)
+
+
+def _snapshot(folder):
+    """Content and time of every file, but for the evaluation's own."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob('*')
+        if path.is_file() and 'nonprivate' not in path.parts
+    }
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A run without evaluation and export."""
+    folder = tmp_path_factory.mktemp('runs') / 'run'
+    tiny_run.run(folder, '--noevaluate', '--noexport', train_steps=5)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def evaluated(folder, tmp_path_factory):
+    """Its evaluation: the metrics, and what else was in the folder before and after."""
+    weights = tmp_path_factory.mktemp('weights') / 'classify_image_graph_def.pb'
+    weights.write_bytes(tiny_inception.graph_def())
+    before = _snapshot(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractors, '_INCEPTION_SIZE', 16)  # quicker than 299
+        page = _evaluate(folder, f'--inception_weights={weights}')
+    assert page == str(folder / 'nonprivate' / 'metrics.html')
+    return json.loads((folder / 'nonprivate/metrics.json').read_text()), before, _snapshot(folder)
+
+
+def test_an_evaluation_writes_to_its_own_folder_alone(evaluated, folder):
+    _, before, after = evaluated
+    assert before == after
+    nonprivate = [path for path in folder.rglob('nonprivate/**/*') if path.is_file()]
+    names = {path.relative_to(folder / 'nonprivate').as_posix() for path in nonprivate}
+    (events,) = (name for name in names if 'tfevents' in name)
+    assert os.path.dirname(events) == 'logs/evaluation'
+    assert names - {events} == {'metrics.json', 'metrics.html', 'NOT_COVERED.txt'}
+
+
+def test_metrics_have_the_names_that_others_read(evaluated):
+    metrics = evaluated[0]
+    for group, key in (
+        *(('gen2real_cnn', 'accuracy'), ('gen2real_mlp', 'accuracy')),
+        *(('domain_fid', 'test'), ('domain_fid', 'train'), ('fid', 'test'), ('fid', 'train')),
+    ):
+        assert isinstance(metrics[group][key], float)
+    cnn = metrics['gen2real_cnn']
+    assert cnn['accuracies'] == [cnn['accuracy']] and cnn['spread'] is None
+    assert metrics['gen2real_cnn']['real']['accuracy'] > 0.9
+    assert metrics['gen2real_cnn']['untrained']['accuracy'] < 0.5
+    found = metrics['provenance']
+    assert 0 < found['epsilon_pld'] == found['epsilon'] < 1.2 and found['delta'] == 1e-5
+    assert (found['steps'], found['checkpoint_step'], metrics['steps']) == (5, 5, 5)
+    assert 0 < found['training_minutes'] < 60 and 'cores' in found['machine']
+
+
+def test_page_says_that_it_may_not_be_shared(evaluated, folder):
+    page = (folder / 'nonprivate' / 'metrics.html').read_text()
+    assert 'digits: measured against real images Do NOT share' in read_page.text(page)
+    read_page.check_stands_alone(page)
+
+
+def test_hparams_hold_settings_and_scores(evaluated, folder):
+    events = event_accumulator.EventAccumulator(str(folder / 'nonprivate/logs/evaluation'))
+    events.Reload()
+    summary = events.PluginTagToContent('hparams')['_hparams_/session_start_info']
+    assert b'l2_norm_clip' in summary and b'generator_width' in summary
+    [score] = events.Tensors('nonprivate/gen2real_cnn')
+    accuracy = evaluated[0]['gen2real_cnn']['accuracy']
+    assert (score.step, tf.make_ndarray(score.tensor_proto)) == (5, pytest.approx(accuracy))
+
+
+def test_a_second_evaluation_finds_the_same_and_trains_on_no_real_image(
+    evaluated, folder, tmp_path, capfd
+):
+    copy = tmp_path / 'copy'
+    shutil.copytree(folder, copy)
+    _evaluate(copy)
+    again = json.loads((copy / 'nonprivate/metrics.json').read_text())
+    for metrics in (evaluated[0], again):
+        metrics.pop('provenance')
+    expected = {k: v for k, v in evaluated[0].items() if k not in ('fid', 'kid')}
+    assert again == expected
+    assert 'learns from real images' not in capfd.readouterr().err
+    assert len(list((copy / 'nonprivate/logs/evaluation').iterdir())) == 1
+
+
+def test_the_generator_is_the_one_that_drew_the_samples(folder):
+    settings = run_folder.read_settings(folder)
+    train = run_folder.load_records(settings).train
+    generator, step = evaluate._trained_generator(settings, folder, train)
+    labels = np.tile(np.arange(10, dtype=np.int32), 8)
+    grid = monitoring.image_grid(evaluate.generate(generator, labels, runner._SAMPLE_SEED), 10)
+    drawn = tf.io.decode_png((folder / 'samples/step_000005.png').read_bytes())
+    assert step == 5
+    np.testing.assert_array_equal(grid, drawn)
+    untrained = evaluate.untrained_generator(settings, train)
+    other = evaluate.generate(untrained, labels, runner._SAMPLE_SEED)
+    assert not np.array_equal(monitoring.image_grid(other, 10), drawn)
+
+
+def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
+    settings = run_folder.read_settings(folder)
+    dataset = run_folder.load_records(settings)
+    plan = runner.ledger.Ledger.read(folder / 'ledger.jsonl').plan
+    gan = runner._build(settings, dataset.train, plan)
+    untrained = evaluate.untrained_generator(settings, dataset.train)
+    for one, other in zip(gan.generator.get_weights(), untrained.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_used_and_nothing_is_moved(
+    folder, tmp_path, capsys
+):
+    copy = tmp_path / 'copy'
+    shutil.copytree(folder, copy)
+    (copy / 'checkpoints/step_000005/variables.index').write_bytes(b'')
+    before = _snapshot(copy)
+    settings = run_folder.read_settings(copy)
+    train = run_folder.load_records(settings).train
+    assert evaluate._trained_generator(settings, copy, train)[1] == 3
+    assert 'damaged' in capsys.readouterr().out
+    assert _snapshot(copy) == before
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'run_dir': 'nowhere'}, 'nowhere is no run folder'),
+        ({'dataset': 'mnist_10k'}, 'not the one of the run.*1602.*9000'),
+        ({'dataset': 'idx:nowhere'}, "'nowhere'.*elsewhere now, give --dataset"),
+        ({'evaluation_images': 99}, '--evaluation_images must be at least 100'),
+        ({'evaluation_runs': 0}, '--evaluation_runs must be at least 1'),
+        ({'inception_weights': 'nowhere.pb'}, '--inception_weights.*nowhere.pb'),
+        ({'inception_weights': 'x', 'download_inception': True}, 'not both'),
+    ],
+)
+def test_mistakes_are_told_in_a_line_and_nothing_is_written(folder, tmp_path, changes, message):
+    copy = tmp_path / 'copy'
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('nonprivate'))
+    with pytest.raises(config.ConfigError, match=message) as raised:
+        _evaluate(copy, **changes)
+    assert '\n' not in str(raised.value)
+    assert not (copy / 'nonprivate').exists()
+
+
+@pytest.mark.parametrize('wrong', ['width', 'checkpoints', 'state_dir'])
+def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, wrong):
+    copy, more = tmp_path / 'copy', {}
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('nonprivate'))
+    if wrong == 'width':
+        flagfile = copy / 'config.flags'
+        text = flagfile.read_text().replace('--generator_width=8', '--generator_width=16')
+        flagfile.write_text(text)
+        message = 'another generator'
+    elif wrong == 'checkpoints':
+        shutil.rmtree(copy / 'checkpoints')
+        message = 'no whole checkpoint'
+    else:
+        more['state_dir'] = copy / 'nonprivate'
+        message = 'outside the run folder'
+    with pytest.raises(config.ConfigError, match=message):
+        _evaluate(copy, **more)
+    assert not (copy / 'nonprivate').exists()
+
+
+def test_the_command_line_asks_for_a_run():
+    done = subprocess.run(
+        [sys.executable, '-m', 'tf_efsgd.evaluate'],
+        cwd=pathlib.Path(evaluate.__file__).parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, '')
+    assert done.stderr == 'tf_efsgd: Give --run_dir, the folder of the run to evaluate.\n'

@@ -1,0 +1,418 @@
+"""Measures a run's generator against real images: python -m tf_efsgd.evaluate --run_dir=RUN.
+
+Writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's state
+folder; nowhere else, and nothing of it goes back into training. NOT covered by epsilon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags, logging
+
+from tf_efsgd import config
+from tf_efsgd.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd.config import RunConfig
+    from tf_efsgd.data.records import Dataset, Records
+    from tf_efsgd.evaluation.extractors import Inception
+
+# Folders in the state folder.
+CLASSIFIERS, _DOWNLOADS = 'classifiers', 'downloads'
+
+_SEED = 102
+_GENERATE_BATCH = 500
+_HPARAMS_FOLDER = 'evaluation'
+
+# What may be given again: where the records of the run are now.
+_PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
+_OVERRIDES = ('evaluation_images', 'evaluation_runs', 'evaluation_epochs', 'state_dir', *_PLACES)
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags; names and meaning as in training where both have them."""
+    flags.DEFINE_string(
+        'run_dir', None, 'The run folder; its settings are used.', flag_values=flag_values
+    )
+    config.define_flags(
+        flag_values,
+        evaluation_images=60_000,
+        evaluation_runs=3,
+        evaluation_epochs=10,
+        state_dir=None,
+        **dict.fromkeys(_PLACES),
+    )
+    flags.DEFINE_string(
+        'inception_weights',
+        None,
+        'Frozen graph (.pb) of the 2015 Inception network, or the .tgz it is published in: FID is '
+        'then measured too. On CPUs that takes hours; --evaluation_images shortens it.',
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        'download_inception',
+        False,
+        'Download that network, once, to --state_dir.',
+        flag_values=flag_values,
+    )
+
+
+def run(values: flags.FlagValues) -> str:
+    """Evaluates the run that the flags name.
+
+    Returns:
+      The path of the page that was written.
+
+    Raises:
+      ConfigError: if a flag is wrong, or the run or its records cannot be had.
+    """
+    if values.run_dir is None:
+        raise config.ConfigError('Give --run_dir, the folder of the run to evaluate.')
+    if values.inception_weights is not None and values.download_inception:
+        raise config.ConfigError('Give --inception_weights or --download_inception, not both.')
+    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    from tf_efsgd import run_folder
+    from tf_efsgd.evaluation import extractors
+
+    run_dir = pathlib.Path(values.run_dir).expanduser()
+    given = {name: values[name].value for name in _OVERRIDES}
+    overrides = [f'--{name}={value}' for name, value in given.items() if value is not None]
+    run_config = run_folder.read_settings(run_dir, *overrides)
+    state_dir = run_folder.state_dir(run_config, run_dir)
+    try:
+        inception = _inception(values, state_dir / _DOWNLOADS)
+    except extractors.ExtractorError as error:
+        raise config.ConfigError(str(error)) from error
+    try:
+        dataset = run_folder.load_records(run_config)
+    except config.ConfigError as error:
+        hint = 'If the records are elsewhere now, give --dataset or --data_dir.'
+        raise config.ConfigError(f'{error}. {hint}') from error
+    return evaluate_run(run_config, run_dir, dataset, state_dir / CLASSIFIERS, inception=inception)
+
+
+def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | None:
+    from tf_efsgd.evaluation import extractors
+
+    path = values.inception_weights
+    if values.download_inception:
+        path = extractors.download_inception(folder)
+    if path is None:
+        print(
+            'No FID: it needs the 2015 Inception network, see --inception_weights=PATH or '
+            '--download_inception. domain FID is measured instead.'
+        )
+        return None
+    return extractors.Inception(path)
+
+
+def evaluate_run(
+    run_config: RunConfig,
+    run_dir: pathlib.Path,
+    dataset: Dataset,
+    cache_dir: pathlib.Path,
+    *,
+    untrained_classifiers: bool = True,
+    inception: Inception | None = None,
+) -> str:
+    """Evaluates the last checkpoint of a run, into RUN/nonprivate.
+
+    Args:
+      run_config: the settings of the run, with the sizes of the evaluation.
+      run_dir: the run folder.
+      dataset: its records.
+      cache_dir: where classifiers that learned from real images are kept, outside `run_dir`.
+      untrained_classifiers: see `protocol.Sizes`.
+      inception: the network for the FID; None leaves it out.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ConfigError: if the run's ledger, checkpoint and records do not fit together.
+    """
+    from tf_efsgd import run_folder
+    from tf_efsgd.evaluation import extractors, metrics_page, protocol
+
+    if len(dataset.train) < protocol.LEAST_TRAIN:
+        raise config.ConfigError(
+            f'An evaluation needs at least {protocol.LEAST_TRAIN} training images. Received: '
+            f'{len(dataset.train)}.'
+        )
+    started = time.monotonic()
+    train, test, settings = dataset.train, dataset.test, run_config.run
+    spent = _read_ledger(run_dir, dataset)
+    generator, step = _trained_generator(run_config, run_dir, train)
+    untrained = untrained_generator(run_config, train)
+    sizes = protocol.Sizes(
+        settings.evaluation_images,
+        settings.evaluation_runs,
+        settings.evaluation_epochs,
+        untrained_classifiers,
+    )
+    provenance = _provenance(run_config, run_dir, spent, step)
+    print(
+        f'Evaluating {sizes.images} generated images of step {step} (NOT covered by epsilon).',
+        flush=True,
+    )
+    measured = protocol.measure(
+        lambda labels: generate(generator, labels, _SEED, 'generating'),
+        lambda labels: generate(untrained, labels, _SEED),
+        train,
+        test,
+        sizes,
+        extractors.RealClassifiers(train, cache_dir, verbose=True),
+        inception=inception,
+        verbose=True,
+    )
+    minutes = (time.monotonic() - started) / 60
+    metrics = {
+        'note': 'Measured on real images: not covered by the privacy guarantee.',
+        'steps': step,
+        **measured.metrics,
+        'provenance': {
+            **provenance,
+            'evaluation_minutes': round(minutes, 2),
+            'sizes': dataclasses.asdict(sizes),
+            'num_images': measured.metrics['num_images'],
+        },
+    }
+    folder = run_folder.nonprivate_dir(run_dir)
+    page = folder / 'metrics.html'
+    metrics_page.write_metrics_page(
+        page,
+        title=f'{spent.plan.dataset}: measured against real images',
+        metrics=metrics,
+        pictures={name: _picture(pairs) for name, pairs in measured.pairs.items()},
+    )
+    _write_json(folder / 'metrics.json', metrics)
+    _write_hparams(folder / 'logs' / _HPARAMS_FOLDER, run_config, metrics)
+    _print_summary(metrics)
+    return str(page)
+
+
+def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model:
+    """The generator of a run before its first step: its initial weights follow from the seed.
+
+    Args:
+      run_config: the settings of the run.
+      train: its records, for the shape of the images and the classes.
+    """
+    import tensorflow as tf
+
+    from tf_efsgd.models.generator import build_generator
+
+    tf.keras.utils.set_random_seed(run_config.training.seed)  # initial weights: public
+    return build_generator(
+        train.image_shape,
+        train.num_classes,
+        latent_dim=run_config.model.latent_dim,
+        width=run_config.model.generator_width,
+        noise_injection=run_config.model.noise_injection,
+    )
+
+
+def generate(
+    generator: tf.keras.Model, labels: np.ndarray, seed: int, progress: str | None = None
+) -> np.ndarray:
+    """One image per label; the same for the same seed and weights.
+
+    Args:
+      generator: from `build_generator`.
+      labels: int32 [n].
+      seed: of latents and injected noise.
+      progress: what the progress bar is called; None draws none.
+
+    Returns:
+      uint8 [n, H, W, C].
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd.evaluation.progress import progress_bar
+    from tf_efsgd.models.gan import to_uint8
+    from tf_efsgd.models.generator import draw_inputs
+
+    parts = []
+    with progress_bar(progress, len(labels), 'image') as bar:
+        for start in range(0, len(labels), _GENERATE_BATCH):
+            part = tf.constant(labels[start : start + _GENERATE_BATCH])
+            inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))
+            parts.append(to_uint8(generator(inputs)).numpy())
+            bar.update(len(part))
+    return np.concatenate(parts)
+
+
+def _read_ledger(run_dir: pathlib.Path, dataset: Dataset):
+    """The ledger of the run, if it is one of these records."""
+    from tf_efsgd import run_folder
+    from tf_efsgd.privacy import ledger
+
+    try:
+        spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
+    except ledger.LedgerError as error:
+        raise config.ConfigError(str(error)) from error
+    plan, train = spent.plan, dataset.train
+    of_run = (plan.dataset_size, tuple(plan.image_shape), plan.num_classes)
+    found = (dataset.declared_size, train.image_shape, train.num_classes)
+    if of_run != found:
+        raise config.ConfigError(
+            'The data set is not the one of the run: (records, image shape, classes) was '
+            f'{of_run}. Received: {found}.'
+        )
+    return spent
+
+
+def _trained_generator(
+    run_config: RunConfig, run_dir: pathlib.Path, train: Records
+) -> tuple[tf.keras.Model, int]:
+    """The moving average of the run's generator, and its step.
+
+    From a checkpoint, not from the export: that draws fresh latents at each call, and a run may
+    have none.
+    """
+    from tf_efsgd import checkpoints
+
+    generator = untrained_generator(run_config, train)
+    try:
+        return generator, checkpoints.restore_generator(run_dir / 'checkpoints', generator)
+    except checkpoints.CheckpointError as error:
+        raise config.ConfigError(str(error)) from error
+
+
+def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
+    """What the figures belong to: privacy, steps, time, machine."""
+    from tf_efsgd import benchmark, budget
+
+    statement = budget.make_statement(run_config, spent, step, {})
+    wanted = ('private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp', 'delta', 'steps')
+    return {
+        'dataset': spent.plan.dataset,
+        **{name: statement[name] for name in wanted if name in statement},
+        'checkpoint_step': step,
+        'seed': run_config.training.seed,
+        'training_minutes': _training_minutes(run_dir),
+        'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        'machine': benchmark.describe_machine(benchmark.machine()),
+        'tf_efsgd': __version__,
+    }
+
+
+def _training_minutes(run_dir: pathlib.Path) -> float | None:
+    """From the first line of the ledger to the last entry of the log, pauses included."""
+    from tf_efsgd import monitoring, run_folder
+
+    with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
+        started = json.loads(file.readline())['time']
+    ended = monitoring.last_log_time(str(run_dir / 'logs'))
+    if ended is None:
+        return None
+    return round((ended - datetime.datetime.fromisoformat(started).timestamp()) / 60, 2)
+
+
+def _picture(pairs) -> bytes:
+    """A PNG of images above their nearest training images."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd import monitoring
+
+    rows = np.concatenate([pairs.images, pairs.nearest])
+    return tf.io.encode_png(monitoring.image_grid(rows, len(pairs.images))).numpy()
+
+
+def _write_json(path: pathlib.Path, metrics: dict[str, Any]) -> None:
+    from tf_efsgd import files
+
+    files.write_atomically(path, json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
+
+
+def _write_hparams(folder: pathlib.Path, run_config: RunConfig, metrics: dict[str, Any]) -> None:
+    """Settings and scores for TensorBoard's HParams; those of an earlier evaluation go."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api as hparams
+
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = {
+        name: value
+        for group in ('privacy', 'model', 'training')
+        for name, value in dataclasses.asdict(getattr(run_config, group)).items()
+        if value is not None
+    }
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=metrics['steps']):
+        hparams.hparams({'dataset': metrics['provenance']['dataset'], **settings})
+        for name, value in _scores(metrics).items():
+            tf.summary.scalar(f'nonprivate/{name}', value)
+    writer.close()
+
+
+def _scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """The main figures, by name."""
+    places = {
+        'gen2real_cnn': ('gen2real_cnn', 'accuracy'),
+        'gen2real_mlp': ('gen2real_mlp', 'accuracy'),
+        'real2gen_cnn': ('real2gen_cnn', 'accuracy'),
+        'domain_is': ('domain_is', 'value'),
+        'domain_fid_test': ('domain_fid', 'test'),
+        'domain_fid_train': ('domain_fid', 'train'),
+        'fid_test': ('fid', 'test'),
+        'fid_train': ('fid', 'train'),
+        'precision': ('precision_recall', 'precision'),
+        'recall': ('precision_recall', 'recall'),
+    }
+    found = {name: metrics.get(group, {}).get(key) for name, (group, key) in places.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _print_summary(metrics: dict[str, Any]) -> None:
+    if 'gen2real_cnn' in metrics:
+        cnn = metrics['gen2real_cnn']
+        spread = '' if cnn['spread'] is None else f' ± {cnn["spread"]:.1%}'
+        print(
+            f'gen2real CNN accuracy: {cnn["accuracy"]:.1%}{spread} on {cnn["num_test"]} real images'
+            f' (NOT covered by epsilon); {cnn["real"]["accuracy"]:.1%} for a CNN that learned from '
+            'real ones.'
+        )
+    else:
+        print('No gen2real: it needs a test split and at least two classes.')
+    others = {k: v for k, v in _scores(metrics).items() if not k.startswith('gen2real_cnn')}
+    print('  ' + ', '.join(f'{name} {value:.4g}' for name, value in others.items()))
+
+
+def _main(arguments: list[str]) -> None:
+    del arguments
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    try:
+        print(run(flags.FLAGS))
+    except config.ConfigError as error:
+        config.exit_with(error)
+    except OSError as error:
+        print(f'tf_efsgd: {error}.', file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('\ntf_efsgd: interrupted; RUN/nonprivate is as it was.', file=sys.stderr)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    define_flags()
+    app.run(_main, flags_parser=config.parse_arguments)
+
+
+if __name__ == '__main__':
+    main()

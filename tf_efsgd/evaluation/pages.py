@@ -1,0 +1,140 @@
+"""What the two pages of a run have in common: style, banner, sections, tables, pictures.
+
+A page is one HTML file that needs no network: pictures, curves and style are inside.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from tf_efsgd import files
+
+_PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+
+_STYLE = """
+*{box-sizing:border-box}
+body{margin:0;background:#f6f7f9;color:#1d2733;font:16px/1.55 system-ui,sans-serif}
+main{max-width:60rem;margin:0 auto;padding:1.25rem}
+h1{font-size:1.6rem;line-height:1.25;margin:.25rem 0 1rem;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 .75rem}
+section{background:#fff;border:1px solid #dde2e8;border-radius:.5rem;padding:1.25rem;
+margin:1.25rem 0}
+.banner{border-radius:.5rem;padding:1rem 1.25rem;font-size:1.05rem;color:#fff}
+.banner strong{display:block;font-size:1.2rem}
+.private{background:#17663a}.not-private{background:#a3161f}
+figure{margin:0}
+figcaption{color:#52606d;font-size:.9rem;margin:.4rem 0}
+img{display:block;width:100%;max-width:40rem;image-rendering:pixelated;border:1px solid #dde2e8}
+.curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.25rem}
+.curves figcaption{font-weight:600;color:#1d2733;overflow-wrap:anywhere}
+svg{display:block;width:100%;height:auto}
+table{width:100%;border-collapse:collapse;font-size:.95rem}
+th,td{text-align:left;vertical-align:top;padding:.45rem .75rem .45rem 0;
+border-top:1px solid #e8ecf0;overflow-wrap:anywhere}
+tr:first-child>*{border-top:0}
+th{font-weight:600;width:38%}
+code{font-family:ui-monospace,monospace;font-size:.85em}
+th code{display:block;font-weight:400;color:#6b7783}
+ul{margin:0;padding-left:1.2rem}
+p{margin:0 0 .75rem}
+svg.scale{width:8rem}
+.figures td{font-variant-numeric:tabular-nums}
+p:last-child,figcaption:last-child{margin-bottom:0}
+p span{white-space:nowrap}
+sup{line-height:0}
+pre{margin:0;overflow-x:auto;font:.85rem/1.5 ui-monospace,monospace}
+"""
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+</body>
+</html>
+"""
+
+
+def write_page(path: str | os.PathLike[str], title: str, parts: list[str]) -> None:
+    """Writes a page as one HTML file, whole or not at all.
+
+    Args:
+        path: the file to write; one that exists is replaced.
+        title: the heading, plain text.
+        parts: HTML, one after the other.
+    """
+    page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(parts))
+    files.write_atomically(path, page)
+
+
+def banner(heading: str, text: str, *, may_be_shared: bool) -> str:
+    """What stands at the top of a page: whether it may be shared, and why (HTML)."""
+    kind = 'private"' if may_be_shared else 'not-private" role="alert"'
+    return f'<div class="banner {kind}><strong>{heading}</strong>{text}</div>'
+
+
+def section(heading: str, content: str) -> str:
+    """A part of a page: heading and content, both HTML."""
+    return f'<section>\n<h2>{heading}</h2>\n{content}\n</section>'
+
+
+def picture(png: bytes, alt: str, caption: str) -> str:
+    """A PNG as a figure with the picture inside the page; texts are plain.
+
+    Raises:
+        ValueError: if it is not a PNG.
+    """
+    if not png.startswith(_PNG_SIGNATURE):
+        raise ValueError(f'A picture must be a PNG. Received: {png[:8]!r}')
+    data = base64.b64encode(png).decode('ascii')
+    return (
+        f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+        f'<figcaption>{html.escape(caption)}</figcaption></figure>'
+    )
+
+
+def facts(values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """A table of values by key, with a label beside each key that has one."""
+    rows = []
+    for key, content in values.items():
+        code = f'<code>{html.escape(str(key))}</code>'
+        rows.append(f'<tr><th>{labels.get(key, "")}{code}</th><td>{value(content)}</td></tr>')
+    return '<table>\n' + '\n'.join(rows) + '\n</table>'
+
+
+def value(content: Any) -> str:
+    """One value as HTML; lists and mappings become lists."""
+    if isinstance(content, Mapping):
+        content = [f'{key}: {item}' for key, item in content.items()]
+    if isinstance(content, (list, tuple)):
+        return '<ul>' + ''.join(f'<li>{value(item)}</li>' for item in content) + '</ul>'
+    if content is None:
+        return 'not given'
+    if isinstance(content, bool):
+        return 'yes' if content else 'no'
+    return html.escape(str(content))
+
+
+def is_number(content: Any) -> bool:
+    """Whether it is a finite number, of Python or NumPy; booleans are not."""
+    if isinstance(content, (bool, str, bytes)):
+        return False
+    try:
+        return math.isfinite(content)
+    except (TypeError, ValueError):
+        return False

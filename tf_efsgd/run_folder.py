@@ -1,0 +1,82 @@
+"""Where the things of a run are, and how they are found again from its folder."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
+from tf_efsgd.data import records
+from tf_efsgd.privacy import run_state
+
+LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
+
+_NOT_COVERED_NOTE = """\
+What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
+the run: do not share it with anyone who may not see the records.
+"""
+
+
+def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
+    """The settings of a run, as they are when it is gone on with.
+
+    Args:
+      run_dir: the run folder.
+      *more: flags that override those of the run.
+
+    Raises:
+      ConfigError: if a flag is wrong, or there is no such run.
+    """
+    flagfile = run_dir / FLAGFILE
+    if not flagfile.is_file():
+        raise ConfigError(f'{run_dir} is no run folder: there is no {flagfile}.')
+    lines = [flagfile.read_text(), '--resume', f'--run_dir={run_dir}', *more]
+    return from_flagfile('\n'.join(lines))
+
+
+def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
+    """RUN/nonprivate, made when it is missing, with a note that says what it is."""
+    folder = run_dir / 'nonprivate'
+    folder.mkdir(exist_ok=True)
+    (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE)
+    return folder
+
+
+def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
+    """The state folder, made when it is missing, outside the run folder.
+
+    Raises:
+      ConfigError: if it is inside, or cannot be written.
+    """
+    given = config.run.state_dir
+    folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
+    if folder.resolve().is_relative_to(run_dir.resolve()):
+        raise ConfigError(
+            '--state_dir must be outside the run folder: who has the run must not have its '
+            f'secrets. Received: {folder}.'
+        )
+    try:
+        run_state.prepare_folder(folder)
+    except run_state.RunStateError as error:
+        raise ConfigError(str(error)) from error
+    return folder
+
+
+def load_records(config: RunConfig) -> records.Dataset:
+    """The records that the settings ask for.
+
+    Raises:
+      ConfigError: if they cannot be had.
+    """
+    data = config.data
+    try:
+        return records.load(
+            data.dataset,
+            data_dir=data.data_dir,
+            manual_dir=data.tfds_manual_dir,
+            image_size=data.image_size,
+            label=data.label,
+            limit_records=data.limit_records,
+            dataset_size=data.dataset_size,
+        )
+    except records.DataError as error:
+        raise ConfigError(str(error)) from error
