@@ -3,7 +3,7 @@
 F = sum_i phi(x_i) (x) onehot(y_i) + N(0, sigma_w^2 I) over ALL records; then the generator is
 trained so that the mean features of its images of each class come near those of F, an unbiased
 estimate of the squared maximum mean discrepancy (MMD). In the line of DP-MERF (Harder et al.
-2021), with random convolution features beside random Fourier features.
+2021), with random Fourier features of windows beside those of whole images.
 
 Formal guarantees:
   - One record moves F by at most 1: its class block alone, by a vector whose norm is at most 1
@@ -29,10 +29,13 @@ from tf_efsgd.privacy import noise
 _SEED = (2601, 15061)
 # Larger images are pooled to this first: fine detail would drown in the noise.
 _MAX_SIZE = 32
-_CHANNELS = (24, 64)
-_FOURIER_FEATURES = 600
-# Of the Gaussian kernels that the Fourier features stand for, on vectors of length 1.
-_BANDWIDTH = 0.5
+# The features stand for a kernel on whole images and one on windows of half their size, a quarter
+# of it apart, each the mean of so many groups of so many random frequencies.
+_WHOLE, _HALF = 1000, 300
+_GROUPS = 8
+# Standard deviation of the Gaussian kernels over the root of the number of pixels, which are in
+# [0, 1].
+_BANDWIDTH = 0.18
 # Of the constant feature that counts the records of a class.
 _COUNT = 0.1
 # Rounding must not carry a record beyond norm 1.
@@ -41,9 +44,9 @@ _RECORDS_PER_BATCH = 500
 # A class is never taken for smaller than this part of an even share.
 _SMALLEST_CLASS = 0.01
 
-_IMAGES_PER_STEP = 300
+_IMAGES_PER_STEP = 100
 _LEAST_IMAGES_PER_CLASS = 4
-_LEARNING_RATE = 4e-3
+_LEARNING_RATE = 2e-3
 _LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5
 _AVERAGE = 0.99
@@ -52,8 +55,10 @@ _AVERAGE = 0.99
 class FeatureMap(tf.Module):
     """Bounded random features of images, phi.
 
-    Four blocks of equal length: pooled pixels, two layers of random convolutions, and random
-    Fourier features (Rahimi and Recht 2007) of each of these three; and a constant.
+    Random Fourier features (Rahimi and Recht 2007) of two Gaussian kernels: on the whole image,
+    for what belongs together in it, and, the mean over positions, on windows, for its strokes. They
+    come in groups that stand for the same kernels, so a step of `fit` can make do with one of them.
+    Beside them there is a constant, which counts.
 
     Args:
       image_shape: (H, W, C).
@@ -63,20 +68,17 @@ class FeatureMap(tf.Module):
         super().__init__(name='features')
         height, width, channels = image_shape
         self._pooling = math.ceil(max(height, width) / _MAX_SIZE)
-        seeds = iter(tf.unstack(tf.random.experimental.stateless_split(_SEED, 8)))
-
-        def weights(*shape):
-            return tf.random.stateless_normal(shape, next(seeds)) / math.prod(shape[:-1]) ** 0.5
-
-        first, second = _CHANNELS
-        self._kernels = [weights(5, 5, channels, first), weights(3, 3, first, second)]
-        blocks = self._blocks(tf.zeros([1, *image_shape]))
-        # Frequencies of the kernel exp(-|a - b|^2 / (2 bandwidth^2)).
-        self._frequencies = [
-            weights(block.shape[-1], _FOURIER_FEATURES // 2) * (block.shape[-1] ** 0.5 / _BANDWIDTH)
-            for block in blocks
-        ]
-        self.size = self(tf.zeros([1, *image_shape])).shape[-1]
+        whole = [math.ceil(size / self._pooling) for size in (height, width)]
+        half = [math.ceil(size / 2) for size in whole]
+        seeds = tf.random.experimental.stateless_split(_SEED, 2)
+        self._frequencies = []
+        for window, count, seed in zip((whole, half), (_WHOLE, _HALF), tf.unstack(seeds)):
+            pixels = math.prod(window) * channels
+            normal = tf.random.stateless_normal([_GROUPS, pixels, count], seed)
+            normal /= _BANDWIDTH * pixels**0.5
+            self._frequencies.append(tf.reshape(normal, [_GROUPS, *window, channels, count]))
+        self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
+        self.size = _GROUPS * self.group_size + 1
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Computes phi.
@@ -85,18 +87,38 @@ class FeatureMap(tf.Module):
           images: float32 [n, H, W, C] in [-1, 1].
 
         Returns:
-          float32 [n, size]; every row has norm at most 1, or is 0 where it would not be finite.
+          float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
+          where it would not be finite.
         """
-        blocks = self._blocks(images)
-        angles = [block @ w for block, w in zip(blocks, self._frequencies)]
-        # cos^2 + sin^2 = 1 in every pair, so their length is a constant.
-        scale = (_FOURIER_FEATURES // 2) ** -0.5
-        fourier = [scale * tf.concat([tf.cos(a), tf.sin(a)], axis=-1) for a in angles]
-        parts = [*blocks, *fourier]
-        share = math.sqrt((1.0 - _COUNT**2) / len(parts))
+        share = math.sqrt((1.0 - _COUNT**2) / _GROUPS)
+        groups = [share * self.group(images, group) for group in range(_GROUPS)]
         count = tf.fill([tf.shape(images)[0], 1], _COUNT)
-        features = tf.concat([*[share * part for part in parts], count], axis=-1)
-        return _bounded(features)
+        return _bounded(tf.concat([*groups, count], axis=-1))
+
+    def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
+        """The features of one group alone.
+
+        Args:
+          images: float32 [n, H, W, C] in [-1, 1].
+          group: int32 [] in [0, number of groups).
+
+        Returns:
+          float32 [n, group_size], rows of norm 1.
+        """
+        images = (images + 1.0) / 2.0
+        if self._pooling > 1:
+            images = tf.nn.avg_pool2d(images, self._pooling, self._pooling, 'SAME')
+        parts = []
+        for frequencies in self._frequencies:
+            kernel = frequencies[group]
+            stride = max(1, kernel.shape[0] // 2)
+            angles = _flat(tf.nn.conv2d(images, kernel, stride, 'VALID'))
+            parts += [tf.cos(angles), tf.sin(angles)]
+            # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
+            parts[-2:] = [
+                p / (len(self._frequencies) * angles.shape[-1]) ** 0.5 for p in parts[-2:]
+            ]
+        return tf.concat(parts, axis=-1)
 
     @tf.function(reduce_retracing=True)
     def class_sums(self, images: tf.Tensor, labels: tf.Tensor, num_classes: int) -> tf.Tensor:
@@ -113,26 +135,9 @@ class FeatureMap(tf.Module):
         phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
         return tf.matmul(tf.one_hot(labels, num_classes), phi, transpose_a=True)
 
-    def _blocks(self, images: tf.Tensor) -> list[tf.Tensor]:
-        """Pixels and convolutions, each float32 [n, ...] of length 1."""
-        images = (images + 1.0) / 2.0
-        if self._pooling > 1:
-            images = tf.nn.avg_pool2d(images, self._pooling, self._pooling, 'SAME')
-        first = tf.nn.relu(tf.nn.conv2d(images, self._kernels[0], 2, 'SAME'))
-        first = tf.nn.avg_pool2d(first, 2, 2, 'SAME')
-        second = tf.nn.relu(tf.nn.conv2d(first, self._kernels[1], 2, 'SAME'))
-        return [_unit(images), _unit(first), _unit(second)]
-
 
 def _flat(features: tf.Tensor) -> tf.Tensor:
     return tf.reshape(features, [tf.shape(features)[0], math.prod(features.shape[1:])])
-
-
-def _unit(features: tf.Tensor) -> tf.Tensor:
-    """Flattened and scaled to length 1; 0 stays 0, also for the gradient."""
-    features = _flat(features)
-    squared = tf.reduce_sum(features**2, axis=-1, keepdims=True)
-    return features * tf.math.rsqrt(tf.maximum(squared, 1e-6))
 
 
 def _bounded(features: tf.Tensor) -> tf.Tensor:
@@ -190,18 +195,21 @@ def _gaussian(shape, noise_multiplier, step_noise):
 
 
 def class_means(sums: np.ndarray, dataset_size: int) -> np.ndarray:
-    """Mean features of each class: post-processing of a release.
+    """Mean features of each class and group: post-processing of a release.
 
     Args:
       sums: F, float32 [classes, features], the last feature the constant that counts.
       dataset_size: declared number of records.
 
     Returns:
-      float32 [classes, features], each class divided by its noisy count.
+      float32 [groups, classes, group_size], in units of `FeatureMap.group`, each class divided by
+      its noisy count.
     """
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (_COUNT * _BOUND), _SMALLEST_CLASS * even)
-    return (sums / counts).astype(np.float32)
+    share = _BOUND * math.sqrt((1.0 - _COUNT**2) / _GROUPS)
+    means = (sums[:, :-1] / (share * counts)).astype(np.float32)
+    return np.moveaxis(means.reshape(len(sums), _GROUPS, -1), 1, 0)
 
 
 def mmd_loss(features: tf.Tensor, means: tf.Tensor) -> tf.Tensor:
@@ -237,7 +245,7 @@ class Fit:
 
     @classmethod
     def of(cls, num_classes: int) -> Fit:
-        """About 300 images in a step: few of each class, or of some of very many classes."""
+        """About 100 images in a step: few of each class, or of some of very many classes."""
         images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // num_classes)
         return cls(min(num_classes, _IMAGES_PER_STEP // images_per_class), images_per_class)
 
@@ -258,7 +266,7 @@ def fit(
       generator: as for `EFSGDGan`, outside any distribution strategy; it is trained.
       draw_inputs: as for `EFSGDGan`.
       features: phi, the one of the release.
-      means: float32 [classes, features.size], from `class_means`.
+      means: float32 [groups, classes, features.group_size], from `class_means`.
       steps: generator steps, >= 1; the learning rate falls over them.
       seed: of latents; public.
       progress: wraps the iterable of step numbers, e.g. `tqdm.tqdm`.
@@ -266,7 +274,8 @@ def fit(
     Returns:
       The moving average of the generator's weights over the last steps, as `get_weights`.
     """
-    size = Fit.of(len(means))
+    groups, num_classes, _ = means.shape
+    size = Fit.of(num_classes)
     rate = tf.keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps, _LAST_LEARNING_RATE)
     optimizer = tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
     # Shorter at first, so that random weights are soon forgotten.
@@ -276,15 +285,17 @@ def fit(
 
     @tf.function
     def step(number):
-        seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 2)
-        classes = tf.random.experimental.stateless_shuffle(tf.range(len(means)), seeds[0])
+        seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
+        group = tf.random.stateless_uniform([], seeds[2], 0, groups, tf.int32)
+        classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seeds[0])
         classes = classes[: size.classes]
         labels = tf.repeat(classes, size.images_per_class)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
-            shape = [size.classes, size.images_per_class, features.size]
-            loss = mmd_loss(tf.reshape(features(images), shape), tf.gather(means, classes))
+            shape = [size.classes, size.images_per_class, features.group_size]
+            made = tf.reshape(features.group(images, group), shape)
+            loss = mmd_loss(made, tf.gather(means[group], classes))
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 
