@@ -111,8 +111,11 @@ class FeatureMap(tf.Module):
         parts = []
         for frequencies in self._frequencies:
             kernel = frequencies[group]
-            stride = max(1, kernel.shape[0] // 2)
-            angles = _flat(tf.nn.conv2d(images, kernel, stride, 'VALID'))
+            if kernel.shape[:3] == images.shape[1:]:  # Much faster as a matrix product.
+                angles = _flat(images) @ tf.reshape(kernel, [-1, kernel.shape[-1]])
+            else:
+                stride = max(1, kernel.shape[0] // 2)
+                angles = _flat(tf.nn.conv2d(images, kernel, stride, 'VALID'))
             parts += [tf.cos(angles), tf.sin(angles)]
             # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
             parts[-2:] = [
