@@ -42,6 +42,7 @@ _OTHER = {
     'warm_start_share': 0.3,
     'warm_start_noise_multiplier': None,
     'warm_start_steps': 77,
+    'warm_start_weight': 3.5,
     'discriminator_only_steps': 8,
     'discriminator_steps': 7,
     'adaptive_discriminator_steps': False,

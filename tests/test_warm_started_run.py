@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from tf_efsgd import config, files, runner
+from tf_efsgd import budget, config, files, runner
 from tf_efsgd.privacy import ledger, warm_start
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
@@ -72,9 +72,15 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
 
 
 def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice(tmp_path, capsys):
-    folder = tmp_path / 'run'
+    folder, write = tmp_path / 'run', files.write_atomically
+
+    def write_or_cut(path, *arguments, **more):
+        if path.name == 'warm_start.npy':
+            raise _PowerCut
+        write(path, *arguments, **more)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', _cut)
+        patch.setattr(files, 'write_atomically', write_or_cut)
         with pytest.raises(_PowerCut):
             tiny_run.run(folder, **_WARM)
     assert _kinds(folder) == ['plan', 'warm_start']  # Paid for before it was made.
@@ -103,6 +109,48 @@ def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):
 def test_a_finished_fit_is_not_repeated(finished, monkeypatch):
     monkeypatch.setattr(warm_start, 'fit', _cut)
     tiny_run.run(finished, '--resume', '--noevaluate', **_WARM)
+
+
+def test_a_crash_before_the_charge_costs_nothing(tmp_path):
+    folder = tmp_path / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'release', _cut)
+        with pytest.raises(_PowerCut):
+            tiny_run.run(folder, **_WARM)
+    assert _kinds(folder) == ['plan']
+    # What lies there was not released by this run.
+    (folder / 'warm_start.npy').write_bytes(b'planted')
+    with pytest.raises(config.ConfigError, match='is not what the warm start of this run released'):
+        tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+    (folder / 'warm_start.npy').unlink()
+    # A change of the mechanism meanwhile does not hand out its part of the budget as steps.
+    changed = {**_WARM, 'target_epsilon': 2, 'train_steps': 30}
+    with pytest.raises(config.ConfigError, match='the budget allows --train_steps='):
+        tiny_run.run(folder, '--resume', '--change_mechanism', **changed)
+    tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+    assert _kinds(folder) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
+
+
+@pytest.mark.parametrize('content', [b'', b'other sums'])
+def test_a_release_that_is_not_the_charged_one_is_refused(tmp_path, content):
+    book = ledger.Ledger(tmp_path / 'ledger.jsonl', _plan())
+    book.reserve_warm_start(runner._sha256(b'the sums'), warm_start.VERSION)
+    runner._check_release(book, b'the sums', tmp_path)
+    with pytest.raises(config.ConfigError, match='by the ledger'):
+        runner._check_release(book, content, tmp_path)
+
+
+def test_a_release_of_other_features_is_refused(tmp_path):
+    book = ledger.Ledger(tmp_path / 'ledger.jsonl', _plan())
+    book.reserve_warm_start(runner._sha256(b'the sums'), warm_start.VERSION + 1)
+    with pytest.raises(config.ConfigError, match='another version'):
+        runner._check_release(book, b'the sums', tmp_path)
+
+
+def _plan():
+    settings = config.from_flagfile('--target_epsilon=1\n--warm_start_share=1')
+    facts = {'dataset': 'digits', 'dataset_size': 1602, 'image_shape': (8, 8, 1), 'num_classes': 10}
+    return budget.make_plan(settings, facts)
 
 
 def test_nothing_is_written_when_the_disk_is_full(tmp_path, monkeypatch):

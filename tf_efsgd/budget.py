@@ -104,21 +104,16 @@ def _train_steps(privacy: PrivacyConfig) -> int:
 
 
 def _warm_start_event(privacy: PrivacyConfig) -> dict | None:
-    event = accounting.warm_start_event(
-        privacy.target_epsilon,
-        privacy.target_delta,
-        privacy.warm_start_share,
-        privacy.warm_start_noise_multiplier,
-    )
-    if event is None:
-        return None
-    if event.noise_multiplier < accounting.SMALLEST_NOISE:
-        raise ConfigError(
-            f'The noise of the warm start must be at least {accounting.SMALLEST_NOISE:g} times '
-            f'what one record moves it by. Received: {event.noise_multiplier:.3g}. Lower '
-            '--warm_start_share or --target_epsilon.'
+    try:
+        event = accounting.warm_start_event(
+            privacy.target_epsilon,
+            privacy.target_delta,
+            privacy.warm_start_share,
+            privacy.warm_start_noise_multiplier,
         )
-    return accounting.event_to_dict(event)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return None if event is None else accounting.event_to_dict(event)
 
 
 def _check_batch(privacy, dataset_size: int) -> None:
@@ -242,7 +237,8 @@ def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
             f'--target_epsilon={math.ceil(budget.epsilon * 100) / 100:g}, or start a new run '
             f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
         )
-    used = _spent(spent) + ([(warm_start, 1)] if spent.warm_start_reserved else [])
+    # Also when it is not charged yet: it will be released all the same.
+    used = _spent(spent) + ([(warm_start, 1)] if warm_start else [])
     left = budget.steps_left(used, accounting.event_from_dict(new.event))
     most = spent.reserved_steps + left
     if not spent.reserved_steps < new.train_steps <= most:
@@ -276,6 +272,23 @@ def planned_epsilon(plan: ledger.Plan) -> accounting.Epsilon:
     """Epsilon of a private plan: its warm start and all its steps, as if they were the first."""
     event, warm_start = accounting.event_from_dict(plan.event), warm_start_of(plan)
     return accounting.compute_epsilon(event, plan.train_steps, plan.target_delta, warm_start)
+
+
+def promised_epsilon(plan: ledger.Plan, spent: ledger.Ledger | None) -> accounting.Epsilon:
+    """Epsilon of the whole run when its next steps follow a plan.
+
+    Args:
+      plan: private; the ledger's last or one that will be.
+      spent: the ledger; None for a new run.
+
+    Returns:
+      `planned_epsilon` without a change of the mechanism, after one the filter of the first plan.
+    """
+    if spent is None or plan == spent.first_plan:
+        return planned_epsilon(plan)
+    warm_start = warm_start_of(spent.first_plan)
+    budget = accounting.RenyiFilter.of_plan(*_planned(spent), plan.target_delta, warm_start)
+    return accounting.Epsilon(pld=math.inf, rdp=math.inf, rdp_filter=budget.epsilon)
 
 
 def unproven_epsilon(plan: ledger.Plan, steps: int) -> float | None:

@@ -216,6 +216,12 @@ class TrainingConfig:
         'Generator steps of a warm start, at least 1. They cost no privacy; more make better '
         'images.',
     )
+    warm_start_weight: float = _setting(
+        'float',
+        0.0,
+        "Weight, not negative, of the distance to the warm start's class means in the generator's "
+        'loss while private steps run, beside that of fooling the discriminator; 0 leaves it out.',
+    )
     discriminator_only_steps: int = _setting(
         'integer',
         0,
@@ -437,6 +443,7 @@ _RANGES = (
     ('model', 'reconstruction_weight', 0, _ANY),
     ('model', 'generator_ema', 0, 1.0),
     ('training', 'warm_start_steps', 1, _ANY),
+    ('training', 'warm_start_weight', 0, _ANY),
     ('training', 'discriminator_only_steps', 0, _ANY),
     ('training', 'discriminator_steps', 1, 64),
     ('training', 'generator_learning_rate', 0.0, _ANY),

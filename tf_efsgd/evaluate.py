@@ -118,6 +118,21 @@ def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | No
     return extractors.Inception(path)
 
 
+def check_records(dataset: Dataset) -> None:
+    """Raises ConfigError where there are too few records; not how many there are, which is private.
+
+    Args:
+      dataset: its records.
+    """
+    from tf_efsgd.evaluation import protocol
+
+    if len(dataset.train) < protocol.LEAST_TRAIN:
+        raise config.ConfigError(
+            f'An evaluation needs at least {protocol.LEAST_TRAIN} training images, and there are '
+            'fewer: leave it out with --noevaluate.'
+        )
+
+
 def evaluate_run(
     run_config: RunConfig,
     run_dir: pathlib.Path,
@@ -146,11 +161,7 @@ def evaluate_run(
     from tf_efsgd import run_folder
     from tf_efsgd.evaluation import extractors, metrics_page, protocol
 
-    if len(dataset.train) < protocol.LEAST_TRAIN:
-        raise config.ConfigError(
-            f'An evaluation needs at least {protocol.LEAST_TRAIN} training images. Received: '
-            f'{len(dataset.train)}.'
-        )
+    check_records(dataset)
     started = time.monotonic()
     train, test, settings = dataset.train, dataset.test, run_config.run
     spent = _read_ledger(run_dir, dataset)
@@ -246,7 +257,7 @@ def generate(
     from tf_efsgd.models.generator import draw_inputs
 
     parts = []
-    with progress_bar(progress, len(labels), 'image') as bar:
+    with progress_bar(progress, len(labels)) as bar:
         for start in range(0, len(labels), _GENERATE_BATCH):
             part = tf.constant(labels[start : start + _GENERATE_BATCH])
             inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))

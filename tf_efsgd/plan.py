@@ -362,7 +362,7 @@ def _warm_start_values(plan: Forecast) -> list[tuple[str, str, str]]:
     return [
         (
             'warm start σ',
-            f'{noise:.6g}',
+            _up(noise, 6),
             f'one release before the steps; alone ε = {_up(alone.headline)}',
         )
     ]

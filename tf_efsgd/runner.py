@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import errno
 import functools
+import hashlib
 import importlib.metadata
 import io
 import logging
@@ -93,6 +94,8 @@ def run(config: RunConfig) -> str:
             spent = _as_config_error(lambda: ledger.Ledger(run_dir / _LEDGER), ledger.LedgerError)
             stack.callback(spent.close)
         dataset = _load(config)
+        if config.run.evaluate:
+            evaluate.check_records(dataset)
         if spent is None:
             plan = budget.make_plan(config, _public_facts(dataset))
             state = None
@@ -102,7 +105,7 @@ def run(config: RunConfig) -> str:
             plan = budget.changed_plan(config, spent) or spent.plan
         with strategy.scope():
             gan = _build(config, dataset.train, plan)
-        _describe(plan, gan, run_dir)
+        _describe(plan, gan, run_dir, spent)
         if spent is None:
             spent, state = _start(config, run_dir, state_dir, plan, dataset)
             stack.callback(spent.close)
@@ -226,9 +229,11 @@ class _Run:
 
     def warm_start(self) -> None:
         """Fits the generator to what is released of all records at once, before the first step."""
-        privacy, plan = self._config.privacy, self._ledger.first_plan
-        wanted = privacy.warm_start_share if plan.event is None else plan.warm_start_event
-        if not wanted or self._is_restored:
+        privacy, training = self._config.privacy, self._config.training
+        plan = self._ledger.first_plan
+        if not (privacy.warm_start_share if plan.event is None else plan.warm_start_event):
+            return
+        if self._is_restored and not training.warm_start_weight:
             return
         features = warm_start.FeatureMap(plan.image_shape)
         sums = self._released_sums(features)
@@ -238,18 +243,30 @@ class _Run:
                 'goes on without it.'
             )
             return
+        target = {
+            'draw_inputs': draw_inputs,
+            'features': features,
+            'means': tf.constant(warm_start.class_means(sums, plan.dataset_size)),
+        }
+        if not self._is_restored:
+            self._fit_to(target)
+        if training.warm_start_weight:
+            self._gan.set_generator_penalty(
+                lambda generator, seed: (
+                    training.warm_start_weight * warm_start.distance(generator, seed, **target)
+                )
+            )
+
+    def _fit_to(self, target: dict) -> None:
         # A copy outside the strategy: the fit is for one device.
         generator = tf.keras.models.clone_model(self._gan.generator)
         generator.set_weights(self._gan.generator.get_weights())
-        steps = self._config.training.warm_start_steps
-        started = time.monotonic()
+        training, started = self._config.training, time.monotonic()
         average = warm_start.fit(
             generator,
-            draw_inputs,
-            features,
-            warm_start.class_means(sums, plan.dataset_size),
-            steps=steps,
-            seed=self._config.training.seed,
+            **target,
+            steps=training.warm_start_steps,
+            seed=training.seed,
             progress=functools.partial(tqdm.tqdm, desc='warm start', unit='step'),
         )
         self._gan.generator.set_weights(average)
@@ -259,17 +276,17 @@ class _Run:
         self._sample_grid(self._writer(), 0, 0).on_due({})
 
     def _released_sums(self, features: warm_start.FeatureMap) -> np.ndarray | None:
-        """The noised sums: made now, paid for before, or those of an earlier start, if any."""
+        """The noised sums: made now, or those of an earlier start; None if a crash lost them."""
         path, plan, train = self._dir / _WARM_START, self._ledger.first_plan, self._dataset.train
+        is_private = plan.event is not None
         if path.exists():
-            return np.load(path, allow_pickle=False)
-        noise_multiplier = 0.0
-        if plan.event is not None:
-            if not self._ledger.warm_start_is_due:
-                return None
-            self._ledger.reserve_warm_start()
-            self._state.store_position(self._ledger.position)
-            noise_multiplier = budget.warm_start_of(plan).noise_multiplier
+            content = path.read_bytes()
+            if is_private:
+                _check_release(self._ledger, content, path)
+            return np.load(io.BytesIO(content), allow_pickle=False)
+        if is_private and not self._ledger.warm_start_is_due:
+            return None
+        noise_multiplier = budget.warm_start_of(plan).noise_multiplier if is_private else 0.0
         sums = warm_start.release(
             train.images,
             train.labels,
@@ -278,9 +295,13 @@ class _Run:
             noise_multiplier,
             new_noise(secure=self._config.privacy.secure_noise),
         )
-        content = io.BytesIO()
-        np.save(content, sums)
-        files.write_atomically(path, content.getvalue())
+        buffer = io.BytesIO()
+        np.save(buffer, sums)
+        content = buffer.getvalue()
+        if is_private:  # Nothing has left this process: it is paid for, then written and used.
+            self._ledger.reserve_warm_start(_sha256(content), warm_start.VERSION)
+            self._state.store_position(self._ledger.position)
+        files.write_atomically(path, content)
         return sums
 
     def fit(self) -> None:
@@ -437,6 +458,25 @@ class _Run:
         cache = self._state_dir / evaluate.CLASSIFIERS
         return evaluate.evaluate_run(
             self._config, self._dir, self._dataset, cache, untrained_classifiers=False
+        )
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _check_release(spent: ledger.Ledger, content: bytes, path: pathlib.Path) -> None:
+    """Raises ConfigError unless this is what the ledger says that the warm start released."""
+    charged = spent.warm_start
+    if charged is None or charged['sha256'] != _sha256(content):
+        raise ConfigError(
+            f'{path} is not what the warm start of this run released, by the ledger: put the file '
+            'back from a backup, or remove it.'
+        )
+    if charged['version'] != warm_start.VERSION:
+        raise ConfigError(
+            f'{path} was released by another version of this program, with other features: resume '
+            'with that version, or start a new run folder.'
         )
 
 
@@ -631,7 +671,7 @@ def _software() -> dict[str, str]:
     }
 
 
-def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
+def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledger | None) -> None:
     height, width, channels = plan.image_shape
     print(
         f'{plan.dataset}: {plan.dataset_size} records, {height}x{width}x{channels}, '
@@ -641,7 +681,7 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
     if plan.event is None:
         print('NOT PRIVATE: no clipping, no noise.')
         return
-    epsilon = budget.planned_epsilon(plan)
+    epsilon = budget.promised_epsilon(plan, spent)
     parts = []
     if plan.warm_start_event is not None:
         noise_multiplier = budget.warm_start_of(plan).noise_multiplier
@@ -652,7 +692,7 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir) -> None:
             f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}'
         )
     print(
-        f'{" and ".join(parts)}: ε = {monitoring.round_up(epsilon.headline, 3)} '
+        f'{" and ".join(parts)}: ε of the whole run = {monitoring.round_up(epsilon.headline, 3)} '
         f'({epsilon.accountant}) at δ = {plan.target_delta:g}.'
     )
     unproven = budget.unproven_epsilon(plan, plan.train_steps)

@@ -307,6 +307,30 @@ def test_the_generator_moves_every_discriminator_steps_and_only_then(fixed_sched
     assert moved == [False, False, True, False, False, True, False]
 
 
+def test_the_discriminator_can_have_the_first_steps_alone():
+    gan = _make_gan(discriminator_steps=1, discriminator_only_steps=3)
+    recorder = _fit(gan, _samples())
+    assert [int(logs['generator_steps']) for logs in recorder.logs] == [0, 0, 0, 1, 2]
+
+
+def test_a_penalty_pulls_the_generator_and_sees_public_seeds():
+    seeds = []
+
+    def penalty(generator, seed):
+        tf.py_function(lambda value: seeds.append(tuple(value.numpy())), [seed], [])
+        return 100.0 * tf.add_n([tf.reduce_sum(v**2) for v in generator.trainable_variables])
+
+    def size(gan):
+        return sum(np.sum(np.abs(w)) for w in gan.generator.get_weights())
+
+    free, pulled = _make_gan(discriminator_steps=1), _make_gan(discriminator_steps=1)
+    pulled.set_generator_penalty(penalty)
+    _fit(free, _samples())
+    _fit(pulled, _samples())
+    assert size(pulled) < 0.95 * size(free)
+    assert len(set(seeds)) == len(seeds) == 5  # A new one at each step.
+
+
 def test_the_moving_average_follows_the_generator(fixed_schedule):
     gan, start, recorder = fixed_schedule
     # Decays 2/5 and then min(0.45, 3/6).

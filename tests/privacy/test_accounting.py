@@ -326,6 +326,19 @@ def test_a_share_is_one_of_the_gaussian_that_spends_all(share):
     assert given == dp_accounting.GaussianDpEvent(0.7)
 
 
+def test_a_warm_start_that_leaves_little_by_rdp_leaves_room_by_pld():
+    warm_start = accounting.warm_start_event(1.0, _DELTA, 0.95)
+    assert accounting.rdp_epsilon(warm_start, _DELTA) > 1.0
+    sigma = accounting.calibrate_noise_multiplier(1.0, _DELTA, 0.1, 20, warm_start)
+    spent = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA, warm_start)
+    assert 0.998 <= spent.headline <= 1.0
+
+
+def test_a_warm_start_with_less_noise_than_the_sampler_can_bear_is_refused():
+    with pytest.raises(ValueError, match='at least 0.25 times'):
+        accounting.warm_start_event(90.0, _DELTA, 0.5)
+
+
 def test_calibration_leaves_room_for_the_warm_start():
     warm_start = accounting.warm_start_event(1.0, _DELTA, 0.5)
     sigma = accounting.calibrate_noise_multiplier(1.0, _DELTA, 0.1, 20, warm_start)
@@ -368,3 +381,6 @@ def test_the_meter_and_a_ledger_count_the_warm_start():
     assert changed.headline == pytest.approx(whole.rdp, rel=1e-6)
     assert changed.pld == pytest.approx(whole.pld, rel=1e-6)
     assert spent(41, changed=True).headline == math.inf
+    # Before the first step of a changed run the warm start is spent all the same.
+    assert spent(0, changed=True).closed_form == pytest.approx(warm)
+    assert spent(0, changed=True, warm_start_spent=False).rdp == 0

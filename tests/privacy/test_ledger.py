@@ -359,12 +359,13 @@ def test_a_planned_warm_start_is_charged_once_and_before_the_first_step(path):
     book = ledger.Ledger(path, _WARM_PLAN)
     with pytest.raises(ledger.LedgerError, match='before the first step'):
         book.reserve(5)
-    book.reserve_warm_start()
+    book.reserve_warm_start('e3b0', 1)
     with pytest.raises(ledger.LedgerError, match='charged already'):
-        book.reserve_warm_start()
+        book.reserve_warm_start('e3b0', 1)
     book.reserve(5)
     again = _reopen(path, book)
     assert again.warm_start_reserved and not again.warm_start_is_due
+    assert again.warm_start == {'sha256': 'e3b0', 'version': 1}
     assert (again.reserved_steps, again.position) == (5, book.position)
     assert json.loads(path.read_text().splitlines()[1])['event'] == _WARM_PLAN.warm_start_event
 
@@ -372,7 +373,7 @@ def test_a_planned_warm_start_is_charged_once_and_before_the_first_step(path):
 def test_no_warm_start_is_charged_that_was_not_planned(spent):
     assert not spent.warm_start_is_due
     with pytest.raises(ledger.LedgerError, match='No warm start is planned'):
-        spent.reserve_warm_start()
+        spent.reserve_warm_start('e3b0', 1)
 
 
 def test_a_torn_line_before_the_first_step_is_charged_as_the_warm_start(path):
@@ -384,13 +385,13 @@ def test_a_torn_line_before_the_first_step_is_charged_as_the_warm_start(path):
     assert book.warm_start_reserved and book.reserved_steps == 0
     book.reserve(7)
     book = _reopen(path, book)
-    assert (book.warm_start_reserved, book.reserved_steps) == (True, 7)
+    assert (book.warm_start, book.reserved_steps) == ({'sha256': None, 'version': None}, 7)
     assert json.loads(path.read_text().splitlines()[1])['torn']
 
 
 def test_a_torn_line_after_the_warm_start_is_not_a_second_one(path):
     book = ledger.Ledger(path, dataclasses.replace(_WARM_PLAN, train_steps=0))
-    book.reserve_warm_start()
+    book.reserve_warm_start('e3b0', 1)
     book.close()
     path.write_bytes(path.read_bytes() + b'{"kind"')
     book = ledger.Ledger(path)
@@ -401,7 +402,7 @@ def test_a_torn_line_after_the_warm_start_is_not_a_second_one(path):
 @pytest.mark.parametrize('change', ['left out', 'twice', 'another event'])
 def test_an_altered_warm_start_is_refused(path, change):
     book = ledger.Ledger(path, _WARM_PLAN)
-    book.reserve_warm_start()
+    book.reserve_warm_start('e3b0', 1)
     book.reserve(3)
     book.close()
     plan, warm, steps = path.read_bytes().splitlines(keepends=True)

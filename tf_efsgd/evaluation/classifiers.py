@@ -238,7 +238,7 @@ def train(
     )
     chooser = _EpochChooser()
     total = epochs * steps_per_epoch
-    with progress_bar(progress, total, 'batch') as bar:
+    with progress_bar(progress, total) as bar:
         model.fit(
             load(_shuffled(trained_on, batch_size, epochs, seed)),
             epochs=epochs,

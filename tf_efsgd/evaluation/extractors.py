@@ -74,7 +74,7 @@ class Look:
           progress: what the progress bar is called; None draws none.
         """
         batches = []
-        with progress_bar(progress, len(images), 'image') as bar:
+        with progress_bar(progress, len(images)) as bar:
             for batch in classifiers.outputs(self._model, images):
                 batches.append(batch)
                 bar.update(len(batch[0]))
@@ -230,7 +230,7 @@ class Inception:
           float32 [n, d].
         """
         parts = []
-        with progress_bar(progress, len(images), 'image') as bar:
+        with progress_bar(progress, len(images)) as bar:
             for start in range(0, len(images), _INCEPTION_BATCH_SIZE):
                 batch = images[start : start + _INCEPTION_BATCH_SIZE].astype(np.float32)
                 if batch.shape[-1] == 1:

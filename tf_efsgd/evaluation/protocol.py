@@ -100,7 +100,7 @@ def measure(
     """
     if len(train) < LEAST_TRAIN:
         raise ValueError(
-            f'An evaluation needs at least {LEAST_TRAIN} training images. Received: {len(train)}.'
+            f'An evaluation needs at least {LEAST_TRAIN} training images. Received: fewer.'
         )
     if test is not None and len(test) < _LEAST_TEST:
         test = None

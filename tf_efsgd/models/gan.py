@@ -29,6 +29,9 @@ _FAKE_ACCURACY_TARGET = 0.6
 _FAKE_ACCURACY_DECAY = 0.8
 MAX_DISCRIMINATOR_STEPS = 64
 
+# Of public seeds; 0 and 1 are for generated images of the two steps.
+_PENALTY = 2
+
 CLIPPINGS = ('auto', 'fast', 'vectorized')
 
 
@@ -82,6 +85,7 @@ class EFSGDGan(tf.keras.Model):
         self.ema_generator.set_weights(generator.get_weights())
         self.num_classes = discriminator.output[LOGITS].shape[-1]
         self._draw_inputs = draw_inputs
+        self._penalty = _Box()
         self._seed = seed
         self.private_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name='private_steps')
         self.generator_steps = tf.Variable(
@@ -221,7 +225,7 @@ class EFSGDGan(tf.keras.Model):
         Returns:
           Scalars by name; empty without `measure_records`.
         """
-        return self._measured.value
+        return self._measured.value or {}
 
     def _measure(self, records, step_noise=None) -> dict[str, tf.Tensor]:
         strategy = self.distribute_strategy
@@ -315,6 +319,16 @@ class EFSGDGan(tf.keras.Model):
             'released_gradient_norm': _mean_over_replicas(tf.linalg.global_norm(private)),
         }
 
+    def set_generator_penalty(self, penalty: Callable[[tf.keras.Model, tf.Tensor], tf.Tensor]):
+        """Adds a public term to the generator's loss; call it before `fit`.
+
+        Args:
+          penalty: (generator, seed int32 [2]) -> float32 []; it may look at no record, but at what
+            was released of them.
+        """
+        self._penalty.value = penalty
+        self.train_function = None
+
     def generator_step(self) -> None:
         """The public step, in a replica context: no record is near it."""
         variables = self.generator.trainable_variables
@@ -324,6 +338,10 @@ class EFSGDGan(tf.keras.Model):
             logits = self.discriminator(generated, training=False)[LOGITS]
             loss = tf.reduce_sum(self._losses.generator(self._losses.realness(logits, labels)))
             loss /= self._expected_batch_size
+            if self._penalty.value is not None:
+                # The same on every replica, and the optimizer adds them up.
+                replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+                loss += self._penalty.value(self.generator, self._public_seed(_PENALTY)) / replicas
         gradients = tape.gradient(loss, variables)
         self.generator_optimizer.apply_gradients(zip(gradients, variables))
 
@@ -509,9 +527,7 @@ class EFSGDGan(tf.keras.Model):
         Every replica draws all inputs from the same public seed and takes its own rows, so the
         images of a step do not depend on the number of replicas.
         """
-        seed = tf.random.experimental.stateless_fold_in(
-            tf.constant([self._seed, int(for_generator)], tf.int32), self.private_steps
-        )
+        seed = self._public_seed(int(for_generator))
         labels = tf.random.stateless_uniform(
             [self._expected_batch_size], seed, 0, self.num_classes, tf.int32
         )
@@ -523,6 +539,12 @@ class EFSGDGan(tf.keras.Model):
         )[part]
         inputs = self._draw_inputs(self.generator, labels, seed, own)
         return self.generator(inputs, training=False), tf.gather(labels, own)
+
+    def _public_seed(self, purpose: int) -> tf.Tensor:
+        """Of this step's public draws, int32 [2]."""
+        return tf.random.experimental.stateless_fold_in(
+            tf.constant([self._seed, purpose], tf.int32), self.private_steps
+        )
 
     def _count_private_step(self, fake_accuracy: tf.Tensor) -> None:
         self.private_steps.assign_add(1)
@@ -552,9 +574,9 @@ class EFSGDGan(tf.keras.Model):
 
 
 class _Box:
-    """Holds one value that no checkpoint tracks."""
+    """Holds one value that Keras does not track."""
 
-    value: dict[str, tf.Tensor] = {}
+    value = None
 
 
 def to_float(images: tf.Tensor) -> tf.Tensor:

@@ -310,11 +310,11 @@ def compute_spent(
             raise ValueError('What was not planned and is spent is a change of the mechanism.')
         return compute_epsilon(event, total, delta, before_steps[0][0] if before_steps else None)
     renyi_filter = RenyiFilter.of_plan(event, steps, delta, warm_start)
+    spent = [*before_steps, *spent]
     if not spent:
         return Epsilon(pld=0.0, rdp=0.0, rdp_filter=renyi_filter.epsilon)
     *before, (last, count) = spent
-    within = renyi_filter.steps_left(before_steps + before, last) >= count
-    spent = [*before_steps, *spent]
+    within = renyi_filter.steps_left(before, last) >= count
     unsampled = [_is_unsampled(one) for one, _ in spent]
     by_pld = closed_form = math.inf
     if all(unsampled):
@@ -452,9 +452,18 @@ def warm_start_event(
 
     Returns:
       `GaussianDpEvent(sigma)`, not sampled; None when there is neither a share nor a noise.
+
+    Raises:
+      ValueError: if the noise is below `SMALLEST_NOISE`.
     """
     if share:
         noise_multiplier = 1.0 / (gaussian_mu(target_epsilon, target_delta) * math.sqrt(share))
+    if noise_multiplier is not None and noise_multiplier < SMALLEST_NOISE:
+        raise ValueError(
+            f'The noise of the warm start must be at least {SMALLEST_NOISE:g} times what a record '
+            f'moves it by. Received: {noise_multiplier:.3g}. Lower the share or the target, or '
+            'raise the noise.'
+        )
     return None if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
@@ -537,6 +546,10 @@ def calibrate_noise_multiplier(
     # coarse grid, PLD. All are upper bounds. For few steps the coarse one is tight already, and
     # the fine one would take half a minute; for many steps it is the other way round.
     try:
+        if warm_start is not None and rdp_epsilon(warm_start, target_delta) > 0.98 * target_epsilon:
+            # By RDP it leaves nothing, or next to nothing, to the steps.
+            sigma = calibrate(coarse_pld, 1.0, 4.0, 1e-4)
+            return float(calibrate(pld.PLDAccountant, 0.98 * sigma, sigma, 1e-4))
         by_rdp = calibrate(_RdpAccountant, SMALLEST_NOISE, 1.0, 1e-3)
         if target_epsilon > _NO_PRIVACY / 5 or by_rdp <= SMALLEST_NOISE:
             return float(by_rdp)  # PLD takes minutes there.

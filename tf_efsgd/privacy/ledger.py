@@ -101,7 +101,8 @@ class Ledger:
     Attributes:
       plans: the one fixed before the first step, then one for each change.
       run_id: drawn when the ledger was made; names the run, also when its folder is moved.
-      warm_start_reserved: whether the planned warm start is charged.
+      warm_start: the entry that charged the planned warm start, None before: 'sha256' of what it
+        released and 'version' of its features, both None where the line was torn.
       entries: all reservations of steps so far, in order.
       unverified_resumes: how often a run went on although nothing was remembered of it.
 
@@ -130,7 +131,7 @@ class Ledger:
     def _open(self, path, plan, for_writing):
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
-        self.warm_start_reserved = False
+        self.warm_start: dict | None = None
         self.unverified_resumes = 0
         self.plans: list[Plan] = []
         self._hash = hashlib.sha256()
@@ -234,20 +235,29 @@ class Ledger:
         return {'bytes': self._bytes, 'sha256': self._hash.hexdigest()}
 
     @property
+    def warm_start_reserved(self) -> bool:
+        """Whether the planned warm start is charged."""
+        return self.warm_start is not None
+
+    @property
     def warm_start_is_due(self) -> bool:
         """Whether a warm start is planned and not reserved yet; steps must wait for it."""
         return self.first_plan.warm_start_event is not None and not self.warm_start_reserved
 
-    def reserve_warm_start(self) -> None:
-        """Charges the planned warm start; release it only after this returns.
+    def reserve_warm_start(self, sha256: str, version: int) -> None:
+        """Charges the planned warm start; write it down or use it only after this returns.
+
+        Args:
+          sha256: of what will be released.
+          version: of the features that it is made of.
 
         Raises:
           LedgerError: if none is planned, or it is charged already.
         """
         if not self.warm_start_is_due:
             raise LedgerError('No warm start is planned, or it is charged already.')
-        self._append(self._warm_start_entry())
-        self.warm_start_reserved = True
+        self._append(self._warm_start_entry(sha256=sha256, version=version))
+        self.warm_start = {'sha256': sha256, 'version': version}
 
     def reserve(self, steps: int) -> None:
         """Charges `steps` steps; run them only after this returns.
@@ -328,7 +338,7 @@ class Ledger:
         if self._torn_bytes and self.entries and self.entries[-1].torn:
             self._write(self._steps_entry(self.entries[-1].count, torn=True))
         elif self._torn_bytes and self._torn_warm_start:
-            self._write(self._warm_start_entry(torn=True))
+            self._write(self._warm_start_entry(sha256=None, version=None, torn=True))
         return self._write(entry)
 
     def _write(self, entry: dict) -> dict:
@@ -368,7 +378,8 @@ class Ledger:
         count = min(self.plan.steps_per_entry, self.remaining_steps)
         self._torn_bytes = torn_bytes
         if self.warm_start_is_due:
-            self.warm_start_reserved = self._torn_warm_start = True
+            self.warm_start = {'sha256': None, 'version': None}
+            self._torn_warm_start = True
         elif count:  # Else no steps were left to reserve.
             self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
 
@@ -392,7 +403,7 @@ class Ledger:
             elif kind == 'warm_start' and number:
                 planned = self.first_plan.warm_start_event
                 intact = intact and self.warm_start_is_due and entry['event'] == planned
-                self.warm_start_reserved = True
+                self.warm_start = {name: entry[name] for name in ('sha256', 'version')}
             elif kind == 'unverified' and number:
                 self.unverified_resumes += 1
             elif kind == ('change' if number else 'plan'):

@@ -25,6 +25,8 @@ import tensorflow as tf
 
 from tf_efsgd.privacy import noise
 
+# Of phi: sums that another version released mean nothing to this one.
+VERSION = 1
 # Public seed of the random features: the same for all runs.
 _SEED = (2601, 15061)
 # Larger images are pooled to this first: fine detail would drown in the noise.
@@ -136,7 +138,8 @@ class FeatureMap(tf.Module):
           float32 [num_classes, size].
         """
         phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
-        return tf.matmul(tf.one_hot(labels, num_classes), phi, transpose_a=True)
+        # Not a matrix product: with TensorFloat-32 its inputs, and so the bound, are rounded.
+        return tf.math.unsorted_segment_sum(phi, labels, num_classes)
 
 
 def _flat(features: tf.Tensor) -> tf.Tensor:
@@ -253,11 +256,44 @@ class Fit:
         return cls(min(num_classes, _IMAGES_PER_STEP // images_per_class), images_per_class)
 
 
+def distance(
+    generator: tf.keras.Model,
+    seed: tf.Tensor,
+    *,
+    draw_inputs: Callable[..., dict[str, tf.Tensor]],
+    features: FeatureMap,
+    means: tf.Tensor,
+) -> tf.Tensor:
+    """How far a generator is from released class means, by about 100 images and one group.
+
+    Args:
+      generator: as for `EFSGDGan`.
+      seed: int32 [2], of the images, their classes and the group; public.
+      draw_inputs: as for `EFSGDGan`.
+      features: phi, the one of the release.
+      means: float32 [groups, classes, features.group_size], from `class_means`.
+
+    Returns:
+      float32 [], `mmd_loss`.
+    """
+    groups, num_classes, _ = means.shape
+    size = Fit.of(num_classes)
+    seeds = tf.random.experimental.stateless_split(seed, 3)
+    group = tf.random.stateless_uniform([], seeds[2], 0, groups, tf.int32)
+    classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seeds[0])
+    classes = classes[: size.classes]
+    labels = tf.repeat(classes, size.images_per_class)
+    images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
+    shape = [size.classes, size.images_per_class, features.group_size]
+    made = tf.reshape(features.group(images, group), shape)
+    return mmd_loss(made, tf.gather(means[group], classes))
+
+
 def fit(
     generator: tf.keras.Model,
     draw_inputs: Callable[..., dict[str, tf.Tensor]],
     features: FeatureMap,
-    means: np.ndarray,
+    means: tf.Tensor | np.ndarray,
     *,
     steps: int,
     seed: int = 0,
@@ -277,8 +313,6 @@ def fit(
     Returns:
       The moving average of the generator's weights over the last steps, as `get_weights`.
     """
-    groups, num_classes, _ = means.shape
-    size = Fit.of(num_classes)
     rate = tf.keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps, _LAST_LEARNING_RATE)
     optimizer = tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
     # Shorter at first, so that random weights are soon forgotten.
@@ -288,17 +322,15 @@ def fit(
 
     @tf.function
     def step(number):
-        seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
-        group = tf.random.stateless_uniform([], seeds[2], 0, groups, tf.int32)
-        classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seeds[0])
-        classes = classes[: size.classes]
-        labels = tf.repeat(classes, size.images_per_class)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
-            shape = [size.classes, size.images_per_class, features.group_size]
-            made = tf.reshape(features.group(images, group), shape)
-            loss = mmd_loss(made, tf.gather(means[group], classes))
+            loss = distance(
+                generator,
+                tf.stack([seed, number]),
+                draw_inputs=draw_inputs,
+                features=features,
+                means=means,
+            )
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 
