@@ -267,7 +267,7 @@ def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
         ({'expected_batch_size': 60, 'train_steps': 13}, 7),
     ],
 )
-def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, left):
+def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, left, capsys):
     target = round(_filter_epsilon() + 0.01, 2)
     _resume(run, '--change_mechanism', target_epsilon=target, **changes)
     book = ledger.Ledger.read(run / 'ledger.jsonl')
@@ -287,8 +287,11 @@ def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, l
     saved = config.from_flagfile(f'{(run / "config.flags").read_text()}--resume\n--run_dir=x')
     for name, value in changes.items():
         assert getattr(saved.privacy, name) == value
+    capsys.readouterr()
     _resume(run, target_epsilon=target, **changes)
     assert ledger.Ledger.read(run / 'ledger.jsonl').reserved_steps == 6 + left
+    shown = monitoring.round_up(_filter_epsilon(), 3)
+    assert f'ε of the whole run = {shown} (RDP filter)' in capsys.readouterr().out
 
 
 def test_a_change_never_allows_more_than_the_filter(run):

@@ -284,7 +284,7 @@ def promised_epsilon(plan: ledger.Plan, spent: ledger.Ledger | None) -> accounti
     Returns:
       `planned_epsilon` without a change of the mechanism, after one the filter of the first plan.
     """
-    if spent is None or plan == spent.first_plan:
+    if spent is None or (not spent.changes and plan == spent.first_plan):
         return planned_epsilon(plan)
     warm_start = warm_start_of(spent.first_plan)
     budget = accounting.RenyiFilter.of_plan(*_planned(spent), plan.target_delta, warm_start)
