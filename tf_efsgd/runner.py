@@ -79,8 +79,12 @@ def run(config: RunConfig) -> str:
       OSError: if the disk is full, say; `resume` goes on then.
       TensorFlowError: if TensorFlow failed; so it does then.
     """
-    # vectorized_map says this of every convolution, Keras of every checkpoint.
-    for logger, noise_text in (('tensorflow', 'uses a while_loop'), ('absl', 'is slow compared')):
+    # vectorized_map says this of every convolution, Keras of every checkpoint and every classifier.
+    for logger, noise_text in (
+        ('tensorflow', 'uses a while_loop'),
+        ('tensorflow', 'triggered tf.function retracing'),
+        ('absl', 'is slow compared'),
+    ):
         logging.getLogger(logger).addFilter(
             lambda record, text=noise_text: text not in record.getMessage()
         )
