@@ -143,7 +143,7 @@ def test_one_class_is_measured_in_pixels(tmp_path):
 
 
 def test_too_few_training_images_are_refused(real):
-    with pytest.raises(ValueError, match='at least 20 training images. Received: 19'):
+    with pytest.raises(ValueError, match='at least 20 training images. Received: fewer'):
         _measure(_noise, real, train=toy(19, 0))
 
 
