@@ -203,3 +203,13 @@ def test_groups_stand_for_the_kernels(features):
         found.append(phi[0] @ phi[1])
     assert np.mean(found) == pytest.approx(wanted, abs=0.02)
     assert np.mean(found) != pytest.approx(1.2 * wanted, abs=0.02)
+
+
+def test_the_features_are_those_of_their_version(features):
+    # What a run has released is of use to these features only: with others, count VERSION up.
+    images = tf.reshape(tf.linspace(-1.0, 1.0, 64), [1, *_SHAPE])
+    phi = features(images).numpy()[0]
+    found = [*phi[[0, 1000, 2000, -2, -1]], phi.sum()]
+    golden = [-7.24404e-3, 3.06552e-3, 4.55121e-3, 2.93692e-3, 0.099999, 12.48481]
+    assert warm_start.VERSION == 1
+    np.testing.assert_allclose(found, golden, rtol=1e-3)

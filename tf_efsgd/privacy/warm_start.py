@@ -118,11 +118,9 @@ class FeatureMap(tf.Module):
             else:
                 stride = max(1, kernel.shape[0] // 2)
                 angles = _flat(tf.nn.conv2d(images, kernel, stride, 'VALID'))
-            parts += [tf.cos(angles), tf.sin(angles)]
             # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
-            parts[-2:] = [
-                p / (len(self._frequencies) * angles.shape[-1]) ** 0.5 for p in parts[-2:]
-            ]
+            scale = (len(self._frequencies) * angles.shape[-1]) ** -0.5
+            parts += [scale * tf.cos(angles), scale * tf.sin(angles)]
         return tf.concat(parts, axis=-1)
 
     @tf.function(reduce_retracing=True)
