@@ -501,7 +501,7 @@ def test_a_flagfile_of_a_run_is_understood(tmp_path):
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ''
-    _assert_said(finished.stdout, '6,000 private steps', 'calibrated for ε ≤ 10')
+    _assert_said(finished.stdout, '256 of 60,000 records', 'calibrated for ε ≤ 10')
 
 
 def test_the_planner_needs_no_tensorflow():
