@@ -112,12 +112,12 @@ class FeatureMap(tf.Module):
             images = tf.nn.avg_pool2d(images, self._pooling, self._pooling, 'SAME')
         parts = []
         for frequencies in self._frequencies:
-            kernel = frequencies[group]
-            if kernel.shape[:3] == images.shape[1:]:  # Much faster as a matrix product.
-                angles = _flat(images) @ tf.reshape(kernel, [-1, kernel.shape[-1]])
-            else:
-                stride = max(1, kernel.shape[0] // 2)
-                angles = _flat(tf.nn.conv2d(images, kernel, stride, 'VALID'))
+            height, width, _, count = frequencies.shape[1:]
+            windows = _windows(images, height, width)
+            # Matrix products: the gradient of a convolution with so large a kernel is slow.
+            angles = tf.reshape(windows, [-1, windows.shape[-1]])
+            angles = angles @ tf.reshape(frequencies[group], [-1, count])
+            angles = tf.reshape(angles, [-1, windows.shape[1] * count])
             # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
             scale = (len(self._frequencies) * angles.shape[-1]) ** -0.5
             parts += [scale * tf.cos(angles), scale * tf.sin(angles)]
@@ -138,6 +138,16 @@ class FeatureMap(tf.Module):
         phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
         # Not a matrix product: with TensorFloat-32 its inputs, and so the bound, are rounded.
         return tf.math.unsorted_segment_sum(phi, labels, num_classes)
+
+
+def _windows(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """All windows of a size, half of it apart, as float32 [n, windows, height width C]."""
+    rows, columns = (
+        range(0, size - window + 1, max(1, window // 2))
+        for size, window in zip(images.shape[1:3], (height, width))
+    )
+    windows = [images[:, r : r + height, c : c + width] for r in rows for c in columns]
+    return tf.stack([_flat(window) for window in windows], axis=1)
 
 
 def _flat(features: tf.Tensor) -> tf.Tensor:
