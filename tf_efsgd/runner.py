@@ -247,28 +247,21 @@ class _Run:
                 'goes on without it.'
             )
             return
-        target = {
-            'draw_inputs': draw_inputs,
-            'features': features,
-            'means': tf.constant(warm_start.class_means(sums, plan.dataset_size)),
-        }
+        target = warm_start.Target(features, warm_start.class_means(sums, plan.dataset_size))
         if not self._is_restored:
             self._fit_to(target)
         if training.warm_start_weight:
-            self._gan.set_generator_penalty(
-                lambda generator, seed: (
-                    training.warm_start_weight * warm_start.distance(generator, seed, **target)
-                )
-            )
+            self._gan.set_target(target, training.warm_start_weight)
 
-    def _fit_to(self, target: dict) -> None:
+    def _fit_to(self, target: warm_start.Target) -> None:
         # A copy outside the strategy: the fit is for one device.
         generator = tf.keras.models.clone_model(self._gan.generator)
         generator.set_weights(self._gan.generator.get_weights())
         training, started = self._config.training, time.monotonic()
         average = warm_start.fit(
             generator,
-            **target,
+            draw_inputs,
+            target,
             steps=training.warm_start_steps,
             seed=training.seed,
             progress=functools.partial(tqdm.tqdm, desc='warm start', unit='step'),

@@ -313,22 +313,40 @@ def test_the_discriminator_can_have_the_first_steps_alone():
     assert [int(logs['generator_steps']) for logs in recorder.logs] == [0, 0, 0, 1, 2]
 
 
-def test_a_penalty_pulls_the_generator_and_sees_public_seeds():
-    seeds = []
+class _Target:
+    """Pulls generated images towards a grey value, and keeps the seeds that it is given."""
 
-    def penalty(generator, seed):
-        tf.py_function(lambda value: seeds.append(tuple(value.numpy())), [seed], [])
-        return 100.0 * tf.add_n([tf.reduce_sum(v**2) for v in generator.trainable_variables])
+    def __init__(self, grey):
+        self.grey = grey
+        self.seeds = []
 
-    def size(gan):
-        return sum(np.sum(np.abs(w)) for w in gan.generator.get_weights())
+    def draw_labels(self, seed):
+        tf.py_function(lambda value: self.seeds.append(tuple(value.numpy())), [seed], [])
+        return tf.constant([0, 1, 0])
 
-    free, pulled = _make_gan(discriminator_steps=1), _make_gan(discriminator_steps=1)
-    pulled.set_generator_penalty(penalty)
-    _fit(free, _samples())
-    _fit(pulled, _samples())
-    assert size(pulled) < 0.95 * size(free)
-    assert len(set(seeds)) == len(seeds) == 5  # A new one at each step.
+    def distance(self, images, labels, seed):
+        del seed
+        tf.debugging.assert_equal(labels, [0, 1, 0])
+        return tf.reduce_mean((images - self.grey) ** 2)
+
+
+def test_a_target_pulls_the_generator_and_sees_public_seeds():
+    def mean(grey):
+        gan, target = _make_gan(discriminator_steps=1), _Target(grey)
+        gan.set_target(target, 1e3)
+        _fit(gan, _samples())
+        assert len(set(target.seeds)) == len(target.seeds) == 5  # A new one at each step.
+        return np.mean(gan.generate(tf.zeros([20], tf.int32), tf.constant([1, 2])))
+
+    assert mean(0.9) > mean(-0.9) + 0.05
+
+
+def test_a_target_leaves_the_adversarial_term():
+    gan = _make_gan(discriminator_steps=1)
+    gan.set_target(_Target(0.0), 0.0)
+    before = gan.generator.get_weights()
+    _fit(gan, _samples())
+    assert any(np.any(a != b) for a, b in zip(before, gan.generator.get_weights()))
 
 
 def test_the_moving_average_follows_the_generator(fixed_schedule):

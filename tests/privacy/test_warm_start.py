@@ -141,10 +141,24 @@ def test_mmd_loss_is_unbiased():
 
 @pytest.mark.parametrize('num_classes, classes', [(1, 1), (2, 2), (10, 10), (25, 25), (1000, 25)])
 def test_a_step_makes_about_as_many_images_whatever_the_classes(num_classes, classes):
-    size = warm_start.Fit.of(num_classes)
-    assert size.classes == classes
-    assert 2 <= size.images_per_class
-    assert size.classes * size.images_per_class <= 100
+    target = warm_start.Target(None, np.zeros([8, num_classes, 1], np.float32))
+    labels = target.draw_labels(tf.constant([1, 2])).numpy()
+    found, counts = np.unique(labels, return_counts=True)
+    assert len(found) == classes and set(found) <= set(range(num_classes))
+    assert len(set(counts)) == 1 and counts[0] >= 2
+    assert len(labels) <= 100
+
+
+def test_images_are_held_against_the_means_of_their_own_class(features):
+    images = tf.constant(_images(_CLASSES, 5) / 127.5 - 1.0, tf.float32)
+    # Of each class all images are the same, so the distance of means is that of images.
+    means = np.stack([features.group(images, g).numpy() for g in range(8)])
+    target = warm_start.Target(features, means)
+    labels = target.draw_labels(tf.constant([1, 2]))
+    right = target.distance(tf.gather(images, labels), labels, tf.constant([3, 4]))
+    wrong = target.distance(tf.gather(images, (labels + 1) % 3), labels, tf.constant([3, 4]))
+    assert float(right) == pytest.approx(0.0, abs=1e-5)
+    assert float(wrong) > 0.1
 
 
 def test_a_generator_learns_the_classes():
@@ -164,7 +178,9 @@ def test_a_generator_learns_the_classes():
         return np.linalg.norm(made[:, np.newaxis] - true, axis=-1)
 
     before = np.diag(distances()).mean()
-    average = warm_start.fit(generator, draw_inputs, features, means, steps=150)
+    average = warm_start.fit(
+        generator, draw_inputs, warm_start.Target(features, means), steps=150
+    )
     generator.set_weights(average)
     after = distances()
     assert np.diag(after).mean() < 0.5 * before
@@ -172,12 +188,12 @@ def test_a_generator_learns_the_classes():
 
 
 def test_the_fit_is_repeatable(features):
-    means = np.zeros([8, _CLASSES, features.group_size], np.float32)
+    target = warm_start.Target(features, np.zeros([8, _CLASSES, features.group_size], np.float32))
 
     def fitted(seed):
         tf.keras.utils.set_random_seed(1)
         generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
-        return warm_start.fit(generator, draw_inputs, features, means, steps=3, seed=seed)
+        return warm_start.fit(generator, draw_inputs, target, steps=3, seed=seed)
 
     first, again, other = fitted(2), fitted(2), fitted(3)
     for a, b in zip(first, again):

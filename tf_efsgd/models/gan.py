@@ -30,7 +30,7 @@ _FAKE_ACCURACY_DECAY = 0.8
 MAX_DISCRIMINATOR_STEPS = 64
 
 # Of public seeds; 0 and 1 are for generated images of the two steps.
-_PENALTY = 2
+_TARGET = 2
 
 CLIPPINGS = ('auto', 'fast', 'vectorized')
 
@@ -85,7 +85,7 @@ class EFSGDGan(tf.keras.Model):
         self.ema_generator.set_weights(generator.get_weights())
         self.num_classes = discriminator.output[LOGITS].shape[-1]
         self._draw_inputs = draw_inputs
-        self._penalty = _Box()
+        self._target = _Box()
         self._seed = seed
         self.private_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name='private_steps')
         self.generator_steps = tf.Variable(
@@ -319,14 +319,18 @@ class EFSGDGan(tf.keras.Model):
             'released_gradient_norm': _mean_over_replicas(tf.linalg.global_norm(private)),
         }
 
-    def set_generator_penalty(self, penalty: Callable[[tf.keras.Model, tf.Tensor], tf.Tensor]):
+    def set_target(self, target, weight: float):
         """Adds a public term to the generator's loss; call it before `fit`.
 
+        The generator's own steps then make the images that the target asks for, for both terms:
+        on every replica all of them, since the target looks at them together.
+
         Args:
-          penalty: (generator, seed int32 [2]) -> float32 []; it may look at no record, but at what
-            was released of them.
+          target: has `draw_labels` and `distance` of `privacy.warm_start.Target`; it may look at no
+            record, but at what was released of them.
+          weight: of the distance, >= 0; that of the adversarial term is 1, per image.
         """
-        self._penalty.value = penalty
+        self._target.value = target, weight
         self.train_function = None
 
     def generator_step(self) -> None:
@@ -334,16 +338,27 @@ class EFSGDGan(tf.keras.Model):
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            generated, labels = self._generate_share(for_generator=True)
-            logits = self.discriminator(generated, training=False)[LOGITS]
-            loss = tf.reduce_sum(self._losses.generator(self._losses.realness(logits, labels)))
-            loss /= self._expected_batch_size
-            if self._penalty.value is not None:
-                # The same on every replica, and the optimizer adds them up.
-                replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-                loss += self._penalty.value(self.generator, self._public_seed(_PENALTY)) / replicas
+            loss = self._loss_of_generator()
         gradients = tape.gradient(loss, variables)
         self.generator_optimizer.apply_gradients(zip(gradients, variables))
+
+    def _loss_of_generator(self) -> tf.Tensor:
+        """This replica's part, []: the optimizer adds them up."""
+        if self._target.value is None:
+            generated, labels = self._generate_share(for_generator=True)
+            return tf.reduce_sum(self._adversarial(generated, labels)) / self._expected_batch_size
+        target, weight = self._target.value
+        seeds = tf.random.experimental.stateless_split(self._public_seed(_TARGET), 3)
+        labels = target.draw_labels(seeds[0])
+        inputs = self._draw_inputs(self.generator, labels, seeds[1])
+        generated = self.generator(inputs, training=True)
+        loss = tf.reduce_mean(self._adversarial(generated, labels))
+        loss += weight * target.distance(generated, labels, seeds[2])
+        return loss / tf.distribute.get_replica_context().num_replicas_in_sync
+
+    def _adversarial(self, generated, labels) -> tf.Tensor:
+        logits = self.discriminator(generated, training=False)[LOGITS]
+        return self._losses.generator(self._losses.realness(logits, labels))
 
     def call(self, inputs, training=None):
         """Generates images from `draw_inputs` with the moving average of the generator."""

@@ -16,7 +16,6 @@ Formal guarantees:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable
 
@@ -48,7 +47,7 @@ _SMALLEST_CLASS = 0.01
 
 _IMAGES_PER_STEP = 100
 _LEAST_IMAGES_PER_CLASS = 4
-_LEARNING_RATE = 2e-3
+_LEARNING_RATE = 4e-3
 _LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5
 _AVERAGE = 0.99
@@ -245,63 +244,58 @@ def mmd_loss(features: tf.Tensor, means: tf.Tensor) -> tf.Tensor:
     return tf.reduce_sum(tf.reduce_sum((mean - means) ** 2, axis=1) - spread)
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """How a generator is fitted: which images a step makes.
+class Target:
+    """What a generator is fitted to: the released means, and which images are held against them.
 
-    Attributes:
-      classes: classes in a step.
-      images_per_class: of each of them, n >= 2.
-    """
-
-    classes: int
-    images_per_class: int
-
-    @classmethod
-    def of(cls, num_classes: int) -> Fit:
-        """About 100 images in a step: few of each class, or of some of very many classes."""
-        images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // num_classes)
-        return cls(min(num_classes, _IMAGES_PER_STEP // images_per_class), images_per_class)
-
-
-def distance(
-    generator: tf.keras.Model,
-    seed: tf.Tensor,
-    *,
-    draw_inputs: Callable[..., dict[str, tf.Tensor]],
-    features: FeatureMap,
-    means: tf.Tensor,
-) -> tf.Tensor:
-    """How far a generator is from released class means, by about 100 images and one group.
+    A step makes about 100 images: few of each class, or of some of very many classes.
 
     Args:
-      generator: as for `EFSGDGan`.
-      seed: int32 [2], of the images, their classes and the group; public.
-      draw_inputs: as for `EFSGDGan`.
       features: phi, the one of the release.
       means: float32 [groups, classes, features.group_size], from `class_means`.
-
-    Returns:
-      float32 [], `mmd_loss`.
     """
-    groups, num_classes, _ = means.shape
-    size = Fit.of(num_classes)
-    seeds = tf.random.experimental.stateless_split(seed, 3)
-    group = tf.random.stateless_uniform([], seeds[2], 0, groups, tf.int32)
-    classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seeds[0])
-    classes = classes[: size.classes]
-    labels = tf.repeat(classes, size.images_per_class)
-    images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
-    shape = [size.classes, size.images_per_class, features.group_size]
-    made = tf.reshape(features.group(images, group), shape)
-    return mmd_loss(made, tf.gather(means[group], classes))
+
+    def __init__(self, features: FeatureMap, means: tf.Tensor | np.ndarray):
+        self._features = features
+        self._means = tf.constant(means)
+        self._images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // len(means[0]))
+
+    def draw_labels(self, seed: tf.Tensor) -> tf.Tensor:
+        """Draws the classes of a step.
+
+        Args:
+          seed: int32 [2]; public.
+
+        Returns:
+          int32 [n]: some classes, or all of them, each repeated as often as it gets images.
+        """
+        num_classes = self._means.shape[1]
+        count = min(num_classes, _IMAGES_PER_STEP // self._images_per_class)
+        classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seed)[:count]
+        return tf.repeat(classes, self._images_per_class)
+
+    def distance(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """How far images are from the released means, by one group of features.
+
+        Args:
+          images: float32 [n, H, W, C] in [-1, 1].
+          labels: int32 [n], from `draw_labels`.
+          seed: int32 [2], which chooses the group; public.
+
+        Returns:
+          float32 [], `mmd_loss`.
+        """
+        groups, _, size = self._means.shape
+        group = tf.random.stateless_uniform([], seed, 0, groups, tf.int32)
+        made = self._features.group(images, group)
+        made = tf.reshape(made, [-1, self._images_per_class, size])
+        classes = labels[:: self._images_per_class]
+        return mmd_loss(made, tf.gather(self._means[group], classes))
 
 
 def fit(
     generator: tf.keras.Model,
     draw_inputs: Callable[..., dict[str, tf.Tensor]],
-    features: FeatureMap,
-    means: tf.Tensor | np.ndarray,
+    target: Target,
     *,
     steps: int,
     seed: int = 0,
@@ -312,8 +306,7 @@ def fit(
     Args:
       generator: as for `EFSGDGan`, outside any distribution strategy; it is trained.
       draw_inputs: as for `EFSGDGan`.
-      features: phi, the one of the release.
-      means: float32 [groups, classes, features.group_size], from `class_means`.
+      target: the released class means.
       steps: generator steps, >= 1; the learning rate falls over them.
       seed: of latents; public.
       progress: wraps the iterable of step numbers, e.g. `tqdm.tqdm`.
@@ -325,20 +318,16 @@ def fit(
     optimizer = tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
     # Shorter at first, so that random weights are soon forgotten.
     average = tf.train.ExponentialMovingAverage(_AVERAGE, optimizer.iterations)
-    means = tf.constant(means)
     variables = generator.trainable_variables
 
     @tf.function
     def step(number):
+        seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
+        labels = target.draw_labels(seeds[0])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            loss = distance(
-                generator,
-                tf.stack([seed, number]),
-                draw_inputs=draw_inputs,
-                features=features,
-                means=means,
-            )
+            images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
+            loss = target.distance(images, labels, seeds[2])
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 
