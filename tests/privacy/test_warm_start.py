@@ -178,9 +178,7 @@ def test_a_generator_learns_the_classes():
         return np.linalg.norm(made[:, np.newaxis] - true, axis=-1)
 
     before = np.diag(distances()).mean()
-    average = warm_start.fit(
-        generator, draw_inputs, warm_start.Target(features, means), steps=150
-    )
+    average = warm_start.fit(generator, draw_inputs, warm_start.Target(features, means), steps=150)
     generator.set_weights(average)
     after = distances()
     assert np.diag(after).mean() < 0.5 * before
