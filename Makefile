@@ -50,8 +50,9 @@ help:
 demo: $(STAMP)
 	@$(PY) -m tf_efsgd.launch --flagfile=demo.flags $(ARGS)
 
+# Most of a test is Python and tracing, on one core. A file stays in one process: fixtures are shared in it.
 test: $(STAMP)
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
 bench: $(STAMP)
 	@$(PY) -m tf_efsgd.benchmark $(ARGS)
