@@ -24,6 +24,8 @@ from tf_efsgd.results import grids, runs, tables
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 _ROWS = [row for grid in grids.GRIDS.values() for row in grid]
+_DEMO = config.from_flagfile((_REPO / 'configs/demo.flags').read_text(encoding='utf-8'))
+_STEPS = _DEMO.privacy.train_steps
 
 
 # The grids.
@@ -290,7 +292,7 @@ def test_other_settings_are_refused_before_anything_runs(fake, finished):
         fake('--set=train_steps=20', '--set=latent_dim=3')
     said = str(caught.value)
     assert os.path.join('main', 'two', 'seed_1') in said and '\n' not in said
-    assert '--train_steps was 600, is 20; --latent_dim was 64, is 3' in said
+    assert f'--train_steps was {_STEPS}, is 20; --latent_dim was 64, is 3' in said
     assert not (fake.folder / 'one').exists()
     assert fake('--seeds=1', '--rows=two', '--data_dir=moved')[0] == 0
 
@@ -409,9 +411,18 @@ def test_the_table(fake):
     minutes = '3.0 ± 0.7'
     launch = '`python -m tf_efsgd.launch --flagfile=demo.flags'
     assert cells[2:] == [
-        ['ONE', '2 of 2', '10.00', '600', minutes, '81.0 ± 1.4', '–', '21.8 ± 0.7', '–', '–']
+        ['ONE', '2 of 2', '10.00', str(_STEPS), minutes, '81.0 ± 1.4', '–', '21.8 ± 0.7', '–', '–']
         + [f'{launch}`'],
-        ['TWO', '2 of 2', 'none: NOT PRIVATE', '600', minutes, '90.5 ± 0.7', '50.0 ± 0.0', '–']
+        [
+            'TWO',
+            '2 of 2',
+            'none: NOT PRIVATE',
+            str(_STEPS),
+            minutes,
+            '90.5 ± 0.7',
+            '50.0 ± 0.0',
+            '–',
+        ]
         + ['–', '+9.5 ± 1.1', f'{launch} --noprivate`'],
         ['THREE', '1 of 2', '1,080.13, NOT PRIVATE, 10.00 unproven', '1,190', '0.0 (one seed)']
         + ['90.0 (one seed)', '–', '–', '–', '–', f'{launch} --error_feedback=none`'],
@@ -430,6 +441,7 @@ def test_a_real_run(tmp_path):
     settings = {
         'dataset': 'digits',
         'train_steps': 2,
+        'warm_start_steps': 2,
         'evaluation_images': 100,
         'latent_dim': 4,
         'generator_width': 8,
