@@ -491,6 +491,22 @@ def test_two_devices_give_the_weights_of_one(one_device, strategy):
         np.testing.assert_array_equal(one, two)
 
 
+def test_two_devices_are_pulled_to_a_target_as_one(strategy):
+    samples, states = _samples((2, 3)), []
+    for replicas in (1, 2):
+        with strategy.scope() if replicas == 2 else contextlib.nullcontext():
+            gan = _make_gan(  # SGD: for Adam twice the gradient would be the same.
+                discriminator_steps=1, generator_optimizer=tf.keras.optimizers.legacy.SGD(0.1)
+            )
+            gan.set_target(_Target(0.9), 2.0)
+        shares = strategy.distribute_datasets_from_function(lambda _: _dataset(samples, 2))
+        gan.fit(shares if replicas == 2 else _dataset(samples), steps_per_epoch=2, verbose=0)
+        states.append(_state(gan))
+    assert _largest_difference(*states) < 1e-5
+    moved = zip(_make_gan().generator.get_weights(), gan.generator.get_weights())
+    assert max(np.abs(a - b).max() for a, b in moved) > 1e-3
+
+
 def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypatch):
     # A record's own draw depends on its place: here all are the same.
     monkeypatch.setattr(
