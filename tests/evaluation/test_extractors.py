@@ -154,6 +154,7 @@ def test_inception_is_found_in_the_archive_and_in_its_folder(graph_file, tmp_pat
         (b'\xff no graph', 'frozen graph'),
         (None, 'No such file'),
     ],
+    ids=['another layer', 'another output', 'no graph', 'no file'],
 )
 def test_another_file_is_refused(tmp_path, content, message):
     path = tmp_path / 'graph.pb'
