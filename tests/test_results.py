@@ -53,14 +53,27 @@ def test_every_row_is_a_valid_config(row, _quick_noise):
     assert config.from_flagfile('\n'.join(text)) == settings
 
 
-def test_the_grids_hold_what_they_are_named_for():
+def test_the_grids_hold_what_they_are_named_for(_quick_noise):
     names = [row.name for row in _ROWS]
-    assert len(names) == len(set(names)) == 4 + 2 * 9
+    assert len(names) == len(set(names)) == 4 + 2 * 9 + 2
     for grid in grids.GRIDS.values():
         assert {row.baseline for row in grid} <= {None, *(row.name for row in grid)}
     ideas = {'--error_feedback=none', '--reconstruction=none', '--nonoise_injection'}
-    alone = {row.changes[0] for row in _ROWS if row.name.startswith('mnist_no_')} & ideas
-    assert alone == ideas
+    switched_off = [ideas & set(row.changes) for row in _ROWS if row.name.startswith('mnist_no_')]
+    assert sorted(map(len, switched_off)) == [0, 1, 1, 1]  # The 0: without the warm start.
+    assert set().union(*switched_off) == ideas
+    for row in grids.GRIDS['ablation']:  # A config that leaves an idea out does not change the row.
+        model, privacy = (getattr(grids.make_config(row, 1), n) for n in ('model', 'privacy'))
+        has = (privacy.error_feedback, model.reconstruction, model.noise_injection)
+        assert [i in row.changes for i in sorted(ideas)] == [
+            has[0] == 'none',
+            not has[2],
+            has[1] == 'none',
+        ]
+    without, with_ = (grids.make_config(row, 1) for row in grids.GRIDS['error_feedback'])
+    assert with_.privacy == dataclasses.replace(without.privacy, error_feedback='private')
+    assert (with_.model, with_.training) == (without.model, without.training)
+    assert without.privacy.error_feedback == 'none' and without.privacy.train_steps == 6000
     (none,) = (row for row in _ROWS if row.name == 'mnist_dp_sgd_gan')
     assert ideas < set(none.changes)
     assert all(row.unproven == ('--error_feedback=hidden' in row.changes) for row in _ROWS)

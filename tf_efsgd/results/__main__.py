@@ -27,7 +27,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'main',
         sorted(GRIDS),
         'main: MNIST and Fashion-MNIST at epsilon 10 and 1; ablation: both at epsilon 10, with '
-        'and without each idea.',
+        'and without each idea; error_feedback: MNIST with and without it, no warm start, 6,000 '
+        'private steps.',
         **shared,
     )
     flags.DEFINE_string(

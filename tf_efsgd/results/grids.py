@@ -36,7 +36,9 @@ class Row:
 
 
 _DATA_SETS = (('mnist', 'MNIST'), ('fashion_mnist', 'Fashion-MNIST'))
-_THREE_IDEAS = ('--error_feedback=none', '--reconstruction=none', '--nonoise_injection')
+# On in every row, whatever the configs say, unless the row's own flags switch them off.
+_THREE_IDEAS = ('--error_feedback=private', '--reconstruction=head', '--noise_injection')
+_NO_IDEA = ('--error_feedback=none', '--reconstruction=none', '--nonoise_injection')
 
 # (name, title, flags). The first is what the others are compared with.
 _VARIANTS = (
@@ -47,7 +49,7 @@ _VARIANTS = (
     (
         'dp_sgd_gan',
         'none of them, no warm start: a DP-SGD GAN',
-        (*_THREE_IDEAS, '--warm_start_share=0'),
+        (*_NO_IDEA, '--warm_start_share=0'),
     ),
     ('no_warm_start', 'without the warm start', ('--warm_start_share=0',)),
     ('warm_start_alone', 'the warm start alone', ('--warm_start_share=1',)),
@@ -58,6 +60,23 @@ _VARIANTS = (
         ('--error_feedback=hidden', '--dataset_size=60000'),
     ),
     ('non_private', 'without clipping and noise: NOT PRIVATE', ('--noprivate',)),
+)
+
+# A GAN from its first step on, which is where error feedback has the most steps to act in.
+_FROM_SCRATCH = (
+    '--warm_start_share=0',
+    '--train_steps=6000',
+    '--discriminator_only_steps=0',
+    '--discriminator_steps=4',
+    '--adaptive_discriminator_steps',
+    '--generator_learning_rate=1e-3',
+    '--discriminator_learning_rate=1e-3',
+    '--generator_ema=0.99',
+    '--checkpoint_steps=1500',
+)
+_SCRATCH_VARIANTS = (
+    ('without', 'DP-SGD, no error feedback', '--error_feedback=none'),
+    ('with', 'error feedback', '--error_feedback=private'),
 )
 
 GRIDS = {
@@ -71,12 +90,22 @@ GRIDS = {
             name=f'{data}_{name}',
             title=f'{data_title}, {title}',
             flagfile=f'{data}.flags',
-            changes=changes,
+            changes=(*_THREE_IDEAS, *changes),
             baseline=None if name == 'all' else f'{data}_all',
             unproven=name == 'hidden',
         )
         for data, data_title in _DATA_SETS
         for name, title, changes in _VARIANTS
+    ),
+    'error_feedback': tuple(
+        Row(
+            name=f'mnist_{name}',
+            title=f'MNIST, no warm start, {title}',
+            flagfile='mnist.flags',
+            changes=(*_FROM_SCRATCH, change),
+            baseline=None if name == 'without' else 'mnist_without',
+        )
+        for name, title, change in _SCRATCH_VARIANTS
     ),
 }
 
