@@ -142,6 +142,24 @@ def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(
+    ('flags', 'stddev'),
+    [
+        ('--target_epsilon=3', 0.03),
+        ('--target_epsilon=3\n--warm_start_share=0.1', 2.0),
+        ('--noise_multiplier=1\n--warm_start_noise_multiplier=1', 2.0),
+        ('--noprivate', 0.03),
+        ('--noprivate\n--warm_start_share=0.1', 2.0),
+    ],
+)
+def test_classes_begin_apart_for_a_warm_start_only(folder, flags, stddev):
+    settings = config.from_flagfile(f'--dataset=mnist_10k\n{flags}')
+    train = run_folder.load_records(run_folder.read_settings(folder)).train
+    untrained = evaluate.untrained_generator(settings, train)
+    (embedding,) = untrained.get_layer('classes').get_weights()
+    assert embedding.std() == pytest.approx(stddev, rel=0.2)
+
+
 def test_of_a_damaged_checkpoint_the_one_before_is_used_and_nothing_is_moved(
     folder, tmp_path, capsys
 ):

@@ -167,6 +167,11 @@ class PrivacyConfig:
         'RUN/nonprivate/logs. They are NOT covered by epsilon; steps take longer.',
     )
 
+    @property
+    def has_warm_start(self) -> bool:
+        """Whether a generator is fitted to class sums before the first step."""
+        return self.warm_start_share > 0 or self.warm_start_noise_multiplier is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:

@@ -223,15 +223,20 @@ def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model
     """
     import tensorflow as tf
 
-    from tf_efsgd.models.generator import build_generator
+    from tf_efsgd.models import generator
 
     tf.keras.utils.set_random_seed(run_config.training.seed)  # initial weights: public
-    return build_generator(
+    return generator.build_generator(
         train.image_shape,
         train.num_classes,
         latent_dim=run_config.model.latent_dim,
         width=run_config.model.generator_width,
         noise_injection=run_config.model.noise_injection,
+        embedding_stddev=(
+            generator.EMBEDDING_STDDEV_FOR_WARM_START
+            if run_config.privacy.has_warm_start
+            else generator.EMBEDDING_STDDEV
+        ),
     )
 
 
