@@ -70,8 +70,6 @@ def test_the_grids_hold_what_they_are_named_for(_quick_noise):
             not has[2],
             has[1] == 'none',
         ]
-    for row in (*grids.GRIDS['ablation'], *grids.GRIDS['error_feedback']):
-        assert grids.make_config(row, 1).model.affine_noise == 0
     without, with_ = (grids.make_config(row, 1) for row in grids.GRIDS['error_feedback'])
     assert with_.privacy == dataclasses.replace(without.privacy, error_feedback='private')
     assert (with_.model, with_.training) == (without.model, without.training)

@@ -161,6 +161,50 @@ def test_images_are_held_against_the_means_of_their_own_class(features):
     assert float(wrong) > 0.1
 
 
+class _Pixels:
+    """Features that are the pixels, the same in every group."""
+
+    def group(self, images, group):
+        return tf.reshape(images, [tf.shape(images)[0], -1])
+
+
+def _gradient(target, images, labels, seed=(1, 2)):
+    images = tf.constant(images, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        loss = target.loss(images, tf.constant(labels, tf.int32), tf.constant(seed))
+    return tape.gradient(loss, images).numpy().reshape(len(labels), -1)
+
+
+def _averaged(means):
+    return warm_start.AveragedTarget(warm_start.Target(_Pixels(), np.asarray(means, np.float32)))
+
+
+def test_the_gradient_is_that_of_the_squared_distance_of_means():
+    means = np.random.default_rng(2).normal(size=[1, 3, 4])
+    images = np.random.default_rng(3).normal(size=[4, 2, 2, 1])
+    found = _gradient(_averaged(means), images, [2, 2, 0, 0])
+    differences = images.reshape(2, 2, 4).mean(axis=1) - means[0, [2, 0]]
+    # An image's part in the mean of two is a half.
+    np.testing.assert_allclose(found[::2], differences, atol=1e-5)
+    np.testing.assert_array_equal(found[::2], found[1::2])
+
+
+def test_the_difference_is_an_average_over_the_steps_of_each_class():
+    target, ones = _averaged(np.full([1, 3, 4], 0.5)), np.ones([1, 2, 2, 1])
+    np.testing.assert_allclose(_gradient(target, 3 * ones, [1]), 2 * 2.5, rtol=1e-5)
+    np.testing.assert_allclose(_gradient(target, 9 * ones, [2]), 2 * 8.5, rtol=1e-5)
+    average = (0.95 * 2.5 + 4.5) / 1.95
+    np.testing.assert_allclose(_gradient(target, 5 * ones, [1]), 2 * average, rtol=1e-5)
+
+
+def test_every_group_has_means_and_differences_of_its_own():
+    target = _averaged(np.stack([np.zeros([3, 4]), np.full([3, 4], 8.0)]))
+    ones = np.ones([1, 2, 2, 1])
+    found = {round(float(_gradient(target, ones, [0], (1, n))[0, 0]), 3) for n in range(12)}
+    assert found == {2.0, -14.0}
+
+
 def test_a_generator_learns_the_classes():
     train = records.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)

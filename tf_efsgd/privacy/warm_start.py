@@ -1,9 +1,9 @@
 """A private warm start: one release of per-class feature sums, and a generator fitted to them.
 
 F = sum_i phi(x_i) (x) onehot(y_i) + N(0, sigma_w^2 I) over ALL records; then the generator is
-trained so that the mean features of its images of each class come near those of F, an unbiased
-estimate of the squared maximum mean discrepancy (MMD). In the line of DP-MERF (Harder et al.
-2021), with random Fourier features of windows beside those of whole images.
+trained so that the mean features of its images of each class come near those of F, that is, so
+that their maximum mean discrepancy (MMD) falls. In the line of DP-MERF (Harder et al. 2021), with
+random Fourier features of windows beside those of whole images.
 
 Formal guarantees:
   - One record moves F by at most 1: its class block alone, by a vector whose norm is at most 1
@@ -51,6 +51,9 @@ _LEARNING_RATE = 4e-3
 _LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5
 _AVERAGE = 0.99
+# Of the moving average of differences.
+_AVERAGED_GROUPS = 2
+_MEMORY = 0.95
 
 
 class FeatureMap(tf.Module):
@@ -255,9 +258,11 @@ class Target:
     """
 
     def __init__(self, features: FeatureMap, means: tf.Tensor | np.ndarray):
-        self._features = features
-        self._means = tf.constant(means)
-        self._images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // len(means[0]))
+        self.features = features
+        self.means = np.asarray(means)
+        num_classes = self.means.shape[1]
+        self._means = tf.constant(self.means)
+        self._images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // num_classes)
 
     def draw_labels(self, seed: tf.Tensor) -> tf.Tensor:
         """Draws the classes of a step.
@@ -270,7 +275,8 @@ class Target:
         """
         num_classes = self._means.shape[1]
         count = min(num_classes, _IMAGES_PER_STEP // self._images_per_class)
-        classes = tf.random.experimental.stateless_shuffle(tf.range(num_classes), seed)[:count]
+        classes = tf.range(num_classes)
+        classes = tf.random.experimental.stateless_shuffle(classes, seed)[:count]
         return tf.repeat(classes, self._images_per_class)
 
     def distance(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -286,10 +292,58 @@ class Target:
         """
         groups, _, size = self._means.shape
         group = tf.random.stateless_uniform([], seed, 0, groups, tf.int32)
-        made = self._features.group(images, group)
+        made = self.features.group(images, group)
         made = tf.reshape(made, [-1, self._images_per_class, size])
         classes = labels[:: self._images_per_class]
         return mmd_loss(made, tf.gather(self._means[group], classes))
+
+
+class AveragedTarget:
+    """A target whose distance looks back: what a generator is fitted to, many steps in a row.
+
+    The gradient of |E phi - F|^2 is 2 (E phi - F) . grad E phi, and the few images of one step say
+    little of the first factor: its noise is larger than itself. Here a moving average over steps
+    stands for it (stochastic compositional gradient descent, Wang, Fang and Liu 2017). It lags
+    behind the generator, but by less than it is surer.
+
+    Args:
+      target: whose means and labels these are; of its groups the first `_AVERAGED_GROUPS` serve.
+    """
+
+    def __init__(self, target: Target):
+        self.draw_labels = target.draw_labels
+        self._features = target.features
+        self._means = tf.constant(target.means[:_AVERAGED_GROUPS])
+        # By group and class. A moving average from 0 is divided by the sum of its weights.
+        self._difference = tf.Variable(tf.zeros_like(self._means), trainable=False)
+        self._weight = tf.Variable(tf.zeros([*self._means.shape[:2], 1]), trainable=False)
+
+    def loss(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """A loss whose gradient is that of the distance; its value is not. Moves the average.
+
+        Args:
+          images: float32 [n, H, W, C] in [-1, 1].
+          labels: int32 [n], from `draw_labels`.
+          seed: int32 [2], which chooses the group; public.
+
+        Returns:
+          float32 [].
+        """
+        groups, _, size = self._means.shape
+        group = tf.random.stateless_uniform([], seed, 0, groups, tf.int32)
+        classes, _, counts = tf.unique_with_counts(labels)
+        made = tf.reshape(self._features.group(images, group), [-1, counts[0], size])
+        made = tf.reduce_mean(made, axis=1)
+        at = tf.stack([tf.fill(tf.shape(classes), group), classes], axis=1)
+
+        def average(variable, new):
+            moved = _MEMORY * tf.gather_nd(variable, at) + (1.0 - _MEMORY) * new
+            variable.scatter_nd_update(at, moved)
+            return moved
+
+        difference = average(self._difference, made - tf.gather_nd(self._means, at))
+        difference /= average(self._weight, tf.ones([tf.shape(classes)[0], 1]))
+        return 2.0 * tf.reduce_sum(tf.stop_gradient(difference) * made)
 
 
 def fit(
@@ -319,15 +373,16 @@ def fit(
     # Shorter at first, so that random weights are soon forgotten.
     average = tf.train.ExponentialMovingAverage(_AVERAGE, optimizer.iterations)
     variables = generator.trainable_variables
+    averaged = AveragedTarget(target)
 
     @tf.function
     def step(number):
         seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
-        labels = target.draw_labels(seeds[0])
+        labels = averaged.draw_labels(seeds[0])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
-            loss = target.distance(images, labels, seeds[2])
+            loss = averaged.loss(images, labels, seeds[2])
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 

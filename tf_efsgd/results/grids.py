@@ -39,9 +39,6 @@ _DATA_SETS = (('mnist', 'MNIST'), ('fashion_mnist', 'Fashion-MNIST'))
 # On in every row, whatever the configs say, unless the row's own flags switch them off.
 _THREE_IDEAS = ('--error_feedback=private', '--reconstruction=head', '--noise_injection')
 _NO_IDEA = ('--error_feedback=none', '--reconstruction=none', '--nonoise_injection')
-# Data augmentation would hide differences between what the networks learned.
-_NO_AUGMENTATION = ('--affine_noise=0',)
-
 # (name, title, flags). The first is what the others are compared with.
 _VARIANTS = (
     ('all', 'all three ideas', ()),
@@ -92,7 +89,7 @@ GRIDS = {
             name=f'{data}_{name}',
             title=f'{data_title}, {title}',
             flagfile=f'{data}.flags',
-            changes=(*_NO_AUGMENTATION, *_THREE_IDEAS, *changes),
+            changes=(*_THREE_IDEAS, *changes),
             baseline=None if name == 'all' else f'{data}_all',
             unproven=name == 'hidden',
         )
@@ -104,7 +101,7 @@ GRIDS = {
             name=f'mnist_{name}',
             title=f'MNIST, no warm start, {title}',
             flagfile='mnist.flags',
-            changes=(*_NO_AUGMENTATION, *_FROM_SCRATCH, change),
+            changes=(*_FROM_SCRATCH, change),
             baseline=None if name == 'without' else 'mnist_without',
         )
         for name, title, change in _SCRATCH_VARIANTS
