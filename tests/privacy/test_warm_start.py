@@ -194,7 +194,7 @@ def test_the_difference_is_an_average_over_the_steps_of_each_class():
     target, ones = _averaged(np.full([1, 3, 4], 0.5)), np.ones([1, 2, 2, 1])
     np.testing.assert_allclose(_gradient(target, 3 * ones, [1]), 2 * 2.5, rtol=1e-5)
     np.testing.assert_allclose(_gradient(target, 9 * ones, [2]), 2 * 8.5, rtol=1e-5)
-    average = (0.95 * 2.5 + 4.5) / 1.95
+    average = (0.8 * 2.5 + 4.5) / 1.8
     np.testing.assert_allclose(_gradient(target, 5 * ones, [1]), 2 * average, rtol=1e-5)
 
 

@@ -51,9 +51,8 @@ _LEARNING_RATE = 4e-3
 _LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5
 _AVERAGE = 0.99
-# Of the moving average of differences.
-_AVERAGED_GROUPS = 2
-_MEMORY = 0.95
+# Of the moving average of differences, per step that a group and class have part in.
+_MEMORY = 0.8
 
 
 class FeatureMap(tf.Module):
@@ -259,9 +258,8 @@ class Target:
 
     def __init__(self, features: FeatureMap, means: tf.Tensor | np.ndarray):
         self.features = features
-        self.means = np.asarray(means)
+        self.means = tf.constant(means)
         num_classes = self.means.shape[1]
-        self._means = tf.constant(self.means)
         self._images_per_class = max(_LEAST_IMAGES_PER_CLASS, _IMAGES_PER_STEP // num_classes)
 
     def draw_labels(self, seed: tf.Tensor) -> tf.Tensor:
@@ -273,7 +271,7 @@ class Target:
         Returns:
           int32 [n]: some classes, or all of them, each repeated as often as it gets images.
         """
-        num_classes = self._means.shape[1]
+        num_classes = self.means.shape[1]
         count = min(num_classes, _IMAGES_PER_STEP // self._images_per_class)
         classes = tf.range(num_classes)
         classes = tf.random.experimental.stateless_shuffle(classes, seed)[:count]
@@ -290,12 +288,12 @@ class Target:
         Returns:
           float32 [], `mmd_loss`.
         """
-        groups, _, size = self._means.shape
+        groups, _, size = self.means.shape
         group = tf.random.stateless_uniform([], seed, 0, groups, tf.int32)
         made = self.features.group(images, group)
         made = tf.reshape(made, [-1, self._images_per_class, size])
         classes = labels[:: self._images_per_class]
-        return mmd_loss(made, tf.gather(self._means[group], classes))
+        return mmd_loss(made, tf.gather(self.means[group], classes))
 
 
 class AveragedTarget:
@@ -307,13 +305,13 @@ class AveragedTarget:
     behind the generator, but by less than it is surer.
 
     Args:
-      target: whose means and labels these are; of its groups the first `_AVERAGED_GROUPS` serve.
+      target: whose means and labels these are.
     """
 
     def __init__(self, target: Target):
         self.draw_labels = target.draw_labels
         self._features = target.features
-        self._means = tf.constant(target.means[:_AVERAGED_GROUPS])
+        self._means = target.means
         # By group and class. A moving average from 0 is divided by the sum of its weights.
         self._difference = tf.Variable(tf.zeros_like(self._means), trainable=False)
         self._weight = tf.Variable(tf.zeros([*self._means.shape[:2], 1]), trainable=False)
