@@ -190,15 +190,6 @@ class ModelConfig:
     noise_injection: bool = _setting(
         'boolean', True, 'Inject noise after each upsampling of the generator.'
     )
-    affine_noise: float = _setting(
-        'float',
-        0.0,
-        'Data augmentation that the generator brings along: turns, scales, shears and shifts each '
-        'image that it hands out at random, none that a network learns from. In [0, 1]: 0.1 suits '
-        'digits and moves pixels by about a twentieth of the size; 0 leaves it out. Images get '
-        'more varied than the real ones; it helps a classifier where such moves do not change '
-        'what is shown.',
-    )
     reconstruction: str = _setting(
         'string',
         'head',
@@ -454,7 +445,6 @@ _RANGES = (
     ('model', 'latent_dim', 1, _ANY),
     ('model', 'generator_width', 1, _ANY),
     ('model', 'discriminator_width', 1, _ANY),
-    ('model', 'affine_noise', 0, 1),
     ('model', 'reconstruction_weight', 0, _ANY),
     ('model', 'generator_ema', 0, 1.0),
     ('training', 'warm_start_steps', 1, _ANY),

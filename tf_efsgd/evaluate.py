@@ -232,7 +232,6 @@ def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model
         latent_dim=run_config.model.latent_dim,
         width=run_config.model.generator_width,
         noise_injection=run_config.model.noise_injection,
-        affine_noise=run_config.model.affine_noise,
         embedding_stddev=(
             generator.EMBEDDING_STDDEV_FOR_WARM_START
             if run_config.privacy.has_warm_start

@@ -122,21 +122,6 @@ def test_without_noise_injection_there_is_neither_input_nor_variable():
     assert set(generators.draw_inputs(plain, tf.constant([1]))) == {'latents', 'labels'}
 
 
-def test_affine_noise_moves_images_except_in_training():
-    moving, still = _build(16, affine_noise=0.2), _build(16)
-    assert set(moving.input) == {*still.input, 'affine'}
-    for one, other in zip(moving.get_weights(), still.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    inputs = generators.draw_inputs(moving, tf.constant([0, 1, 2]), tf.constant([1, 2]))
-    assert inputs['affine'].shape == (3, 6)
-    drawn = {name: value for name, value in inputs.items() if name != 'affine'}
-    np.testing.assert_array_equal(moving(inputs, training=True), still(drawn))
-    assert np.abs(moving(inputs) - still(drawn)).max() > 1e-3
-    np.testing.assert_allclose(
-        moving({**inputs, 'affine': tf.zeros([3, 6])}), still(drawn), atol=1e-5
-    )
-
-
 def test_draws_repeat_with_a_seed_and_only_then(generator):
     labels = tf.constant([2, 0, 2])
 

@@ -11,7 +11,6 @@ from tf_efsgd.models import layers
 # Every layer of models/layers.py: its arguments, and the shape of an image it takes.
 _CASES = {
     'NoiseInjection': ({}, (4, 4, 3)),
-    'RandomAffine': ({'stddev': 0.3}, (4, 6, 2)),
     'GroupNormalization': ({'groups': 2}, (3, 4, 4)),
     'ImageToPatches': ({'patch_size': 2}, (6, 4, 3)),
     'PatchesToImage': ({'image_size': 6, 'patch_size': 4}, (2, 2, 48)),
@@ -52,10 +51,9 @@ def test_a_saved_model_comes_back_without_being_told_of_our_layers(name, suffix,
     inputs = {'x': tf.keras.Input(shape)}
     given = {'x': _random(2, *shape)}
     called_with = {}
-    noise_shapes = {'NoiseInjection': (*shape[:-1], 1), 'RandomAffine': (6,)}
-    if name in noise_shapes:  # Noise of its own would differ from call to call.
-        inputs['noise'] = called_with['noise'] = tf.keras.Input(noise_shapes[name])
-        given['noise'] = _random(2, *noise_shapes[name])
+    if name == 'NoiseInjection':  # Noise of its own would differ from call to call.
+        inputs['noise'] = called_with['noise'] = tf.keras.Input((*shape[:-1], 1))
+        given['noise'] = _random(2, *shape[:-1], 1)
     layer = _our_layers()[name](**arguments)
     model = tf.keras.Model(inputs, layer(inputs['x'], **called_with))
     model.set_weights([_random(*w.shape) for w in model.get_weights()])
@@ -94,52 +92,6 @@ def test_noise_is_drawn_anew_when_none_is_given():
     # 2304 standard normals: five standard deviations of their mean and of their spread.
     assert abs(first[..., 0].mean()) < 0.104
     assert abs(first[..., 0].std() - 1) < 0.074
-
-
-def _moved(images, *, linear=((1, 0), (0, 1)), shift=(0, 0)):
-    """`RandomAffine` with the noise that makes it read at linear p + shift."""
-    noise = np.concatenate([(np.array(linear) - np.eye(2)).ravel(), shift])
-    noise = np.tile(noise.astype(np.float32), [len(images), 1])
-    return layers.RandomAffine(1.0)(images, noise=noise).numpy()
-
-
-def test_a_quarter_turn_is_that_of_numpy():
-    images = _random(2, 5, 5, 3)
-    turned = _moved(images, linear=[[0, 1], [-1, 0]])
-    np.testing.assert_allclose(turned, np.rot90(images, -1, axes=(1, 2)), atol=1e-5)
-
-
-def test_affine_noise_shears_and_shifts_along_the_axis_it_should():
-    """On ramps, whose values are positions; in units of their root mean square."""
-    y, x = np.meshgrid(np.arange(7) - 3.0, np.arange(5) - 2.0, indexing='ij')
-    units = np.array([x.std(), y.std()])
-    ramps = np.stack([x, y], axis=-1)[np.newaxis].astype(np.float32)
-    linear, shift = np.array([[0.9, 0.2], [-0.1, 0.8]]), np.array([0.05, -0.1])
-    at = (ramps[0] / units @ linear.T + shift) * units
-    limits = np.array([2.0, 3.0])  # Beyond the border its pixels are repeated.
-    wanted = np.clip(at, -limits, limits)
-    np.testing.assert_allclose(_moved(ramps, linear=linear, shift=shift)[0], wanted, atol=1e-5)
-
-
-def test_affine_noise_moves_pixels_as_far_as_it_says():
-    size, stddev = 101, 0.01
-    axis = np.arange(size) - (size - 1) / 2
-    x = np.tile(axis, [size, 1])
-    ramps = np.stack([x, x.T], axis=-1).astype(np.float32)
-    moved = layers.RandomAffine(stddev)(np.tile(ramps, [200, 1, 1, 1])).numpy() - ramps
-    inner = moved[:, 10:-10, 10:-10] / axis.std()
-    assert inner.std(axis=(0, 2)).max() > 1.05 * inner.std(), 'outer pixels move farther'
-    # A turn or a scale moves by p s, a shift by s; 0.8 of the size is looked at.
-    wanted = stddev * np.sqrt(1 + 2 * 0.8**2)
-    assert inner.std() == pytest.approx(wanted, rel=0.1)
-
-
-def test_images_stay_where_they_are_in_training_alone():
-    layer, images = layers.RandomAffine(0.3), _random(4, 6, 6, 1)
-    np.testing.assert_array_equal(layer(images, training=True), images)
-    first, second = layer(images), layer(images, training=False)
-    for one, other in ((first, images), (second, images), (first, second)):
-        assert np.abs(one - other).max() > 0.01
 
 
 def test_patches_are_the_pixels_of_their_place():

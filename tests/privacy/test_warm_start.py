@@ -180,29 +180,59 @@ def _averaged(means):
     return warm_start.AveragedTarget(warm_start.Target(_Pixels(), np.asarray(means, np.float32)))
 
 
-def test_the_gradient_is_that_of_the_squared_distance_of_means():
-    means = np.random.default_rng(2).normal(size=[1, 3, 4])
-    images = np.random.default_rng(3).normal(size=[4, 2, 2, 1])
-    found = _gradient(_averaged(means), images, [2, 2, 0, 0])
-    differences = images.reshape(2, 2, 4).mean(axis=1) - means[0, [2, 0]]
-    # An image's part in the mean of two is a half.
-    np.testing.assert_allclose(found[::2], differences, atol=1e-5)
-    np.testing.assert_array_equal(found[::2], found[1::2])
+def test_the_first_step_has_the_gradient_of_the_unbiased_distance():
+    means = np.random.default_rng(2).normal(size=[1, 3, 4]).astype(np.float32)
+    images = tf.constant(np.random.default_rng(3).normal(size=[6, 2, 2, 1]), tf.float32)
+    found = _gradient(_averaged(means), images, [2, 2, 2, 0, 0, 0])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        made = tf.reshape(images, [2, 3, 4])
+        loss = warm_start.mmd_loss(made, tf.gather(means[0], [2, 0]))
+    wanted = tape.gradient(loss, images).numpy().reshape(6, 4)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-def test_the_difference_is_an_average_over_the_steps_of_each_class():
-    target, ones = _averaged(np.full([1, 3, 4], 0.5)), np.ones([1, 2, 2, 1])
-    np.testing.assert_allclose(_gradient(target, 3 * ones, [1]), 2 * 2.5, rtol=1e-5)
-    np.testing.assert_allclose(_gradient(target, 9 * ones, [2]), 2 * 8.5, rtol=1e-5)
-    average = (0.8 * 2.5 + 4.5) / 1.8
-    np.testing.assert_allclose(_gradient(target, 5 * ones, [1]), 2 * average, rtol=1e-5)
+@pytest.mark.parametrize('classes, memory', [(2, 0.8), (6, 0.8**3)])
+def test_the_difference_is_an_average_over_the_steps_of_each_class(classes, memory):
+    # Two of the classes have part in a step: the fewer of all, the longer ago was the last time.
+    target, ones = _averaged(np.full([1, classes, 4], 0.5)), np.ones([4, 2, 2, 1])
+    other = np.array([1, 1, 7, 7]).reshape(4, 1, 1, 1)
+    first = _gradient(target, 3 * ones * other, [1, 1, 0, 0])
+    np.testing.assert_allclose(first[:2], 2.5, rtol=1e-5)
+    second = _gradient(target, 5 * ones, [1, 1, 0, 0])
+    average = (memory * 2.5 + 4.5) / (memory + 1)
+    np.testing.assert_allclose(second[:2], average, rtol=1e-5)
+    np.testing.assert_allclose(second[2:], (memory * 20.5 + 4.5) / (memory + 1), rtol=1e-5)
+
+
+def test_a_class_that_had_no_part_begins_with_its_own_difference():
+    target, ones = _averaged(np.full([1, 6, 4], 0.5)), np.ones([4, 2, 2, 1])
+    _gradient(target, 3 * ones, [1, 1, 0, 0])
+    np.testing.assert_allclose(_gradient(target, 9 * ones, [5, 5, 2, 2]), 8.5, rtol=1e-5)
+
+
+def test_a_step_counts_once_however_surely_it_is_remembered():
+    """Means of many steps that stand still: the distance alone is left, no variance within it."""
+    drawn = np.random.default_rng(5).normal(size=[400, 4, 2, 2, 1])
+    target = _averaged(np.zeros([1, 1, 4]))
+    scale = tf.Variable(1.0)  # Scales the images, whose true mean is 0: nothing should be gained.
+    gradients = []
+    for images in drawn:
+        with tf.GradientTape() as tape:
+            made = scale * tf.constant(images, tf.float32)
+            loss = target.loss(made, tf.zeros([4], tf.int32), tf.constant([1, 2]))
+        gradients.append(float(tape.gradient(loss, scale)))
+    error = np.std(gradients) / 20
+    assert abs(np.mean(gradients)) < 4 * error
+    # With the variance of the mean in it, 0.2 of 2 times 4 / 4, it would be found out.
+    assert abs(np.mean(gradients) + 0.4) > 4 * error
 
 
 def test_every_group_has_means_and_differences_of_its_own():
-    target = _averaged(np.stack([np.zeros([3, 4]), np.full([3, 4], 8.0)]))
-    ones = np.ones([1, 2, 2, 1])
-    found = {round(float(_gradient(target, ones, [0], (1, n))[0, 0]), 3) for n in range(12)}
-    assert found == {2.0, -14.0}
+    target = _averaged(np.stack([np.zeros([1, 4]), np.full([1, 4], 8.0)]))
+    ones = np.ones([2, 2, 2, 1])
+    found = {round(float(_gradient(target, ones, [0, 0], (1, n))[0, 0]), 3) for n in range(12)}
+    assert found == {1.0, -7.0}
 
 
 def test_a_generator_learns_the_classes():

@@ -512,8 +512,8 @@ class EFSGDGan(tf.keras.Model):
             return None
         mean, log_variance = self._losses.posterior(outputs[POSTERIOR])
         latents = mean + tf.exp(0.5 * log_variance) * draws[LATENTS]
-        # Nothing is written: such a generator has no layer with state.
-        decoded = self.generator({**draws, LATENTS: latents, LABELS: labels}, training=True)
+        # In the mode that images are generated in, always: nothing is written.
+        decoded = self.generator({**draws, LATENTS: latents, LABELS: labels}, training=False)
         divergence = self._losses.divergence(mean, log_variance)
         return self._losses.reconstruction(images, decoded) + divergence
 
@@ -553,7 +553,7 @@ class EFSGDGan(tf.keras.Model):
             replica.num_replicas_in_sync,
         )[part]
         inputs = self._draw_inputs(self.generator, labels, seed, own)
-        return self.generator(inputs, training=True), tf.gather(labels, own)
+        return self.generator(inputs, training=False), tf.gather(labels, own)
 
     def _public_seed(self, purpose: int) -> tf.Tensor:
         """Of this step's public draws, int32 [2]."""

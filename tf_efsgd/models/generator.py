@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_efsgd.models.layers import GroupNormalization, NoiseInjection, RandomAffine
+from tf_efsgd.models.layers import GroupNormalization, NoiseInjection
 
 LATENTS = 'latents'
 LABELS = 'labels'
-AFFINE = 'affine'
 
 _EMBEDDING_DIM = 32
 # Of the labels' embedding at first. A GAN from scratch must begin with latents that outweigh it,
@@ -47,7 +46,6 @@ def build_generator(
     latent_dim: int = 64,
     width: int = 64,
     noise_injection: bool = True,
-    affine_noise: float = 0.0,
     embedding_stddev: float = EMBEDDING_STDDEV,
 ) -> tf.keras.Model:
     """Builds the generator.
@@ -60,15 +58,13 @@ def build_generator(
       latent_dim: size of the latent vector.
       width: channels at the start; halved at each upsampling, 16 at the least.
       noise_injection: inject noise after each upsampling.
-      affine_noise: of `RandomAffine` on the images, except in training; 0 leaves it out.
       embedding_stddev: standard deviation of the initial embedding of the labels, > 0; latents
         have 1.
 
     Returns:
       A model from {'latents': float32 [n, latent_dim], 'labels': int32 [n] in [0, num_classes),
-      with noise injection 'noise_<size>': float32 [n, size, size, 1], and with affine noise
-      'affine': float32 [n, 6]} (draw them with `draw_inputs`) to images, float32 [n, H, W, C] in
-      [-1, 1].
+      and with noise injection 'noise_<size>': float32 [n, size, size, 1]} (draw them with
+      `draw_inputs`) to images, float32 [n, H, W, C] in [-1, 1].
 
     Raises:
       ValueError: if `image_shape` cannot be reached.
@@ -101,9 +97,6 @@ def build_generator(
             x = NoiseInjection(name=f'noise_injection_{size}')(x, noise=noise)
         x = _normalize_and_activate(x)
     images = tf.keras.layers.Conv2D(channels, 3, padding='same', activation='tanh')(x)
-    if affine_noise:
-        inputs[AFFINE] = tf.keras.Input([6], name=AFFINE)
-        images = RandomAffine(affine_noise, name='random_affine')(images, noise=inputs[AFFINE])
     return tf.keras.Model(inputs, images, name='generator')
 
 

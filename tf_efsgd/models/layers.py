@@ -41,63 +41,6 @@ class NoiseInjection(tf.keras.layers.Layer):
 
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')
-class RandomAffine(tf.keras.layers.Layer):
-    """Turns, scales, shears and shifts each image a little, except in training.
-
-    A position p, measured from the centre in units of the root mean square of all pixels' along an
-    axis, is read at (I + s A) p + s b, A and b standard normal: each of the six numbers moves the
-    pixels by s such units in root mean square. Interpolation is bilinear; beyond the border its
-    pixels are repeated. It is data augmentation that the network brings along. Not in training:
-    a generator that is fitted through it learns to stand still, and nothing is won.
-
-    Args:
-      stddev: s >= 0.
-    """
-
-    def __init__(self, stddev: float, **kwargs):
-        super().__init__(**kwargs)
-        self.stddev = stddev
-
-    def call(
-        self, inputs: tf.Tensor, noise: tf.Tensor | None = None, training: bool | None = None
-    ) -> tf.Tensor:
-        """Moves images.
-
-        Args:
-          inputs: float32 [batch, H, W, C].
-          noise: standard normal, float32 [batch, 6]: A by rows (horizontal first), then b; None
-            draws it.
-          training: whether to return the images as they are.
-
-        Returns:
-          float32 [batch, H, W, C].
-        """
-        if training:
-            return inputs
-        if noise is None:
-            noise = tf.random.normal([tf.shape(inputs)[0], 6])
-        _, height, width, _ = inputs.shape
-        size = tf.constant([width, height], tf.float32)
-        centre, unit = (size - 1.0) / 2.0, tf.sqrt((size**2 - 1.0) / 12.0)
-        linear = tf.reshape(noise[:, :4], [-1, 2, 2]) * (unit[:, tf.newaxis] / unit)
-        linear = tf.eye(2) + self.stddev * linear
-        shift = centre + self.stddev * unit * noise[:, 4:] - tf.linalg.matvec(linear, centre)
-        rows = tf.reshape(tf.concat([linear, shift[..., tf.newaxis]], axis=-1), [-1, 6])
-        return tf.raw_ops.ImageProjectiveTransformV3(
-            images=inputs,
-            transforms=tf.pad(rows, [[0, 0], [0, 2]]),
-            output_shape=[height, width],
-            fill_value=0.0,
-            interpolation='BILINEAR',
-            fill_mode='NEAREST',
-        )
-
-    def get_config(self) -> dict:
-        """The constructor's arguments."""
-        return {**super().get_config(), 'stddev': self.stddev}
-
-
-@tf.keras.utils.register_keras_serializable('tf_efsgd')
 class GroupNormalization(tf.keras.layers.GroupNormalization):
     """Keras' layer, computed in about half the time on images whose channels are last.
 
