@@ -33,6 +33,7 @@ MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig))
     'secure_noise',
     'warm_start_share',
     'warm_start_noise_multiplier',
+    'learned_features_share',
     *MAY_CHANGE,
 }
 
@@ -73,6 +74,7 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
         expected_batch_size=privacy.expected_batch_size,
         mechanism={},
         warm_start_event=None,
+        learned_features_share=privacy.learned_features_share if privacy.has_warm_start else 0.0,
         train_steps=_train_steps(privacy),
         target_delta=None,
         target_epsilon=None,
@@ -258,9 +260,19 @@ def _spent(spent: ledger.Ledger):
 
 
 def warm_start_of(plan: ledger.Plan) -> dp_accounting.DpEvent | None:
-    """The event of the planned warm start; None without one."""
+    """The event of the planned warm start, of all it releases; None without one."""
     event = plan.warm_start_event
     return None if event is None else accounting.event_from_dict(event)
+
+
+def noise_of_releases(plan: ledger.Plan) -> list[float]:
+    """Noise multipliers of what a private plan's warm start releases, in order."""
+    warm_start, share = warm_start_of(plan), plan.learned_features_share
+    if warm_start is None:
+        return []
+    if not share:
+        return [warm_start.noise_multiplier]
+    return list(accounting.split_release(warm_start.noise_multiplier, share))
 
 
 def mechanism_of(plan: ledger.Plan) -> Mechanism:
@@ -426,10 +438,22 @@ def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
     if warm_start is None or not spent.warm_start_reserved:
         return None
     alone = accounting.compute_epsilon(None, 0, spent.first_plan.target_delta, warm_start)
+    noise_multipliers = noise_of_releases(spent.first_plan)
+    if len(noise_multipliers) == 1:
+        mechanism = (
+            'one Gaussian release of the per-class sums of bounded features of all records, not '
+            'sampled, before the first step'
+        )
+    else:
+        mechanism = (
+            'two Gaussian releases of the per-class sums of bounded features of all records, not '
+            'sampled, before the first step; the second of features chosen after the first; '
+            'together they are the one Gaussian of the event'
+        )
     return {
-        'mechanism': 'one Gaussian release of the per-class sums of bounded features of all '
-        'records, not sampled, before the first step',
+        'mechanism': mechanism,
         'event': spent.first_plan.warm_start_event,
+        'noise_multipliers': noise_multipliers,
         'epsilon_alone': alone.headline,
     }
 

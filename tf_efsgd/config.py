@@ -154,6 +154,13 @@ class PrivacyConfig:
         'With --noise_multiplier, in place of a share: noise over sensitivity of the warm start, '
         'above 0. Default: no warm start.',
     )
+    learned_features_share: float = _setting(
+        'float',
+        0.0,
+        'Share of the warm start, at least 0 and below 1, for a second release: a small classifier '
+        'learns from images of the generator that was fitted to the first, features of its layers '
+        'are released like those of pixels, and the generator is fitted to both. 0 leaves it out.',
+    )
     secure_noise: bool = _setting(
         'boolean',
         False,
@@ -220,6 +227,11 @@ class TrainingConfig:
         1500,
         'Generator steps of a warm start, at least 1. They cost no privacy; more make better '
         'images.',
+    )
+    learned_features_steps: int = _setting(
+        'integer',
+        3000,
+        'Generator steps of the fit to both releases, at least 1, with --learned_features_share.',
     )
     warm_start_weight: float = _setting(
         'float',
@@ -442,12 +454,14 @@ _RANGES = (
     ('privacy', 'feedback_l2_norm_clip', 1e-9, 1e9),
     ('privacy', 'warm_start_share', 0, 1),
     ('privacy', 'warm_start_noise_multiplier', 0.0, _ANY),
+    ('privacy', 'learned_features_share', 0, 1.0),
     ('model', 'latent_dim', 1, _ANY),
     ('model', 'generator_width', 1, _ANY),
     ('model', 'discriminator_width', 1, _ANY),
     ('model', 'reconstruction_weight', 0, _ANY),
     ('model', 'generator_ema', 0, 1.0),
     ('training', 'warm_start_steps', 1, _ANY),
+    ('training', 'learned_features_steps', 1, _ANY),
     ('training', 'warm_start_weight', 0, _ANY),
     ('training', 'discriminator_only_steps', 0, _ANY),
     ('training', 'discriminator_steps', 1, 64),

@@ -72,27 +72,27 @@ class Forecast:
       settings: the mechanism and its budget, as asked for.
       dataset_size: declared number of records, N.
       sampling_probability: of each record in each step, q.
-      noise_multiplier: sigma, given or calibrated.
-      event: of one step.
-      warm_start: the event of the release before the first step, or None.
+      noise_multiplier: sigma, given or calibrated; None where the warm start takes everything.
+      event: of one step; None likewise.
+      warm_start: the event of what is released before the first step, or None.
       epsilon: of everything, at `settings.target_delta`.
       unproven: `hidden` only: what plain DP-SGD accounting would say.
       epochs: expected number of times that a record is sampled.
       noise: by what it is on, for a person.
-      table: around what was asked for.
+      table: around what was asked for; None without steps.
     """
 
     settings: config.PrivacyConfig
     dataset_size: int
     sampling_probability: float
-    noise_multiplier: float
-    event: dp_accounting.DpEvent
+    noise_multiplier: float | None
+    event: dp_accounting.DpEvent | None
     warm_start: dp_accounting.DpEvent | None
     epsilon: accounting.Epsilon
     unproven: accounting.Epsilon | None
     epochs: float
     noise: dict[str, Noise]
-    table: Table
+    table: Table | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +124,6 @@ def forecast(settings: config.PrivacyConfig, dataset_size: int) -> Forecast:
     Raises:
       ValueError: if the batch does not fit the records, or no noise fits the target.
     """
-    if settings.warm_start_share == 1:
-        raise config.ConfigError(
-            '--warm_start_share=1 spends all of --target_epsilon before the first step: there are '
-            'no steps to plan.'
-        )
     steps, delta = settings.train_steps, settings.target_delta
     probability = accounting.sampling_probability(settings.expected_batch_size, dataset_size)
     warm_start = accounting.warm_start_event(
@@ -137,6 +132,20 @@ def forecast(settings: config.PrivacyConfig, dataset_size: int) -> Forecast:
         settings.warm_start_share,
         settings.warm_start_noise_multiplier,
     )
+    if settings.warm_start_share == 1:
+        return Forecast(
+            settings=settings,
+            dataset_size=dataset_size,
+            sampling_probability=probability,
+            noise_multiplier=None,
+            event=None,
+            warm_start=warm_start,
+            epsilon=accounting.compute_epsilon(None, 0, delta, warm_start),
+            unproven=None,
+            epochs=0.0,
+            noise={},
+            table=None,
+        )
     noise_multiplier = settings.noise_multiplier or _calibrate(settings, probability, warm_start)
     event = step_event(settings, probability, noise_multiplier)
     hidden = settings.error_feedback == 'hidden'
@@ -327,23 +336,15 @@ def format_forecast(plan: Forecast, parameters: int | None = None) -> str:
     Returns:
       Lines of at most 100 characters.
     """
+    if plan.event is None:
+        return _format_budget(plan)
     return '\n\n'.join([_format_budget(plan), _format_noise(plan, parameters), _format_table(plan)])
 
 
 def _format_budget(plan: Forecast) -> str:
     settings = plan.settings
-    noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
-    if settings.noise_multiplier is None:  # Up, so that who copies it keeps to the target.
-        noise_multiplier = _up(plan.noise_multiplier, 6)
-        source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
     values = [
-        (
-            'sampling probability',
-            f'{plan.sampling_probability:.6g}',
-            f'{settings.expected_batch_size:,} of {plan.dataset_size:,} records expected in a step',
-        ),
-        ('epochs', f'{plan.epochs:,.4g}', f'{settings.train_steps:,} private steps'),
-        ('noise multiplier σ', noise_multiplier, source),
+        *_step_values(plan),
         *_warm_start_values(plan),
         ('δ', f'{settings.target_delta:g}', f'1 / records is {1 / plan.dataset_size:.2g}'),
         ('ε', _up(plan.epsilon.headline), _describe_bounds(plan.epsilon)),
@@ -351,21 +352,45 @@ def _format_budget(plan: Forecast) -> str:
     if plan.unproven:
         values.append(('ε, unproven', _up(plan.unproven.headline), 'by plain DP-SGD accounting'))
     lines = [f'{name:<22}{value:<12}{text}' for name, value, text in values]
-    return '\n'.join([f'Error feedback: {settings.error_feedback}', *lines, *_remarks(plan)])
+    title = f'Error feedback: {settings.error_feedback}'
+    if plan.event is None:
+        title = 'The warm start alone: it takes the whole budget, and no private steps are run'
+    return '\n'.join([title, *lines, *_remarks(plan)])
+
+
+def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
+    settings = plan.settings
+    if plan.event is None:
+        return []
+    noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
+    if settings.noise_multiplier is None:  # Up, so that who copies it keeps to the target.
+        noise_multiplier = _up(plan.noise_multiplier, 6)
+        source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
+    return [
+        (
+            'sampling probability',
+            f'{plan.sampling_probability:.6g}',
+            f'{settings.expected_batch_size:,} of {plan.dataset_size:,} records expected in a step',
+        ),
+        ('epochs', f'{plan.epochs:,.4g}', f'{settings.train_steps:,} private steps'),
+        ('noise multiplier σ', noise_multiplier, source),
+    ]
 
 
 def _warm_start_values(plan: Forecast) -> list[tuple[str, str, str]]:
     if plan.warm_start is None:
         return []
-    noise = plan.warm_start.noise_multiplier
+    noise, share = plan.warm_start.noise_multiplier, plan.settings.learned_features_share
     alone = accounting.compute_epsilon(None, 0, plan.settings.target_delta, plan.warm_start)
-    return [
-        (
-            'warm start σ',
-            _up(noise, 6),
-            f'one release before the steps; alone ε = {_up(alone.headline)}',
+    what = 'release before the steps' if plan.event is not None else 'release of all records'
+    epsilon = f'alone ε = {_up(alone.headline)}' if plan.event is not None else 'not sampled'
+    values = [('warm start σ', _up(noise, 6), f'one {what}; {epsilon}')]
+    if share:
+        first, second = accounting.split_release(noise, share)
+        values.append(
+            ('', '', f'made as two, with σ = {_up(first, 6)} and {_up(second, 6)}, charged as one')
         )
-    ]
+    return values
 
 
 def _remarks(plan: Forecast) -> list[str]:
@@ -493,11 +518,15 @@ def _format_plan(title: str, plan: ledger.Plan) -> str:
             goal = f'noise calibrated for ε ≤ {plan.target_epsilon:g}'
         lines.append(f'  {goal}, δ = {plan.target_delta:g}')
     if plan.warm_start_event is not None:
-        warm_start = accounting.event_from_dict(plan.warm_start_event)
+        noise = accounting.event_from_dict(plan.warm_start_event).noise_multiplier
         lines.append(
-            f'  warm start: one Gaussian release with noise multiplier '
-            f'{warm_start.noise_multiplier:.6g}, not sampled'
+            f'  warm start: one Gaussian release with noise multiplier {noise:.6g}, not sampled'
         )
+        if plan.learned_features_share:
+            first, second = accounting.split_release(noise, plan.learned_features_share)
+            lines.append(
+                f'  made as two releases, with noise multipliers {first:.6g} and {second:.6g}'
+            )
     lines.append(f'  one step: {_describe_event(plan.event)}')
     if plan.mechanism:
         values = ', '.join(f'{name} {value}' for name, value in plan.mechanism.items())
@@ -523,7 +552,7 @@ def _describe_event(event: dict | None) -> str:
 def _format_entries(book: ledger.Ledger, every_entry: bool) -> str:
     lines, first = [f'{"Reserved steps":<25}{"entries":<22}time'], 1
     if book.warm_start_reserved:
-        lines.append('  the warm start')
+        lines.append('  the warm start, all of it')
     for event, of_event in itertools.groupby(book.entries, lambda entry: entry.event):
         if len(book.spent) > 1:
             lines.append(f'  one step: {_describe_event(event)}')
@@ -752,6 +781,10 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
         )
     if flag_values.plot is not None:
         check_plot_path(flag_values.plot)
+        if settings.warm_start_share == 1:
+            raise config.ConfigError(
+                '--plot draws private steps, and --warm_start_share=1 runs none: leave it out.'
+            )
     plan = forecast(settings, flag_values.dataset_size)
     text = format_forecast(plan, flag_values.parameters)
     if flag_values.plot is not None:

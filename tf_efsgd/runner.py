@@ -31,18 +31,23 @@ from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import report
 from tf_efsgd.models import gan as gans
+from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import accounting, ledger, run_state, warm_start
+from tf_efsgd.privacy import accounting, learned_features, ledger, run_state, warm_start
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.version import __version__
 
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
 _SAMPLE_SEED = 101
+# Of the generated images that the features of the second release are learned from.
+_LEARNED_SEED = 103
 _LEDGER, _FLAGFILE = run_folder.LEDGER, run_folder.FLAGFILE
 # The noised sums of the warm start: released, so they may be kept, and fitted to again.
 _WARM_START = 'warm_start.npy'
+# The same of the second release, with what it is about.
+_LEARNED_FEATURES = 'learned_features.npz'
 
 
 _NOT_PRIVATE_NOTE = """\
@@ -242,56 +247,84 @@ class _Run:
         features = warm_start.FeatureMap(plan.image_shape)
         sums = self._released_sums(features)
         if sums is None:
-            print(
-                'WARNING: the warm start was charged, but a crash lost what it released: training '
-                'goes on without it.'
-            )
+            self._go_on_without('warm start')
             return
-        target = warm_start.Target(features, warm_start.class_means(sums, plan.dataset_size))
-        if not self._is_restored:
-            self._fit_to(target)
+        means = warm_start.class_means(sums, plan.dataset_size)
+        targets = [warm_start.Target(features, means)]
+        if self._is_restored:
+            release = self._stored_learned_features()
+            targets += [] if release is None else [self._learned_target(release)]
+        else:
+            targets = self._fit_to(targets[0])
         if training.warm_start_weight:
-            self._gan.set_target(target, training.warm_start_weight)
+            self._gan.set_target(warm_start.SumOfTargets(targets), training.warm_start_weight)
 
-    def _fit_to(self, target: warm_start.Target) -> None:
+    def _go_on_without(self, what: str) -> None:
+        """After a crash between the charge of a release and its file: it is never made again."""
+        if not (self._ledger.plan.train_steps or self._is_restored) and what == 'warm start':
+            raise ConfigError(
+                f'The warm start of {self._dir} was charged, but a crash lost what it released, '
+                'and nothing of the budget is left: start a new run folder.'
+            )
+        print(
+            f'WARNING: the {what} was charged, but a crash lost what it released: training goes '
+            'on without it.'
+        )
+        if self._ledger.learned_features_are_due:  # Without the first release there is no second.
+            self._ledger.note_learned_features(None, None)
+            self._state.store_position(self._ledger.position)
+
+    def _fit_to(self, target: warm_start.Target) -> list[warm_start.Target]:
+        """Fits the generator to what was and what will be released; returns all targets."""
         # A copy outside the strategy: the fit is for one device.
         generator = tf.keras.models.clone_model(self._gan.generator)
         generator.set_weights(self._gan.generator.get_weights())
-        training, started = self._config.training, time.monotonic()
-        average = warm_start.fit(
-            generator,
-            draw_inputs,
-            target,
-            steps=training.warm_start_steps,
-            seed=training.seed,
-            progress=functools.partial(tqdm.tqdm, desc='warm start', unit='step'),
-        )
-        self._gan.generator.set_weights(average)
-        self._gan.ema_generator.set_weights(average)
+        training, started, targets = self._config.training, time.monotonic(), [target]
+        release = self._stored_learned_features()
+        if release is None:
+            self._fit_steps(generator, targets, 'warm start', steps=training.warm_start_steps)
+            release = self._release_learned_features(generator)
+        if release is not None:
+            generator.set_weights(release.generator)
+            targets.append(self._learned_target(release))
+            self._fit_steps(
+                generator,
+                targets,
+                'warm start, both releases',
+                steps=training.learned_features_steps,
+                learning_rate=learned_features.LEARNING_RATE,
+                first_step=training.warm_start_steps,
+            )
+        self._gan.generator.set_weights(generator.get_weights())
+        self._gan.ema_generator.set_weights(generator.get_weights())
         print(f'Fitted the generator in {(time.monotonic() - started) / 60:.1f} minutes.')
         self._save()
         self._sample_grid(self._writer(), 0, 0).on_due({})
+        return targets
+
+    def _fit_steps(self, generator, targets, description: str, **how) -> None:
+        average = warm_start.fit(
+            generator,
+            draw_inputs,
+            targets,
+            seed=self._config.training.seed,
+            progress=functools.partial(tqdm.tqdm, desc=description, unit='step'),
+            **how,
+        )
+        generator.set_weights(average)
 
     def _released_sums(self, features: warm_start.FeatureMap) -> np.ndarray | None:
         """The noised sums: made now, or those of an earlier start; None if a crash lost them."""
-        path, plan, train = self._dir / _WARM_START, self._ledger.first_plan, self._dataset.train
+        path, plan = self._dir / _WARM_START, self._ledger.first_plan
         is_private = plan.event is not None
         if path.exists():
             content = path.read_bytes()
             if is_private:
-                _check_release(self._ledger, content, path)
+                _check_release(self._ledger.warm_start, content, path, warm_start.VERSION)
             return np.load(io.BytesIO(content), allow_pickle=False)
         if is_private and not self._ledger.warm_start_is_due:
             return None
-        noise_multiplier = budget.warm_start_of(plan).noise_multiplier if is_private else 0.0
-        sums = warm_start.release(
-            train.images,
-            train.labels,
-            train.num_classes,
-            features,
-            noise_multiplier,
-            new_noise(secure=self._config.privacy.secure_noise),
-        )
+        sums = self._release(features, 0)
         buffer = io.BytesIO()
         np.save(buffer, sums)
         content = buffer.getvalue()
@@ -300,6 +333,68 @@ class _Run:
             self._state.store_position(self._ledger.position)
         files.write_atomically(path, content)
         return sums
+
+    def _release(self, features: warm_start.GroupedFeatures, number: int) -> np.ndarray:
+        """Looks at the records; what it returns is not paid for yet."""
+        plan, train = self._ledger.first_plan, self._dataset.train
+        return warm_start.release(
+            train.images,
+            train.labels,
+            train.num_classes,
+            features,
+            budget.noise_of_releases(plan)[number] if plan.event is not None else 0.0,
+            new_noise(secure=self._config.privacy.secure_noise),
+        )
+
+    def _stored_learned_features(self) -> learned_features.Release | None:
+        """The second release of an earlier start, if there is one."""
+        path = self._dir / _LEARNED_FEATURES
+        if not self._ledger.first_plan.learned_features_share or not path.exists():
+            return None
+        content = path.read_bytes()
+        if self._ledger.first_plan.event is not None:
+            noted, version = self._ledger.learned_features, learned_features.VERSION
+            _check_release(noted, content, path, version)
+        return learned_features.Release.from_bytes(content)
+
+    def _release_learned_features(self, generator) -> learned_features.Release | None:
+        """The second release, of what a classifier of this generator's images sees."""
+        plan, seed = self._ledger.first_plan, self._config.training.seed
+        is_private = plan.event is not None
+        if not plan.learned_features_share:
+            return None
+        if is_private and not self._ledger.learned_features_are_due:
+            self._go_on_without('second release of the warm start')
+            return None
+        classifier = build_classifier(plan.image_shape, plan.num_classes)
+        with tqdm.tqdm(desc='learning features', unit='epoch') as bar:
+            distances = learned_features.learn(
+                classifier,
+                lambda labels: evaluate.generate(generator, labels, _LEARNED_SEED),
+                plan.num_classes,
+                seed=seed,
+                callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
+            )
+        features = learned_features.LearnedFeatures(classifier, distances, plan.image_shape)
+        release = learned_features.Release(
+            sums=self._release(features, 1),
+            distances=distances,
+            classifier=classifier.get_weights(),
+            generator=generator.get_weights(),
+        )
+        content = release.to_bytes()
+        if is_private:
+            self._ledger.note_learned_features(_sha256(content), learned_features.VERSION)
+            self._state.store_position(self._ledger.position)
+        files.write_atomically(self._dir / _LEARNED_FEATURES, content)
+        return release
+
+    def _learned_target(self, release: learned_features.Release) -> warm_start.Target:
+        plan = self._ledger.first_plan
+        classifier = build_classifier(plan.image_shape, plan.num_classes)
+        classifier.set_weights(release.classifier)
+        features = learned_features.LearnedFeatures(classifier, release.distances, plan.image_shape)
+        return warm_start.Target(features, warm_start.class_means(release.sums, plan.dataset_size))
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
@@ -462,15 +557,27 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _check_release(spent: ledger.Ledger, content: bytes, path: pathlib.Path) -> None:
-    """Raises ConfigError unless this is what the ledger says that the warm start released."""
-    charged = spent.warm_start
-    if charged is None or charged['sha256'] != _sha256(content):
+def _check_release(noted: dict | None, content: bytes, path: pathlib.Path, version: int) -> None:
+    """Raises ConfigError unless this is what the ledger says was released.
+
+    Args:
+      noted: the ledger's entry of the release, None without one.
+      content: of the file.
+      path: of the file.
+      version: of the features that this program makes.
+    """
+    if noted is None:
+        # No advice to remove it: if the ledger is an old copy, that would pay for one of two.
         raise ConfigError(
-            f'{path} is not what the warm start of this run released, by the ledger: put the file '
-            'back from a backup, or remove it.'
+            f'{path} is not what this run released, by the ledger, which knows of no such release: '
+            'start a new run folder.'
         )
-    if charged['version'] != warm_start.VERSION:
+    if noted['sha256'] != _sha256(content):
+        raise ConfigError(
+            f'{path} is not what this run released, by the ledger: put the file back from a '
+            'backup, or start a new run folder.'
+        )
+    if noted['version'] != version:
         raise ConfigError(
             f'{path} was released by another version of this program, with other features: resume '
             'with that version, or start a new run folder.'
@@ -681,8 +788,8 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
     epsilon = budget.promised_epsilon(plan, spent)
     parts = []
     if plan.warm_start_event is not None:
-        noise_multiplier = budget.warm_start_of(plan).noise_multiplier
-        parts.append(f'warm start with noise multiplier {noise_multiplier:.4f}')
+        noise = ' and '.join(f'{value:.4f}' for value in budget.noise_of_releases(plan))
+        parts.append(f'warm start with noise multiplier {noise}')
     if plan.train_steps:
         parts.append(
             f'{plan.train_steps} steps of {plan.expected_batch_size} expected records, '

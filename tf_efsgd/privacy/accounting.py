@@ -467,6 +467,21 @@ def warm_start_event(
     return None if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
 
 
+def split_release(noise_multiplier: float, share: float) -> tuple[float, float]:
+    """The noise of two releases that together spend what one would.
+
+    Args:
+      noise_multiplier: sigma > 0 of the one.
+      share: of its 1/sigma^2 that goes to the second, in (0, 1).
+
+    Returns:
+      sigma_1 and sigma_2 with 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma^2: two Gaussian mechanisms, the
+      second chosen after the first, are as private as the one (Dong, Roth and Su 2022, corollary
+      3.3).
+    """
+    return noise_multiplier / math.sqrt(1.0 - share), noise_multiplier / math.sqrt(share)
+
+
 def calibrate_hidden_noise_multiplier(
     target_epsilon: float,
     target_delta: float,

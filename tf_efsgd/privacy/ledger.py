@@ -1,13 +1,17 @@
 """The write-ahead ledger of a run: what was reserved is spent.
 
 A JSON-lines file: the plan, then the warm start where one is planned, then one entry per reserved
-chunk of steps, with its event; a change of the mechanism in a resumed run is a further plan.
+chunk of steps, with its event; a change of the mechanism in a resumed run is a further plan. A warm
+start of two releases is charged as the one Gaussian that both are, before the first; an entry says
+when the second was made.
 
 Formal guarantees:
   - `reserve` returns only after its entry is on disk; the caller may run those steps only then.
   - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
   - A torn last line counts as the largest reservation that was still possible.
   - `reserve` refuses what would pass the planned number of steps; a warm start is reserved once.
+  - A second release comes after the warm start was charged and before the first step, and once:
+    a torn line in its place counts as it.
   - One process at a time has the ledger open for writing: a second one is refused.
   - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
     recognised; a `position` that was stored elsewhere also guards the end, up to that position.
@@ -26,7 +30,7 @@ import pathlib
 import secrets
 from typing import Any
 
-_FORMAT = 3
+_FORMAT = 4
 
 # The position at which every ledger starts.
 START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
@@ -49,7 +53,8 @@ class Plan:
       unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
       expected_batch_size: mean number of records in a step.
       mechanism: the numbers that define a step, by name; empty when nothing is private.
-      warm_start_event: of the one release before the first step, like `event`; None without.
+      warm_start_event: of what is released before the first step, like `event`; None without.
+      learned_features_share: of its 1/sigma^2, for a second release; 0 without one.
       train_steps: the number of steps that may be reserved in all.
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
@@ -66,6 +71,7 @@ class Plan:
     expected_batch_size: int
     mechanism: dict
     warm_start_event: dict | None
+    learned_features_share: float
     train_steps: int
     target_delta: float | None
     target_epsilon: float | None
@@ -103,6 +109,8 @@ class Ledger:
       run_id: drawn when the ledger was made; names the run, also when its folder is moved.
       warm_start: the entry that charged the planned warm start, None before: 'sha256' of what it
         released and 'version' of its features, both None where the line was torn.
+      learned_features: the entry of the second release, like `warm_start`; both None where it was
+        given up, too.
       entries: all reservations of steps so far, in order.
       unverified_resumes: how often a run went on although nothing was remembered of it.
 
@@ -132,12 +140,13 @@ class Ledger:
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
         self.warm_start: dict | None = None
+        self.learned_features: dict | None = None
         self.unverified_resumes = 0
         self.plans: list[Plan] = []
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._torn_bytes = 0
-        self._torn_warm_start = False
+        self._torn_release: str | None = None
         self._file = None
         if plan is not None:
             self._create(plan)
@@ -256,17 +265,42 @@ class Ledger:
         """
         if not self.warm_start_is_due:
             raise LedgerError('No warm start is planned, or it is charged already.')
-        self._append(self._warm_start_entry(sha256=sha256, version=version))
+        self._append(self._release_entry('warm_start', sha256=sha256, version=version))
         self.warm_start = {'sha256': sha256, 'version': version}
+
+    @property
+    def learned_features_are_due(self) -> bool:
+        """Whether a second release is planned and neither made nor given up; steps must wait."""
+        return (
+            self.first_plan.warm_start_event is not None
+            and self.first_plan.learned_features_share > 0
+            and self.learned_features is None
+        )
+
+    def note_learned_features(self, sha256: str | None, version: int | None) -> None:
+        """Writes down the second release, charged already; write or use it only after this returns.
+
+        Args:
+          sha256: of what will be released; None gives the release up.
+          version: of the features that it is made of; None likewise.
+
+        Raises:
+          LedgerError: if none is planned, it is written down already, or the warm start is not
+            charged yet.
+        """
+        if self.warm_start_is_due or not self.learned_features_are_due:
+            raise LedgerError('No second release is planned, or it is not the time for it.')
+        self._append(self._release_entry('learned_features', sha256=sha256, version=version))
+        self.learned_features = {'sha256': sha256, 'version': version}
 
     def reserve(self, steps: int) -> None:
         """Charges `steps` steps; run them only after this returns.
 
         Raises:
           LedgerError: if that would pass the plan, `steps` is not in [1, steps_per_entry], or a
-            planned warm start is not charged yet.
+            planned release is still due.
         """
-        if self.warm_start_is_due:
+        if self.warm_start_is_due or self.learned_features_are_due:
             raise LedgerError('The planned warm start comes before the first step.')
         if not self._is_count(steps):
             raise LedgerError(
@@ -286,7 +320,7 @@ class Ledger:
           LedgerError: if the plan is for other records.
         """
         fixed = ('dataset', 'dataset_size', 'image_shape', 'num_classes', 'target_delta')
-        for name in (*fixed, 'warm_start_event'):
+        for name in (*fixed, 'warm_start_event', 'learned_features_share'):
             old, new = getattr(self.plan, name), getattr(plan, name)
             if old != new:
                 raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')
@@ -321,9 +355,10 @@ class Ledger:
         entry = {'kind': 'steps', 'count': steps, 'event': self.plan.event, **more}
         return {**entry, 'dataset': self.plan.dataset}
 
-    def _warm_start_entry(self, **more) -> dict:
-        entry = {'kind': 'warm_start', 'event': self.first_plan.warm_start_event, **more}
-        return {**entry, 'dataset': self.plan.dataset}
+    def _release_entry(self, kind: str, **more) -> dict:
+        """The first release carries the event of both."""
+        event = {'event': self.first_plan.warm_start_event} if kind == 'warm_start' else {}
+        return {'kind': kind, **event, **more, 'dataset': self.plan.dataset}
 
     def _append(self, entry: dict) -> dict:
         """Writes an entry behind the last whole one, over a torn line if there is one."""
@@ -337,8 +372,10 @@ class Ledger:
             raise LedgerError(f'{self._path} was changed by another process while it was in use.')
         if self._torn_bytes and self.entries and self.entries[-1].torn:
             self._write(self._steps_entry(self.entries[-1].count, torn=True))
-        elif self._torn_bytes and self._torn_warm_start:
-            self._write(self._warm_start_entry(sha256=None, version=None, torn=True))
+        elif self._torn_bytes and self._torn_release:
+            self._write(
+                self._release_entry(self._torn_release, sha256=None, version=None, torn=True)
+            )
         return self._write(entry)
 
     def _write(self, entry: dict) -> dict:
@@ -370,7 +407,7 @@ class Ledger:
             self._charge_torn_line(len(torn))
 
     def _charge_torn_line(self, torn_bytes: int) -> None:
-        """Counts the largest reservation that a line which a power cut left can have been.
+        """Counts the most that a line which a power cut left can have been: what was due.
 
         On disk that takes the line's place with the next entry, so that who only looks, or refuses
         the ledger, leaves it as it is.
@@ -379,7 +416,10 @@ class Ledger:
         self._torn_bytes = torn_bytes
         if self.warm_start_is_due:
             self.warm_start = {'sha256': None, 'version': None}
-            self._torn_warm_start = True
+            self._torn_release = 'warm_start'
+        elif self.learned_features_are_due:
+            self.learned_features = {'sha256': None, 'version': None}
+            self._torn_release = 'learned_features'
         elif count:  # Else no steps were left to reserve.
             self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
 
@@ -398,12 +438,16 @@ class Ledger:
                     and self._is_count(entry['count'])
                     and entry['event'] == self.plan.event
                     and not self.warm_start_is_due
+                    and not self.learned_features_are_due
                 )
                 self.entries.append(_entry(entry))
             elif kind == 'warm_start' and number:
                 planned = self.first_plan.warm_start_event
                 intact = intact and self.warm_start_is_due and entry['event'] == planned
                 self.warm_start = {name: entry[name] for name in ('sha256', 'version')}
+            elif kind == 'learned_features' and number:
+                intact = intact and not self.warm_start_is_due and self.learned_features_are_due
+                self.learned_features = {name: entry[name] for name in ('sha256', 'version')}
             elif kind == 'unverified' and number:
                 self.unverified_resumes += 1
             elif kind == ('change' if number else 'plan'):

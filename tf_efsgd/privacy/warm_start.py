@@ -8,7 +8,8 @@ random Fourier features of windows beside those of whole images.
 Formal guarantees:
   - One record moves F by at most 1: its class block alone, by a vector whose norm is at most 1
     whatever the record holds, so `release` is `GaussianDpEvent(sigma_w)`, without sampling.
-  - phi is fixed by public constants and the image shape; it never looks at a record.
+  - phi is fixed before it sees a record: that of `FeatureMap` by public constants and the image
+    shape, that of `learned_features` by what an earlier release showed, too.
   - A record whose features are not finite counts as zero, by selection.
   - No number that depends on the records leaves `release` but the noisy F: class means are F
     divided by a noisy count, which is a coordinate of F itself. `fit` sees F alone.
@@ -17,7 +18,7 @@ Formal guarantees:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -25,7 +26,7 @@ import tensorflow as tf
 from tf_efsgd.privacy import noise
 
 # Of phi: sums that another version released mean nothing to this one.
-VERSION = 1
+VERSION = 2
 # Public seed of the random features: the same for all runs.
 _SEED = (2601, 15061)
 # Larger images are pooled to this first: fine detail would drown in the noise.
@@ -33,7 +34,7 @@ _MAX_SIZE = 32
 # The features stand for a kernel on whole images and one on windows of half their size, a quarter
 # of it apart, each the mean of so many groups of so many random frequencies.
 _WHOLE, _HALF = 1000, 300
-_GROUPS = 8
+GROUPS = 8
 # Standard deviation of the Gaussian kernels over the root of the number of pixels, which are in
 # [0, 1].
 _BANDWIDTH = 0.18
@@ -41,13 +42,13 @@ _BANDWIDTH = 0.18
 _COUNT = 0.1
 # Rounding must not carry a record beyond norm 1.
 _BOUND = 1.0 - 1e-5
-_RECORDS_PER_BATCH = 500
+_RECORDS_PER_PART = 512
 # A class is never taken for smaller than this part of an even share.
 _SMALLEST_CLASS = 0.01
 
 _IMAGES_PER_STEP = 100
 _LEAST_IMAGES_PER_CLASS = 4
-_LEARNING_RATE = 4e-3
+LEARNING_RATE = 4e-3
 _LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5
 _AVERAGE = 0.99
@@ -55,13 +56,55 @@ _AVERAGE = 0.99
 _MEMORY = 0.8
 
 
-class FeatureMap(tf.Module):
-    """Bounded random features of images, phi.
+class GroupedFeatures(tf.Module):
+    """Bounded random features of images, phi, in groups.
+
+    All groups stand for the same kernels, so a step of `fit` can make do with one of them. Beside
+    them there is a constant, which counts. A subclass gives `group`, and calls `_measure` when
+    that can be called.
+    """
+
+    def _measure(self, image_shape: tuple[int, int, int]) -> None:
+        self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
+        self.size = GROUPS * self.group_size + 1
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Computes phi.
+
+        Args:
+          images: float32 [n, H, W, C] in [-1, 1].
+
+        Returns:
+          float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
+          where it would not be finite.
+        """
+        share = math.sqrt((1.0 - _COUNT**2) / GROUPS)
+        groups = [share * self.group(images, group) for group in range(GROUPS)]
+        count = tf.fill([tf.shape(images)[0], 1], _COUNT)
+        return _bounded(tf.concat([*groups, count], axis=-1))
+
+    @tf.function(reduce_retracing=True)
+    def class_sums(self, images: tf.Tensor, labels: tf.Tensor, num_classes: int) -> tf.Tensor:
+        """Sums of phi by class, PRIVATE.
+
+        Args:
+          images: uint8 [n, H, W, C].
+          labels: int32 [n]; negative ones count nowhere.
+          num_classes: number of labels.
+
+        Returns:
+          float64 [num_classes, size].
+        """
+        phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
+        # Not a matrix product: with TensorFloat-32 its inputs, and so the bound, are rounded.
+        return tf.math.unsorted_segment_sum(tf.cast(phi, tf.float64), labels, num_classes)
+
+
+class FeatureMap(GroupedFeatures):
+    """Random features of pixels: those of the first release.
 
     Random Fourier features (Rahimi and Recht 2007) of two Gaussian kernels: on the whole image,
-    for what belongs together in it, and, the mean over positions, on windows, for its strokes. They
-    come in groups that stand for the same kernels, so a step of `fit` can make do with one of them.
-    Beside them there is a constant, which counts.
+    for what belongs together in it, and, the mean over positions, on windows, for its strokes.
 
     Args:
       image_shape: (H, W, C).
@@ -77,26 +120,10 @@ class FeatureMap(tf.Module):
         self._frequencies = []
         for window, count, seed in zip((whole, half), (_WHOLE, _HALF), tf.unstack(seeds)):
             pixels = math.prod(window) * channels
-            normal = tf.random.stateless_normal([_GROUPS, pixels, count], seed)
+            normal = tf.random.stateless_normal([GROUPS, pixels, count], seed)
             normal /= _BANDWIDTH * pixels**0.5
-            self._frequencies.append(tf.reshape(normal, [_GROUPS, *window, channels, count]))
-        self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
-        self.size = _GROUPS * self.group_size + 1
-
-    def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Computes phi.
-
-        Args:
-          images: float32 [n, H, W, C] in [-1, 1].
-
-        Returns:
-          float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
-          where it would not be finite.
-        """
-        share = math.sqrt((1.0 - _COUNT**2) / _GROUPS)
-        groups = [share * self.group(images, group) for group in range(_GROUPS)]
-        count = tf.fill([tf.shape(images)[0], 1], _COUNT)
-        return _bounded(tf.concat([*groups, count], axis=-1))
+            self._frequencies.append(tf.reshape(normal, [GROUPS, *window, channels, count]))
+        self._measure(image_shape)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
         """The features of one group alone.
@@ -111,34 +138,33 @@ class FeatureMap(tf.Module):
         images = (images + 1.0) / 2.0
         if self._pooling > 1:
             images = tf.nn.avg_pool2d(images, self._pooling, self._pooling, 'SAME')
-        parts = []
-        for frequencies in self._frequencies:
-            height, width, _, count = frequencies.shape[1:]
-            windows = _windows(images, height, width)
-            # Matrix products: the gradient of a convolution with so large a kernel is slow.
-            angles = tf.reshape(windows, [-1, windows.shape[-1]])
-            angles = angles @ tf.reshape(frequencies[group], [-1, count])
-            angles = tf.reshape(angles, [-1, windows.shape[1] * count])
-            # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
-            scale = (len(self._frequencies) * angles.shape[-1]) ** -0.5
-            parts += [scale * tf.cos(angles), scale * tf.sin(angles)]
-        return tf.concat(parts, axis=-1)
+        inputs = [images] * len(self._frequencies)
+        return fourier_features(inputs, [frequencies[group] for frequencies in self._frequencies])
 
-    @tf.function(reduce_retracing=True)
-    def class_sums(self, images: tf.Tensor, labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-        """Sums of phi by class, PRIVATE.
 
-        Args:
-          images: uint8 [n, H, W, C].
-          labels: int32 [n].
-          num_classes: number of labels.
+def fourier_features(inputs: Sequence[tf.Tensor], frequencies: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Random Fourier features of the mean of several kernels on windows, of norm 1.
 
-        Returns:
-          float32 [num_classes, size].
-        """
-        phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
-        # Not a matrix product: with TensorFloat-32 its inputs, and so the bound, are rounded.
-        return tf.math.unsorted_segment_sum(phi, labels, num_classes)
+    Args:
+      inputs: for each kernel what it looks at, float32 [n, H, W, C].
+      frequencies: for each kernel float32 [h, w, C, count]: it looks at all windows of h times w,
+        half of that apart.
+
+    Returns:
+      float32 [n, size]; a size is the sum of 2 x windows x count.
+    """
+    parts = []
+    for values, frequency in zip(inputs, frequencies):
+        height, width, _, count = frequency.shape
+        windows = _windows(values, height, width)
+        # Matrix products: the gradient of a convolution with so large a kernel is slow.
+        angles = tf.reshape(windows, [-1, windows.shape[-1]])
+        angles = angles @ tf.reshape(frequency, [-1, count])
+        angles = tf.reshape(angles, [-1, windows.shape[1] * count])
+        # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
+        scale = (len(inputs) * angles.shape[-1]) ** -0.5
+        parts += [scale * tf.cos(angles), scale * tf.sin(angles)]
+    return tf.concat(parts, axis=-1)
 
 
 def _windows(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -167,11 +193,14 @@ def release(
     images: np.ndarray,
     labels: np.ndarray,
     num_classes: int,
-    features: FeatureMap,
+    features: GroupedFeatures,
     noise_multiplier: float,
     noise_source: noise.NoiseKey | noise.SecureNoise,
 ) -> np.ndarray:
     """Releases F, once: the only look at the records.
+
+    Every part of the records has the same size, the last one with rows that count nowhere, so that
+    a record's features are computed alike however many others there are.
 
     Args:
       images: uint8 [N, H, W, C], all records.
@@ -185,11 +214,12 @@ def release(
       Noisy sums, float32 [num_classes, features.size].
     """
     sums = np.zeros([num_classes, features.size])
-    for start in range(0, len(images), _RECORDS_PER_BATCH):
-        part = slice(start, start + _RECORDS_PER_BATCH)
-        sums += features.class_sums(
-            tf.constant(images[part]), tf.constant(labels[part]), num_classes
-        ).numpy()
+    for start in range(0, len(images), _RECORDS_PER_PART):
+        part = images[start : start + _RECORDS_PER_PART]
+        missing = _RECORDS_PER_PART - len(part)
+        padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)])
+        of_part = np.pad(labels[start : start + len(part)], (0, missing), constant_values=-1)
+        sums += features.class_sums(tf.constant(padded), tf.constant(of_part), num_classes).numpy()
     if noise_multiplier:
         step_noise = noise_source.next([tf.TensorShape(sums.shape)])
         sums += _gaussian(sums.shape, noise_multiplier, step_noise).numpy()
@@ -217,14 +247,14 @@ def class_means(sums: np.ndarray, dataset_size: int) -> np.ndarray:
       dataset_size: declared number of records.
 
     Returns:
-      float32 [groups, classes, group_size], in units of `FeatureMap.group`, each class divided by
+      float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided by
       its noisy count.
     """
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (_COUNT * _BOUND), _SMALLEST_CLASS * even)
-    share = _BOUND * math.sqrt((1.0 - _COUNT**2) / _GROUPS)
+    share = _BOUND * math.sqrt((1.0 - _COUNT**2) / GROUPS)
     means = (sums[:, :-1] / (share * counts)).astype(np.float32)
-    return np.moveaxis(means.reshape(len(sums), _GROUPS, -1), 1, 0)
+    return np.moveaxis(means.reshape(len(sums), GROUPS, -1), 1, 0)
 
 
 def mmd_loss(features: tf.Tensor, means: tf.Tensor) -> tf.Tensor:
@@ -262,7 +292,7 @@ class Target:
       means: float32 [groups, classes, features.group_size], from `class_means`.
     """
 
-    def __init__(self, features: FeatureMap, means: tf.Tensor | np.ndarray):
+    def __init__(self, features: GroupedFeatures, means: tf.Tensor | np.ndarray):
         self.features = features
         self.means = tf.constant(means)
         num_classes = self.means.shape[1]
@@ -300,6 +330,22 @@ class Target:
         made = tf.reshape(made, [-1, self._images_per_class, size])
         classes = labels[:: self._images_per_class]
         return mmd_loss(made, tf.gather(self.means[group], classes))
+
+
+class SumOfTargets:
+    """Several targets of the same classes held against the same images, as one target.
+
+    Args:
+      targets: at least one.
+    """
+
+    def __init__(self, targets: Sequence[Target]):
+        self._targets = targets
+        self.draw_labels = targets[0].draw_labels
+
+    def distance(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """The sum of the distances, as `Target.distance`."""
+        return tf.add_n([target.distance(images, labels, seed) for target in self._targets])
 
 
 class AveragedTarget:
@@ -356,10 +402,12 @@ class AveragedTarget:
 def fit(
     generator: tf.keras.Model,
     draw_inputs: Callable[..., dict[str, tf.Tensor]],
-    target: Target,
+    targets: Sequence[Target],
     *,
     steps: int,
+    learning_rate: float = LEARNING_RATE,
     seed: int = 0,
+    first_step: int = 0,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[np.ndarray]:
     """Fits a generator to released class means: post-processing, it costs no privacy.
@@ -367,33 +415,35 @@ def fit(
     Args:
       generator: as for `EFSGDGan`, outside any distribution strategy; it is trained.
       draw_inputs: as for `EFSGDGan`.
-      target: the released class means.
+      targets: the released class means; the loss is the sum of the distances to them.
       steps: generator steps, >= 1; the learning rate falls over them.
+      learning_rate: of Adam in the first step, > 0.
       seed: of latents; public.
+      first_step: number of steps before these with this seed: latents of their own.
       progress: wraps the iterable of step numbers, e.g. `tqdm.tqdm`.
 
     Returns:
       The moving average of the generator's weights over the last steps, as `get_weights`.
     """
-    rate = tf.keras.optimizers.schedules.CosineDecay(_LEARNING_RATE, steps, _LAST_LEARNING_RATE)
+    rate = tf.keras.optimizers.schedules.CosineDecay(learning_rate, steps, _LAST_LEARNING_RATE)
     optimizer = tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
     # Shorter at first, so that random weights are soon forgotten.
     average = tf.train.ExponentialMovingAverage(_AVERAGE, optimizer.iterations)
     variables = generator.trainable_variables
-    averaged = AveragedTarget(target)
+    averaged = [AveragedTarget(target) for target in targets]
 
     @tf.function
     def step(number):
         seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
-        labels = averaged.draw_labels(seeds[0])
+        labels = averaged[0].draw_labels(seeds[0])
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             images = generator(draw_inputs(generator, labels, seeds[1]), training=True)
-            loss = averaged.loss(images, labels, seeds[2])
+            loss = tf.add_n([target.loss(images, labels, seeds[2]) for target in averaged])
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 
-    for number in progress(range(steps)):
+    for number in progress(range(first_step, first_step + steps)):
         step(tf.constant(number))
     averages = {v.ref(): average.average(v).numpy() for v in variables}
     return [averages.get(v.ref(), v.numpy()) for v in generator.weights]

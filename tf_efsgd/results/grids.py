@@ -63,6 +63,8 @@ _VARIANTS = (
 
 # A GAN from its first step on, which is where error feedback has the most steps to act in.
 _FROM_SCRATCH = (
+    '--reconstruction=head',
+    '--noise_injection',
     '--warm_start_share=0',
     '--train_steps=6000',
     '--discriminator_only_steps=0',

@@ -1,0 +1,176 @@
+"""A second private release of the warm start, of features that were learned from the first.
+
+A generator that was fitted to the first release makes images of each class, a small classifier
+learns to tell them apart, and random Fourier features of its layers are what is summed by class
+over the records this time, as in `warm_start`. Then the generator is fitted to both. The features
+see what the pixels' kernels hardly see, as in DP-MEPF (Harder et al. 2023), without public images.
+
+Formal guarantees:
+  - phi_2 is a function of public constants and of the first release: the classifier and the scales
+    of its layers have seen generated images only. It is fixed before it sees a record.
+  - One record moves the second sums by at most 1, as it moves the first: `warm_start.release`.
+  - The two are Gaussian mechanisms, the second chosen after the first. With sigma_1 and sigma_2
+    such that 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma_w^2 they are together as private as
+    `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary 3.3),
+    which is what the ledger charges before the first is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.privacy import warm_start
+
+# Of phi_2, as `warm_start.VERSION`.
+VERSION = 1
+# Adam in the first step of the fit to both releases.
+LEARNING_RATE = 2e-3
+
+_SEED = (2601, 15062)
+# Generated images, balanced, from which the classifier learns, and how.
+_IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
+_CLASSIFIER_LEARNING_RATE = 1e-3
+# Of them, those that the scales are measured on.
+_MEASURED = 1000
+# Random frequencies of each kernel in a group.
+_COUNTS = {'whole': 1000, 'half': 300, 'vector': 500}
+# Standard deviation of the kernels over the distance of two images of a class, root mean square.
+_BANDWIDTH = 0.5
+# That distance is never taken for shorter than this part of the length of what a layer puts out:
+# where all images look alike to it, rounding is what it would see.
+_LEAST_DISTANCE = 0.05
+
+
+class LearnedFeatures(warm_start.GroupedFeatures):
+    """Random Fourier features of a classifier's layers: those of the second release.
+
+    Of three Gaussian kernels: on all of its map, on windows of half the map's size, a quarter of
+    it apart, and on its vector.
+
+    Args:
+      classifier: from images to a dict of which 'map' and 'vector' are used, as
+        `models.classifier.build_classifier` makes it; its weights are public and stay.
+      distances: root mean square distance of two images of a class, > 0, on one number of the
+        map, and of the vector.
+      image_shape: (H, W, C).
+    """
+
+    def __init__(
+        self,
+        classifier: tf.keras.Model,
+        distances: Sequence[float],
+        image_shape: tuple[int, int, int],
+    ):
+        super().__init__(name='learned_features')
+        self._classifier = classifier
+        shapes = {name: output.shape[1:] for name, output in classifier.output.items()}
+        height, width, channels = shapes['map']
+        windows = {
+            'whole': (height, width, channels),
+            'half': (-(-height // 2), -(-width // 2), channels),
+            'vector': (1, 1, shapes['vector'][0]),
+        }
+        scales = {'whole': distances[0], 'half': distances[0], 'vector': distances[1]}
+        seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(windows)))
+        self._frequencies = []
+        for (name, window), seed in zip(windows.items(), seeds):
+            shape = [warm_start.GROUPS, *window, _COUNTS[name]]
+            size = float(np.prod(window))
+            normal = tf.random.stateless_normal(shape, seed)
+            self._frequencies.append(normal / (_BANDWIDTH * scales[name] * size**0.5))
+        self._measure(image_shape)
+
+    def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
+        """The features of one group alone, as `warm_start.FeatureMap.group`."""
+        outputs = self._classifier(images, training=False)
+        vector = outputs['vector'][:, tf.newaxis, tf.newaxis]
+        inputs = [outputs['map'], outputs['map'], vector]
+        return warm_start.fourier_features(inputs, [f[group] for f in self._frequencies])
+
+
+def learn(
+    classifier: tf.keras.Model,
+    generate: Callable[[np.ndarray], np.ndarray],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
+) -> tuple[float, float]:
+    """Trains the classifier on generated images, and measures its layers: post-processing.
+
+    Args:
+      classifier: see `LearnedFeatures`; its 'logits' are trained.
+      generate: from labels int32 [n] to images uint8 [n, H, W, C]; sees no record.
+      num_classes: number of labels.
+      seed: of the order of the images; public.
+      callbacks: of Keras, e.g. a progress bar.
+
+    Returns:
+      The distances for `LearnedFeatures`, of the map and of the vector.
+    """
+    labels = np.random.default_rng(seed).permutation(_IMAGES).astype(np.int32) % num_classes
+    images = generate(labels)
+    pixels = tf.keras.Input(images.shape[1:])
+    logits = classifier(tf.keras.layers.Rescaling(1 / 127.5, -1.0)(pixels))['logits']
+    trained = tf.keras.Model(pixels, logits)
+    trained.compile(
+        tf.keras.optimizers.legacy.Adam(_CLASSIFIER_LEARNING_RATE),
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    trained.fit(
+        images, labels, _BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    outputs = classifier(images[:_MEASURED] / np.float32(127.5) - 1.0, training=False)
+    return tuple(_distance(outputs[name].numpy(), labels[:_MEASURED]) for name in ('map', 'vector'))
+
+
+def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Root mean square distance of two outputs of a class, on one number of them."""
+    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
+    classes = np.unique(labels)
+    means = np.stack([outputs[labels == k].mean(axis=0) for k in classes])
+    within = np.mean((outputs - means[np.searchsorted(classes, labels)]) ** 2)
+    least = _LEAST_DISTANCE * np.sqrt(np.mean(outputs**2))
+    return float(max(np.sqrt(2.0 * within), least, 1e-6))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Release:
+    """What the second release showed, and what it is about. Public, all of it.
+
+    Attributes:
+      sums: float32 [num_classes, size], as `warm_start.release` returns them.
+      distances: see `LearnedFeatures`.
+      classifier: its weights.
+      generator: the generator's, fitted to the first release.
+    """
+
+    sums: np.ndarray
+    distances: tuple[float, float]
+    classifier: list[np.ndarray]
+    generator: list[np.ndarray]
+
+    def to_bytes(self) -> bytes:
+        """As the content of an .npz file; `from_bytes` reads it back."""
+        arrays = {'sums': self.sums, 'distances': np.asarray(self.distances)}
+        for name in ('classifier', 'generator'):
+            weights = getattr(self, name)
+            arrays |= {f'{name}_{number:03}': value for number, value in enumerate(weights)}
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Release:
+        """What `to_bytes` wrote."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            weights = {
+                name: [arrays[key] for key in sorted(arrays) if key.startswith(f'{name}_')]
+                for name in ('classifier', 'generator')
+            }
+            return cls(arrays['sums'], tuple(map(float, arrays['distances'])), **weights)
