@@ -21,7 +21,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tf_efsgd import runner
 from tf_efsgd.data import poisson
 from tf_efsgd.models import gan as gans
-from tf_efsgd.privacy import noise
+from tf_efsgd.privacy import learned_features, noise, warm_start
 
 _DECLARED = 1602
 _STEPS = 4
@@ -37,6 +37,9 @@ _RELEASED = re.compile(
     | export/1/variables/variables:generator_variables/.*
     | samples/step_\d+.png
     | report.html
+    | warm_start.npy
+    | learned_features.npz
+    | ledger.jsonl:\d:sha256
     """,
     re.VERBOSE,
 )
@@ -72,6 +75,9 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     patch.setattr(runner, '_load', load_neighbour)
     patch.setattr(poisson, 'sample_indices', sample)
     patch.setattr(noise, 'gaussian', no_noise)
+    # A graph of its own, which would keep the other one.
+    patch.setattr(warm_start, '_gaussian', lambda shape, *_: tf.zeros(shape))
+    patch.setattr(learned_features, '_IMAGES', 1000)
     patch.setattr(secrets, 'randbits', lambda bits: 7)
     patch.setattr(secrets, 'token_hex', lambda count=16: 'ab' * count)
     tf.keras.backend.clear_session()  # Keras numbers the layers of a process.
@@ -189,6 +195,22 @@ def test_only_what_was_released_differs_with_the_generator_in_the_private_step(t
     assert runs[0][f'{statement}:private_step_updates'] == 'discriminator and generator'
     saved = {name for name in runs[0] if name.startswith('export/1/variables/')}
     assert saved and all('generator_variables' in n or '_CHECKPOINTABLE' in n for n in saved)
+
+
+def test_only_what_was_released_differs_with_two_releases_before_the_first_step(tmp_path):
+    runs = []
+    shares = {'warm_start_share': 0.5, 'learned_features_share': 0.5}
+    steps = {'warm_start_steps': 3, 'learned_features_steps': 3, 'warm_start_weight': 1}
+    for name, one_more in (('one', False), ('other', True)):
+        with pytest.MonkeyPatch.context() as patch:
+            _run(tmp_path / name, patch, one_more, sampled=(), **shares, **steps)
+        runs.append(_fields(tmp_path / name))
+    differing = _difference(*runs)
+    assert sorted(name for name in differing if not _RELEASED.fullmatch(name)) == []
+    for name in ('warm_start.npy', 'learned_features.npz', 'samples/step_000000.png'):
+        assert name in differing
+    kinds = [name for name in differing if name.startswith('ledger')]
+    assert sorted(kinds) == ['ledger.jsonl:1:sha256', 'ledger.jsonl:2:sha256']
 
 
 def test_a_record_that_is_never_sampled_changes_nothing(without, tmp_path, monkeypatch):

@@ -298,6 +298,7 @@ _PLAN = ledger.Plan(
     expected_batch_size=60,
     mechanism={'noise_multiplier': 3.0, 'l2_norm_clip': 0.3},
     warm_start_event=None,
+    learned_features_share=0.0,
     train_steps=400,
     target_delta=1e-5,
     target_epsilon=None,
@@ -446,6 +447,38 @@ def test_a_run_that_is_not_private_says_so(tmp_path):
     assert 'Spent' not in text
 
 
+_ALONE = ['--dataset_size=60000', '--target_epsilon=1', '--warm_start_share=1']
+
+
+def test_a_warm_start_alone_is_planned_without_steps():
+    text = _ask(*_ALONE)
+    sigma = accounting.warm_start_event(1.0, 1e-5, 1.0).noise_multiplier
+    assert 3.7 < sigma < 3.8
+    _assert_said(text, 'no private steps are run', f'{sigma:.3f}'[:4], 'closed form')
+    for absent in ('sampling probability', 'epochs', 'None', 'Error feedback'):
+        assert absent not in text
+
+
+def test_two_releases_are_planned_as_one():
+    one, two = _ask(*_ALONE), _ask(*_ALONE, '--learned_features_share=0.2')
+    added = [line for line in two.splitlines() if line not in one.splitlines()]
+    assert len(added) == 1
+    # 3.7306 / sqrt(0.8) and 3.7306 / sqrt(0.2).
+    _assert_said(added[0], 'made as two', '4.170', '8.341', 'charged as one')
+
+
+def test_a_ledger_of_two_releases_says_so(tmp_path):
+    warm = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 3.0}
+    planned = dataclasses.replace(_PLAN, warm_start_event=warm, learned_features_share=0.2)
+    book = ledger.Ledger(tmp_path / 'ledger.jsonl', planned)
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 1)
+    book.close()
+    text = _ask(f'--ledger={tmp_path / "ledger.jsonl"}')
+    # 3 / sqrt(0.8) and 3 / sqrt(0.2).
+    _assert_said(text, 'made as two releases, with noise multipliers 3.3541 and 6.7082')
+
+
 # The command line.
 
 
@@ -465,6 +498,8 @@ def test_a_run_that_is_not_private_says_so(tmp_path):
         ([*_QUICK, '--target_epsilon=1e-9'], 'target_epsilon'),
         (['--ledger=no/such/ledger.jsonl'], 'missing'),
         (['--ledger=x', '--plot=x.png'], '--plot'),
+        ([*_ALONE, '--plot=x.png'], '--plot'),
+        ([*_ALONE, '--learned_features_share=1'], 'at least 0 and below 1'),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else '',
 )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from tf_efsgd import budget, config, files, runner
+from tf_efsgd import config, files, runner
 from tf_efsgd.privacy import ledger, warm_start
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
@@ -120,7 +120,7 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     assert _kinds(folder) == ['plan']
     # What lies there was not released by this run.
     (folder / 'warm_start.npy').write_bytes(b'planted')
-    with pytest.raises(config.ConfigError, match='is not what the warm start of this run released'):
+    with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     (folder / 'warm_start.npy').unlink()
     # A change of the mechanism meanwhile does not hand out its part of the budget as steps.
@@ -133,24 +133,28 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
 
 @pytest.mark.parametrize('content', [b'', b'other sums'])
 def test_a_release_that_is_not_the_charged_one_is_refused(tmp_path, content):
-    book = ledger.Ledger(tmp_path / 'ledger.jsonl', _plan())
-    book.reserve_warm_start(runner._sha256(b'the sums'), warm_start.VERSION)
-    runner._check_release(book, b'the sums', tmp_path)
+    noted = {'sha256': runner._sha256(b'the sums'), 'version': 7}
+    runner._check_release(noted, b'the sums', tmp_path, 7)
     with pytest.raises(config.ConfigError, match='by the ledger'):
-        runner._check_release(book, content, tmp_path)
+        runner._check_release(noted, content, tmp_path, 7)
 
 
 def test_a_release_of_other_features_is_refused(tmp_path):
-    book = ledger.Ledger(tmp_path / 'ledger.jsonl', _plan())
-    book.reserve_warm_start(runner._sha256(b'the sums'), warm_start.VERSION + 1)
+    noted = {'sha256': runner._sha256(b'the sums'), 'version': 8}
     with pytest.raises(config.ConfigError, match='another version'):
-        runner._check_release(book, b'the sums', tmp_path)
+        runner._check_release(noted, b'the sums', tmp_path, 7)
 
 
-def _plan():
-    settings = config.from_flagfile('--target_epsilon=1\n--warm_start_share=1')
-    facts = {'dataset': 'digits', 'dataset_size': 1602, 'image_shape': (8, 8, 1), 'num_classes': 10}
-    return budget.make_plan(settings, facts)
+def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
+    folder, alone = tmp_path / 'run', {**_WARM, 'warm_start_share': 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'fit', _cut)
+        with pytest.raises(_PowerCut):
+            tiny_run.run(folder, **alone)
+    (folder / 'warm_start.npy').unlink()
+    with pytest.raises(config.ConfigError, match='nothing of the budget is left: start a new'):
+        tiny_run.run(folder, '--resume', '--noevaluate', **alone)
+    assert not (folder / 'export').exists()
 
 
 def test_nothing_is_written_when_the_disk_is_full(tmp_path, monkeypatch):

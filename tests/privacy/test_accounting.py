@@ -326,6 +326,25 @@ def test_a_share_is_one_of_the_gaussian_that_spends_all(share):
     assert given == dp_accounting.GaussianDpEvent(0.7)
 
 
+@pytest.mark.parametrize('share', [0.2, 0.5, 0.9])
+def test_two_releases_spend_what_the_one_would(share):
+    first, second = accounting.split_release(0.7, share)
+    assert min(first, second) > 0.7 and (first < second) == (share < 0.5 - 1e-9)
+    both = dp_accounting.ComposedDpEvent(
+        [dp_accounting.GaussianDpEvent(sigma) for sigma in (first, second)]
+    )
+    one = dp_accounting.GaussianDpEvent(0.7)
+    assert accounting.rdp_epsilon(both, _DELTA) == pytest.approx(
+        accounting.rdp_epsilon(one, _DELTA), rel=1e-9
+    )
+    accountants = [pld.PLDAccountant().compose(event) for event in (both, one)]
+    composed, whole = (accountant.get_epsilon(_DELTA) for accountant in accountants)
+    assert composed == pytest.approx(whole, rel=2e-3)
+    assert composed != pytest.approx(1.02 * whole, rel=2e-3)
+    # The share is that of the second.
+    assert (0.7 / second) ** 2 == pytest.approx(share)
+
+
 def test_a_warm_start_that_leaves_little_by_rdp_leaves_room_by_pld():
     warm_start = accounting.warm_start_event(1.0, _DELTA, 0.95)
     assert accounting.rdp_epsilon(warm_start, _DELTA) > 1.0

@@ -26,6 +26,7 @@ _PLAN = ledger.Plan(
     expected_batch_size=30,
     mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
     warm_start_event=None,
+    learned_features_share=0.0,
     train_steps=100,
     target_delta=1e-5,
     target_epsilon=None,
@@ -399,6 +400,113 @@ def test_a_torn_line_after_the_warm_start_is_not_a_second_one(path):
     assert _reopen(path, book).unverified_resumes == 1
 
 
+_TWO_PLAN = dataclasses.replace(_WARM_PLAN, learned_features_share=0.3)
+_LOST = {'sha256': None, 'version': None}
+
+
+def test_a_second_release_is_noted_once_between_the_charge_and_the_first_step(path):
+    book = ledger.Ledger(path, _TWO_PLAN)
+    with pytest.raises(ledger.LedgerError, match='not the time for it'):
+        book.note_learned_features('4c1f', 1)  # Nothing is charged yet.
+    book.reserve_warm_start('e3b0', 1)
+    with pytest.raises(ledger.LedgerError, match='before the first step'):
+        book.reserve(5)
+    assert book.learned_features_are_due
+    book.note_learned_features('4c1f', 1)
+    with pytest.raises(ledger.LedgerError, match='not the time for it'):
+        book.note_learned_features('4c1f', 1)
+    book.reserve(5)
+    again = _reopen(path, book)
+    assert again.learned_features == {'sha256': '4c1f', 'version': 1}
+    assert not again.learned_features_are_due
+    assert (again.reserved_steps, again.position) == (5, book.position)
+    # The charge is that of both, in the first entry.
+    events = [json.loads(line).get('event') for line in path.read_text().splitlines()]
+    assert events[1:3] == [_WARM_PLAN.warm_start_event, None]
+
+
+@pytest.mark.parametrize('plan', [_PLAN, _WARM_PLAN])
+def test_no_second_release_is_noted_that_was_not_planned(path, plan):
+    book = ledger.Ledger(path, plan)
+    if plan is _WARM_PLAN:
+        book.reserve_warm_start('e3b0', 1)
+    assert not book.learned_features_are_due
+    with pytest.raises(ledger.LedgerError, match='No second release is planned'):
+        book.note_learned_features('4c1f', 1)
+
+
+@pytest.mark.parametrize('line', [b'{"kind": "lear', b'{"kind": "st', b'\x00'])
+def test_a_torn_line_where_a_second_release_is_due_counts_as_it(path, line):
+    book = ledger.Ledger(path, _TWO_PLAN)
+    book.reserve_warm_start('e3b0', 1)
+    book.close()
+    path.write_bytes(path.read_bytes() + line)
+    assert ledger.Ledger.read(path).learned_features == _LOST
+    book = ledger.Ledger(path)
+    assert not book.learned_features_are_due and book.reserved_steps == 0
+    with pytest.raises(ledger.LedgerError, match='not the time for it'):
+        book.note_learned_features('4c1f', 1)
+    book.reserve(7)
+    book = _reopen(path, book)
+    assert (book.learned_features, book.reserved_steps) == (_LOST, 7)
+    assert json.loads(path.read_text().splitlines()[2])['torn']
+
+
+def test_a_torn_first_release_leaves_the_second_to_be_given_up(path):
+    ledger.Ledger(path, _TWO_PLAN).close()
+    path.write_bytes(path.read_bytes() + b'{"kind": "warm_st')
+    book = ledger.Ledger(path)
+    assert book.warm_start_reserved and book.learned_features_are_due
+    book.note_learned_features(None, None)
+    book.reserve(7)
+    book = _reopen(path, book)
+    assert (book.warm_start, book.learned_features, book.reserved_steps) == (_LOST, _LOST, 7)
+
+
+def test_a_torn_line_after_both_releases_is_charged_as_steps(path):
+    book = ledger.Ledger(path, _TWO_PLAN)
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 1)
+    book.close()
+    path.write_bytes(path.read_bytes() + b'{"kind"')
+    assert ledger.Ledger(path).reserved_steps == _TWO_PLAN.steps_per_entry
+
+
+def test_the_share_of_the_second_release_cannot_change(path):
+    book = ledger.Ledger(path, _TWO_PLAN)
+    with pytest.raises(ledger.LedgerError, match='learned_features_share was 0.3'):
+        book.change_plan(dataclasses.replace(_TWO_PLAN, learned_features_share=0.5))
+
+
+@pytest.mark.parametrize('change', ['too early', 'twice', 'after a step', 'left out'])
+def test_a_second_release_out_of_place_is_refused(path, change):
+    book = ledger.Ledger(path, _TWO_PLAN)
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 1)
+    book.reserve(3)
+    book.close()
+    plan, warm, learned, steps = path.read_bytes().splitlines(keepends=True)
+    lines = {
+        'too early': [plan, learned, warm],
+        'twice': [plan, warm, learned, learned],
+        'after a step': [plan, warm, steps, learned],
+        'left out': [plan, warm, steps],
+    }[change]
+    _write_with_hashes_that_fit(path, lines)
+    with pytest.raises(ledger.LedgerError, match='altered or out of place'):
+        ledger.Ledger.read(path)
+
+
+def _write_with_hashes_that_fit(path, lines):
+    """Only the order of things is wrong then."""
+    fixed = hashlib.sha256()
+    for number, line in enumerate(lines):
+        entry = json.loads(line) | {'sha256_before': fixed.hexdigest()}
+        lines[number] = json.dumps(entry).encode() + b'\n'
+        fixed.update(lines[number])
+    path.write_bytes(b''.join(lines))
+
+
 @pytest.mark.parametrize('change', ['left out', 'twice', 'another event'])
 def test_an_altered_warm_start_is_refused(path, change):
     book = ledger.Ledger(path, _WARM_PLAN)
@@ -411,12 +519,6 @@ def test_an_altered_warm_start_is_refused(path, change):
         'twice': [plan, warm, warm],
         'another event': [plan, warm.replace(b'5.3', b'9.9')],
     }[change]
-    # With hashes that fit: only the order of things is wrong.
-    fixed = hashlib.sha256()
-    for number, line in enumerate(lines):
-        entry = json.loads(line) | {'sha256_before': fixed.hexdigest()}
-        lines[number] = json.dumps(entry).encode() + b'\n'
-        fixed.update(lines[number])
-    path.write_bytes(b''.join(lines))
+    _write_with_hashes_that_fit(path, lines)
     with pytest.raises(ledger.LedgerError, match='altered or out of place'):
         ledger.Ledger.read(path)

@@ -105,6 +105,23 @@ def test_noise_is_added_to_the_sums(features):
     np.testing.assert_allclose(noisy - alone, _release(images, labels, features), atol=1e-5)
 
 
+@pytest.mark.parametrize('n', [511, 512, 513])
+def test_every_record_counts_whatever_the_parts(features, n):
+    images, labels = _images(n), np.arange(n, dtype=np.int32) % _CLASSES
+    true = np.zeros([_CLASSES, features.size])
+    for start in range(0, n, 100):
+        pixels = tf.constant(images[start : start + 100], tf.float32) / 127.5 - 1.0
+        np.add.at(true, labels[start : start + 100], features(pixels).numpy().astype(np.float64))
+    np.testing.assert_allclose(_release(images, labels, features), true, atol=1e-3)
+
+
+def test_a_record_is_seen_alike_in_a_full_part_and_in_the_last_one(features):
+    images, labels = _images(513), np.zeros(513, np.int32)
+    last = _release(images, labels, features) - _release(images[:512], labels[:512], features)
+    alone = _release(images[512:], labels[512:], features)
+    assert np.linalg.norm((last - alone)[0]) < 1e-3
+
+
 def test_class_means_are_means_whatever_the_size_of_a_class(features):
     images = _images(9)
     sums = _release(images, [0, 0, 0, 0, 0, 0, 0, 1, 1], features)
@@ -228,6 +245,42 @@ def test_a_step_counts_once_however_surely_it_is_remembered():
     assert abs(np.mean(gradients) + 0.4) > 4 * error
 
 
+def test_a_sum_of_targets_is_the_sum_of_their_distances():
+    rng = np.random.default_rng(4)
+    targets = [
+        warm_start.Target(_Pixels(), rng.normal(size=[1, 3, 4]).astype(np.float32))
+        for _ in range(2)
+    ]
+    both = warm_start.SumOfTargets(targets)
+    labels, seed = both.draw_labels(tf.constant([1, 2])), tf.constant([3, 4])
+    images = tf.constant(rng.normal(size=[len(labels), 2, 2, 1]), tf.float32)
+    parts = [float(target.distance(images, labels, seed)) for target in targets]
+    assert float(both.distance(images, labels, seed)) == pytest.approx(sum(parts), rel=1e-5)
+    assert min(map(abs, parts)) > 0.01 * max(map(abs, parts))  # Both count.
+
+
+def test_a_fit_to_two_targets_comes_near_both():
+    """Two targets that look at one half of the pixels each: none alone says all."""
+
+    class Half(_Pixels):
+        def __init__(self, first):
+            self._first = first
+
+        def group(self, images, group):
+            height = images.shape[1] // 2
+            half = images[:, :height] if self._first else images[:, height:]
+            return super().group(half, group)
+
+    means = [np.full([1, _CLASSES, 32], value, np.float32) for value in (0.6, -0.4)]
+    targets = [warm_start.Target(Half(i == 0), m) for i, m in enumerate(means)]
+    generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    generator.set_weights(warm_start.fit(generator, draw_inputs, targets, steps=120))
+    drawn = draw_inputs(generator, tf.constant([0, 1, 2] * 20), tf.constant([1, 2]))
+    made = generator(drawn).numpy()
+    assert made[:, :4].mean() == pytest.approx(0.6, abs=0.1)
+    assert made[:, 4:].mean() == pytest.approx(-0.4, abs=0.1)
+
+
 def test_every_group_has_means_and_differences_of_its_own():
     target = _averaged(np.stack([np.zeros([1, 4]), np.full([1, 4], 8.0)]))
     ones = np.ones([2, 2, 2, 1])
@@ -252,7 +305,9 @@ def test_a_generator_learns_the_classes():
         return np.linalg.norm(made[:, np.newaxis] - true, axis=-1)
 
     before = np.diag(distances()).mean()
-    average = warm_start.fit(generator, draw_inputs, warm_start.Target(features, means), steps=150)
+    average = warm_start.fit(
+        generator, draw_inputs, [warm_start.Target(features, means)], steps=150
+    )
     generator.set_weights(average)
     after = distances()
     assert np.diag(after).mean() < 0.5 * before
@@ -265,7 +320,7 @@ def test_the_fit_is_repeatable(features):
     def fitted(seed):
         tf.keras.utils.set_random_seed(1)
         generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
-        return warm_start.fit(generator, draw_inputs, target, steps=3, seed=seed)
+        return warm_start.fit(generator, draw_inputs, [target], steps=3, seed=seed)
 
     first, again, other = fitted(2), fitted(2), fitted(3)
     for a, b in zip(first, again):
@@ -299,5 +354,5 @@ def test_the_features_are_those_of_their_version(features):
     phi = features(images).numpy()[0]
     found = [*phi[[0, 1000, 2000, -2, -1]], phi.sum()]
     golden = [-7.24404e-3, 3.06552e-3, 4.55121e-3, 2.93692e-3, 0.099999, 12.48481]
-    assert warm_start.VERSION == 1
+    assert warm_start.VERSION == 2
     np.testing.assert_allclose(found, golden, rtol=1e-3)

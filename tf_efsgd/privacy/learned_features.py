@@ -11,8 +11,8 @@ Formal guarantees:
   - One record moves the second sums by at most 1, as it moves the first: `warm_start.release`.
   - The two are Gaussian mechanisms, the second chosen after the first. With sigma_1 and sigma_2
     such that 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma_w^2 they are together as private as
-    `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary 3.3),
-    which is what the ledger charges before the first is made.
+    `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary
+    3.3), which is what the ledger charges before the first is made.
 """
 
 from __future__ import annotations

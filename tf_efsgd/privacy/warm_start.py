@@ -247,8 +247,8 @@ def class_means(sums: np.ndarray, dataset_size: int) -> np.ndarray:
       dataset_size: declared number of records.
 
     Returns:
-      float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided by
-      its noisy count.
+      float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided
+      by its noisy count.
     """
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (_COUNT * _BOUND), _SMALLEST_CLASS * even)

@@ -1,0 +1,168 @@
+"""Tests of the second release: what its features may depend on, what one record can move."""
+
+import hypothesis
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import strategies as st
+
+from tf_efsgd.data import records
+from tf_efsgd.models.classifier import build_classifier
+from tf_efsgd.privacy import learned_features, noise, warm_start
+
+_SHAPE = (8, 8, 1)
+_CLASSES = 3
+
+
+def _make(shape=_SHAPE, distances=(0.3, 0.7), scale=1.0):
+    classifier = build_classifier(shape, _CLASSES, width=8)
+    classifier.set_weights([scale * w for w in classifier.get_weights()])
+    return learned_features.LearnedFeatures(classifier, distances, shape)
+
+
+@pytest.fixture(scope='module')
+def features():
+    tf.keras.utils.set_random_seed(3)
+    return _make()
+
+
+def _release(images, labels, features, noise_multiplier=0.0):
+    labels = np.asarray(labels, np.int32)
+    return warm_start.release(
+        images, labels, _CLASSES, features, noise_multiplier, noise.NoiseKey()
+    )
+
+
+def _images(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, [n, *_SHAPE]).astype(np.uint8)
+
+
+@pytest.mark.parametrize('shape', [_SHAPE, (28, 28, 1), (64, 64, 3), (4, 4, 1)])
+def test_features_have_norm_one_at_most_whatever_the_image(shape):
+    drawn = np.random.default_rng(1).uniform(-1, 1, [3, *shape])
+    extreme = np.stack([np.full(shape, v) for v in (-1.0, 1.0, 1e3, -1e3)])
+    images = tf.constant(np.concatenate([drawn, extreme]), tf.float32)
+    features = _make(shape)
+    found = features(images).numpy().astype(np.float64)
+    assert found.shape == (7, features.size)
+    norms = np.linalg.norm(found, axis=1)
+    assert np.all(norms <= 1.0)
+    assert norms[:3] == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e20, np.nan, np.inf])
+def test_whatever_the_classifier_has_become_the_bound_holds(scale):
+    with np.errstate(invalid='ignore'):
+        found = _make(scale=scale)(tf.constant(_images(5), tf.float32) / 127.5 - 1.0).numpy()
+    assert np.all(np.linalg.norm(found.astype(np.float64), axis=1) <= 1.0)
+
+
+@hypothesis.given(
+    seed=st.integers(0, 1000), label=st.integers(0, _CLASSES - 1), place=st.integers(0, 5)
+)
+@hypothesis.settings(max_examples=10, deadline=None)
+def test_one_record_moves_its_class_alone_and_by_one_at_most(features, seed, label, place):
+    images, labels = _images(5, seed), np.arange(5, dtype=np.int32) % _CLASSES
+    more = (
+        np.insert(images, place, _images(1, seed + 1)[0], axis=0),
+        np.insert(labels, place, label),
+    )
+    moved = _release(*more, features) - _release(images, labels, features)
+    assert 0.99 < np.linalg.norm(moved[label]) <= 1.0 + 1e-5
+    assert np.max(np.abs(np.delete(moved, label, axis=0))) < 1e-5
+
+
+def test_a_record_put_first_moves_others_by_rounding_only(features):
+    """Many others, all of one class, and a record of another before them."""
+    images, labels = _images(1500), np.zeros(1500, np.int32)
+    more = np.concatenate([np.full([1, *_SHAPE], 255, np.uint8), images])
+    moved = _release(more, np.insert(labels, 0, 1), features) - _release(images, labels, features)
+    assert np.linalg.norm(moved[0]) < 1e-3
+
+
+def test_the_map_of_a_classifier_is_fixed(features):
+    images = tf.constant(_images(4), tf.float32) / 127.5 - 1.0
+    again = learned_features.LearnedFeatures(features._classifier, (0.3, 0.7), _SHAPE)
+    np.testing.assert_array_equal(again(images).numpy(), features(images).numpy())
+
+
+def test_groups_stand_for_the_kernels():
+    """exp(-|a - b|^2 / (2 bandwidth^2)) of map, windows of the map (the mean) and vector."""
+    classifier = build_classifier((16, 16, 1), _CLASSES, width=8)
+    one = np.random.default_rng(2).uniform(-1, 1, [16, 16, 1])
+    images = tf.constant([one, 0.8 * one], tf.float32)
+    outputs = {name: value.numpy() for name, value in classifier(images).items()}
+    distances = [
+        np.sqrt(np.mean((outputs[name][0] - outputs[name][1]) ** 2)) for name in ('map', 'vector')
+    ]
+    found = learned_features.LearnedFeatures(classifier, distances, (16, 16, 1))
+
+    def kernel(a, b, distance):
+        return np.exp(-np.mean((a - b) ** 2) / (2 * (0.5 * distance) ** 2))
+
+    maps = outputs['map']
+    corners = [(y, x) for y in (0, 1, 2) for x in (0, 1, 2)]
+    windows = [maps[:, y : y + 2, x : x + 2] for y, x in corners]
+    wanted = kernel(*maps, distances[0]) + kernel(*outputs['vector'], distances[1])
+    wanted = (wanted + np.mean([kernel(*w, distances[0]) for w in windows])) / 3
+    dots = []
+    for group in range(8):
+        phi = found.group(images, group).numpy()
+        dots.append(phi[0] @ phi[1])
+    assert 0.1 < wanted < 0.8
+    assert np.mean(dots) == pytest.approx(wanted, abs=0.03)
+    assert np.mean(dots) != pytest.approx(1.3 * wanted, abs=0.03)
+
+
+def test_distances_are_those_of_two_images_of_a_class():
+    rng = np.random.default_rng(6)
+    labels = np.arange(4000) % 2
+    outputs = rng.normal(0, 0.3, [4000, 5]) + 7.0 * labels[:, np.newaxis]
+    assert learned_features._distance(outputs, labels) == pytest.approx(0.3 * 2**0.5, rel=0.03)
+    # What hardly differs is not blown up until rounding shows.
+    assert learned_features._distance(np.full([10, 5], 4.0), labels[:10]) == pytest.approx(0.2)
+    assert learned_features._distance(np.zeros([10, 5]), labels[:10]) > 0
+
+
+def test_the_classifier_learns_from_generated_images():
+    train = records.load('digits').train
+    classifier = build_classifier(train.image_shape, 10)
+
+    def generate(labels):  # Digits that stand for generated ones.
+        at = np.stack([np.flatnonzero(train.labels == k)[:100] for k in range(10)])
+        return train.images[at[labels, np.arange(len(labels)) % 100]]
+
+    before = classifier.get_weights()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learned_features, '_IMAGES', 4000)
+        distances = learned_features.learn(classifier, generate, 10, seed=5)
+    logits = classifier(train.images / np.float32(127.5) - 1.0)['logits'].numpy()
+    assert np.mean(logits.argmax(axis=1) == train.labels) > 0.9
+    assert all(np.any(a != b) for a, b in zip(before, classifier.get_weights()))
+    assert all(0.01 < distance < 100 for distance in distances)
+
+
+def test_a_release_is_the_same_when_it_is_read_back():
+    weights = [np.float32([[1.5]]), np.float32([2.5, 3.5])] + [np.float32([k]) for k in range(12)]
+    release = learned_features.Release(np.float32([[4.5, 5.5]]), (0.1, 0.7), weights, weights[::-1])
+    again = learned_features.Release.from_bytes(release.to_bytes())
+    np.testing.assert_array_equal(again.sums, release.sums)
+    assert again.distances == release.distances
+    for name in ('classifier', 'generator'):
+        wanted, found = getattr(release, name), getattr(again, name)
+        assert len(found) == 14
+        for a, b in zip(wanted, found):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_the_features_are_those_of_their_version():
+    # What a run has released is of use to these features only: with others, count VERSION up.
+    classifier = build_classifier(_SHAPE, _CLASSES, width=8)
+    classifier.set_weights([np.full(w.shape, 0.01, np.float32) for w in classifier.get_weights()])
+    features = learned_features.LearnedFeatures(classifier, (0.3, 0.7), _SHAPE)
+    images = tf.reshape(tf.linspace(-1.0, 1.0, 64), [1, *_SHAPE])
+    phi = features(images).numpy()[0]
+    found = [*phi[[0, 1000, 2000, 5000, -1]], phi.sum()]
+    assert learned_features.VERSION == 1
+    golden = [6.2349e-3, 1.54115e-3, 1.59483e-3, -1.51779e-3, 0.099999, 135.384]
+    np.testing.assert_allclose(found, golden, rtol=1e-3)
