@@ -325,11 +325,19 @@ def test_unreadable_files_are_named(fake):
 
 
 @pytest.mark.parametrize(
-    ('flag', 'said'), [('--seeds=1,x', '--seeds'), ('--rows=one,four', 'one, two, three')]
+    ('flag', 'said'),
+    [
+        ('--seeds=1,x', '--seeds'),
+        ('--rows=one,four', 'one, two, three. Received: four'),
+        ('--rows=', '--rows must be among one, two, three. Received: an empty name'),
+        ('--rows=,', 'Received: an empty name'),
+        ('--rows=one,', 'Received: an empty name'),
+    ],
 )
 def test_wrong_flags(fake, flag, said):
     with pytest.raises(config.ConfigError, match=said):
         fake(flag)
+    assert not fake.folder.exists()
 
 
 def test_ctrl_c_reaches_the_run_once_and_stops_the_grid(fake):
@@ -530,16 +538,24 @@ def test_a_real_run(tmp_path):
     assert (folder / 'contact_sheet.png').exists()
 
 
-def test_it_needs_no_tensorflow_and_tells_mistakes_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('flag', 'said'),
+    [
+        ('--set=train_steps=0', 'Row mnist: --train_steps must be at least 1'),
+        ('--rows=', '--rows must be among mnist, mnist_eps1, '),
+        ('--rows=,', '--rows must be among mnist, mnist_eps1, '),
+    ],
+)
+def test_it_needs_no_tensorflow_and_tells_mistakes_in_one_line(flag, said, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(_REPO))
     monkeypatch.chdir(tmp_path)
     code = (
         'import sys\nfrom tf_efsgd.results import __main__ as m\n'
-        'sys.argv = ["results", "--grid=main", "--set=train_steps=0"]\n'
+        f'sys.argv = ["results", "--grid=main", "{flag}"]\n'
         'try:\n    m.main()\nfinally:\n    assert "tensorflow" not in sys.modules\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr.startswith('tf_efsgd: Row mnist: --train_steps must be at least 1')
+    assert done.stderr.startswith(f'tf_efsgd: {said}')
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
