@@ -10,13 +10,13 @@ import collections
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from tensorboard.backend.event_processing import event_accumulator
+
+from tf_efsgd import progress
 
 # Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
 _CELL_SIZE = 56
@@ -92,14 +92,8 @@ class ProgressBar(_EveryStep):
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
-        interactive = sys.stderr.isatty()
-        self._bar = tqdm.tqdm(
-            initial=self.step,
-            total=self._last_step,
-            unit='step',
-            desc='Training',
-            mininterval=0.5 if interactive else 20.0,
-            dynamic_ncols=interactive,
+        self._bar = progress.Bar(
+            initial=self.step, total=self._last_step, unit='step', desc='Training'
         )
         self._show_epsilon()
 

@@ -24,9 +24,8 @@ import time
 import numpy as np
 import tensorflow as tf
 import tensorflow_privacy
-import tqdm
 
-from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, run_folder
+from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, progress, run_folder
 from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import report
@@ -264,7 +263,7 @@ class _Run:
             target,
             steps=training.warm_start_steps,
             seed=training.seed,
-            progress=functools.partial(tqdm.tqdm, desc='warm start', unit='step'),
+            progress=functools.partial(progress.Bar, desc='warm start', unit='step'),
         )
         self._gan.generator.set_weights(average)
         self._gan.ema_generator.set_weights(average)
