@@ -345,7 +345,7 @@ class _Run:
             private=statement['private'],
             statement=statement,
             samples_png=found['sample picture'],
-            sample_caption='One class per column: ' + ', '.join(self._dataset.train.class_names),
+            sample_caption=monitoring.SampleGrid.caption(self._dataset.train.class_names),
             history=monitoring.read_scalars(str(self._dir / 'logs')),
             # Without where things are on this machine.
             config_text=self._config.to_flags(
