@@ -28,6 +28,7 @@ _MAY_IMPORT = {
     ],
     'version': [],
     'files': [],
+    'progress': [],
     'launch': ['config', 'runner', 'version'],
     'config': [],
     'runner': [
@@ -42,6 +43,7 @@ _MAY_IMPORT = {
         'evaluate',
         'evaluation',
         'export',
+        'progress',
         'run_folder',
         'version',
     ],
@@ -82,7 +84,7 @@ _MAY_IMPORT = {
     'privacy.accounting': [],
     'privacy.ledger': [],
     'privacy.run_state': ['files'],
-    'monitoring': [],
+    'monitoring': ['progress'],
     'checkpoints': ['files'],
     'evaluation': ['evaluation'],
     'evaluation.classifiers': ['data.records', 'evaluation'],
@@ -90,7 +92,7 @@ _MAY_IMPORT = {
     'evaluation.extractors': ['data.records', 'evaluation', 'files'],
     'evaluation.metrics_page': ['evaluation'],
     'evaluation.pages': ['files'],
-    'evaluation.progress': [],
+    'evaluation.progress': ['progress'],
     'evaluation.protocol': ['data.records', 'evaluation'],
     'evaluation.report': ['data.records', 'evaluation'],
     'export': ['data.records', 'version'],
@@ -101,9 +103,9 @@ _MAY_IMPORT = {
     'audit.bounds': [],
     'audit.findings': ['audit', 'privacy'],
     'audit.likelihood': ['privacy.optimizer'],
-    'audit.mechanism': ['audit', 'privacy'],
-    'audit.training': ['audit', 'data', 'models', 'privacy'],
-    'benchmark': ['config', 'data', 'models', 'privacy'],
+    'audit.mechanism': ['audit', 'privacy', 'progress'],
+    'audit.training': ['audit', 'data', 'models', 'privacy', 'progress'],
+    'benchmark': ['config', 'data', 'models', 'privacy', 'progress'],
     'results': ['results'],
     'results.__main__': ['config', 'results'],
     'results.grids': ['config', 'privacy.accounting'],
@@ -203,6 +205,16 @@ def test_imports_keep_to_the_table(module):
     path = _FILES[module]
     found = find_violations(path.read_text('utf-8'), module, path.name == '__init__.py')
     assert not found, '\n'.join([str(path), *found])
+
+
+def test_every_progress_bar_is_ours():
+    users = [
+        module
+        for module, path in _FILES.items()
+        for _, name in _imported_names(path.read_text('utf-8'), module, False)
+        if _is_within(name, ['tqdm'])
+    ]
+    assert users == ['progress'], 'tqdm itself floods log files; use tf_efsgd.progress.Bar.'
 
 
 @pytest.mark.parametrize(

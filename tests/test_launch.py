@@ -1,4 +1,4 @@
-"""A user's mistakes on the command line: one line each, exit code 2, and nothing written."""
+"""--help; a user's mistakes on the command line: one line each, exit code 2, nothing written."""
 
 import os
 import pathlib
@@ -8,21 +8,23 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
-from tf_efsgd import config, runner
+from tf_efsgd import config, evaluate, runner
+from tf_efsgd.results import __main__ as results
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 _BUDGET = ['--dataset=digits', '--noise_multiplier=1']
 
 
-def _launch(*arguments, cwd):
-    """Runs the launcher in its own process."""
+def _launch(*arguments, cwd, module='launch'):
+    """Runs the launcher, or another module, in its own process."""
     paths = [str(_REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
     environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
     # Conftest sets it for itself; the launcher has its own idea of it.
     environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
     return subprocess.run(
-        [sys.executable, '-m', 'tf_efsgd.launch', *arguments],
+        [sys.executable, '-m', f'tf_efsgd.{module}', *arguments],
         cwd=cwd,
         env=environment,
         capture_output=True,
@@ -49,6 +51,26 @@ def _pictures(folder, count=3):
             pixels = rng.integers(0, 256, (8, 8, 1)).astype(np.uint8)
             tf.io.write_file(str(folder / name / f'{i}.png'), tf.io.encode_png(pixels))
     (folder / 'dog' / '9.png').write_bytes(b'no image at all')
+
+
+@pytest.mark.parametrize(
+    ('module', 'define_flags'),
+    [
+        ('launch', config.define_flags),
+        ('evaluate', evaluate.define_flags),
+        ('results', results.define_flags),
+    ],
+)
+def test_help_lists_every_flag(module, define_flags, tmp_path):
+    values = flags.FlagValues()
+    define_flags(values)
+    shown = _launch('--help', cwd=tmp_path, module=module).stdout
+    shown = ''.join(shown.split())  # Lines are wrapped.
+    assert len(values) >= 10
+    for name in values:
+        prefix = '[no]' if values[name].boolean else ''
+        assert f'--{prefix}{name}:{"".join(values[name].help.split())}' in shown
+    assert list(tmp_path.iterdir()) == []
 
 
 # Found before TensorFlow is loaded: fast enough for a process each.

@@ -144,6 +144,29 @@ def test_samples_have_one_class_per_column(num_classes, columns, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('num_classes', 'start'),
+    [
+        (1, 'One class per column: '),
+        (16, 'One class per column: '),
+        (17, 'One class per column, the first 16 of 17: '),
+        (40, 'One class per column, the first 16 of 40: '),
+    ],
+)
+def test_the_caption_names_the_columns_of_the_grid(num_classes, start, tmp_path):
+    asked = []
+
+    def generate(labels):
+        asked.extend(labels)
+        return np.zeros([len(labels), 8, 8, 1], np.uint8)
+
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    monitoring.SampleGrid(writer, str(tmp_path), generate, num_classes, 0, 1, 1).on_due({})
+    names = tuple(f'class {i}' for i in range(num_classes))
+    shown = ', '.join(names[label] for label in sorted(set(asked)))
+    assert monitoring.SampleGrid.caption(names) == start + shown
+
+
+@pytest.mark.parametrize(
     ('epsilon', 'wanted'), [(lambda steps: 0.1234 * steps, 'ε≤0.38'), (None, 'NOT PRIVATE')]
 )
 def test_the_progress_bar_shows_epsilon_or_that_there_is_none(epsilon, wanted, capsys):

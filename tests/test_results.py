@@ -170,7 +170,7 @@ _FAKE = """
         (run / 'checkpoint').write_text(f'{len(caught)} signal')
         sys.exit(130)
     private = settings.privacy.private
-    statement = {'private': private, 'applied_steps': steps}
+    statement = {'private': private, 'applied_steps': steps, 'dataset': settings.data.dataset}
     if private:
         statement.update(epsilon=9.9911, delta=1e-5, steps=steps, accountant='PLD')
     for name, content in {
@@ -204,7 +204,10 @@ _GRID = tuple(
 
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
-    """A fake launcher; `fake(*flags, name=behaviour)` gives the exit code and the calls."""
+    """A fake launcher; `fake(*flags, name=behaviour)` gives the exit code and the calls.
+
+    `grid` is for other rows.
+    """
     script = tmp_path / 'fake.py'
     script.write_text(textwrap.dedent(_FAKE))
     calls = tmp_path / 'calls'
@@ -214,13 +217,13 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setenv('FAKE_PICTURE', str(picture))
     monkeypatch.setenv('PYTHONPATH', str(_REPO))
 
-    def answer(*arguments, **behaviour):
+    def answer(*arguments, grid=_GRID, **behaviour):
         monkeypatch.setenv('FAKE_BEHAVIOUR', json.dumps(behaviour))
         calls.write_text('')
         values = flags.FlagValues()
         command_line.define_flags(values)
         values(['results', f'--out={tmp_path / "out"}', *arguments])
-        code = command_line.answer(values, grid=_GRID, command=(sys.executable, str(script)))
+        code = command_line.answer(values, grid=grid, command=(sys.executable, str(script)))
         return code, calls.read_text().splitlines()
 
     answer.folder = tmp_path / 'out' / 'main'
@@ -322,11 +325,19 @@ def test_unreadable_files_are_named(fake):
 
 
 @pytest.mark.parametrize(
-    ('flag', 'said'), [('--seeds=1,x', '--seeds'), ('--rows=one,four', 'one, two, three')]
+    ('flag', 'said'),
+    [
+        ('--seeds=1,x', '--seeds'),
+        ('--rows=one,four', 'one, two, three. Received: four'),
+        ('--rows=', '--rows must be among one, two, three. Received: an empty name'),
+        ('--rows=,', 'Received: an empty name'),
+        ('--rows=one,', 'Received: an empty name'),
+    ],
 )
 def test_wrong_flags(fake, flag, said):
     with pytest.raises(config.ConfigError, match=said):
         fake(flag)
+    assert not fake.folder.exists()
 
 
 def test_ctrl_c_reaches_the_run_once_and_stops_the_grid(fake):
@@ -405,10 +416,23 @@ def test_the_table(fake):
 
     for seed, one, two in [(1, 0.80, 0.90), (2, 0.82, 0.91)]:
         fid = {'test': 20.25 + seed, 'train': math.inf}
-        measured('one', seed, gen2real_cnn={'accuracy': one}, domain_fid=fid)
-        measured('two', seed, gen2real_cnn={'accuracy': two}, gen2real_mlp={'accuracy': 0.5})
+        real = {'accuracy': 0.984}
+        measured('one', seed, gen2real_cnn={'accuracy': one, 'real': real}, domain_fid=fid)
+        measured(
+            'two',
+            seed,
+            gen2real_cnn={'accuracy': two, 'real': real},
+            gen2real_mlp={'accuracy': 0.5, 'real': None},
+            real2gen_cnn={'accuracy': 0.953, 'real': real},
+            precision_recall={
+                'precision': 0.871 + 0.01 * seed,
+                'recall': 0.35,
+                'real': {'precision': 0.903, 'recall': 0.887},
+            },
+        )
     hidden = {
         'private': False,
+        'dataset': 'mnist_10k',
         'epsilon': 1080.123,
         'epsilon_unproven': 9.9991,
         'delta': 1e-5,
@@ -424,8 +448,8 @@ def test_the_table(fake):
     minutes = '3.0 ± 0.7'
     launch = '`python -m tf_efsgd.launch --flagfile=demo.flags'
     assert cells[2:] == [
-        ['ONE', '2 of 2', '10.00', str(_STEPS), minutes, '81.0 ± 1.4', '–', '21.8 ± 0.7', '–', '–']
-        + [f'{launch}`'],
+        ['ONE', '2 of 2', '10.00', str(_STEPS), minutes, '81.0 ± 1.4', '–', '–', '21.8 ± 0.7']
+        + ['–', '–', '–', '–', f'{launch}`'],
         [
             'TWO',
             '2 of 2',
@@ -434,15 +458,48 @@ def test_the_table(fake):
             minutes,
             '90.5 ± 0.7',
             '50.0 ± 0.0',
+            '95.3 ± 0.0',
             '–',
-        ]
-        + ['–', '+9.5 ± 1.1', f'{launch} --noprivate`'],
+            '–',
+            '0.89 ± 0.01',
+            '0.35 ± 0.00',
+            '+9.5 ± 1.1',
+            f'{launch} --noprivate`',
+        ],
         ['THREE', '1 of 2', '1,080.13, NOT PRIVATE, 10.00 unproven', '1,190', '0.0 (one seed)']
-        + ['90.0 (one seed)', '–', '–', '–', '–', f'{launch} --error_feedback=none`'],
+        + ['90.0 (one seed)', *['–'] * 7, f'{launch} --error_feedback=none`'],
+        ['real images of mnist_10k', '–', '–', '–', '–', '98.4', '–', '98.4', '–', '–', '0.90']
+        + ['0.89', '–', '–'],
     ]
+    (note,) = (line for line in lines if 'Difference: ' in line)
+    assert 'baseline of the same data set (ONE)' in note
     assert 'Each command with `--seed=` 1, 2. δ = 1e-05.' in lines
     assert any(line.startswith('- three, seed 1: failed (exit code 0') for line in lines)
     assert len({len(row) for row in cells}) == 1
+
+
+def test_rows_of_other_images_are_not_compared_and_have_their_own_real_images(fake):
+    grid = (
+        *_GRID[:2],
+        dataclasses.replace(_GRID[2], changes=('--dataset=digits',)),
+        grids.Row('four', 'FOUR', 'demo.flags', ('--dataset=digits',), 'three'),
+    )
+    fake(grid=grid)
+    for name, real in [('one', 0.99), ('two', 0.99), ('three', 0.95), ('four', 0.95)]:
+        for seed in (1, 2):
+            path = fake.folder / f'{name}/seed_{seed}/nonprivate/metrics.json'
+            accuracy = json.loads(path.read_text())['gen2real_cnn']['accuracy']
+            values = {'accuracy': accuracy, 'real': {'accuracy': real}}
+            path.write_text(json.dumps({'gen2real_cnn': values}))
+    fake('--table_only', grid=grid)
+    rows = json.loads((fake.folder / 'results.json').read_text())['rows']
+    assert [row['baseline'] for row in rows] == [None, 'one', 'one', 'three']
+    assert [row['difference'] is None for row in rows] == [True, False, True, False]
+    table = (fake.folder / 'results.md').read_text(encoding='utf-8')
+    assert 'baseline of the same data set (ONE; THREE)' in table
+    lines = [line.split(' | ') for line in table.splitlines() if 'real images of' in line]
+    found = {line[0]: line[5] for line in lines}
+    assert found == {'| real images of mnist_10k': '99.0', '| real images of digits': '95.0'}
 
 
 # The real launcher.
@@ -469,6 +526,11 @@ def test_a_real_run(tmp_path):
     (run,) = json.loads((folder / 'results.json').read_text())['rows'][0]['runs']
     assert (run['state'], run['private'], run['applied_steps']) == ('finished', False, 2)
     assert 0 <= run['gen2real_cnn'] <= 1 and 0 < run['minutes'] < 10
+    # As the evaluation writes them: none of the figures is missing.
+    assert None not in [run[name] for name in tables._MEASURED]
+    assert run['real'].keys() == tables._MEASURED.keys() and None not in run['real'].values()
+    assert run['dataset'] == 'digits' and run['real']['gen2real_cnn'] > 0.5
+    assert 0 <= run['recall'] <= 1 and 0.2 < run['real']['recall'] <= 1
     assert (
         image.imread(folder / 'a.png').shape
         == image.imread(folder / 'a/seed_1/samples/step_000002.png').shape
@@ -476,16 +538,24 @@ def test_a_real_run(tmp_path):
     assert (folder / 'contact_sheet.png').exists()
 
 
-def test_it_needs_no_tensorflow_and_tells_mistakes_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ('flag', 'said'),
+    [
+        ('--set=train_steps=0', 'Row mnist: --train_steps must be at least 1'),
+        ('--rows=', '--rows must be among mnist, mnist_eps1, '),
+        ('--rows=,', '--rows must be among mnist, mnist_eps1, '),
+    ],
+)
+def test_it_needs_no_tensorflow_and_tells_mistakes_in_one_line(flag, said, tmp_path, monkeypatch):
     monkeypatch.setenv('PYTHONPATH', str(_REPO))
     monkeypatch.chdir(tmp_path)
     code = (
         'import sys\nfrom tf_efsgd.results import __main__ as m\n'
-        'sys.argv = ["results", "--grid=main", "--set=train_steps=0"]\n'
+        f'sys.argv = ["results", "--grid=main", "{flag}"]\n'
         'try:\n    m.main()\nfinally:\n    assert "tensorflow" not in sys.modules\n'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, '')
-    assert done.stderr.startswith('tf_efsgd: Row mnist: --train_steps must be at least 1')
+    assert done.stderr.startswith(f'tf_efsgd: {said}')
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())

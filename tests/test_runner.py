@@ -322,6 +322,14 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
 # Without privacy, and on two devices.
 
 
+def test_the_report_names_the_classes_that_its_picture_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitoring, '_MAX_COLUMNS', 3)
+    folder = tmp_path / 'run'
+    tiny_run.run(folder, '--noprivate', '--noevaluate', '--noexport', train_steps=1)
+    page = (folder / 'report.html').read_text()
+    assert 'One class per column, the first 3 of 10: 0, 1, 2<' in page
+
+
 def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     folder = tmp_path / 'run'
     tiny_run.run(folder, '--noprivate', '--noevaluate', train_steps=2)

@@ -34,9 +34,9 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import tqdm
 from absl import app, flags, logging
 
+from tf_efsgd import progress
 from tf_efsgd.config import ConfigError, exit_with, parse_arguments
 
 # Does so many steps and waits until they are done.
@@ -479,7 +479,7 @@ def measure(
       One result for each variant.
     """
     total = len(variants) * (rounds + 2 + memory)
-    with tqdm.tqdm(total=total, desc='benchmark', disable=None, leave=False) as bar:
+    with progress.Bar(total=total, desc='benchmark', disable=None, leave=False) as bar:
         runs = {}
         for variant in variants:
             runs[variant.name] = build_run(networks, variant)

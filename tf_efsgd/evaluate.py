@@ -54,6 +54,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         state_dir=None,
         **dict.fromkeys(_PLACES),
     )
+    flags.adopt_module_key_flags(config, flag_values)  # So that --help shows them.
     flags.DEFINE_string(
         'inception_weights',
         None,

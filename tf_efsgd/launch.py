@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from tf_efsgd import config
 
@@ -47,6 +47,7 @@ def _main(arguments: list[str]) -> None:
 def main() -> None:
     """Entry point of the command line."""
     config.define_flags()
+    flags.adopt_module_key_flags(config)  # --help shows those of the main module alone.
     app.run(_main, flags_parser=config.parse_arguments)
 
 

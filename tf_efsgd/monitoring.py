@@ -10,13 +10,13 @@ import collections
 import math
 import os
 import signal
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 from tensorboard.backend.event_processing import event_accumulator
+
+from tf_efsgd import progress
 
 # Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
 _CELL_SIZE = 56
@@ -92,14 +92,8 @@ class ProgressBar(_EveryStep):
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
-        interactive = sys.stderr.isatty()
-        self._bar = tqdm.tqdm(
-            initial=self.step,
-            total=self._last_step,
-            unit='step',
-            desc='Training',
-            mininterval=0.5 if interactive else 20.0,
-            dynamic_ncols=interactive,
+        self._bar = progress.Bar(
+            initial=self.step, total=self._last_step, unit='step', desc='Training'
         )
         self._show_epsilon()
 
@@ -180,7 +174,7 @@ class SampleGrid(_EveryStep):
       writer: summary writer of RUN/logs.
       folder: RUN/samples.
       generate: labels int32 [n] -> images uint8 [n, H, W, C]; the same latents at each call.
-      num_classes: one column per class, the first 16 at most.
+      num_classes: one column per class, the first 16 at most; see `caption`.
       first_step: as in `ProgressBar`.
       last_step: as in `ProgressBar`.
       every: steps between grids.
@@ -223,6 +217,14 @@ class SampleGrid(_EveryStep):
     def path(folder: str, step: int) -> str:
         """Where the grid of a step is."""
         return os.path.join(folder, f'step_{step:06d}.png')
+
+    @staticmethod
+    def caption(class_names: Sequence[str]) -> str:
+        """What stands below a grid: the classes that it shows, by column."""
+        shown = class_names[:_MAX_COLUMNS]
+        of_all = f', the first {len(shown)} of {len(class_names)}'
+        which = of_all if len(shown) < len(class_names) else ''
+        return f'One class per column{which}: {", ".join(shown)}'
 
 
 class Checkpoint(_EveryStep):

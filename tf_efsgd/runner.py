@@ -24,9 +24,8 @@ import time
 import numpy as np
 import tensorflow as tf
 import tensorflow_privacy
-import tqdm
 
-from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, run_folder
+from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, progress, run_folder
 from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import report
@@ -308,7 +307,7 @@ class _Run:
             draw_inputs,
             targets,
             seed=self._config.training.seed,
-            progress=functools.partial(tqdm.tqdm, desc=description, unit='step'),
+            progress=functools.partial(progress.Bar, desc=description, unit='step'),
             **how,
         )
         generator.set_weights(average)
@@ -367,7 +366,7 @@ class _Run:
             self._go_on_without('second release of the warm start')
             return None
         classifier = build_classifier(plan.image_shape, plan.num_classes)
-        with tqdm.tqdm(desc='learning features', unit='epoch') as bar:
+        with progress.Bar(desc='learning features', unit='epoch') as bar:
             distances = learned_features.learn(
                 classifier,
                 lambda labels: evaluate.generate(generator, labels, _LEARNED_SEED),
@@ -441,7 +440,7 @@ class _Run:
             private=statement['private'],
             statement=statement,
             samples_png=found['sample picture'],
-            sample_caption='One class per column: ' + ', '.join(self._dataset.train.class_names),
+            sample_caption=monitoring.SampleGrid.caption(self._dataset.train.class_names),
             history=monitoring.read_scalars(str(self._dir / 'logs')),
             # Without where things are on this machine.
             config_text=self._config.to_flags(

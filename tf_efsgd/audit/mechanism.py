@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
+from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.privacy import noise
@@ -91,7 +91,7 @@ def _observe(
     others = [_OTHERS * gradient_of_others, np.zeros_like(_DIRECTION)]  # No residual: below C1.
     own = _gradient_norm(mechanism) * _DIRECTION
     seen, before = [], np.zeros([runs, sum(_SIZES)])
-    for _ in tqdm.trange(steps, desc=mechanism.error_feedback, leave=False, disable=None):
+    for _ in progress.Bar(range(steps), desc=mechanism.error_feedback, leave=False, disable=None):
         is_sampled = with_record & (coins.random(runs) < claim.sampling_probability)
         gradient, after = releases(is_sampled, noise_key.next(_SHAPES))
         noisy_sums = claim.recover(gradient, before, after, _DIVISOR)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-import tqdm
 
+from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.data import poisson, records
@@ -71,7 +71,7 @@ def audit(
     """
     trainer = _Trainer(mechanism, expected_batch_size, noise_key or noise.NoiseKey(), seed)
     all_runs = runs_with_held_out(runs)
-    with tqdm.tqdm(
+    with progress.Bar(
         total=2 * all_runs, desc=f'training, {mechanism.error_feedback}', unit='run', leave=False
     ) as bar:
         worlds = [
@@ -158,7 +158,7 @@ class _Trainer:
         self._initial = [variable.numpy() for variable in self._gan.variables]
         self._step = self._make_step()
 
-    def observe(self, steps: int, runs: int, with_record: bool, bar: tqdm.tqdm) -> Observations:
+    def observe(self, steps: int, runs: int, with_record: bool, bar: progress.Bar) -> Observations:
         """Trains `runs` times in one of the two worlds."""
         seen = []
         for _ in range(runs):

@@ -91,10 +91,13 @@ def make_runs(flag_values: flags.FlagValues, grid: Sequence[Row]) -> list[Run]:
 
 def _chosen(names: Sequence[str] | None, grid: Sequence[Row]) -> list[Row]:
     known = [row.name for row in grid]
-    unknown = [name for name in names or [] if name not in known]
+    if names is None:
+        return list(grid)
+    unknown = [name for name in names or [''] if name not in known]
     if unknown:
-        raise ConfigError(f'--rows must be among {", ".join(known)}. Received: {unknown[0]}.')
-    return [row for row in grid if names is None or row.name in names]
+        received = unknown[0] or 'an empty name'
+        raise ConfigError(f'--rows must be among {", ".join(known)}. Received: {received}.')
+    return [row for row in grid if row.name in names]
 
 
 def answer(

@@ -26,23 +26,30 @@ _LEVEL = 0.05
 _MEASURED = {
     'gen2real_cnn': ('gen2real_cnn.accuracy', 'gen2real CNN %', 100, 1),
     'gen2real_mlp': ('gen2real_mlp.accuracy', 'gen2real MLP %', 100, 1),
+    'real2gen_cnn': ('real2gen_cnn.accuracy', 'real2gen CNN %', 100, 1),
     'domain_fid_test': ('domain_fid.test', 'domain FID, test', 1, 1),
     'domain_fid_train': ('domain_fid.train', 'domain FID, train', 1, 1),
+    'precision': ('precision_recall.precision', 'precision', 1, 2),
+    'recall': ('precision_recall.recall', 'recall', 1, 2),
 }
 _COMPARED = 'gen2real_cnn'
 # Exit codes of a launcher that was stopped by SIGINT or SIGTERM, with a checkpoint and without.
 _STOPPED = (130, 143, -2, -15)
 
 _NOTE = (
-    'Mean ± sample standard deviation over the seeds; accuracies and FID were measured on real '
-    'images and are NOT covered by ε. Steps: private steps applied. Minutes: from the start of '
-    'the process to the exported generator, all starts added up, without the evaluation; ≥ where '
-    'the end of a start was not seen.'
+    'Mean ± sample standard deviation over the seeds; accuracies, FID, precision and recall were '
+    'measured on real images and are NOT covered by ε. Steps: private steps applied. Minutes: from '
+    'the start of the process to the exported generator, all starts added up, without the '
+    'evaluation; ≥ where the end of a start was not seen.'
 )
 _COMPARED_NOTE = (
-    ' Difference: of the mean gen2real CNN accuracy to that of the row with all, in points, ± its '
-    "standard error; within noise: Welch's t-test, one comparison at a time, does not reject 0 at "
-    '5%.'
+    ' Difference: of the mean gen2real CNN accuracy to that of the baseline of the same data set '
+    "({}), in points, ± its standard error; within noise: Welch's t-test, one comparison at a "
+    'time, does not reject 0 at 5%.'
+)
+_REAL_NOTE = (
+    ' Real images, by data set: accuracies are those of classifiers that learned from the training '
+    'split, on the test split; the others are of half of the training split.'
 )
 
 
@@ -111,7 +118,7 @@ def read_run(run: Run) -> dict:
     Returns:
       JSON values by name: 'seed', 'state' (finished, unfinished, failed, not started), 'reason' of
       a failure, 'minutes', and of a finished run the measured figures, None where there is none,
-      and what its privacy statement says.
+      'real' (the same figures of the real images), and what its privacy statement says.
 
     Raises:
       config.ConfigError: if a file cannot be read.
@@ -126,7 +133,11 @@ def read_run(run: Run) -> dict:
     metrics, statement = run.metrics(), run.statement()
     for name, (path, *_) in _MEASURED.items():
         figures[name] = _number_at(metrics, path)
-    figures['private'] = statement['private']
+    figures['real'] = {
+        name: _number_at(metrics, path.replace('.', '.real.'))
+        for name, (path, *_) in _MEASURED.items()
+    }
+    figures['private'], figures['dataset'] = statement['private'], statement.get('dataset')
     for name in ('epsilon', 'epsilon_unproven', 'delta', 'accountant', 'steps', 'applied_steps'):
         figures[name] = statement.get(name)
     return figures
@@ -157,8 +168,9 @@ def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
       overrides: of all settings, as given to `grids.make_config`.
 
     Returns:
-      For each row, in order, JSON values: 'name', 'title', 'command', 'runs' (see `read_run`),
-      'summary' (a `Mean` by figure) and 'difference' (to the row it is compared with, or None).
+      For each row, in order, JSON values: 'name', 'title', 'command', 'baseline' (name of the row
+      it is compared with, or None), 'runs' (see `read_run`), 'summary' (a `Mean` by figure) and
+      'difference' (to the baseline; None without one, and where that has other images).
 
     Raises:
       config.ConfigError: if a file cannot be read.
@@ -169,7 +181,10 @@ def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
     figures = {name: [read_run(run) for run in its] for name, its in by_row.items()}
     rows = []
     for name, its in by_row.items():
-        row, baseline = its[0].row, figures.get(its[0].row.baseline, [])
+        row = its[0].row
+        of_baseline = by_row.get(row.baseline, [])
+        is_comparable = of_baseline and _images_of(of_baseline[0]) == _images_of(its[0])
+        baseline = figures[row.baseline] if is_comparable else []
         means = {key: average(_values(figures[name], key)) for key in [*_MEASURED, 'minutes']}
         difference = compare(_values(figures[name], _COMPARED), _values(baseline, _COMPARED))
         rows.append(
@@ -178,12 +193,19 @@ def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
                 'title': row.title,
                 'command': grids.show_command(row, its[0].settings, overrides),
                 'target_epsilon': its[0].settings.privacy.target_epsilon,
+                'baseline': row.baseline,
                 'runs': figures[name],
                 'summary': {k: mean and dataclasses.asdict(mean) for k, mean in means.items()},
                 'difference': difference and dataclasses.asdict(difference),
             }
         )
     return rows
+
+
+def _images_of(run: Run) -> tuple:
+    """Which real images its figures are measured on."""
+    data = run.settings.data
+    return data.dataset, data.image_size, data.label
 
 
 def _values(runs: Sequence[dict], name: str) -> list[float]:
@@ -202,12 +224,17 @@ def format_table(grid: str, rows: Sequence[dict]) -> str:
       rows: as `summarize` returns them.
 
     Returns:
-      A note, the table, and a line for each run that is missing from it.
+      A note, the table with real images as its last lines, and a line for each run that is
+      missing from it.
     """
-    compared = any(row['difference'] for row in rows)
+    compared = [row['baseline'] for row in rows if row['difference']]
+    baselines = '; '.join(row['title'] for row in rows if row['name'] in compared)
+    real = _real_images(rows)
+    note = _NOTE + (_REAL_NOTE if real else '')
+    note += _COMPARED_NOTE.format(baselines) if compared else ''
     headings = ['row', 'runs', 'ε', 'steps', 'minutes', *(m[1] for m in _MEASURED.values())]
     headings += [*(['difference'] if compared else []), 'command']
-    lines = [f'# Results: {grid}', '', _NOTE + (_COMPARED_NOTE if compared else ''), '']
+    lines = [f'# Results: {grid}', '', note, '']
     lines += [_line(headings), _line(['---'] * len(headings))]
     for row in rows:
         finished = [run for run in row['runs'] if run['state'] == 'finished']
@@ -219,11 +246,33 @@ def format_table(grid: str, rows: Sequence[dict]) -> str:
         ]
         cells += [_difference(row['difference'])] if compared else []
         lines.append(_line([*cells, f'`{row["command"]}`']))
+    for title, values in real:
+        cells = [title, *[_DASH] * 4, *values]
+        lines.append(_line([*cells, *[_DASH] * (len(headings) - len(cells))]))
     seeds = ', '.join(str(run['seed']) for run in rows[0]['runs']) if rows else ''
     deltas = {run['delta'] for row in rows for run in row['runs'] if run.get('delta') is not None}
     at = f' δ = {", ".join(f"{delta:g}" for delta in sorted(deltas))}.' if deltas else ''
     lines += ['', f'Each command with `--seed=` {seeds}.{at}', *_missing(rows)]
     return '\n'.join(lines) + '\n'
+
+
+def _real_images(rows: Sequence[dict]) -> list[tuple[str, list[str]]]:
+    """How real images score: a title for each data set, and the figures.
+
+    Its runs share the classifiers of real images, so there is no spread to show.
+    """
+    by_dataset: dict[str, list[dict]] = {}
+    for run in (run for row in rows for run in row['runs']):
+        if any(value is not None for value in run.get('real', {}).values()):
+            by_dataset.setdefault(run['dataset'], []).append(run['real'])
+    found = []
+    for dataset, ends in by_dataset.items():
+        cells = []
+        for name, (_, _, factor, digits) in _MEASURED.items():
+            values = [end[name] for end in ends if end[name] is not None]
+            cells.append(f'{factor * statistics.mean(values):.{digits}f}' if values else _DASH)
+        found.append((f'real images of {dataset}', cells))
+    return found
 
 
 def _line(cells: Sequence[str]) -> str:
