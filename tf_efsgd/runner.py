@@ -347,7 +347,9 @@ class _Run:
             statement=statement,
             samples_png=found['sample picture'],
             sample_caption='One class per column: ' + ', '.join(self._dataset.train.class_names),
-            history=monitoring.read_scalars(str(self._dir / 'logs')),
+            history=monitoring.read_scalars(
+                str(self._dir / 'logs'), is_private=self._ledger.plan.event is not None
+            ),
             # Without where things are on this machine.
             config_text=self._config.to_flags(
                 dataset=statement['dataset'], data_dir=None, tfds_manual_dir=None

@@ -38,6 +38,9 @@ _LABELS = {
     'software': 'Software',
 }
 
+# The tag of ε in a run's logs.
+_EPSILON = 'dp/epsilon'
+
 _NEIGHBOURS = {
     'ADD_OR_REMOVE_ONE': 'One data set is the other with one record added or removed',
     'REPLACE_ONE': 'One data set is the other with one record replaced by another',
@@ -69,9 +72,9 @@ def write_report(
             (in [0, 1)) must be in it.
         samples_png: path of a PNG of generated images, or None when there is none yet.
         sample_caption: what stands below the picture.
-        history: one mapping per logged step: `step` (int), `epsilon` (float) and any other released
-            floats, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps; what is not
-            finite is left out.
+        history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
+            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps; what is
+            not finite is left out. With `private`, all tags must begin with `dp/`.
         config_text: the flags of the run.
 
     Raises:
@@ -103,7 +106,9 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
         )
     if statement.get('private') is False:
         raise ValueError('private=True, but the statement says private: False.')
-    uncovered = sorted({k for entry in history for k in entry if k.startswith('nonprivate')})
+    uncovered = sorted(
+        {k for entry in history for k in entry if k != 'step' and not k.startswith('dp/')}
+    )
     if uncovered:
         raise ValueError(
             'A private report holds released curves only; leave the others to the non-private '
@@ -206,7 +211,7 @@ def _percent(share: float) -> str:
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     """One small plot per float in the history, ε first."""
-    names = dict.fromkeys(k for entry in history for k in ('epsilon', *entry) if k != 'step')
+    names = dict.fromkeys(k for entry in history for k in (_EPSILON, *entry) if k != 'step')
     curves = {name: points for name in names if (points := _points(history, name))}
     if not curves:
         return '<p>Nothing has been logged yet.</p>'
@@ -218,7 +223,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
             "<code>pip install 'tf_efsgd[report]'</code> and write the report again.</p>"
         )
     figures = [
-        f'<figure><figcaption>{html.escape("ε spent" if name == "epsilon" else name)}</figcaption>'
+        f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'
         f'{_svg(points, id_prefix=f"curve{i}-")}</figure>'
         for i, (name, points) in enumerate(curves.items())
     ]
