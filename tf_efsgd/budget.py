@@ -340,7 +340,8 @@ class EpsilonSoFar:
             event, steps = _planned(spent)
             warm_start = warm_start_of(spent.first_plan) if spent.warm_start_reserved else None
             delta = spent.plan.target_delta
-            self._meter = accounting.EpsilonMeter(event, steps, delta, warm_start)
+            # A run of the warm start alone has no steps, and is asked for those of 0 only.
+            self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:
         """Returns the bound when so many steps are applied."""

@@ -151,6 +151,19 @@ class TensorBoardScalars(_EveryStep):
         self._writer.flush()
 
 
+def write_epsilon(writer, step: int, epsilon: float) -> None:
+    """Writes the epsilon of a step that `TensorBoardScalars` does not see: of a warm start.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      step: steps done, 0 after a warm start.
+      epsilon: what is spent then.
+    """
+    with writer.as_default(step=step):
+        tf.summary.scalar('dp/epsilon', epsilon)
+    writer.flush()
+
+
 class NonprivateDiagnostics(_EveryStep):
     """Writes what real records show, as nonprivate/<name>: NOT covered by epsilon.
 

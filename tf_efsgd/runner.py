@@ -241,6 +241,9 @@ class _Run:
             return
         features = warm_start.FeatureMap(plan.image_shape)
         sums = self._released_sums(features)
+        if plan.event is not None and not self._is_restored:
+            epsilon = budget.EpsilonSoFar(self._ledger, 0)(0)
+            monitoring.write_epsilon(self._writer(), 0, epsilon)
         if sums is None:
             print(
                 'WARNING: the warm start was charged, but a crash lost what it released: training '

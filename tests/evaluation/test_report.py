@@ -177,6 +177,14 @@ def test_curve_goes_through_its_points(tmp_path):
     assert y2 < y0  # SVG counts downwards
 
 
+def test_a_curve_of_one_point_is_a_number(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)  # It takes none.
+    page = _write(tmp_path, history=[{'step': 0, 'dp/epsilon': 0.99991, 'dp/a': 0.12341}])
+    assert '<svg' not in page
+    assert 'ε spent1 at step 0' in read_page.text(page)  # Rounded up.
+    assert 'dp/a0.1234 at step 0' in read_page.text(page)
+
+
 def test_values_that_are_no_finite_numbers_are_left_out(tmp_path):
     history = [
         {'step': 1, 'dp/epsilon': float('inf'), 'dp/loss': float('nan'), 'dp/a': 0.1},

@@ -73,8 +73,9 @@ def write_report(
         samples_png: path of a PNG of generated images, or None when there is none yet.
         sample_caption: what stands below the picture.
         history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
-            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps; what is
-            not finite is left out. With `private`, all tags must begin with `dp/`.
+            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
+            number itself where there is one; what is not finite is left out. With `private`, all
+            tags must begin with `dp/`.
         config_text: the flags of the run.
 
     Raises:
@@ -216,7 +217,8 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     if not curves:
         return '<p>Nothing has been logged yet.</p>'
     try:
-        import matplotlib.figure  # noqa: F401, the optional extra
+        if any(len(points) > 1 for points in curves.values()):
+            import matplotlib.figure  # noqa: F401, the optional extra
     except ImportError:
         return (
             '<p>The curves need matplotlib. Install it with '
@@ -224,10 +226,17 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         )
     figures = [
         f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'
-        f'{_svg(points, id_prefix=f"curve{i}-")}</figure>'
+        f'{_one_value(name, *points[0]) if len(points) == 1 else _svg(points, f"curve{i}-")}'
+        '</figure>'
         for i, (name, points) in enumerate(curves.items())
     ]
     return '<div class="curves">\n' + '\n'.join(figures) + '\n</div>'
+
+
+def _one_value(name: str, step: float, value: float) -> str:
+    """What stands for a curve of one point."""
+    shown = _rounded_up(value) if name == _EPSILON else f'{value:,.4g}'
+    return f'<p>{shown} at step {step:,.0f}</p>'
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -246,7 +255,7 @@ def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
     backend_svg.FigureCanvasSVG(fig)
     axes = fig.add_subplot()
     x, y = zip(*points)
-    axes.plot(x, y, color='#1f5fa8', linewidth=1.6, marker='o' if len(points) == 1 else '')
+    axes.plot(x, y, color='#1f5fa8', linewidth=1.6)
     axes.set_xlabel('step')
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
