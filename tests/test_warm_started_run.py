@@ -70,11 +70,25 @@ def test_alone_it_takes_no_steps(tmp_path):
     statement = tiny_run.statement(tmp_path / 'run')
     assert 0.9999 < statement['epsilon'] <= tiny_run.TARGET
     assert (statement['steps'], statement['accountant']) == (0, 'closed form')
-    assert 'noise_multiplier' not in statement
+    for name in ('noise_multiplier', 'l2_norm_clip', 'sampling', 'sampling_probability'):
+        assert name not in statement
+    assert 'expected_batch_size' not in statement
     assert (tmp_path / 'run/samples/step_000000.png').is_file()
     entries = monitoring.read_scalars(str(tmp_path / 'run/logs'))
     assert entries == [{'step': 0, 'dp/epsilon': pytest.approx(statement['epsilon'])}]
-    assert 'ε spent1 at step 0' in read_page.text((tmp_path / 'run/report.html').read_text())
+    told, flags = read_page.text((tmp_path / 'run/report.html').read_text()).split(' Flags ')
+    assert 'ε spent1 at step 0' in told and 'the warm start alone: no private steps' in told
+    for never_happened in ('Poisson', 'batch', 'Sampling', 'clip', 'gradient'):
+        assert never_happened not in told
+    assert 'no private steps: the settings of those had no effect' in flags
+
+
+def test_with_steps_the_statement_says_how_they_sample(finished):
+    statement = tiny_run.statement(finished)
+    assert (statement['sampling'], statement['expected_batch_size']) == ('Poisson', 160)
+    assert statement['sampling_probability'] == pytest.approx(160 / 1602, abs=1e-6)
+    told = read_page.text((finished / 'report.html').read_text())
+    assert 'samplingPoisson' in told and 'had no effect' not in told
 
 
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):

@@ -397,11 +397,6 @@ def make_statement(
         'events': [{'event': event, 'steps': count} for event, count in spent.spent],
         'unverified_resumes': spent.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
-        'sampling': 'Poisson',
-        'sampling_probability': accounting.sampling_probability(
-            plan.expected_batch_size, plan.dataset_size
-        ),
-        'expected_batch_size': plan.expected_batch_size,
         'steps': spent.reserved_steps,
         'changes_of_mechanism': spent.changes,
         **_mechanism_statement(plan, mechanism, config),
@@ -413,11 +408,17 @@ def make_statement(
 
 
 def _mechanism_statement(plan: ledger.Plan, mechanism: Mechanism, config: RunConfig) -> dict:
+    """How the private steps work; nothing of it where none is planned."""
     if not plan.train_steps:
         return {'mechanism': 'the warm start alone: no private steps'}
     return {
         'mechanism': f'Gaussian on clipped per-example gradients, {_kind(mechanism)}',
         'private_step_updates': _learns_of_records(config),
+        'sampling': 'Poisson',
+        'sampling_probability': accounting.sampling_probability(
+            plan.expected_batch_size, plan.dataset_size
+        ),
+        'expected_batch_size': plan.expected_batch_size,
         **dataclasses.asdict(mechanism),
     }
 

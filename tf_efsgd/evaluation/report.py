@@ -91,7 +91,7 @@ def write_report(
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section('Curves', _curves(history)),
         pages.section('Privacy statement', pages.facts(statement, _LABELS)),
-        pages.section('Flags', f'<pre>{html.escape(config_text)}</pre>'),
+        pages.section('Flags', _flags(config_text, statement)),
     ]
     pages.write_page(path, title, sections)
 
@@ -175,6 +175,13 @@ def _no_promise() -> str:
         'which images were used, and generated images may repeat them. Keep the page, and '
         'everything it was made from, as confidential as the training data.</p>'
     )
+
+
+def _flags(config_text: str, statement: Mapping[str, Any]) -> str:
+    no_effect = ''
+    if statement.get('steps') == 0:
+        no_effect = '<p>There were no private steps: the settings of those had no effect.</p>'
+    return f'{no_effect}<pre>{html.escape(config_text)}</pre>'
 
 
 def _detection_bound(false_alarms: float, epsilon: float, delta: float) -> float:
