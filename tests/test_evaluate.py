@@ -17,7 +17,9 @@ from absl import flags
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config, evaluate, monitoring, run_folder, runner
+from tf_efsgd.data import records
 from tf_efsgd.evaluation import extractors
+from tf_efsgd.privacy import ledger, run_state
 
 _SMALL = {'evaluation_images': 100, 'evaluation_runs': 1, 'evaluation_epochs': 1}
 
@@ -193,6 +195,76 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(folder, tmp_path, ch
         _evaluate(copy, **changes)
     assert '\n' not in str(raised.value)
     assert not (copy / 'nonprivate').exists()
+
+
+# The records are those of the run.
+
+
+def _state_file(folder):
+    run_id = ledger.Ledger.read(folder / 'ledger.jsonl').run_id
+    return run_state.default_folder() / f'{run_id}.json'
+
+
+def _other_digits():
+    """The digits with one pixel of one image changed."""
+    dataset = records.load('digits')
+    dataset.train.images[3, 4, 4, 0] ^= 1
+    return dataset
+
+
+def test_other_records_of_the_same_size_are_refused(folder, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / 'copy'
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns('nonprivate'))
+    state = _snapshot(run_state.default_folder())
+    other = _other_digits()
+    monkeypatch.setattr(run_folder, 'load_records', lambda settings: other)
+    with pytest.raises(config.ConfigError, match='fingerprint differs.*--dataset') as raised:
+        _evaluate(copy)
+    assert '\n' not in str(raised.value)
+    assert not (copy / 'nonprivate').exists()
+    assert _snapshot(run_state.default_folder()) == state
+    with pytest.raises(SystemExit) as ended:
+        config.exit_with(raised.value)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith('tf_efsgd: The records are not the ones')
+
+
+def test_records_are_checked_while_the_run_is_trained(folder):
+    path, train = _state_file(folder), records.load('digits').train
+    before = _snapshot(path.parent)
+    training = run_state.RunState(path.parent, path.stem)
+    try:
+        assert run_folder.check_records(path.parent, path.stem, train)
+        other = _other_digits().train
+        with pytest.raises(config.ConfigError, match='fingerprint'):
+            run_folder.check_records(path.parent, path.stem, other)
+    finally:
+        training.close()
+    changed = {name for name, seen in _snapshot(path.parent).items() if before.get(name) != seen}
+    assert changed <= {f'{path.stem}.lock'}, 'the lock is of the training'
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{}', '{"key": "x", "records": ""}', 'null x'])
+def test_a_damaged_state_is_told_in_a_line(tmp_path, content):
+    (tmp_path / 'run.json').write_text(content)
+    with pytest.raises(config.ConfigError, match='run.json is damaged') as raised:
+        run_folder.check_records(tmp_path, 'run', records.load('digits').train)
+    assert '\n' not in str(raised.value)
+
+
+def test_where_nothing_is_remembered_the_records_are_not_checked_and_it_says_so(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, 'evaluate_run', lambda *_, **__: 'page')
+    assert _evaluate(folder) == 'page'
+    assert 'not checked' not in capsys.readouterr().out
+    state = tmp_path / 'state'
+    assert _evaluate(folder, state_dir=state) == 'page'
+    said = [line for line in capsys.readouterr().out.splitlines() if 'not checked' in line]
+    assert said == [
+        f'{state} remembers nothing of this run: whether these are its records is not checked.'
+    ]
+    assert list(state.iterdir()) == []
 
 
 @pytest.mark.parametrize('wrong', ['width', 'checkpoints', 'state_dir'])

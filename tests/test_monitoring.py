@@ -78,8 +78,9 @@ def test_scalars_of_two_runs_are_read_back_as_one(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     entries = monitoring.read_scalars(str(tmp_path))
     wanted = [(2, 10.0, 1.0, 0.6), (4, 30.0, 3.0, 1.2), (6, 50.0, 5.0, 1.8)]
-    assert [e.keys() for e in entries] == [{'step', 'loss', 'count', 'epsilon'}] * 3
-    found = [(e['step'], e['loss'], e['count'], e['epsilon']) for e in entries]
+    names = ('step', 'dp/loss', 'dp/count', 'dp/epsilon')
+    assert [e.keys() for e in entries] == [set(names)] * 3
+    found = [[e[name] for name in names] for e in entries]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
@@ -87,9 +88,21 @@ def test_all_entries_of_a_long_run_are_read_back(tmp_path):
     writer = tf.summary.create_file_writer(str(tmp_path))
     _run([monitoring.TensorBoardScalars(writer, 0, 1500, every=1)], [{'loss': 1.0}] * 1500)
     writer.close()
-    entries = monitoring.read_scalars(str(tmp_path))
+    entries = monitoring.read_scalars(str(tmp_path), is_private=False)
     assert [entry['step'] for entry in entries] == list(range(1, 1501))
-    assert set(entries[0]) == {'step', 'loss'}, 'no epsilon when nothing is private'
+    assert set(entries[0]) == {'step', 'nonprivate/loss'}, 'no epsilon when nothing is private'
+
+
+def test_what_is_planted_in_the_logs_is_not_read_back(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    _run([monitoring.TensorBoardScalars(writer, 0, 2, every=2, epsilon=float)], [{}] * 2)
+    with writer.as_default(step=2):
+        for tag in ('nonprivate/loss', 'loss', 'dpx/loss', 'x/dp/loss'):
+            tf.summary.scalar(tag, 0.3)
+    writer.close()
+    assert monitoring.read_scalars(str(tmp_path)) == [{'step': 2, 'dp/epsilon': 2.0}]
+    entries = monitoring.read_scalars(str(tmp_path), is_private=False)
+    assert [entry.keys() for entry in entries] == [{'step', 'nonprivate/loss'}]
 
 
 @pytest.mark.parametrize(

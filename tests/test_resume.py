@@ -282,7 +282,7 @@ def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, l
     assert 'epsilon_pld' not in statement
     assert [part['steps'] for part in statement['events']] in ([6, left], [6 + left])
     entries = monitoring.read_scalars(str(run / 'logs'))
-    assert entries[-1]['epsilon'] == pytest.approx(statement['epsilon'])
+    assert entries[-1]['dp/epsilon'] == pytest.approx(statement['epsilon'])
     # The settings now are the changed ones, and the run can be resumed with them.
     saved = config.from_flagfile(f'{(run / "config.flags").read_text()}--resume\n--run_dir=x')
     for name, value in changes.items():

@@ -140,7 +140,7 @@ def test_only_what_is_released_is_logged(finished):
     assert _tags(folder) == _TAGS
     entries = monitoring.read_scalars(str(folder / 'logs'))
     assert [entry['step'] for entry in entries] == [2, 4, 6, 8]
-    epsilons = [entry['epsilon'] for entry in entries]
+    epsilons = [entry['dp/epsilon'] for entry in entries]
     assert 0 < epsilons[0] <= epsilons[1] <= epsilons[2] <= epsilons[3] <= tiny_run.TARGET
     assert epsilons[3] >= tiny_run.statement(folder)['epsilon'] - 1e-6
 
@@ -151,6 +151,21 @@ def test_the_report_says_what_the_statement_says(finished):
     assert 'NOT PRIVATE' not in page
     assert 'data:image/png;base64' in page
     assert str(folder) not in page, 'the report is for sharing'
+
+
+def test_what_is_planted_in_the_logs_is_not_in_the_report(finished, tmp_path):
+    pytest.importorskip('matplotlib')
+    folder = tmp_path / 'again'
+    shutil.copytree(finished[0], folder)
+    writer = tf.summary.create_file_writer(str(folder / 'logs'), filename_suffix='.planted')
+    with writer.as_default(step=8):
+        for tag in ('nonprivate/planted', 'planted'):
+            tf.summary.scalar(tag, 0.3)
+    writer.close()
+    tiny_run.run(folder, '--resume', '--noevaluate')
+    page = (folder / 'report.html').read_text()
+    assert 'planted' not in page
+    assert 'dp/fake_accuracy' in page and 'may be shared' in page
 
 
 def test_the_export_is_the_trained_generator(finished):
@@ -316,7 +331,7 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
     # Two event files; what was shown never fell below what had been charged.
     entries = monitoring.read_scalars(str(folder / 'logs'))
     assert entries[-1]['step'] == 5
-    assert entries[-1]['epsilon'] >= statement['epsilon'] - 1e-6
+    assert entries[-1]['dp/epsilon'] >= statement['epsilon'] - 1e-6
 
 
 # Without privacy, and on two devices.
@@ -341,7 +356,8 @@ def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     private_tags = _TAGS - {'dp/epsilon'}
     assert _tags(folder) == {tag.replace('dp/', 'nonprivate/') for tag in private_tags}
     assert 'NOT PRIVATE' in (folder / 'NOT_PRIVATE.txt').read_text()
-    assert monitoring.read_scalars(str(folder / 'logs'))[-1]['fake_loss'] > 0
+    entries = monitoring.read_scalars(str(folder / 'logs'), is_private=False)
+    assert entries[-1]['nonprivate/fake_loss'] > 0
     printed = capsys.readouterr()
     assert printed.out.count('NOT PRIVATE') == 2 and 'NOT PRIVATE' in printed.err
     assert 'ε' not in printed.out + printed.err

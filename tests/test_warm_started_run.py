@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import read_page
 import tiny_run
 
-from tf_efsgd import config, files, runner
+from tf_efsgd import config, files, monitoring, runner
 from tf_efsgd.privacy import ledger, warm_start
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
@@ -40,6 +41,17 @@ def test_it_is_charged_once_and_counted_in_epsilon(finished):
     assert [entry['steps'] for entry in statement['events']] == [8]
 
 
+def test_the_curve_of_epsilon_begins_with_the_release(finished):
+    statement = tiny_run.statement(finished)
+    entries = monitoring.read_scalars(str(finished / 'logs'))
+    assert [entry['step'] for entry in entries] == [0, 2, 4, 6, 8]
+    alone = statement['warm_start']['epsilon_alone']
+    assert entries[0] == {'step': 0, 'dp/epsilon': pytest.approx(alone)}
+    epsilons = [entry['dp/epsilon'] for entry in entries]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] >= statement['epsilon'] - 1e-6
+
+
 def test_what_was_released_is_kept_and_is_noisy(finished):
     sums = np.load(finished / 'warm_start.npy')
     train = runner.records.load('digits').train
@@ -58,8 +70,25 @@ def test_alone_it_takes_no_steps(tmp_path):
     statement = tiny_run.statement(tmp_path / 'run')
     assert 0.9999 < statement['epsilon'] <= tiny_run.TARGET
     assert (statement['steps'], statement['accountant']) == (0, 'closed form')
-    assert 'noise_multiplier' not in statement
+    for name in ('noise_multiplier', 'l2_norm_clip', 'sampling', 'sampling_probability'):
+        assert name not in statement
+    assert 'expected_batch_size' not in statement
     assert (tmp_path / 'run/samples/step_000000.png').is_file()
+    entries = monitoring.read_scalars(str(tmp_path / 'run/logs'))
+    assert entries == [{'step': 0, 'dp/epsilon': pytest.approx(statement['epsilon'])}]
+    told, flags = read_page.text((tmp_path / 'run/report.html').read_text()).split(' Flags ')
+    assert 'ε spent1 at step 0' in told and 'the warm start alone: no private steps' in told
+    for never_happened in ('Poisson', 'batch', 'Sampling', 'clip', 'gradient'):
+        assert never_happened not in told
+    assert 'no private steps: the settings of those had no effect' in flags
+
+
+def test_with_steps_the_statement_says_how_they_sample(finished):
+    statement = tiny_run.statement(finished)
+    assert (statement['sampling'], statement['expected_batch_size']) == ('Poisson', 160)
+    assert statement['sampling_probability'] == pytest.approx(160 / 1602, abs=1e-6)
+    told = read_page.text((finished / 'report.html').read_text())
+    assert 'samplingPoisson' in told and 'had no effect' not in told
 
 
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
@@ -69,6 +98,8 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     features = warm_start.FeatureMap(train.image_shape)
     true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
     np.testing.assert_allclose(np.load(tmp_path / 'run/warm_start.npy'), true, rtol=1e-5)
+    assert 'dp/epsilon' not in (tmp_path / 'run/report.html').read_text()
+    assert monitoring.read_scalars(str(tmp_path / 'run/logs')) == []
 
 
 def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice(tmp_path, capsys):
@@ -90,6 +121,8 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
     assert 'goes on without it' in capsys.readouterr().out
     assert _kinds(folder)[:3] == ['plan', 'warm_start', 'steps']
     assert tiny_run.statement(folder)['warm_start'] is not None
+    entries = monitoring.read_scalars(str(folder / 'logs'))
+    assert entries[0]['step'] == 0 and entries[0]['dp/epsilon'] > 0.6
 
 
 def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):

@@ -352,7 +352,8 @@ class EpsilonSoFar:
             event, steps = _planned(spent)
             warm_start = warm_start_of(spent.first_plan) if spent.warm_start_reserved else None
             delta = spent.plan.target_delta
-            self._meter = accounting.EpsilonMeter(event, steps, delta, warm_start)
+            # A run of the warm start alone has no steps, and is asked for those of 0 only.
+            self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:
         """Returns the bound when so many steps are applied."""
@@ -408,11 +409,6 @@ def make_statement(
         'events': [{'event': event, 'steps': count} for event, count in spent.spent],
         'unverified_resumes': spent.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
-        'sampling': 'Poisson',
-        'sampling_probability': accounting.sampling_probability(
-            plan.expected_batch_size, plan.dataset_size
-        ),
-        'expected_batch_size': plan.expected_batch_size,
         'steps': spent.reserved_steps,
         'changes_of_mechanism': spent.changes,
         **_mechanism_statement(plan, mechanism, config),
@@ -424,11 +420,17 @@ def make_statement(
 
 
 def _mechanism_statement(plan: ledger.Plan, mechanism: Mechanism, config: RunConfig) -> dict:
+    """How the private steps work; nothing of it where none is planned."""
     if not plan.train_steps:
         return {'mechanism': 'the warm start alone: no private steps'}
     return {
         'mechanism': f'Gaussian on clipped per-example gradients, {_kind(mechanism)}',
         'private_step_updates': _learns_of_records(config),
+        'sampling': 'Poisson',
+        'sampling_probability': accounting.sampling_probability(
+            plan.expected_batch_size, plan.dataset_size
+        ),
+        'expected_batch_size': plan.expected_batch_size,
         **dataclasses.asdict(mechanism),
     }
 

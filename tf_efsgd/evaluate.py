@@ -101,6 +101,12 @@ def run(values: flags.FlagValues) -> str:
     except config.ConfigError as error:
         hint = 'If the records are elsewhere now, give --dataset or --data_dir.'
         raise config.ConfigError(f'{error}. {hint}') from error
+    spent = _read_ledger(run_dir, dataset)
+    if not run_folder.check_records(state_dir, spent.run_id, dataset.train):
+        print(
+            f'{state_dir} remembers nothing of this run: whether these are its records is not '
+            'checked.'
+        )
     return evaluate_run(run_config, run_dir, dataset, state_dir / CLASSIFIERS, inception=inception)
 
 

@@ -145,6 +145,19 @@ class TensorBoardScalars(_EveryStep):
         self._writer.flush()
 
 
+def write_epsilon(writer, step: int, epsilon: float) -> None:
+    """Writes the epsilon of a step that `TensorBoardScalars` does not see: of a warm start.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      step: steps done, 0 after a warm start.
+      epsilon: what is spent then.
+    """
+    with writer.as_default(step=step):
+        tf.summary.scalar('dp/epsilon', epsilon)
+    writer.flush()
+
+
 class NonprivateDiagnostics(_EveryStep):
     """Writes what real records show, as nonprivate/<name>: NOT covered by epsilon.
 
@@ -318,25 +331,27 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return grid.reshape(rows * height, columns * width, channels)
 
 
-def read_scalars(log_dir: str) -> list[dict[str, float]]:
-    """Reads back what `TensorBoardScalars` wrote, over all resumes of a run.
+def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]]:
+    """Reads back what `TensorBoardScalars` wrote, over all resumes of a run, and nothing else.
 
     Args:
       log_dir: RUN/logs.
+      is_private: as it was written: only tags dp/... are read, or only nonprivate/... without
+        privacy. What else lies in the folder is not the run's.
 
     Returns:
-      One dict per logged step: 'step', and the value of each tag without its dp/ or nonprivate/.
+      One dict per logged step: 'step', and the value of each tag.
     """
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
     events.Reload()
     entries = collections.defaultdict(dict)
+    prefix = f'{_prefix(is_private)}/'
     for tag in events.Tags()['tensors']:
-        name = tag.split('/', 1)[1]
-        if name == 'samples':
+        if not tag.startswith(prefix) or tag == f'{prefix}samples':
             continue
         for event in events.Tensors(tag):
             value = tf.make_ndarray(event.tensor_proto)
-            entries[event.step][name] = float(value)
+            entries[event.step][tag] = float(value)
     return [{'step': step, **entries[step]} for step in sorted(entries)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
@@ -59,6 +60,47 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
     except run_state.RunStateError as error:
         raise ConfigError(str(error)) from error
     return folder
+
+
+class _Remembered(run_state.RunState):
+    """What is remembered of a run, to be read only: without its lock, which training may have."""
+
+    def __init__(self, folder: pathlib.Path, run_id: str):
+        path = folder / f'{run_id}.json'
+        self._state = json.loads(path.read_text()) if path.exists() else None
+
+
+def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> bool:
+    """Checks that records are those of a run, as far as anything is remembered of it here.
+
+    It writes nothing and takes no lock: the run may be trained meanwhile.
+
+    Args:
+      folder: the state folder.
+      run_id: of the run's ledger.
+      train: the records.
+
+    Returns:
+      Whether anything is remembered.
+
+    Raises:
+      ConfigError: if they are others, or what is remembered is damaged.
+    """
+    try:
+        remembered = _Remembered(folder, run_id)
+        if remembered.is_known:
+            remembered.check_records(train.images, train.labels)
+    except run_state.RunStateError as error:
+        raise ConfigError(
+            'The records are not the ones that the run was started with (their fingerprint '
+            'differs): give the --dataset or --data_dir where those are.'
+        ) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f'{folder / run_id}.json is damaged: whether the records are those of the run cannot '
+            'be checked.'
+        ) from error
+    return remembered.is_known
 
 
 def load_records(config: RunConfig) -> records.Dataset:

@@ -245,6 +245,9 @@ class _Run:
             return
         features = warm_start.FeatureMap(plan.image_shape)
         sums = self._released_sums(features)
+        if plan.event is not None and not self._is_restored:
+            epsilon = budget.EpsilonSoFar(self._ledger, 0)(0)
+            monitoring.write_epsilon(self._writer(), 0, epsilon)
         if sums is None:
             self._go_on_without('warm start')
             return
@@ -441,7 +444,9 @@ class _Run:
             statement=statement,
             samples_png=found['sample picture'],
             sample_caption=monitoring.SampleGrid.caption(self._dataset.train.class_names),
-            history=monitoring.read_scalars(str(self._dir / 'logs')),
+            history=monitoring.read_scalars(
+                str(self._dir / 'logs'), is_private=self._ledger.plan.event is not None
+            ),
             # Without where things are on this machine.
             config_text=self._config.to_flags(
                 dataset=statement['dataset'], data_dir=None, tfds_manual_dir=None

@@ -108,6 +108,68 @@ def test_copies_of_training_images_are_found_and_shown(real):
     assert measured.metrics['gen2real_cnn']['spread'] is None
 
 
+# Test images among the training images, by their share, and what the copies then are.
+
+
+def _spots(shade):
+    """Images of one bright pixel each, in a place of its own."""
+    images = np.zeros([60, 8, 8, 1], np.uint8)
+    for place, image in enumerate(images):
+        image.flat[place] = shade
+    return images
+
+
+def _duplicates_of(generated, test, train=None):
+    """Of images whose pixels are the features, with `_spots(200)` as training images."""
+    train = _spots(200) if train is None else train
+    images = {'train': train, 'generated': generated, 'untrained': 255 - generated, 'test': test}
+    sets = {
+        name: dataclasses.replace(_TRAIN, images=i, labels=np.zeros(len(i), np.int32))
+        for name, i in images.items()
+    }
+    features = {name: i.reshape(len(i), -1).astype(float) for name, i in images.items()}
+    return protocol._duplicates(features, sets)[0]
+
+
+@pytest.mark.parametrize('repeated', [0, 1, 30])
+def test_test_images_that_repeat_training_images_hide_no_copy(repeated):
+    train, apart = _spots(200), _spots(150)  # At a distance of 50 from the training images.
+    test = np.concatenate([train[:repeated], apart[repeated:]])
+    # 12 copies, 6 images nearer than any other test image, 42 further away.
+    generated = np.concatenate([train[:12], _spots(190)[12:18], _spots(100)[18:]])
+    found = _duplicates_of(generated, test)
+    assert found['close_distance'] == pytest.approx(50)
+    assert found['generated']['close_share'] == pytest.approx(18 / 60)
+    assert found['generated']['identical_pixels'] == 12
+    assert found['test']['close_share'] == pytest.approx(repeated / 60)
+    assert found['untrained']['close_share'] == 0
+
+
+def test_where_all_test_images_repeat_training_images_only_copies_count():
+    train = _spots(200)
+    generated = np.concatenate([train[:12], _spots(190)[12:]])
+    found = _duplicates_of(generated, train[:30])
+    assert found['close_distance'] == 0
+    assert found['generated']['close_share'] == pytest.approx(12 / 60)
+    assert found['test']['close_share'] == 1
+
+
+def test_features_that_differ_by_rounding_are_a_copy(monkeypatch):
+    nearest = protocol.distances.nearest
+
+    def rounded(references, queries):
+        found, indices = nearest(references, queries)
+        return found + 1e-4, indices  # The features of a training image have the norm 200.
+
+    monkeypatch.setattr(protocol.distances, 'nearest', rounded)
+    monkeypatch.setattr(protocol, '_digest', id)  # No two images have the same pixels.
+    train = _spots(200)
+    test = np.concatenate([train[:30], _spots(150)[30:]])
+    found = _duplicates_of(train[:12], test)
+    assert found['close_distance'] == pytest.approx(50, abs=1e-3)
+    assert found['generated']['close_share'] == 1
+
+
 def test_pairs_are_the_closest_first_each_with_its_nearest_training_image(good, real):
     pairs = good.pairs['test']
     look = extractors.Look(real.get(classifiers.build_cnn, seed=0).model)

@@ -29,7 +29,7 @@ _STATEMENT = {
     'software': {'tensorflow': '2.15.1'},
 }
 _HISTORY = [
-    {'step': 100 * i, 'epsilon': 0.3 * i**0.5, 'dp/fake_accuracy': 0.7, 'note': 'text'}
+    {'step': 100 * i, 'dp/epsilon': 0.3 * i**0.5, 'dp/fake_accuracy': 0.7, 'dp/note': 'text'}
     for i in range(1, 9)
 ]
 
@@ -99,7 +99,7 @@ def test_all_text_is_escaped(tmp_path):
             **{evil: evil, 'record': evil, 'neighboring_relation': evil},
             **{'list': [evil], 'dict': {evil: evil}},
         },
-        history=[{'step': 1, evil: 0.3}],
+        history=[{'step': 1, f'dp/{evil}': 0.3}],
     )
     assert 'script' not in read_page.Parsed(page).tags
     # Heading, caption, flags, record; relation twice; list, dict (2), a row (2); the table's record
@@ -167,7 +167,7 @@ def test_each_released_curve_is_an_svg_of_its_own(tmp_path):
 
 def test_curve_goes_through_its_points(tmp_path):
     pytest.importorskip('matplotlib')
-    history = [{'step': s, 'epsilon': e} for s, e in [(0, 0.0), (10, 3.0), (40, 6.0)]]
+    history = [{'step': s, 'dp/epsilon': e} for s, e in [(0, 0.0), (10, 3.0), (40, 6.0)]]
     svg = re.search(r'<svg.*</svg>', _write(tmp_path, history=history), re.DOTALL).group()
     # The curve is the one path in its colour.
     [d] = re.findall(r'<path d="([^"]*)"[^>]*stroke: #1f5fa8', svg)
@@ -177,13 +177,21 @@ def test_curve_goes_through_its_points(tmp_path):
     assert y2 < y0  # SVG counts downwards
 
 
+def test_a_curve_of_one_point_is_a_number(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)  # It takes none.
+    page = _write(tmp_path, history=[{'step': 0, 'dp/epsilon': 0.99991, 'dp/a': 0.12341}])
+    assert '<svg' not in page
+    assert 'ε spent1 at step 0' in read_page.text(page)  # Rounded up.
+    assert 'dp/a0.1234 at step 0' in read_page.text(page)
+
+
 def test_values_that_are_no_finite_numbers_are_left_out(tmp_path):
     history = [
-        {'step': 1, 'epsilon': float('inf'), 'dp/loss': float('nan'), 'dp/a': 0.1},
-        {'step': 2, 'epsilon': None, 'dp/loss': 0.3, 'dp/a': True},
+        {'step': 1, 'dp/epsilon': float('inf'), 'dp/loss': float('nan'), 'dp/a': 0.1},
+        {'step': 2, 'dp/epsilon': None, 'dp/loss': 0.3, 'dp/a': True},
         {'step': 3, 'dp/loss': np.float32(0.2)},
     ]
-    assert report._points(history, 'epsilon') == []
+    assert report._points(history, 'dp/epsilon') == []
     assert report._points(history, 'dp/loss') == [(2, 0.3), (3, pytest.approx(0.2))]
     assert report._points(history, 'dp/a') == [(1, 0.1)]
     assert 'ε spent</figcaption>' not in _write(tmp_path, history=history)
@@ -231,6 +239,7 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path, monkeypat
         ({'statement': {**_STATEMENT, 'delta': 1.0}}, 'delta=1.0'),
         ({'statement': {**_STATEMENT, 'private': False}}, 'says private: False'),
         ({'history': [{'step': 1, 'nonprivate/loss': 0.3}]}, 'nonprivate/loss'),
+        ({'history': [{'step': 1, 'dp/a': 0.1}, {'step': 2, 'loss': 0.3}]}, 'Received: loss'),
         ({'samples_png': __file__}, 'must be a PNG'),
     ],
 )

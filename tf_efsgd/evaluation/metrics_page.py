@@ -179,7 +179,8 @@ def _copies(metrics: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
     note = f"""
 <p>Among {found['generated']['num_images']:,} generated images, in feature space, against all
 training images. Real test images, which training never saw, are the scale: a generator that
-repeats training images is closer to them than test images are.</p>"""
+repeats training images is closer to them than test images are. Test images that repeat a training
+image are left out of that scale; what repeats one always counts as close.</p>"""
     shown = [
         pages.picture(
             png,

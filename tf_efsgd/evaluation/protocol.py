@@ -26,6 +26,8 @@ _NEIGHBOUR_IMAGES = 10_000
 # A generated image is called close to a training image when it is closer than this share of test
 # images is to its own nearest one.
 _CLOSE_QUANTILE = 0.01
+# Features of one image differ by less from batch to batch, as a share of their usual norm.
+_ROUNDING = 1e-5
 _PAIRS = 12
 # Fewer have no covariance, or no third neighbour, worth the name.
 LEAST_TRAIN, _LEAST_TEST = 20, 10
@@ -261,25 +263,37 @@ def _precision_recall(features: dict[str, np.ndarray]) -> dict[str, Any]:
 def _duplicates(
     features: dict[str, np.ndarray], sets: dict[str, Records]
 ) -> tuple[dict[str, Any], dict[str, Pairs]]:
-    """Whether generated images repeat training images, with test images as the scale."""
-    found, pairs, near = {}, {}, {}
+    """Whether generated images repeat training images, with test images as the scale.
+
+    An image repeats a training image when it has the same pixels, or the same features up to
+    rounding. It is close to one when it repeats it, or is nearer than the given quantile of test
+    images. Test images that repeat a training image set no scale: with a share of them above the
+    quantile it would be 0, and nothing is nearer than that. Without others there is no scale, and
+    only what repeats a training image counts.
+    """
+    found, pairs, near, repeats, identical = {}, {}, {}, {}, {}
     names = [name for name in ('generated', 'untrained', 'test') if name in sets]
     some = {name: _some(len(sets[name])) for name in names}
+    train = set(map(_digest, sets['train'].images))
+    rounding = _ROUNDING * float(np.median(np.linalg.norm(features['train'], axis=1)))
     for name in names:
+        images = sets[name].images[some[name]]
         near[name], indices = distances.nearest(features['train'], features[name][some[name]])
         first = np.argsort(near[name], kind='stable')[:_PAIRS]
-        pairs[name] = Pairs(
-            sets[name].images[some[name][first]], sets['train'].images[indices[first]]
-        )
-    train = set(map(_digest, sets['train'].images))
-    close = float(np.quantile(near['test'], _CLOSE_QUANTILE)) if 'test' in near else None
+        pairs[name] = Pairs(images[first], sets['train'].images[indices[first]])
+        identical[name] = np.array([_digest(image) in train for image in images])
+        repeats[name] = identical[name] | (near[name] <= rounding)
+    close = None
+    if 'test' in near:
+        scale = near['test'][~repeats['test']]
+        close = float(np.quantile(scale, _CLOSE_QUANTILE)) if len(scale) else 0.0
     for name in names:
         found[name] = {
-            'close_share': None if close is None else float(np.mean(near[name] < close)),
+            'close_share': None
+            if close is None
+            else float(np.mean(repeats[name] | (near[name] < close))),
             'median_distance': float(np.median(near[name])),
-            'identical_pixels': sum(
-                _digest(image) in train for image in sets[name].images[some[name]]
-            ),
+            'identical_pixels': int(identical[name].sum()),
             'num_images': len(near[name]),
         }
     del pairs['untrained']

@@ -38,6 +38,9 @@ _LABELS = {
     'software': 'Software',
 }
 
+# The tag of ε in a run's logs.
+_EPSILON = 'dp/epsilon'
+
 _NEIGHBOURS = {
     'ADD_OR_REMOVE_ONE': 'One data set is the other with one record added or removed',
     'REPLACE_ONE': 'One data set is the other with one record replaced by another',
@@ -69,9 +72,10 @@ def write_report(
             (in [0, 1)) must be in it.
         samples_png: path of a PNG of generated images, or None when there is none yet.
         sample_caption: what stands below the picture.
-        history: one mapping per logged step: `step` (int), `epsilon` (float) and any other released
-            floats, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps; what is not
-            finite is left out.
+        history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
+            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
+            number itself where there is one; what is not finite is left out. With `private`, all
+            tags must begin with `dp/`.
         config_text: the flags of the run.
 
     Raises:
@@ -87,7 +91,7 @@ def write_report(
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section('Curves', _curves(history)),
         pages.section('Privacy statement', pages.facts(statement, _LABELS)),
-        pages.section('Flags', f'<pre>{html.escape(config_text)}</pre>'),
+        pages.section('Flags', _flags(config_text, statement)),
     ]
     pages.write_page(path, title, sections)
 
@@ -103,7 +107,9 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
         )
     if statement.get('private') is False:
         raise ValueError('private=True, but the statement says private: False.')
-    uncovered = sorted({k for entry in history for k in entry if k.startswith('nonprivate')})
+    uncovered = sorted(
+        {k for entry in history for k in entry if k != 'step' and not k.startswith('dp/')}
+    )
     if uncovered:
         raise ValueError(
             'A private report holds released curves only; leave the others to the non-private '
@@ -171,6 +177,13 @@ def _no_promise() -> str:
     )
 
 
+def _flags(config_text: str, statement: Mapping[str, Any]) -> str:
+    no_effect = ''
+    if statement.get('steps') == 0:
+        no_effect = '<p>There were no private steps: the settings of those had no effect.</p>'
+    return f'{no_effect}<pre>{html.escape(config_text)}</pre>'
+
+
 def _detection_bound(false_alarms: float, epsilon: float, delta: float) -> float:
     """The most true detections that (ε, δ)-DP allows a test with this rate of false alarms.
 
@@ -206,23 +219,31 @@ def _percent(share: float) -> str:
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     """One small plot per float in the history, ε first."""
-    names = dict.fromkeys(k for entry in history for k in ('epsilon', *entry) if k != 'step')
+    names = dict.fromkeys(k for entry in history for k in (_EPSILON, *entry) if k != 'step')
     curves = {name: points for name in names if (points := _points(history, name))}
     if not curves:
         return '<p>Nothing has been logged yet.</p>'
     try:
-        import matplotlib.figure  # noqa: F401, the optional extra
+        if any(len(points) > 1 for points in curves.values()):
+            import matplotlib.figure  # noqa: F401, the optional extra
     except ImportError:
         return (
             '<p>The curves need matplotlib. Install it with '
             "<code>pip install 'tf_efsgd[report]'</code> and write the report again.</p>"
         )
     figures = [
-        f'<figure><figcaption>{html.escape("ε spent" if name == "epsilon" else name)}</figcaption>'
-        f'{_svg(points, id_prefix=f"curve{i}-")}</figure>'
+        f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'
+        f'{_one_value(name, *points[0]) if len(points) == 1 else _svg(points, f"curve{i}-")}'
+        '</figure>'
         for i, (name, points) in enumerate(curves.items())
     ]
     return '<div class="curves">\n' + '\n'.join(figures) + '\n</div>'
+
+
+def _one_value(name: str, step: float, value: float) -> str:
+    """What stands for a curve of one point."""
+    shown = _rounded_up(value) if name == _EPSILON else f'{value:,.4g}'
+    return f'<p>{shown} at step {step:,.0f}</p>'
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
@@ -241,7 +262,7 @@ def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
     backend_svg.FigureCanvasSVG(fig)
     axes = fig.add_subplot()
     x, y = zip(*points)
-    axes.plot(x, y, color='#1f5fa8', linewidth=1.6, marker='o' if len(points) == 1 else '')
+    axes.plot(x, y, color='#1f5fa8', linewidth=1.6)
     axes.set_xlabel('step')
     axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
     axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
