@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from tf_efsgd import config, files, runner
+from tf_efsgd import budget, config, files, runner
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.privacy import learned_features, warm_start
 
@@ -97,8 +97,8 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     np.testing.assert_allclose(counts, np.bincount(train.labels), rtol=1e-3)
 
 
-def test_the_classifier_sees_no_record(tmp_path, monkeypatch):
-    """Only images that the generator made: with another data set it would see the same."""
+def test_the_classifier_is_given_what_the_generator_makes(tmp_path, monkeypatch):
+    """Nothing of the records comes to it by another way: with others it is given the same."""
     seen = []
 
     def learn(classifier, generate, num_classes, **_):
@@ -154,6 +154,7 @@ def test_a_crash_before_the_second_is_saved_loses_it_and_releases_nothing_twice(
 
     def write_or_cut(path, *arguments, **more):
         if path.name == 'learned_features.npz':
+            more['when_there_is_room']()
             raise _PowerCut
         write(path, *arguments, **more)
 
@@ -162,6 +163,44 @@ def test_a_crash_before_the_second_is_saved_loses_it_and_releases_nothing_twice(
     _go_on(folder)
     assert 'the second release of the warm start was charged' in capsys.readouterr().out
     assert _kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
+
+
+def test_what_was_never_released_is_told():
+    lost, kept = {'sha256': None, 'version': None}, {'sha256': '4c1f', 'version': 1}
+    settings = config.from_flagfile('\n'.join(tiny_run.flags('run', **_TWO)))
+    facts = {'dataset': 'digits', 'dataset_size': 1602, 'image_shape': (8, 8, 1), 'num_classes': 10}
+    plan = budget.make_plan(settings, facts)
+
+    class Book:
+        first_plan, warm_start_reserved, warm_start = plan, True, kept
+
+    for entry, wanted in ((kept, []), (lost, ['second']), (None, [])):
+        Book.learned_features = entry
+        assert budget._warm_start_statement(Book)['never_released'] == wanted
+
+
+def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learned_features, 'learn', lambda *_, **__: (float('nan'), 1.0))
+    tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
+    assert 'the second release is given up' in capsys.readouterr().out
+    assert _kinds(tmp_path / 'run')[:3] == ['plan', 'warm_start', 'learned_features']
+    said = tiny_run.statement(tmp_path / 'run')['warm_start']
+    assert said['never_released'] == ['second']
+    assert not (tmp_path / 'run/learned_features.npz').exists()
+
+
+def test_the_position_behind_the_second_release_is_remembered(tmp_path):
+    """An old copy of the ledger, from before it, would let it be made again."""
+    folder, fit = tmp_path / 'run', warm_start.fit
+
+    def fit_or_cut(generator, draw_inputs, targets, **how):
+        return _cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
+
+    _start_and_cut(folder, warm_start, 'fit', fit_or_cut)
+    lines = (folder / 'ledger.jsonl').read_bytes().splitlines(keepends=True)
+    (folder / 'ledger.jsonl').write_bytes(b''.join(lines[:-1]))
+    with pytest.raises(config.ConfigError, match='does not continue'):
+        tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
 
 
 def test_a_crash_while_the_classifier_learns_costs_nothing(tmp_path):
@@ -202,6 +241,7 @@ def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys)
 
     def write_or_cut(path, *arguments, **more):
         if path.name == 'warm_start.npy':
+            more['when_there_is_room']()
             raise _PowerCut
         write(path, *arguments, **more)
 

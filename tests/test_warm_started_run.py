@@ -8,7 +8,7 @@ import read_page
 import tiny_run
 
 from tf_efsgd import config, files, monitoring, runner
-from tf_efsgd.privacy import ledger, warm_start
+from tf_efsgd.privacy import ledger, run_state, warm_start
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
 
@@ -107,6 +107,7 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
 
     def write_or_cut(path, *arguments, **more):
         if path.name == 'warm_start.npy':
+            more['when_there_is_room']()
             raise _PowerCut
         write(path, *arguments, **more)
 
@@ -190,11 +191,54 @@ def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
     assert not (folder / 'export').exists()
 
 
-def test_nothing_is_written_when_the_disk_is_full(tmp_path, monkeypatch):
+def test_nothing_is_written_that_could_not_be_charged(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger.Ledger, 'reserve_warm_start', _cut)
     with pytest.raises(_PowerCut):
         tiny_run.run(tmp_path / 'run', **_WARM)
-    assert not (tmp_path / 'run/warm_start.npy').exists()
+    assert not [path for path in (tmp_path / 'run').iterdir() if 'warm_start' in path.name]
+
+
+def test_nothing_is_charged_that_a_full_disk_could_not_take(tmp_path, monkeypatch):
+    folder = tmp_path / 'run'
+
+    def sync_or_fail(handle):  # The ledger is not synced by this module.
+        del handle
+        raise OSError(28, 'No space left on device')
+
+    store = run_state.RunState.store_position
+
+    def store_then_fill_the_disk(self, position):
+        store(self, position)
+        monkeypatch.setattr(files.os, 'fsync', sync_or_fail)
+
+    monkeypatch.setattr(run_state.RunState, 'store_position', store_then_fill_the_disk)
+    with pytest.raises(OSError, match='No space left'):
+        tiny_run.run(folder, **_WARM)
+    monkeypatch.undo()
+    assert _kinds(folder) == ['plan']
+    tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+    assert _kinds(folder)[:2] == ['plan', 'warm_start']
+
+
+def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):
+    folder = tmp_path / 'run'
+    tiny_run.run(folder, '--noevaluate', **_WARM)
+    (folder / 'warm_start.npy').write_bytes(b'damaged')
+    changed = {**_WARM, 'target_epsilon': 2, 'train_steps': 9}
+    with pytest.raises(config.ConfigError, match='by the ledger: put the file back'):
+        tiny_run.run(folder, '--resume', '--change_mechanism', '--noevaluate', **changed)
+    assert 'change' not in _kinds(folder)
+
+
+def test_room_is_made_before_what_must_not_be_in_vain(tmp_path):
+    found = []
+
+    def look():
+        found.extend(path.read_bytes() for path in tmp_path.iterdir())
+
+    files.write_atomically(tmp_path / 'a', b'content', when_there_is_room=look)
+    assert found == [bytes(7)]
+    assert (tmp_path / 'a').read_bytes() == b'content'
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
     noise_multiplier = privacy.noise_multiplier
     if noise_multiplier is None:
         # What is wrong besides the noise is told at once. Without steps no noise is needed.
-        without_steps = _with_mechanism(plan, privacy, 1.0)
+        without_steps = _with_mechanism(plan, privacy, 1.0, is_real=False)
         if not without_steps.train_steps:
             return without_steps
         noise_multiplier = _calibrate(privacy, size, warm_start_of(plan))
@@ -149,8 +149,13 @@ def _calibrate(privacy, dataset_size: int, warm_start) -> float:
         raise ConfigError(str(error)) from error
 
 
-def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledger.Plan:
+def _with_mechanism(
+    plan: ledger.Plan, privacy, noise_multiplier: float, *, is_real: bool = True
+) -> ledger.Plan:
     """The plan with the steps that the settings ask for, at this noise.
+
+    Where it is not real, no step will have it: it stands in for one that is not known yet, or for
+    that of no steps.
 
     Raises:
       ConfigError: if there are fewer records than in a batch, or too little noise.
@@ -167,7 +172,7 @@ def _with_mechanism(plan: ledger.Plan, privacy, noise_multiplier: float) -> ledg
     sampled = accounting.sampling_probability(privacy.expected_batch_size, plan.dataset_size)
     event = mechanism.step_event(sampled)
     effective = event.noise_multiplier if mechanism.hides_buffer else noise_multiplier
-    if effective < accounting.SMALLEST_NOISE:
+    if is_real and effective < accounting.SMALLEST_NOISE:
         raise ConfigError(
             f'The noise must be at least {accounting.SMALLEST_NOISE:g} times what one record moves '
             f'a step by; less protects nothing, and its tails end too early. Received: '
@@ -206,7 +211,7 @@ def changed_plan(config: RunConfig, spent: ledger.Ledger) -> ledger.Plan | None:
     if old.event is None:
         return None
     noise_multiplier = privacy.noise_multiplier or old.mechanism['noise_multiplier']
-    new = _with_mechanism(old, privacy, noise_multiplier)
+    new = _with_mechanism(old, privacy, noise_multiplier, is_real=bool(_train_steps(privacy)))
     if new == old:
         return None
     if not config.run.change_mechanism:
@@ -456,6 +461,12 @@ def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
         'mechanism': mechanism,
         'event': spent.first_plan.warm_start_event,
         'noise_multipliers': noise_multipliers,
+        # Lost in a crash before they were written down: charged all the same.
+        'never_released': [
+            name
+            for name, entry in (('first', spent.warm_start), ('second', spent.learned_features))
+            if entry is not None and entry['sha256'] is None
+        ],
         'epsilon_alone': alone.headline,
     }
 

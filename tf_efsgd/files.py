@@ -5,15 +5,24 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 
-def write_atomically(path: str | os.PathLike, content: str | bytes, *, mode: int = 0o644) -> None:
+def write_atomically(
+    path: str | os.PathLike,
+    content: str | bytes,
+    *,
+    mode: int = 0o644,
+    when_there_is_room: Callable[[], None] | None = None,
+) -> None:
     """Writes a file under another name, syncs it, then renames it.
 
     Args:
       path: of the file; an existing one is replaced.
       content: its new content; text is written as UTF-8.
       mode: its permissions.
+      when_there_is_room: called when the disk has as many bytes for it, before the first byte of
+        the content is written: what must not be done in vain, nor after.
 
     Raises:
       OSError: if the disk is full or the folder cannot be written; the old file is kept then.
@@ -24,6 +33,12 @@ def write_atomically(path: str | os.PathLike, content: str | bytes, *, mode: int
     try:
         with open(handle, 'wb') as file:
             os.fchmod(file.fileno(), mode)
+            if when_there_is_room is not None:
+                file.write(bytes(len(content)))
+                file.flush()
+                os.fsync(file.fileno())
+                file.seek(0)
+                when_there_is_room()
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -527,6 +527,8 @@ def _format_plan(title: str, plan: ledger.Plan) -> str:
             lines.append(
                 f'  made as two releases, with noise multipliers {first:.6g} and {second:.6g}'
             )
+    if not plan.train_steps:
+        return '\n'.join(lines)
     lines.append(f'  one step: {_describe_event(plan.event)}')
     if plan.mechanism:
         values = ', '.join(f'{name} {value}' for name, value in plan.mechanism.items())

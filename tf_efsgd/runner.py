@@ -213,7 +213,10 @@ class _Run:
         self._is_restored = position is not None
         if self._is_restored:
             _as_config_error(lambda: self._ledger.check_position(position), ledger.LedgerError)
-        elif self._ledger.reserved_steps and not self._ledger.remaining_steps:
+        _as_config_error(self._check_releases, ValueError)
+        if self._is_restored:
+            return
+        if self._ledger.reserved_steps and not self._ledger.remaining_steps:
             raise ConfigError(
                 f'{self._dir} has no checkpoint left and no budget: nothing that was trained is '
                 'left. Put a checkpoint back from a backup, or start a new run folder.'
@@ -223,6 +226,19 @@ class _Run:
                 'WARNING: there is no checkpoint: training starts anew, and the '
                 f'{self._ledger.reserved_steps} steps that were charged stay charged.'
             )
+
+    def _check_releases(self) -> None:
+        """Holds what the warm start released against the ledger; see `_check_release`."""
+        spent = self._ledger
+        if spent.first_plan.warm_start_event is None:
+            return
+        for name, noted, version in (
+            (_WARM_START, spent.warm_start, warm_start.VERSION),
+            (_LEARNED_FEATURES, spent.learned_features, learned_features.VERSION),
+        ):
+            path = self._dir / name
+            if path.exists():
+                _check_release(noted, path.read_bytes(), path, version)
 
     def change(self, plan: ledger.Plan) -> None:
         """Goes on by another plan, and says what epsilon is from now on."""
@@ -255,7 +271,10 @@ class _Run:
         targets = [warm_start.Target(features, means)]
         if self._is_restored:
             release = self._stored_learned_features()
-            targets += [] if release is None else [self._learned_target(release)]
+            if release is not None:
+                targets.append(self._learned_target(release))
+            elif self._ledger.learned_features is not None:
+                print(f'WARNING: {_LEARNED_FEATURES} is missing: the steps go on without it.')
         else:
             targets = self._fit_to(targets[0])
         if training.warm_start_weight:
@@ -273,8 +292,11 @@ class _Run:
             'on without it.'
         )
         if self._ledger.learned_features_are_due:  # Without the first release there is no second.
-            self._ledger.note_learned_features(None, None)
-            self._state.store_position(self._ledger.position)
+            self._give_up_learned_features()
+
+    def _give_up_learned_features(self) -> None:
+        self._ledger.note_learned_features(None, None)
+        self._state.store_position(self._ledger.position)
 
     def _fit_to(self, target: warm_start.Target) -> list[warm_start.Target]:
         """Fits the generator to what was and what will be released; returns all targets."""
@@ -320,21 +342,27 @@ class _Run:
         path, plan = self._dir / _WARM_START, self._ledger.first_plan
         is_private = plan.event is not None
         if path.exists():
-            content = path.read_bytes()
-            if is_private:
-                _check_release(self._ledger.warm_start, content, path, warm_start.VERSION)
-            return np.load(io.BytesIO(content), allow_pickle=False)
+            return np.load(path, allow_pickle=False)
         if is_private and not self._ledger.warm_start_is_due:
             return None
         sums = self._release(features, 0)
         buffer = io.BytesIO()
         np.save(buffer, sums)
-        content = buffer.getvalue()
-        if is_private:  # Nothing has left this process: it is paid for, then written and used.
-            self._ledger.reserve_warm_start(_sha256(content), warm_start.VERSION)
-            self._state.store_position(self._ledger.position)
-        files.write_atomically(path, content)
+        charge = self._ledger.reserve_warm_start
+        self._pay_and_write(path, buffer.getvalue(), charge, warm_start.VERSION)
         return sums
+
+    def _pay_and_write(self, path: pathlib.Path, content: bytes, charge, version: int) -> None:
+        """Writes a release down when it is paid for; until then nothing has left this process."""
+
+        def pay():
+            charge(_sha256(content), version)
+            self._state.store_position(self._ledger.position)
+
+        is_private = self._ledger.first_plan.event is not None
+        if is_private:  # That there is room for the position, too.
+            self._state.store_position(self._ledger.position)
+        files.write_atomically(path, content, when_there_is_room=pay if is_private else None)
 
     def _release(self, features: warm_start.GroupedFeatures, number: int) -> np.ndarray:
         """Looks at the records; what it returns is not paid for yet."""
@@ -353,11 +381,7 @@ class _Run:
         path = self._dir / _LEARNED_FEATURES
         if not self._ledger.first_plan.learned_features_share or not path.exists():
             return None
-        content = path.read_bytes()
-        if self._ledger.first_plan.event is not None:
-            noted, version = self._ledger.learned_features, learned_features.VERSION
-            _check_release(noted, content, path, version)
-        return learned_features.Release.from_bytes(content)
+        return learned_features.Release.from_bytes(path.read_bytes())
 
     def _release_learned_features(self, generator) -> learned_features.Release | None:
         """The second release, of what a classifier of this generator's images sees."""
@@ -377,6 +401,11 @@ class _Run:
                 seed=seed,
                 callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
             )
+        if not np.all(np.isfinite(distances)):
+            print('WARNING: no features were learned: the second release is given up.')
+            if is_private:
+                self._give_up_learned_features()
+            return None
         features = learned_features.LearnedFeatures(classifier, distances, plan.image_shape)
         release = learned_features.Release(
             sums=self._release(features, 1),
@@ -384,11 +413,12 @@ class _Run:
             classifier=classifier.get_weights(),
             generator=generator.get_weights(),
         )
-        content = release.to_bytes()
-        if is_private:
-            self._ledger.note_learned_features(_sha256(content), learned_features.VERSION)
-            self._state.store_position(self._ledger.position)
-        files.write_atomically(self._dir / _LEARNED_FEATURES, content)
+        self._pay_and_write(
+            self._dir / _LEARNED_FEATURES,
+            release.to_bytes(),
+            self._ledger.note_learned_features,
+            learned_features.VERSION,
+        )
         return release
 
     def _learned_target(self, release: learned_features.Release) -> warm_start.Target:

@@ -119,6 +119,11 @@ def test_distances_are_those_of_two_images_of_a_class():
     labels = np.arange(4000) % 2
     outputs = rng.normal(0, 0.3, [4000, 5]) + 7.0 * labels[:, np.newaxis]
     assert learned_features._distance(outputs, labels) == pytest.approx(0.3 * 2**0.5, rel=0.03)
+    # However few images of a class there are.
+    many = np.arange(4000) % 2000
+    outputs = rng.normal(0, 0.3, [4000, 5]) + 1e-3 * many[:, np.newaxis]
+    assert learned_features._distance(outputs, many) == pytest.approx(0.3 * 2**0.5, rel=0.05)
+    assert np.isnan(learned_features._distance(np.full([4, 5], np.nan), labels[:4]))
     # What hardly differs is not blown up until rounding shows.
     assert learned_features._distance(np.full([10, 5], 4.0), labels[:10]) == pytest.approx(0.2)
     assert learned_features._distance(np.zeros([10, 5]), labels[:10]) > 0

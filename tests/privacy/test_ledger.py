@@ -343,9 +343,12 @@ def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
     assert (again.reserved_steps, again.remaining_steps) == (100, 0)
     assert ledger.Ledger.read(path).reserved_steps == 100
     # With nothing left it cannot have been steps; what is written next takes its place.
+    again.note_unverified_resume()
     path.write_bytes(path.read_bytes() + b'{"kind": "ch')
     again = _reopen(path, again)
     assert again.reserved_steps == 100
+    again.note_unverified_resume()
+    assert ledger.Ledger.read(path).reserved_steps == 100
     again.change_plan(dataclasses.replace(_PLAN, train_steps=120))
     again.reserve(20)
     assert ledger.Ledger.read(path).reserved_steps == 120

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -32,11 +33,12 @@ VERSION = 1
 LEARNING_RATE = 2e-3
 
 _SEED = (2601, 15062)
-# Generated images, balanced, from which the classifier learns, and how.
+# Generated images, balanced, from which the classifier learns, fewer where they are large, and how.
 _IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
+_MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
 _CLASSIFIER_LEARNING_RATE = 1e-3
-# Of them, those that the scales are measured on.
-_MEASURED = 1000
+# Of them, those that the scales are measured on, and of each class at least.
+_MEASURED, _MEASURED_OF_CLASS = 1000, 4
 # Random frequencies of each kernel in a group.
 _COUNTS = {'whole': 1000, 'half': 300, 'vector': 500}
 # Standard deviation of the kernels over the distance of two images of a class, root mean square.
@@ -111,9 +113,14 @@ def learn(
       callbacks: of Keras, e.g. a progress bar.
 
     Returns:
-      The distances for `LearnedFeatures`, of the map and of the vector.
+      The distances for `LearnedFeatures`, of the map and of the vector; not finite when learning
+      has failed.
     """
-    labels = np.random.default_rng(seed).permutation(_IMAGES).astype(np.int32) % num_classes
+    numbers = math.prod(classifier.input.shape[1:])
+    count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
+    measured = max(_MEASURED, _MEASURED_OF_CLASS * num_classes)
+    count = max(count, measured)
+    labels = np.random.default_rng(seed).permutation(count).astype(np.int32) % num_classes
     images = generate(labels)
     pixels = tf.keras.Input(images.shape[1:])
     logits = classifier(tf.keras.layers.Rescaling(1 / 127.5, -1.0)(pixels))['logits']
@@ -125,8 +132,9 @@ def learn(
     trained.fit(
         images, labels, _BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
     )
-    outputs = classifier(images[:_MEASURED] / np.float32(127.5) - 1.0, training=False)
-    return tuple(_distance(outputs[name].numpy(), labels[:_MEASURED]) for name in ('map', 'vector'))
+    labels = labels[:measured]
+    outputs = classifier(images[:measured] / np.float32(127.5) - 1.0, training=False)
+    return tuple(_distance(outputs[name].numpy(), labels) for name in ('map', 'vector'))
 
 
 def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -134,9 +142,10 @@ def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
     outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
     classes = np.unique(labels)
     means = np.stack([outputs[labels == k].mean(axis=0) for k in classes])
-    within = np.mean((outputs - means[np.searchsorted(classes, labels)]) ** 2)
+    squares = np.mean((outputs - means[np.searchsorted(classes, labels)]) ** 2, axis=1)
+    within = squares.sum() / max(1, len(outputs) - len(classes))
     least = _LEAST_DISTANCE * np.sqrt(np.mean(outputs**2))
-    return float(max(np.sqrt(2.0 * within), least, 1e-6))
+    return float(np.max([np.sqrt(2.0 * within), least, 1e-6]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -147,6 +147,7 @@ class Ledger:
         self._bytes = 0
         self._torn_bytes = 0
         self._torn_release: str | None = None
+        self._torn_steps = 0
         self._file = None
         if plan is not None:
             self._create(plan)
@@ -370,8 +371,8 @@ class Ledger:
             on_disk.st_size != self._bytes + self._torn_bytes
         ):
             raise LedgerError(f'{self._path} was changed by another process while it was in use.')
-        if self._torn_bytes and self.entries and self.entries[-1].torn:
-            self._write(self._steps_entry(self.entries[-1].count, torn=True))
+        if self._torn_bytes and self._torn_steps:
+            self._write(self._steps_entry(self._torn_steps, torn=True))
         elif self._torn_bytes and self._torn_release:
             self._write(
                 self._release_entry(self._torn_release, sha256=None, version=None, torn=True)
@@ -421,6 +422,7 @@ class Ledger:
             self.learned_features = {'sha256': None, 'version': None}
             self._torn_release = 'learned_features'
         elif count:  # Else no steps were left to reserve.
+            self._torn_steps = count
             self.entries.append(Entry(self.plan.event, count, time='unknown', torn=True))
 
     def _parse(self, line: bytes, number: int) -> None:
