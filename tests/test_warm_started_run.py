@@ -222,9 +222,12 @@ def test_nothing_is_charged_that_a_full_disk_could_not_take(tmp_path, monkeypatc
 
 def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):
     folder = tmp_path / 'run'
-    tiny_run.run(folder, '--noevaluate', **_WARM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(warm_start, 'fit', _cut)
+        with pytest.raises(_PowerCut):
+            tiny_run.run(folder, **_WARM)
     (folder / 'warm_start.npy').write_bytes(b'damaged')
-    changed = {**_WARM, 'target_epsilon': 2, 'train_steps': 9}
+    changed = {**_WARM, 'target_epsilon': 2, 'residual_share': 0.3}
     with pytest.raises(config.ConfigError, match='by the ledger: put the file back'):
         tiny_run.run(folder, '--resume', '--change_mechanism', '--noevaluate', **changed)
     assert 'change' not in _kinds(folder)

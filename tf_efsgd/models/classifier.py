@@ -33,12 +33,10 @@ def build_classifier(
     x, pooling = images, math.ceil(max(image_shape[:2]) / _MAX_SIZE)
     if pooling > 1:
         x = layers.AveragePooling2D(pooling, padding='same')(x)
-    x = layers.Conv2D(width, 5, strides=2, padding='same')(x)
-    x = layers.LeakyReLU(0.2)(x)
-    x = layers.Conv2D(2 * width, 5, strides=2, padding='same')(x)
-    features = layers.LeakyReLU(0.2)(x)
+    x = layers.Conv2D(width, 5, strides=2, padding='same', activation='relu')(x)
+    features = layers.Conv2D(2 * width, 5, strides=2, padding='same', activation='relu')(x)
     x = layers.Dropout(0.3)(layers.Flatten()(features))
-    vector = layers.LeakyReLU(0.2)(layers.Dense(4 * width)(x))
+    vector = layers.Dense(4 * width, activation='relu')(x)
     logits = layers.Dense(num_classes)(layers.Dropout(0.3)(vector))
     outputs = {MAP: features, VECTOR: vector, LOGITS: logits}
     return tf.keras.Model(images, outputs, name='classifier')
