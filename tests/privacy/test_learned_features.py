@@ -14,7 +14,7 @@ _SHAPE = (8, 8, 1)
 _CLASSES = 3
 
 
-def _make(shape=_SHAPE, distances=(0.3, 0.7), scale=1.0):
+def _make(shape=_SHAPE, distances=(0.3, 0.5, 0.7), scale=1.0):
     classifier = build_classifier(shape, _CLASSES, width=8)
     classifier.set_weights([scale * w for w in classifier.get_weights()])
     return learned_features.LearnedFeatures(classifier, distances, shape)
@@ -82,29 +82,38 @@ def test_a_record_put_first_moves_others_by_rounding_only(features):
 
 def test_the_map_of_a_classifier_is_fixed(features):
     images = tf.constant(_images(4), tf.float32) / 127.5 - 1.0
-    again = learned_features.LearnedFeatures(features._classifier, (0.3, 0.7), _SHAPE)
+    again = learned_features.LearnedFeatures(features._classifier, (0.3, 0.5, 0.7), _SHAPE)
     np.testing.assert_array_equal(again(images).numpy(), features(images).numpy())
 
 
 def test_groups_stand_for_the_kernels():
-    """exp(-|a - b|^2 / (2 bandwidth^2)) of map, windows of the map (the mean) and vector."""
+    """exp(-|a - b|^2 / (2 bandwidth^2)) of what each kernel looks at, in windows: the mean."""
     classifier = build_classifier((16, 16, 1), _CLASSES, width=8)
     one = np.random.default_rng(2).uniform(-1, 1, [16, 16, 1])
     images = tf.constant([one, 0.8 * one], tf.float32)
     outputs = {name: value.numpy() for name, value in classifier(images).items()}
     distances = [
-        np.sqrt(np.mean((outputs[name][0] - outputs[name][1]) ** 2)) for name in ('map', 'vector')
+        np.sqrt(np.mean((outputs[name][0] - outputs[name][1]) ** 2))
+        for name in ('low', 'high', 'vector')
     ]
     found = learned_features.LearnedFeatures(classifier, distances, (16, 16, 1))
 
     def kernel(a, b, distance):
         return np.exp(-np.mean((a - b) ** 2) / (2 * (0.5 * distance) ** 2))
 
-    maps = outputs['map']
-    corners = [(y, x) for y in (0, 1, 2) for x in (0, 1, 2)]
-    windows = [maps[:, y : y + 2, x : x + 2] for y, x in corners]
-    wanted = kernel(*maps, distances[0]) + kernel(*outputs['vector'], distances[1])
-    wanted = (wanted + np.mean([kernel(*w, distances[0]) for w in windows])) / 3
+    def of_windows(name, corners, distance):
+        corners = [(y, x) for y in corners for x in corners]
+        windows = [outputs[name][:, y : y + 2, x : x + 2] for y, x in corners]
+        return np.mean([kernel(*w, distance) for w in windows])
+
+    # Windows of 2x2, one apart: of the first layer's 8x8, of the second's 4x4.
+    wanted = {
+        ('low', 1 / 4): of_windows('low', range(7), distances[0]),
+        ('high', 1 / 2): of_windows('high', range(3), distances[1]),
+        ('high', 1.0): kernel(*outputs['high'], distances[1]),
+        ('vector', 1.0): kernel(*outputs['vector'], distances[2]),
+    }
+    wanted = np.mean([wanted[layer, part] for layer, part, _ in learned_features._KERNELS])
     dots = []
     for group in range(8):
         phi = found.group(images, group).numpy()
@@ -149,7 +158,9 @@ def test_the_classifier_learns_from_generated_images():
 
 def test_a_release_is_the_same_when_it_is_read_back():
     weights = [np.float32([[1.5]]), np.float32([2.5, 3.5])] + [np.float32([k]) for k in range(12)]
-    release = learned_features.Release(np.float32([[4.5, 5.5]]), (0.1, 0.7), weights, weights[::-1])
+    release = learned_features.Release(
+        np.float32([[4.5, 5.5]]), (0.1, 0.4, 0.7), weights, weights[::-1]
+    )
     again = learned_features.Release.from_bytes(release.to_bytes())
     np.testing.assert_array_equal(again.sums, release.sums)
     assert again.distances == release.distances
@@ -164,7 +175,7 @@ def test_the_features_are_those_of_their_version():
     # What a run has released is of use to these features only: with others, count VERSION up.
     classifier = build_classifier(_SHAPE, _CLASSES, width=8)
     classifier.set_weights([np.full(w.shape, 0.01, np.float32) for w in classifier.get_weights()])
-    features = learned_features.LearnedFeatures(classifier, (0.3, 0.7), _SHAPE)
+    features = learned_features.LearnedFeatures(classifier, (0.3, 0.5, 0.7), _SHAPE)
     images = tf.reshape(tf.linspace(-1.0, 1.0, 64), [1, *_SHAPE])
     phi = features(images).numpy()[0]
     found = [*phi[[0, 1000, 2000, 5000, -1]], phi.sum()]

@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-MAP, VECTOR, LOGITS = 'map', 'vector', 'logits'
+LOW, HIGH, VECTOR, LOGITS = 'low', 'high', 'vector', 'logits'
 
 # Larger images are pooled to this first.
 _MAX_SIZE = 32
@@ -23,9 +23,9 @@ def build_classifier(
       width: channels of the first convolution; the second has twice as many.
 
     Returns:
-      A model from images, float32 [n, H, W, C] in [-1, 1], to a dict: MAP float32
-      [n, h, w, 2 width], a quarter of the image in height and width (after pooling to 32 pixels
-      where it is larger), VECTOR float32 [n, 4 width], LOGITS float32
+      A model from images, float32 [n, H, W, C] in [-1, 1], to a dict: LOW float32
+      [n, h, w, width], half of the image in height and width (after pooling to 32 pixels where it
+      is larger), HIGH float32 [n, h / 2, w / 2, 2 width], VECTOR float32 [n, 4 width], LOGITS float32
       [n, num_classes].
     """
     layers = tf.keras.layers
@@ -33,10 +33,10 @@ def build_classifier(
     x, pooling = images, math.ceil(max(image_shape[:2]) / _MAX_SIZE)
     if pooling > 1:
         x = layers.AveragePooling2D(pooling, padding='same')(x)
-    x = layers.Conv2D(width, 5, strides=2, padding='same', activation='relu')(x)
-    features = layers.Conv2D(2 * width, 5, strides=2, padding='same', activation='relu')(x)
-    x = layers.Dropout(0.3)(layers.Flatten()(features))
+    low = layers.Conv2D(width, 5, strides=2, padding='same', activation='relu')(x)
+    high = layers.Conv2D(2 * width, 5, strides=2, padding='same', activation='relu')(low)
+    x = layers.Dropout(0.3)(layers.Flatten()(high))
     vector = layers.Dense(4 * width, activation='relu')(x)
     logits = layers.Dense(num_classes)(layers.Dropout(0.3)(vector))
-    outputs = {MAP: features, VECTOR: vector, LOGITS: logits}
+    outputs = {LOW: low, HIGH: high, VECTOR: vector, LOGITS: logits}
     return tf.keras.Model(images, outputs, name='classifier')

@@ -39,8 +39,10 @@ _MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
 _CLASSIFIER_LEARNING_RATE = 1e-3
 # Of them, those that the scales are measured on, and of each class at least.
 _MEASURED, _MEASURED_OF_CLASS = 1000, 4
-# Random frequencies of each kernel in a group.
-_COUNTS = {'whole': 1000, 'half': 300, 'vector': 500}
+# The kernels: what of the classifier they look at, which part of its height and width at a time
+# (its windows are half of that apart), and how many random frequencies they have in a group.
+_KERNELS = (('low', 1 / 4, 100), ('high', 1 / 2, 300), ('high', 1.0, 1000), ('vector', 1.0, 500))
+_LAYERS = ('low', 'high', 'vector')
 # Standard deviation of the kernels over the distance of two images of a class, root mean square.
 _BANDWIDTH = 0.5
 # That distance is never taken for shorter than this part of the length of what a layer puts out:
@@ -51,14 +53,14 @@ _LEAST_DISTANCE = 0.05
 class LearnedFeatures(warm_start.GroupedFeatures):
     """Random Fourier features of a classifier's layers: those of the second release.
 
-    Of three Gaussian kernels: on all of its map, on windows of half the map's size, a quarter of
-    it apart, and on its vector.
+    Of Gaussian kernels: on windows of its first layer, on windows of its second and all of it, and
+    on its vector.
 
     Args:
-      classifier: from images to a dict of which 'map' and 'vector' are used, as
-        `models.classifier.build_classifier` makes it; its weights are public and stay.
-      distances: root mean square distance of two images of a class, > 0, on one number of the
-        map, and of the vector.
+      classifier: from images to a dict, as `models.classifier.build_classifier` makes it; its
+        weights are public and stay.
+      distances: root mean square distance of two images of a class, > 0, on one number of each
+        of 'low', 'high' and 'vector'.
       image_shape: (H, W, C).
     """
 
@@ -70,28 +72,23 @@ class LearnedFeatures(warm_start.GroupedFeatures):
     ):
         super().__init__(name='learned_features')
         self._classifier = classifier
-        shapes = {name: output.shape[1:] for name, output in classifier.output.items()}
-        height, width, channels = shapes['map']
-        windows = {
-            'whole': (height, width, channels),
-            'half': (-(-height // 2), -(-width // 2), channels),
-            'vector': (1, 1, shapes['vector'][0]),
-        }
-        scales = {'whole': distances[0], 'half': distances[0], 'vector': distances[1]}
-        seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(windows)))
+        scales = dict(zip(_LAYERS, distances))
+        seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(_KERNELS)))
         self._frequencies = []
-        for (name, window), seed in zip(windows.items(), seeds):
-            shape = [warm_start.GROUPS, *window, _COUNTS[name]]
-            size = float(np.prod(window))
+        for (layer, part, count), seed in zip(_KERNELS, seeds):
+            *height_and_width, channels = classifier.output[layer].shape[1:]
+            window = [math.ceil(part * size) for size in height_and_width] or [1, 1]
+            shape = [warm_start.GROUPS, *window, channels, count]
             normal = tf.random.stateless_normal(shape, seed)
-            self._frequencies.append(normal / (_BANDWIDTH * scales[name] * size**0.5))
+            size = math.prod(window) * channels
+            self._frequencies.append(normal / (_BANDWIDTH * scales[layer] * size**0.5))
         self._measure(image_shape)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
         """The features of one group alone, as `warm_start.FeatureMap.group`."""
         outputs = self._classifier(images, training=False)
-        vector = outputs['vector'][:, tf.newaxis, tf.newaxis]
-        inputs = [outputs['map'], outputs['map'], vector]
+        outputs['vector'] = outputs['vector'][:, tf.newaxis, tf.newaxis]
+        inputs = [outputs[layer] for layer, _, _ in _KERNELS]
         return warm_start.fourier_features(inputs, [f[group] for f in self._frequencies])
 
 
@@ -102,7 +99,7 @@ def learn(
     *,
     seed: int = 0,
     callbacks: Sequence[tf.keras.callbacks.Callback] = (),
-) -> tuple[float, float]:
+) -> tuple[float, ...]:
     """Trains the classifier on generated images, and measures its layers: post-processing.
 
     Args:
@@ -113,8 +110,7 @@ def learn(
       callbacks: of Keras, e.g. a progress bar.
 
     Returns:
-      The distances for `LearnedFeatures`, of the map and of the vector; not finite when learning
-      has failed.
+      The distances for `LearnedFeatures`; not finite when learning has failed.
     """
     numbers = math.prod(classifier.input.shape[1:])
     count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
@@ -134,7 +130,7 @@ def learn(
     )
     labels = labels[:measured]
     outputs = classifier(images[:measured] / np.float32(127.5) - 1.0, training=False)
-    return tuple(_distance(outputs[name].numpy(), labels) for name in ('map', 'vector'))
+    return tuple(_distance(outputs[name].numpy(), labels) for name in _LAYERS)
 
 
 def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -160,7 +156,7 @@ class Release:
     """
 
     sums: np.ndarray
-    distances: tuple[float, float]
+    distances: tuple[float, ...]
     classifier: list[np.ndarray]
     generator: list[np.ndarray]
 

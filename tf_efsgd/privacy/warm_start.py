@@ -38,6 +38,8 @@ GROUPS = 8
 # Standard deviation of the Gaussian kernels over the root of the number of pixels, which are in
 # [0, 1].
 _BANDWIDTH = 0.18
+# Windows of so many pixels at most are projected by a convolution.
+_SMALL_WINDOW = 25
 # Of the constant feature that counts the records of a class.
 _COUNT = 0.1
 # Rounding must not carry a record beyond norm 1.
@@ -155,23 +157,30 @@ def fourier_features(inputs: Sequence[tf.Tensor], frequencies: Sequence[tf.Tenso
     """
     parts = []
     for values, frequency in zip(inputs, frequencies):
-        height, width, _, count = frequency.shape
-        windows = _windows(values, height, width)
-        # Matrix products: the gradient of a convolution with so large a kernel is slow.
-        angles = tf.reshape(windows, [-1, windows.shape[-1]])
-        angles = angles @ tf.reshape(frequency, [-1, count])
-        angles = tf.reshape(angles, [-1, windows.shape[1] * count])
+        angles = _flat(_project_windows(values, frequency))
         # cos^2 + sin^2 = 1 in every pair, so the length is a constant.
         scale = (len(inputs) * angles.shape[-1]) ** -0.5
         parts += [scale * tf.cos(angles), scale * tf.sin(angles)]
     return tf.concat(parts, axis=-1)
 
 
-def _windows(images: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """All windows of a size, half of it apart, as float32 [n, windows, height width C]."""
+def _project_windows(values: tf.Tensor, frequency: tf.Tensor) -> tf.Tensor:
+    """Products of [h, w, C, count] with windows of [n, H, W, C]: [n, windows, count], or in 2-D."""
+    height, width, _, count = frequency.shape
+    strides = [max(1, height // 2), max(1, width // 2)]
+    if height * width <= _SMALL_WINDOW:
+        return tf.nn.conv2d(values, frequency, strides, 'VALID')
+    # The gradient of a convolution with a large kernel is slow; that of many slices is, too.
+    windows = _windows(values, height, width, strides)
+    angles = tf.reshape(windows, [-1, windows.shape[-1]]) @ tf.reshape(frequency, [-1, count])
+    return tf.reshape(angles, [-1, windows.shape[1], count])
+
+
+def _windows(images: tf.Tensor, height: int, width: int, strides: list[int]) -> tf.Tensor:
+    """All windows of a size, as float32 [n, windows, height width C]."""
     rows, columns = (
-        range(0, size - window + 1, max(1, window // 2))
-        for size, window in zip(images.shape[1:3], (height, width))
+        range(0, size - window + 1, stride)
+        for size, window, stride in zip(images.shape[1:3], (height, width), strides)
     )
     windows = [images[:, r : r + height, c : c + width] for r in rows for c in columns]
     return tf.stack([_flat(window) for window in windows], axis=1)
