@@ -25,8 +25,8 @@ def build_classifier(
     Returns:
       A model from images, float32 [n, H, W, C] in [-1, 1], to a dict: LOW float32
       [n, h, w, width], half of the image in height and width (after pooling to 32 pixels where it
-      is larger), HIGH float32 [n, h / 2, w / 2, 2 width], VECTOR float32 [n, 4 width], LOGITS float32
-      [n, num_classes].
+      is larger), HIGH float32 [n, h / 2, w / 2, 2 width], VECTOR float32 [n, 4 width] and LOGITS
+      float32 [n, num_classes].
     """
     layers = tf.keras.layers
     images = tf.keras.Input(image_shape)
