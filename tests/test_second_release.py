@@ -1,7 +1,5 @@
 """A run whose warm start makes two releases: what is charged, what is kept, how it goes on."""
 
-import json
-
 import numpy as np
 import pytest
 import tiny_run
@@ -17,18 +15,6 @@ _TWO = {
     'learned_features_steps': 3,
     'warm_start_weight': 1,
 }
-
-
-def _kinds(folder):
-    return [json.loads(line)['kind'] for line in (folder / 'ledger.jsonl').open()]
-
-
-class _PowerCut(Exception):
-    pass
-
-
-def _cut(*_, **__):
-    raise _PowerCut
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -61,7 +47,7 @@ def truth(finished):
 
 
 def test_both_are_charged_once_before_the_first(finished):
-    assert _kinds(finished) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
+    assert tiny_run.kinds(finished) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
     statement = tiny_run.statement(finished)
     assert 0.99 < statement['epsilon'] <= tiny_run.TARGET
     said = statement['warm_start']
@@ -90,7 +76,7 @@ def test_both_have_their_noise_each_its_own(finished, truth):
 
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_TWO, 'train_steps': 2})
-    assert _kinds(tmp_path / 'run') == ['plan', 'steps']
+    assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
     counts = learned_features.Release.from_bytes(content).sums[:, -1] / 0.1
     train = runner.records.load('digits').train
@@ -104,12 +90,12 @@ def test_the_classifier_is_given_what_the_generator_makes(tmp_path, monkeypatch)
     def learn(classifier, generate, num_classes, **_):
         del classifier, num_classes
         seen.append(generate(np.arange(10, dtype=np.int32)))
-        raise _PowerCut
+        raise tiny_run.PowerCut
 
     monkeypatch.setattr(learned_features, 'learn', learn)
     monkeypatch.setattr(warm_start, 'fit', lambda generator, *_, **__: generator.get_weights())
     for limit in (300, 800):
-        with pytest.raises(_PowerCut):
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(
                 tmp_path / str(limit), **{**_TWO, 'limit_records': limit, 'train_steps': 1}
             )
@@ -136,14 +122,14 @@ def test_it_comes_after_the_first_and_before_the_fit_to_both(tmp_path, monkeypat
 def _start_and_cut(folder, target, name, replacement):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, name, replacement)
-        with pytest.raises(_PowerCut):
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_TWO)
 
 
 def _go_on(folder, **broken):
     """Resumes, with `warm_start.release` out of order: nothing may be released again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', _cut)
+        patch.setattr(warm_start, 'release', tiny_run.cut)
         for name, replacement in broken.items():
             patch.setattr(learned_features, name, replacement)
         tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
@@ -155,14 +141,14 @@ def test_a_crash_before_the_second_is_saved_loses_it_and_releases_nothing_twice(
     def write_or_cut(path, *arguments, **more):
         if path.name == 'learned_features.npz':
             more['when_there_is_room']()
-            raise _PowerCut
+            raise tiny_run.PowerCut
         write(path, *arguments, **more)
 
     _start_and_cut(folder, files, 'write_atomically', write_or_cut)
-    assert _kinds(folder) == ['plan', 'warm_start', 'learned_features']
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
     _go_on(folder)
     assert 'the second release of the warm start was charged' in capsys.readouterr().out
-    assert _kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
+    assert tiny_run.kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
 
 
 def test_what_was_never_released_is_told():
@@ -183,7 +169,7 @@ def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(learned_features, 'learn', lambda *_, **__: (float('nan'), 1.0))
     tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
     assert 'the second release is given up' in capsys.readouterr().out
-    assert _kinds(tmp_path / 'run')[:3] == ['plan', 'warm_start', 'learned_features']
+    assert tiny_run.kinds(tmp_path / 'run')[:3] == ['plan', 'warm_start', 'learned_features']
     said = tiny_run.statement(tmp_path / 'run')['warm_start']
     assert said['never_released'] == ['second']
     assert not (tmp_path / 'run/learned_features.npz').exists()
@@ -194,7 +180,7 @@ def test_the_position_behind_the_second_release_is_remembered(tmp_path):
     folder, fit = tmp_path / 'run', warm_start.fit
 
     def fit_or_cut(generator, draw_inputs, targets, **how):
-        return _cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
+        return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
 
     _start_and_cut(folder, warm_start, 'fit', fit_or_cut)
     lines = (folder / 'ledger.jsonl').read_bytes().splitlines(keepends=True)
@@ -205,17 +191,17 @@ def test_the_position_behind_the_second_release_is_remembered(tmp_path):
 
 def test_a_crash_while_the_classifier_learns_costs_nothing(tmp_path):
     folder = tmp_path / 'run'
-    _start_and_cut(folder, learned_features, 'learn', _cut)
-    assert _kinds(folder) == ['plan', 'warm_start']
+    _start_and_cut(folder, learned_features, 'learn', tiny_run.cut)
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start']
     tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
-    assert _kinds(folder) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
 
 
 def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
     folder, fit = tmp_path / 'run', warm_start.fit
 
     def fit_or_cut(generator, draw_inputs, targets, **how):
-        return _cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
+        return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
 
     _start_and_cut(folder, warm_start, 'fit', fit_or_cut)
     released = (folder / 'learned_features.npz').read_bytes()
@@ -228,7 +214,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(warm_start, 'fit', fit_and_tell)
-        _go_on(folder, learn=_cut)
+        _go_on(folder, learn=tiny_run.cut)
     assert (folder / 'learned_features.npz').read_bytes() == released
     # From the generator that the classifier learned from, without its fit again.
     assert [count for count, _ in started] == [2]
@@ -242,19 +228,19 @@ def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys)
     def write_or_cut(path, *arguments, **more):
         if path.name == 'warm_start.npy':
             more['when_there_is_room']()
-            raise _PowerCut
+            raise tiny_run.PowerCut
         write(path, *arguments, **more)
 
     _start_and_cut(folder, files, 'write_atomically', write_or_cut)
-    _go_on(folder, learn=_cut)
+    _go_on(folder, learn=tiny_run.cut)
     assert 'the warm start was charged' in capsys.readouterr().out
-    assert _kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
+    assert tiny_run.kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
     assert not (folder / 'learned_features.npz').exists()
 
 
 def test_a_file_that_the_ledger_does_not_know_is_refused(tmp_path):
     folder = tmp_path / 'run'
-    _start_and_cut(folder, learned_features, 'learn', _cut)
+    _start_and_cut(folder, learned_features, 'learn', tiny_run.cut)
     (folder / 'learned_features.npz').write_bytes(b'planted')
     with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
         tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
@@ -262,7 +248,7 @@ def test_a_file_that_the_ledger_does_not_know_is_refused(tmp_path):
 
 def test_a_finished_run_goes_on_with_both_targets(finished, monkeypatch, capsys):
     pulled = []
-    monkeypatch.setattr(warm_start, 'fit', _cut)
+    monkeypatch.setattr(warm_start, 'fit', tiny_run.cut)
     monkeypatch.setattr(warm_start, 'SumOfTargets', lambda targets: pulled.append(len(targets)))
     monkeypatch.setattr(runner.gans.EFSGDGan, 'set_target', lambda *_: None)
     tiny_run.run(finished, '--resume', '--noevaluate', **_TWO)
@@ -280,7 +266,7 @@ def test_two_replicas_make_two_releases(tmp_path):
     lines = tiny_run.flags(tmp_path / 'run', '--noevaluate', **{**_TWO, 'train_steps': 2})
     lines = [line for line in lines if 'strategy' not in line]
     tiny_run_in_process(lines + ['--strategy=mirrored', '--logical_devices=2'])
-    assert _kinds(tmp_path / 'run') == ['plan', 'warm_start', 'learned_features', 'steps']
+    assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'warm_start', 'learned_features', 'steps']
 
 
 def tiny_run_in_process(lines):
@@ -293,5 +279,5 @@ def tiny_run_in_process(lines):
 
 def test_without_a_warm_start_a_share_of_it_is_nothing(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noevaluate', **{**_TWO, 'warm_start_share': 0})
-    assert set(_kinds(tmp_path / 'run')) == {'plan', 'steps'}
+    assert set(tiny_run.kinds(tmp_path / 'run')) == {'plan', 'steps'}
     assert tiny_run.statement(tmp_path / 'run')['warm_start'] is None

@@ -1,7 +1,5 @@
 """A run with a warm start: what is charged and when, what is kept, how it goes on after a crash."""
 
-import json
-
 import numpy as np
 import pytest
 import read_page
@@ -13,18 +11,6 @@ from tf_efsgd.privacy import ledger, run_state, warm_start
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
 
 
-def _kinds(folder):
-    return [json.loads(line)['kind'] for line in (folder / 'ledger.jsonl').open()]
-
-
-class _PowerCut(Exception):
-    pass
-
-
-def _cut(*_, **__):
-    raise _PowerCut
-
-
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp('warm') / 'run'
@@ -33,7 +19,7 @@ def finished(tmp_path_factory):
 
 
 def test_it_is_charged_once_and_counted_in_epsilon(finished):
-    assert _kinds(finished) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
+    assert tiny_run.kinds(finished) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
     statement = tiny_run.statement(finished)
     assert 0.99 < statement['epsilon'] <= tiny_run.TARGET
     assert 0.6 < statement['warm_start']['epsilon_alone'] < 0.75
@@ -66,7 +52,7 @@ def test_what_was_released_is_kept_and_is_noisy(finished):
 
 def test_alone_it_takes_no_steps(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noevaluate', **{**_WARM, 'warm_start_share': 1})
-    assert _kinds(tmp_path / 'run') == ['plan', 'warm_start']
+    assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'warm_start']
     statement = tiny_run.statement(tmp_path / 'run')
     assert 0.9999 < statement['epsilon'] <= tiny_run.TARGET
     assert (statement['steps'], statement['accountant']) == (0, 'closed form')
@@ -93,7 +79,7 @@ def test_with_steps_the_statement_says_how_they_sample(finished):
 
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_WARM, 'train_steps': 2})
-    assert _kinds(tmp_path / 'run') == ['plan', 'steps']
+    assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
     train = runner.records.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)
     true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
@@ -108,19 +94,19 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
     def write_or_cut(path, *arguments, **more):
         if path.name == 'warm_start.npy':
             more['when_there_is_room']()
-            raise _PowerCut
+            raise tiny_run.PowerCut
         write(path, *arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, 'write_atomically', write_or_cut)
-        with pytest.raises(_PowerCut):
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
-    assert _kinds(folder) == ['plan', 'warm_start']  # Paid for before it was made.
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start']  # Paid for before it was made.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', _cut)
+        patch.setattr(warm_start, 'release', tiny_run.cut)
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     assert 'goes on without it' in capsys.readouterr().out
-    assert _kinds(folder)[:3] == ['plan', 'warm_start', 'steps']
+    assert tiny_run.kinds(folder)[:3] == ['plan', 'warm_start', 'steps']
     assert tiny_run.statement(folder)['warm_start'] is not None
     entries = monitoring.read_scalars(str(folder / 'logs'))
     assert entries[0]['step'] == 0 and entries[0]['dp/epsilon'] > 0.6
@@ -129,29 +115,29 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
 def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', _cut)
-        with pytest.raises(_PowerCut):
+        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
     released = (folder / 'warm_start.npy').read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', _cut)
+        patch.setattr(warm_start, 'release', tiny_run.cut)
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     assert (folder / 'warm_start.npy').read_bytes() == released
-    assert _kinds(folder).count('warm_start') == 1
+    assert tiny_run.kinds(folder).count('warm_start') == 1
 
 
 def test_a_finished_fit_is_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(warm_start, 'fit', _cut)
+    monkeypatch.setattr(warm_start, 'fit', tiny_run.cut)
     tiny_run.run(finished, '--resume', '--noevaluate', **_WARM)
 
 
 def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', _cut)
-        with pytest.raises(_PowerCut):
+        patch.setattr(warm_start, 'release', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
-    assert _kinds(folder) == ['plan']
+    assert tiny_run.kinds(folder) == ['plan']
     # What lies there was not released by this run.
     (folder / 'warm_start.npy').write_bytes(b'planted')
     with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
@@ -162,7 +148,7 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     with pytest.raises(config.ConfigError, match='the budget allows --train_steps='):
         tiny_run.run(folder, '--resume', '--change_mechanism', **changed)
     tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
-    assert _kinds(folder) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
 
 
 @pytest.mark.parametrize('content', [b'', b'other sums'])
@@ -182,8 +168,8 @@ def test_a_release_of_other_features_is_refused(tmp_path):
 def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
     folder, alone = tmp_path / 'run', {**_WARM, 'warm_start_share': 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', _cut)
-        with pytest.raises(_PowerCut):
+        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **alone)
     (folder / 'warm_start.npy').unlink()
     with pytest.raises(config.ConfigError, match='nothing of the budget is left: start a new'):
@@ -192,8 +178,8 @@ def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
 
 
 def test_nothing_is_written_that_could_not_be_charged(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger.Ledger, 'reserve_warm_start', _cut)
-    with pytest.raises(_PowerCut):
+    monkeypatch.setattr(ledger.Ledger, 'reserve_warm_start', tiny_run.cut)
+    with pytest.raises(tiny_run.PowerCut):
         tiny_run.run(tmp_path / 'run', **_WARM)
     assert not [path for path in (tmp_path / 'run').iterdir() if 'warm_start' in path.name]
 
@@ -215,22 +201,22 @@ def test_nothing_is_charged_that_a_full_disk_could_not_take(tmp_path, monkeypatc
     with pytest.raises(OSError, match='No space left'):
         tiny_run.run(folder, **_WARM)
     monkeypatch.undo()
-    assert _kinds(folder) == ['plan']
+    assert tiny_run.kinds(folder) == ['plan']
     tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
-    assert _kinds(folder)[:2] == ['plan', 'warm_start']
+    assert tiny_run.kinds(folder)[:2] == ['plan', 'warm_start']
 
 
 def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', _cut)
-        with pytest.raises(_PowerCut):
+        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
     (folder / 'warm_start.npy').write_bytes(b'damaged')
     changed = {**_WARM, 'target_epsilon': 2, 'residual_share': 0.3}
     with pytest.raises(config.ConfigError, match='by the ledger: put the file back'):
         tiny_run.run(folder, '--resume', '--change_mechanism', '--noevaluate', **changed)
-    assert 'change' not in _kinds(folder)
+    assert 'change' not in tiny_run.kinds(folder)
 
 
 def test_room_is_made_before_what_must_not_be_in_vain(tmp_path):

@@ -43,6 +43,20 @@ def reserved(folder):
     return [entry['count'] for entry in entries if entry['kind'] == 'steps']
 
 
+def kinds(folder):
+    """What the entries of the ledger are, in order."""
+    return [json.loads(line)['kind'] for line in (folder / 'ledger.jsonl').open()]
+
+
+class PowerCut(Exception):
+    """In place of one."""
+
+
+def cut(*_, **__):
+    """In place of a function that a power cut does not let happen."""
+    raise PowerCut
+
+
 def statement(folder):
     """The exported privacy statement."""
     return json.loads((folder / 'export/1/assets.extra/privacy_statement.json').read_text())
