@@ -208,7 +208,7 @@ def test_so_much_noise_that_nothing_is_spent(mechanism):
 def test_no_minutes_are_spent_on_what_is_not_private():
     started = time.process_time()
     text = _ask(*_QUICK, '--noise_multiplier=0.03')
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 32
     assert 'far above anything private' in text
 
 
@@ -247,8 +247,9 @@ def test_calibration_of_the_longest_run_is_fast():
     )
     started = time.process_time()
     result = plan.forecast(settings, 60_000)
-    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure.
-    assert time.process_time() - started < 20
+    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure, and
+    # with room: on a busy core that counts longer, too.
+    assert time.process_time() - started < 32
     assert 9.98 <= result.epsilon.headline <= 10
 
 

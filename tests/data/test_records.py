@@ -158,9 +158,9 @@ def test_limit_is_drawn_independently_of_the_split():
 
 def test_hashing_60000_records_is_fast():
     images, labels = np.zeros([60_000, 28, 28], np.uint8), np.zeros(60_000, np.uint8)
-    start = time.perf_counter()
+    start = time.process_time()  # A busy machine is no failure.
     records._digests(images, labels)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_limit_keeps_about_as_many():
