@@ -222,6 +222,35 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
+    """Of 4 and of 3 steps; with a checkpoint after each but the one that a power cut ends."""
+    folder, fit = tmp_path / 'run', warm_start.fit
+    settings, to_go = {**_TWO, 'checkpoint_steps': 1, 'train_steps': 2}, []
+
+    def cut_in_the_fit_to(count):
+        def fit_or_cut(generator, draw_inputs, targets, **how):
+            def numbers(steps):
+                to_go.append(len(steps))
+                yield from steps if len(targets) != count else list(steps)[:-1]
+                if len(targets) == count:
+                    tiny_run.cut()
+
+            return fit(generator, draw_inputs, targets, **{**how, 'progress': numbers})
+
+        return fit_or_cut
+
+    with pytest.MonkeyPatch.context() as patch:
+        for count, more in ((1, ()), (2, ('--resume',))):
+            patch.setattr(warm_start, 'fit', cut_in_the_fit_to(count))
+            with pytest.raises(tiny_run.PowerCut):
+                tiny_run.run(folder, *more, **settings)
+        patch.setattr(warm_start, 'fit', cut_in_the_fit_to(None))
+        tiny_run.run(folder, '--resume', '--noevaluate', **settings)
+    assert to_go == [4, 1, 3, 1]
+    # What the fits left is not kept beside the run's own checkpoints.
+    assert all(path.name.startswith('step_') for path in (folder / 'checkpoints').iterdir())
+
+
 def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys):
     folder, write = tmp_path / 'run', files.write_atomically
 

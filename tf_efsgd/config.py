@@ -313,7 +313,12 @@ class RunSettings:
         'real images are kept, outside the run folder and for you alone. Default: '
         '$XDG_STATE_HOME/tf_efsgd or ~/.local/state/tf_efsgd.',
     )
-    checkpoint_steps: int = _setting('integer', 500, 'Steps between checkpoints, at least 1.')
+    checkpoint_steps: int = _setting(
+        'integer',
+        500,
+        'Steps between checkpoints, private steps and those of the fit of the warm start, at '
+        'least 1.',
+    )
     log_steps: int = _setting(
         'integer',
         50,

@@ -203,9 +203,11 @@ class _Run:
         self._gan = gan
         self._strategy = strategy
         self._is_restored = False
+        folder = self._dir / 'checkpoints'
         self._checkpoints = checkpoints.RunCheckpoints(
-            self._dir / 'checkpoints', gan, holds_private_state=_holds_private_state(spent.plan)
+            folder, gan, holds_private_state=_holds_private_state(spent.plan)
         )
+        self._fit_checkpoints = folder / 'warm_start'
 
     def restore(self) -> None:
         """Goes on from the last checkpoint, if there is one."""
@@ -323,6 +325,7 @@ class _Run:
         self._gan.ema_generator.set_weights(generator.get_weights())
         print(f'Fitted the generator in {(time.monotonic() - started) / 60:.1f} minutes.')
         self._save()
+        shutil.rmtree(self._fit_checkpoints, ignore_errors=True)
         self._sample_grid(self._writer(), 0, 0).on_due({})
         return targets
 
@@ -332,6 +335,8 @@ class _Run:
             draw_inputs,
             targets,
             seed=self._config.training.seed,
+            checkpoint_dir=self._fit_checkpoints,
+            checkpoint_steps=self._config.run.checkpoint_steps,
             progress=functools.partial(progress.Bar, desc=description, unit='step'),
             **how,
         )

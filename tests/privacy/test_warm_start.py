@@ -328,6 +328,78 @@ def test_the_fit_is_repeatable(features):
     assert any(np.max(np.abs(a - b)) > 1e-4 for a, b in zip(first, other))
 
 
+class _PowerCut(Exception):
+    pass
+
+
+def _fitted(folder, *, cut_after=None, **how):
+    """Six steps, with a checkpoint after every second; returns the weights and which ran."""
+    means = np.random.default_rng(5).normal(size=[1, _CLASSES, 64]).astype(np.float32)
+    tf.keras.utils.set_random_seed(1)
+    generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    ran = []
+
+    def numbers(steps):
+        for number in steps:
+            if len(ran) == cut_after:
+                raise _PowerCut
+            ran.append(number)
+            yield number
+
+    how = {'steps': 6, 'checkpoint_steps': 2, 'checkpoint_dir': folder, **how}
+    targets, weights = [warm_start.Target(_Pixels(), means)], None
+    try:
+        weights = warm_start.fit(generator, draw_inputs, targets, progress=numbers, **how)
+    except _PowerCut:
+        pass
+    return weights, ran
+
+
+@pytest.fixture(scope='module')
+def whole_fit():
+    weights, ran = _fitted(None)
+    assert ran == [0, 1, 2, 3, 4, 5]
+    return weights
+
+
+def _assert_same(weights, others):
+    for a, b in zip(weights, others):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# Checkpoints follow steps 0, 2, 4 and the last, 5.
+@pytest.mark.parametrize('cut_after, goes_on_at', [(2, 1), (5, 5)])
+def test_a_fit_that_was_cut_short_goes_on_as_if_it_had_not_been(
+    whole_fit, tmp_path, cut_after, goes_on_at
+):
+    weights, ran = _fitted(tmp_path, cut_after=cut_after)
+    assert weights is None and len(ran) == cut_after
+    weights, ran = _fitted(tmp_path)
+    assert ran == list(range(goes_on_at, 6))
+    _assert_same(weights, whole_fit)
+    weights, ran = _fitted(tmp_path)  # Once more: it is done.
+    assert ran == []
+    _assert_same(weights, whole_fit)
+
+
+def test_a_fit_goes_on_from_no_other_fits_checkpoint(tmp_path):
+    _fitted(tmp_path)
+    for other in ({'steps': 5}, {'seed': 3}, {'first_step': 6}, {'learning_rate': 1e-3}):
+        _, ran = _fitted(tmp_path, cut_after=1, **other)
+        assert ran == [other.get('first_step', 0)]
+
+
+@pytest.mark.parametrize('what', ['*.index', '*.data-*', 'checkpoint'])
+def test_a_damaged_checkpoint_of_a_fit_is_not_used(whole_fit, tmp_path, capfd, what):
+    _fitted(tmp_path, cut_after=5)
+    (path,) = tmp_path.glob(f'*/{what}')
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    weights, ran = _fitted(tmp_path)
+    assert ran == [0, 1, 2, 3, 4, 5]
+    assert ('is damaged: the fit starts anew' in capfd.readouterr().out) == (what != 'checkpoint')
+    _assert_same(weights, whole_fit)
+
+
 def test_groups_stand_for_the_kernels(features):
     # exp(-|a - b|^2 / (2 bandwidth^2)) on pixels in [0, 1], whole and, the mean, in windows.
     images = _images(2, 8).astype(np.float32) / 255

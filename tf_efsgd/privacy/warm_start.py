@@ -17,7 +17,10 @@ Formal guarantees:
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -375,6 +378,7 @@ class AveragedTarget:
         # By group and class. A moving average from 0 is divided by the sum of its weights.
         self._difference = tf.Variable(tf.zeros_like(self._means), trainable=False)
         self._weight = tf.Variable(tf.zeros([*self._means.shape[:2], 1]), trainable=False)
+        self.variables = (self._difference, self._weight)
 
     def loss(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """A loss whose gradient is that of the distance, its value is not. Moves the average.
@@ -417,9 +421,13 @@ def fit(
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
     first_step: int = 0,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_steps: int = 500,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[np.ndarray]:
     """Fits a generator to released class means: post-processing, it costs no privacy.
+
+    A fit that was cut short goes on from its last checkpoint, as if it had not been.
 
     Args:
       generator: as for `EFSGDGan`, outside any distribution strategy; it is trained.
@@ -429,10 +437,16 @@ def fit(
       learning_rate: of Adam in the first step, > 0.
       seed: of latents; public.
       first_step: number of steps before these with this seed: latents of their own.
+      checkpoint_dir: of the checkpoints of any fits, made when missing; None for none. They are
+        functions of `targets` and public settings, and as public.
+      checkpoint_steps: between two checkpoints, >= 1; the last step is followed by one, too.
       progress: wraps the iterable of step numbers, e.g. `tqdm.tqdm`.
 
     Returns:
       The moving average of the generator's weights over the last steps, as `get_weights`.
+
+    Raises:
+      tf.errors.OpError: if a checkpoint cannot be written.
     """
     rate = tf.keras.optimizers.schedules.CosineDecay(learning_rate, steps, _LAST_LEARNING_RATE)
     optimizer = tf.keras.optimizers.legacy.Adam(rate, beta_1=_ADAM_BETA_1)
@@ -452,7 +466,50 @@ def fit(
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
         average.apply(variables)
 
-    for number in progress(range(first_step, first_step + steps)):
+    average.apply(variables)  # Makes its variables, and so far nothing else.
+    checkpoints = None
+    if checkpoint_dir is not None:
+        checkpoints = tf.train.CheckpointManager(
+            tf.train.Checkpoint(
+                generator=generator,
+                optimizer=optimizer,
+                averages=[average.average(v) for v in variables],
+                targets=[target.variables for target in averaged],
+            ),
+            pathlib.Path(checkpoint_dir) / _digest(targets, first_step, steps, learning_rate, seed),
+            max_to_keep=1,
+            step_counter=optimizer.iterations,
+            checkpoint_interval=checkpoint_steps,
+        )
+        _restore(checkpoints)
+    done = int(optimizer.iterations.numpy())
+    for number in progress(range(first_step + done, first_step + steps)):
         step(tf.constant(number))
+        if checkpoints is not None:
+            is_last = number == first_step + steps - 1
+            checkpoints.save(optimizer.iterations, check_interval=not is_last)
     averages = {v.ref(): average.average(v).numpy() for v in variables}
     return [averages.get(v.ref(), v.numpy()) for v in generator.weights]
+
+
+def _digest(targets: Sequence[Target], *settings) -> str:
+    """Tells the fit that a checkpoint is of from others."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for target in targets:
+        digest.update(target.means.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _restore(checkpoints: tf.train.CheckpointManager) -> None:
+    """Goes on from the last checkpoint if there is one and it is whole."""
+    path = checkpoints.latest_checkpoint
+    if path is None:
+        return
+    try:  # What a crash or a bad disk damaged must not be found out half way.
+        reader = tf.train.load_checkpoint(path)
+        for name in reader.get_variable_to_shape_map():
+            reader.get_tensor(name)
+    except (tf.errors.OpError, ValueError, IndexError):  # Of the reader: a file that ends early.
+        print(f'WARNING: checkpoint {path} is damaged: the fit starts anew.')
+        return
+    checkpoints.restore_or_initialize()
