@@ -1,4 +1,8 @@
-"""What a run may spend and what it has spent: its plan, a change of the plan, its statement."""
+"""What a run may spend and what it has spent: its plan, a change of the plan, its statement.
+
+The one path from settings to events to epsilon: the planner, the launcher, the ledger's reader, the
+tables and the statement all take it. No TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import math
 
 import dp_accounting
 
+from tf_efsgd import rounding
 from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig
-from tf_efsgd.privacy import accounting, ledger
-from tf_efsgd.privacy.optimizer import Mechanism
+from tf_efsgd.privacy import accounting, grid, ledger
+from tf_efsgd.privacy.mechanism import Mechanism
 
 # Where things are, what computes them and what is shown; never what is computed. The data set's
 # place is compared by its records.
@@ -40,40 +45,74 @@ MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig))
 # Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
 LARGEST_EPSILON = 100.0
 
+# Most numbers that the releases before the first step have, for what their noise adds to delta.
+_DRAWS_OF_WARM_START = 2**28
+# Numbers of images of one person that the statement has an epsilon for, where it is per image.
+IMAGES_PER_PERSON = (2, 5, 10)
+
 NOT_COVERED = (
     'anything in the folder nonprivate/ (evaluation against real images)',
     'the choice of settings after looking at other runs on the same records',
     'other runs on the same records, and copies of this run folder that were trained further: '
-    'their epsilons add up',
-    'the declared number of records, the image size, the classes and all settings, which are '
-    'public',
+    'their epsilons and deltas add up',
+    'the declared number of records, the image size, the channels, the classes and all settings, '
+    'which are public',
     'the time that steps take',
-    'several records of one person: the guarantee is per record (one image with its label)',
+)
+NOT_COVERED_PER_IMAGE = (
+    'several records of one person: the guarantee is per record (one image with its label); '
+    'epsilon_by_images_per_person says what it is for more',
+)
+NOT_COVERED_PER_PERSON = (
+    'an image that was ascribed to another person than the one it shows',
+    'the declared number of persons, which is public',
+)
+PROVEN = (
+    'every record adds at most its clipping norms to a step, and at most norm 1, held in integers, '
+    'to a release before the first step',
+    'what is released are integers on a public grid, their noise has the exact law of a discrete '
+    'Gaussian, and both together are post-processing of the Gaussian mechanism that is accounted',
+    'the noise multipliers that are accounted are lowered by what rounding to the grid costs, and '
+    'delta by what the noise is off its law',
+)
+TESTED = (
+    'the float32 arithmetic of clipping and adding up a step is held to half of an allowance of '
+    f'{grid.SLACK:g} of the clipping norm by adversarial batches; the whole allowance is accounted',
+    'the features of one record do not depend on the other records that are computed beside it',
 )
 
 
-def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
+# Plans.
+
+
+def make_plan(
+    config: RunConfig, public_facts: dict, private_parameters: int, *, say=print
+) -> ledger.Plan:
     """The plan of a new run: calibrates the noise when a target is given.
 
     Args:
       config: the settings.
-      public_facts: of the records, the fields of `Plan` from 'dataset' to 'num_classes'.
+      public_facts: of the records, by name the fields of `Plan` that are about them.
+      private_parameters: how many parameters a private step updates.
+      say: is told what takes a while.
 
     Returns:
       What is fixed before the first step.
 
     Raises:
-      ConfigError: if the settings do not fit the number of records, or no noise fits the target.
+      ConfigError: if the settings do not fit the number of records, no noise fits the target, or
+        no epsilon can be proven at it.
     """
-    privacy, size = config.privacy, public_facts['dataset_size']
-    _check_batch(privacy, size)
+    privacy = config.privacy
     plan = ledger.Plan(
         **public_facts,
         event=None,
         unproven_event=None,
         expected_batch_size=privacy.expected_batch_size,
         mechanism={},
+        private_parameters=private_parameters,
         warm_start_event=None,
+        warm_start_noise_multiplier=None,
         learned_features_share=privacy.learned_features_share if privacy.has_warm_start else 0.0,
         train_steps=_train_steps(privacy),
         target_delta=None,
@@ -81,76 +120,127 @@ def make_plan(config: RunConfig, public_facts: dict) -> ledger.Plan:
         steps_per_entry=config.run.log_steps,
         settings_sha256=settings_hash(config),
     )
+    _check_batch(privacy, plan)
     if not privacy.private:
         return plan
-    if privacy.target_delta >= 1 / size:
-        print(
-            f'WARNING: --target_delta={privacy.target_delta:g} is not below 1 / number of '
-            f'records = {1 / size:.1e}; such a guarantee says little.'
-        )
-    plan = dataclasses.replace(
-        plan, target_delta=privacy.target_delta, warm_start_event=_warm_start_event(privacy)
-    )
-    noise_multiplier = privacy.noise_multiplier
-    if noise_multiplier is None:
-        # What is wrong besides the noise is told at once. Without steps no noise is needed.
-        without_steps = _with_mechanism(plan, privacy, 1.0, is_real=False)
-        if not without_steps.train_steps:
-            return without_steps
-        noise_multiplier = _calibrate(privacy, size, warm_start_of(plan))
-    return _with_mechanism(plan, privacy, noise_multiplier)
+    _check_delta(privacy, plan)
+    plan = _with_warm_start(dataclasses.replace(plan, target_delta=privacy.target_delta), privacy)
+    if privacy.noise_multiplier is not None:
+        return _with_mechanism(plan, privacy, privacy.noise_multiplier)
+    # What is wrong besides the noise is said at once. Without steps no noise is needed.
+    without_steps = _with_mechanism(plan, privacy, 1.0, is_real=False)
+    if not without_steps.train_steps:
+        _check_proven(without_steps)
+        return without_steps
+    say('Calibrating the noise ...', flush=True)
+    return _calibrated(plan, privacy)
 
 
 def _train_steps(privacy: PrivacyConfig) -> int:
     return 0 if privacy.warm_start_share == 1 else privacy.train_steps
 
 
-def _warm_start_event(privacy: PrivacyConfig) -> dict | None:
-    try:
-        event = accounting.warm_start_event(
-            privacy.target_epsilon,
-            privacy.target_delta,
-            privacy.warm_start_share,
-            privacy.warm_start_noise_multiplier,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    return None if event is None else accounting.event_to_dict(event)
-
-
-def _check_batch(privacy, dataset_size: int) -> None:
-    if privacy.expected_batch_size > dataset_size:
+def _check_batch(privacy: PrivacyConfig, plan: ledger.Plan) -> None:
+    if privacy.expected_batch_size > plan.dataset_size:
         raise ConfigError(
-            f'--expected_batch_size must be at most the number of records, {dataset_size}. '
-            f'Received: {privacy.expected_batch_size}.'
+            '--expected_batch_size must be at most the number of records, '
+            f'{plan.dataset_size}. Received: {privacy.expected_batch_size}.'
         )
 
 
-def _calibrate(privacy, dataset_size: int, warm_start) -> float:
-    print('Calibrating the noise ...', flush=True)
+def _check_delta(privacy: PrivacyConfig, plan: ledger.Plan) -> None:
+    if privacy.target_delta >= 1 / plan.units and not privacy.allow_large_delta:
+        raise ConfigError(
+            f'--target_delta={privacy.target_delta:g} must be below 1 / number of '
+            f'{plan.name_of_units} = {1 / plan.units:.2g}: giving away {plan.one_unit} whole would '
+            'pass it. Lower --target_delta, or say --allow_large_delta.'
+        )
+
+
+def _with_warm_start(plan: ledger.Plan, privacy: PrivacyConfig) -> ledger.Plan:
+    """The plan with the releases before the first step."""
+    images, noise_multiplier = plan.images_per_unit, privacy.warm_start_noise_multiplier
+    if privacy.warm_start_share:
+        mu = accounting.gaussian_mu(privacy.target_epsilon, _accounted_delta(plan))
+        effective = 1.0 / (mu * math.sqrt(privacy.warm_start_share))
+        noise_multiplier = images * grid.noise_multiplier_for(effective, None)
+    if noise_multiplier is None:
+        return plan
+    return dataclasses.replace(
+        plan,
+        warm_start_noise_multiplier=noise_multiplier,
+        warm_start_event=accounting.event_to_dict(_warm_start_event(noise_multiplier, images)),
+    )
+
+
+def _warm_start_event(noise_multiplier: float, images: int) -> dp_accounting.DpEvent:
+    unit = noise_multiplier / images
+    if unit < accounting.SMALLEST_NOISE:
+        raise ConfigError(
+            f'The noise of the warm start must be at least {accounting.SMALLEST_NOISE:g} times '
+            f'what one unit of privacy moves it by. Received: {unit:.3g}. Lower the share or the '
+            'target, or raise the noise.'
+        )
+    return dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, None))
+
+
+def _calibrated(plan: ledger.Plan, privacy: PrivacyConfig) -> ledger.Plan:
+    """The plan with the least noise that keeps to the target."""
+    mechanism = _mechanism(privacy, 1.0)
+    target = (privacy.target_epsilon, _accounted_delta(plan))
+    warm_start, images = warm_start_of(plan), plan.images_per_unit
     try:
-        if privacy.error_feedback == 'hidden':
-            return accounting.calibrate_hidden_noise_multiplier(
-                privacy.target_epsilon,
-                privacy.target_delta,
-                privacy.train_steps,
-                privacy.l2_norm_clip,
-                privacy.residual_l2_norm_clip,
-                warm_start,
+        if mechanism.hides_buffer:
+            effective = accounting.calibrate_unsampled_noise_multiplier(
+                *target, privacy.train_steps, warm_start
             )
-        return accounting.calibrate_noise_multiplier(
-            privacy.target_epsilon,
-            privacy.target_delta,
-            accounting.sampling_probability(privacy.expected_batch_size, dataset_size),
-            privacy.train_steps,
-            warm_start,
-        )
+        else:
+            sampled = accounting.person_sampling_probability(_sampling_probability(plan), images)
+            effective = accounting.calibrate_noise_multiplier(
+                *target, sampled, privacy.train_steps, warm_start
+            )
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    noise_multiplier = mechanism.noise_multiplier_for(effective, plan.private_parameters, images)
+    if not math.isfinite(noise_multiplier):
+        raise ConfigError(
+            'The target needs more noise than the grid of the releases allows for so many '
+            'parameters: raise --target_epsilon, or lower --train_steps or the width of the '
+            f'networks. Received: --target_epsilon={privacy.target_epsilon:g}.'
+        )
+    while True:  # The last digit of an accountant must not pass the target.
+        calibrated = _with_mechanism(plan, privacy, noise_multiplier)
+        epsilon = planned_epsilon(calibrated)
+        if epsilon.smallest_bound <= privacy.target_epsilon:
+            break
+        noise_multiplier *= 1.0001
+    _check_proven(calibrated)
+    return calibrated
+
+
+def _check_proven(plan: ledger.Plan) -> None:
+    """Raises ConfigError where a target is so large that no epsilon could be stated for it."""
+    epsilon = planned_epsilon(plan)
+    if not epsilon.is_proven:
+        raise ConfigError(
+            'No ε as large as that can be proven, since the noise is drawn with 128 bits: '
+            f'choose --target_epsilon=30 or less. Received: {plan.target_epsilon:g}.'
+        )
+
+
+def _mechanism(privacy: PrivacyConfig, noise_multiplier: float) -> Mechanism:
+    return Mechanism(
+        noise_multiplier=noise_multiplier,
+        **{
+            field.name: getattr(privacy, field.name)
+            for field in dataclasses.fields(Mechanism)
+            if field.name != 'noise_multiplier'
+        },
+    )
 
 
 def _with_mechanism(
-    plan: ledger.Plan, privacy, noise_multiplier: float, *, is_real: bool = True
+    plan: ledger.Plan, privacy: PrivacyConfig, noise_multiplier: float, *, is_real: bool = True
 ) -> ledger.Plan:
     """The plan with the steps that the settings ask for, at this noise.
 
@@ -160,36 +250,57 @@ def _with_mechanism(
     Raises:
       ConfigError: if there are fewer records than in a batch, or too little noise.
     """
-    _check_batch(privacy, plan.dataset_size)
-    mechanism = Mechanism(
-        noise_multiplier=noise_multiplier,
-        **{
-            field.name: getattr(privacy, field.name)
-            for field in dataclasses.fields(Mechanism)
-            if field.name != 'noise_multiplier'
-        },
-    )
-    sampled = accounting.sampling_probability(privacy.expected_batch_size, plan.dataset_size)
-    event = mechanism.step_event(sampled)
-    effective = event.noise_multiplier if mechanism.hides_buffer else noise_multiplier
-    if is_real and effective < accounting.SMALLEST_NOISE:
+    _check_batch(privacy, plan)
+    mechanism = _mechanism(privacy, noise_multiplier)
+    unit = mechanism.unit_noise_multiplier(plan.images_per_unit)
+    if is_real and unit < accounting.SMALLEST_NOISE:
         raise ConfigError(
-            f'The noise must be at least {accounting.SMALLEST_NOISE:g} times what one record moves '
-            f'a step by; less protects nothing, and its tails end too early. Received: '
-            f'{effective:.3g}. Raise --noise_multiplier.'
+            f'The noise must be at least {accounting.SMALLEST_NOISE:g} times what one unit of '
+            f'privacy moves a step by; less protects nothing. Received: {unit:.3g}. Raise '
+            '--noise_multiplier.'
         )
-    unproven = None
-    if mechanism.hides_buffer:
-        unproven = accounting.event_to_dict(accounting.step_event(sampled, noise_multiplier))
-    return dataclasses.replace(
+    plan = dataclasses.replace(
         plan,
-        event=accounting.event_to_dict(event),
-        unproven_event=unproven,
         expected_batch_size=privacy.expected_batch_size,
         mechanism=dataclasses.asdict(mechanism),
         train_steps=_train_steps(privacy),
         target_epsilon=privacy.target_epsilon,
     )
+    unproven = None
+    if mechanism.hides_buffer:
+        sampled = _sampling_probability(plan)
+        unproven = accounting.event_to_dict(accounting.step_event(sampled, noise_multiplier))
+    event = accounting.event_to_dict(event_of(plan, noise_multiplier))
+    return dataclasses.replace(plan, event=event, unproven_event=unproven)
+
+
+def event_of(
+    plan: ledger.Plan, noise_multiplier: float, images_per_unit: int | None = None
+) -> dp_accounting.DpEvent:
+    """The event of one step of a private plan, at another noise or for another unit of privacy.
+
+    Args:
+      plan: private.
+      noise_multiplier: sigma > 0, the noise over one record's sensitivity.
+      images_per_unit: how many images one unit of privacy has; None: as in the plan.
+
+    Returns:
+      As `Mechanism.step_event`.
+    """
+    mechanism = dataclasses.replace(mechanism_of(plan), noise_multiplier=noise_multiplier)
+    return mechanism.step_event(
+        _sampling_probability(plan),
+        plan.private_parameters,
+        images_per_unit or plan.images_per_unit,
+    )
+
+
+def _sampling_probability(plan: ledger.Plan) -> float:
+    return accounting.sampling_probability(plan.expected_batch_size, plan.dataset_size)
+
+
+def _accounted_delta(plan: ledger.Plan) -> float:
+    return grid.accounted_delta(plan.target_delta)
 
 
 def changed_plan(config: RunConfig, spent: ledger.Ledger) -> ledger.Plan | None:
@@ -236,12 +347,12 @@ def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
             f'{spent.first_plan.target_epsilon:g} needs one after a change too.'
         )
     warm_start = warm_start_of(spent.first_plan)
-    budget = accounting.RenyiFilter.of_plan(*_planned(spent), new.target_delta, warm_start)
+    budget = _filter_of(spent)
     if new.target_epsilon is not None and budget.epsilon > new.target_epsilon:
         raise ConfigError(
             'After a change of the mechanism PLD no longer holds and the budget is the RDP filter '
-            f'of the plan at the start, epsilon = {budget.epsilon:.4g}: accept it with '
-            f'--target_epsilon={math.ceil(budget.epsilon * 100) / 100:g}, or start a new run '
+            f'of the plan at the start, epsilon = {rounding.up(budget.epsilon)}: accept it with '
+            f'--target_epsilon={rounding.up(budget.epsilon)}, or start a new run '
             f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
         )
     # Also when it is not charged yet: it will be released all the same.
@@ -256,12 +367,36 @@ def _check_filter(new: ledger.Plan, spent: ledger.Ledger) -> None:
         )
 
 
+# Epsilons.
+
+
+def _filter_of(spent: ledger.Ledger) -> accounting.RenyiFilter:
+    plan = spent.first_plan
+    return accounting.RenyiFilter.of_plan(
+        *_planned(spent), _accounted_delta(plan), warm_start_of(plan)
+    )
+
+
 def _planned(spent: ledger.Ledger):
     return accounting.event_from_dict(spent.first_plan.event), spent.first_plan.train_steps
 
 
 def _spent(spent: ledger.Ledger):
     return [(accounting.event_from_dict(event), count) for event, count in spent.spent]
+
+
+def _draws(plan: ledger.Plan) -> int:
+    """How many numbers of noise a run of this plan draws at most."""
+    of_steps = plan.train_steps * mechanism_of(plan).coordinates(plan.private_parameters)
+    return of_steps + (_DRAWS_OF_WARM_START if plan.warm_start_event is not None else 0)
+
+
+def _proven(epsilon: accounting.Epsilon, *plans: ledger.Plan) -> accounting.Epsilon:
+    """An epsilon of the ideal mechanism as one of what is really drawn, or none where that ends."""
+    draws = sum(map(_draws, plans))
+    delta = plans[-1].target_delta
+    is_proven = grid.is_negligible(epsilon.smallest_bound, delta, draws)
+    return dataclasses.replace(epsilon, is_proven=is_proven)
 
 
 def warm_start_of(plan: ledger.Plan) -> dp_accounting.DpEvent | None:
@@ -272,12 +407,12 @@ def warm_start_of(plan: ledger.Plan) -> dp_accounting.DpEvent | None:
 
 def noise_of_releases(plan: ledger.Plan) -> list[float]:
     """Noise multipliers of what a private plan's warm start releases, in order."""
-    warm_start, share = warm_start_of(plan), plan.learned_features_share
-    if warm_start is None:
+    noise_multiplier, share = plan.warm_start_noise_multiplier, plan.learned_features_share
+    if noise_multiplier is None:
         return []
     if not share:
-        return [warm_start.noise_multiplier]
-    return list(accounting.split_release(warm_start.noise_multiplier, share))
+        return [noise_multiplier]
+    return list(accounting.split_release(noise_multiplier, share))
 
 
 def mechanism_of(plan: ledger.Plan) -> Mechanism:
@@ -287,8 +422,32 @@ def mechanism_of(plan: ledger.Plan) -> Mechanism:
 
 def planned_epsilon(plan: ledger.Plan) -> accounting.Epsilon:
     """Epsilon of a private plan: its warm start and all its steps, as if they were the first."""
-    event, warm_start = accounting.event_from_dict(plan.event), warm_start_of(plan)
-    return accounting.compute_epsilon(event, plan.train_steps, plan.target_delta, warm_start)
+    event, delta = accounting.event_from_dict(plan.event), _accounted_delta(plan)
+    epsilon = accounting.compute_epsilon(event, plan.train_steps, delta, warm_start_of(plan))
+    return _proven(epsilon, plan)
+
+
+def warm_start_epsilon(plan: ledger.Plan) -> accounting.Epsilon:
+    """Epsilon of a private plan's warm start alone."""
+    delta = _accounted_delta(plan)
+    return _proven(accounting.compute_epsilon(None, 0, delta, warm_start_of(plan)), plan)
+
+
+def rdp_epsilon(plan: ledger.Plan, steps: int, noise_multiplier: float) -> float:
+    """A bound on epsilon at other steps and noise than a private plan's, in milliseconds.
+
+    Returns:
+      By RDP; for steps that are not sampled by the closed form. Infinite where none is proven.
+    """
+    event, warm_start = event_of(plan, noise_multiplier), warm_start_of(plan)
+    delta = _accounted_delta(plan)
+    if isinstance(event, dp_accounting.GaussianDpEvent):
+        epsilon = accounting.compute_epsilon(event, steps, delta, warm_start)
+    else:
+        before = [] if warm_start is None else [(warm_start, 1)]
+        by_rdp = accounting.rdp_epsilon_of([*before, (event, steps)], delta)
+        epsilon = accounting.Epsilon(pld=math.inf, rdp=by_rdp)
+    return _proven(epsilon, dataclasses.replace(plan, train_steps=steps)).headline
 
 
 def promised_epsilon(plan: ledger.Plan, spent: ledger.Ledger | None) -> accounting.Epsilon:
@@ -303,9 +462,8 @@ def promised_epsilon(plan: ledger.Plan, spent: ledger.Ledger | None) -> accounti
     """
     if spent is None or (not spent.changes and plan == spent.first_plan):
         return planned_epsilon(plan)
-    warm_start = warm_start_of(spent.first_plan)
-    budget = accounting.RenyiFilter.of_plan(*_planned(spent), plan.target_delta, warm_start)
-    return accounting.Epsilon(pld=math.inf, rdp=math.inf, rdp_filter=budget.epsilon)
+    filtered = accounting.Epsilon(pld=math.inf, rdp=math.inf, rdp_filter=_filter_of(spent).epsilon)
+    return _proven(filtered, *spent.plans, plan)
 
 
 def unproven_epsilon(plan: ledger.Plan, steps: int) -> float | None:
@@ -313,19 +471,47 @@ def unproven_epsilon(plan: ledger.Plan, steps: int) -> float | None:
     if plan.unproven_event is None:
         return None
     event, warm_start = accounting.event_from_dict(plan.unproven_event), warm_start_of(plan)
-    return accounting.compute_epsilon(event, steps, plan.target_delta, warm_start).headline
+    return accounting.compute_epsilon(event, steps, plan.target_delta, warm_start).smallest_bound
 
 
 def spent_epsilon(spent: ledger.Ledger) -> accounting.Epsilon:
     """Epsilon of everything that a private run's ledger has reserved."""
-    return accounting.compute_spent(
+    epsilon = accounting.compute_spent(
         _spent(spent),
-        spent.plan.target_delta,
+        _accounted_delta(spent.plan),
         planned=_planned(spent),
         changed=spent.changes > 0,
         warm_start=warm_start_of(spent.first_plan),
         warm_start_spent=spent.warm_start_reserved,
     )
+    return _proven(epsilon, *spent.plans)
+
+
+def epsilon_by_images_per_person(spent: ledger.Ledger) -> dict[int, float | None] | None:
+    """What a run whose unit of privacy is one image has spent for persons with several.
+
+    Args:
+      spent: the ledger of a private run.
+
+    Returns:
+      By number of images the epsilon at the same delta, None where none is proven; None for a run
+      whose unit is a person already, or whose mechanism was changed.
+    """
+    plan = spent.first_plan
+    if plan.images_per_person is not None or spent.changes:
+        return None
+    found = {}
+    for images in IMAGES_PER_PERSON:
+        warm_start = None
+        if spent.warm_start_reserved:
+            unit = plan.warm_start_noise_multiplier / images
+            warm_start = dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, None))
+        event = event_of(plan, plan.mechanism['noise_multiplier'], images)
+        epsilon = accounting.compute_epsilon(
+            event, spent.reserved_steps, _accounted_delta(plan), warm_start
+        )
+        found[images] = _or_none(_proven(epsilon, plan).headline)
+    return found
 
 
 def settings_hash(config: RunConfig) -> str:
@@ -350,21 +536,26 @@ class EpsilonSoFar:
     def __init__(self, spent: ledger.Ledger, applied_steps: int):
         # Lost in interruptions; charged all the same.
         self._lost = spent.reserved_steps - applied_steps
+        self._plans = spent.plans
         self._meter = None
         if spent.changes:
             self._filter = spent_epsilon(spent).headline
         else:
             event, steps = _planned(spent)
             warm_start = warm_start_of(spent.first_plan) if spent.warm_start_reserved else None
-            delta = spent.plan.target_delta
+            delta = _accounted_delta(spent.plan)
             # A run of the warm start alone has no steps, and is asked for those of 0 only.
             self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:
-        """Returns the bound when so many steps are applied."""
+        """Returns the bound when so many steps are applied; infinite where none is proven."""
         if self._meter is None:
             return self._filter
-        return self._meter(applied_steps + self._lost)
+        bound = self._meter(applied_steps + self._lost)
+        return _proven(accounting.Epsilon(pld=bound, rdp=bound), *self._plans).headline
+
+
+# The statement.
 
 
 def make_statement(
@@ -383,9 +574,11 @@ def make_statement(
     """
     plan = spent.plan
     statement = {
+        'unit_of_privacy': plan.unit_of_privacy,
         'private': plan.event is not None,
         'dataset': plan.dataset,
         'dataset_size': plan.dataset_size,
+        'persons': plan.persons,
         'record': 'one image with its label',
         'applied_steps': applied_steps,
         'software': software,
@@ -406,10 +599,13 @@ def make_statement(
         **statement,
         'epsilon': _or_none(epsilon.headline),
         'delta': plan.target_delta,
+        'delta_times_units': plan.target_delta * plan.units,
         'target_epsilon': plan.target_epsilon,
+        'epsilon_of_the_ideal_mechanism': _or_none(epsilon.smallest_bound),
         f'epsilon_pld{suffix}': _or_none(epsilon.pld),
         f'epsilon_rdp{suffix}': _or_none(epsilon.rdp),
         'accountant': epsilon.accountant,
+        'epsilon_by_images_per_person': epsilon_by_images_per_person(spent),
         'warm_start': _warm_start_statement(spent),
         'events': [{'event': event, 'steps': count} for event, count in spent.spent],
         'unverified_resumes': spent.unverified_resumes,
@@ -419,8 +615,29 @@ def make_statement(
         **_mechanism_statement(plan, mechanism, config),
         'randomness': 'operating system'
         if config.privacy.secure_noise
-        else 'Philox under secret keys from the operating system',
-        'not_covered': list(NOT_COVERED),
+        else 'Philox under secret keys from the operating system; the guarantee is computational',
+        'noise': _noise_statement(spent, epsilon),
+        'proven': list(PROVEN),
+        'tested_not_proven': list(TESTED),
+        'not_covered': [
+            *NOT_COVERED,
+            *(NOT_COVERED_PER_IMAGE if plan.images_per_person is None else NOT_COVERED_PER_PERSON),
+        ],
+    }
+
+
+def _noise_statement(spent: ledger.Ledger, epsilon: accounting.Epsilon) -> dict:
+    """How the noise is drawn, and what that costs."""
+    draws = sum(map(_draws, spent.plans))
+    return {
+        'law': 'discrete Gaussian of integers, exact within 13 standard deviations of its parts',
+        'standard_deviation_in_steps_of_the_grid': grid.STDDEV,
+        'numbers_drawn_at_most': draws,
+        'log2_of_what_that_adds_to_delta': _or_none(
+            grid.log2_delta_of_draws(epsilon.smallest_bound, draws)
+        ),
+        'delta_accounted_for_the_ideal_mechanism': _accounted_delta(spent.plan),
+        'allowance_for_float32': grid.SLACK,
     }
 
 
@@ -428,24 +645,25 @@ def _mechanism_statement(plan: ledger.Plan, mechanism: Mechanism, config: RunCon
     """How the private steps work; nothing of it where none is planned."""
     if not plan.train_steps:
         return {'mechanism': 'the warm start alone: no private steps'}
+    event = accounting.event_from_dict(plan.event)
+    gaussian = event if mechanism.hides_buffer else event.event
     return {
         'mechanism': f'Gaussian on clipped per-example gradients, {_kind(mechanism)}',
         'private_step_updates': _learns_of_records(config),
+        'private_parameters': plan.private_parameters,
         'sampling': 'Poisson',
-        'sampling_probability': accounting.sampling_probability(
-            plan.expected_batch_size, plan.dataset_size
-        ),
+        'sampling_probability': _sampling_probability(plan),
         'expected_batch_size': plan.expected_batch_size,
         **dataclasses.asdict(mechanism),
+        'noise_multiplier_accounted': gaussian.noise_multiplier,
     }
 
 
 def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
-    warm_start = warm_start_of(spent.first_plan)
-    if warm_start is None or not spent.warm_start_reserved:
+    plan = spent.first_plan
+    if plan.warm_start_event is None or not spent.warm_start_reserved:
         return None
-    alone = accounting.compute_epsilon(None, 0, spent.first_plan.target_delta, warm_start)
-    noise_multipliers = noise_of_releases(spent.first_plan)
+    noise_multipliers = noise_of_releases(plan)
     if len(noise_multipliers) == 1:
         mechanism = (
             'one Gaussian release of the per-class sums of bounded features of all records, not '
@@ -459,7 +677,7 @@ def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
         )
     return {
         'mechanism': mechanism,
-        'event': spent.first_plan.warm_start_event,
+        'event': plan.warm_start_event,
         'noise_multipliers': noise_multipliers,
         # Lost in a crash before they were written down: charged all the same.
         'never_released': [
@@ -467,7 +685,7 @@ def _warm_start_statement(spent: ledger.Ledger) -> dict | None:
             for name, entry in (('first', spent.warm_start), ('second', spent.learned_features))
             if entry is not None and entry['sha256'] is None
         ],
-        'epsilon_alone': alone.headline,
+        'epsilon_alone': _or_none(warm_start_epsilon(plan).headline),
     }
 
 

@@ -88,7 +88,16 @@ class PrivacyConfig:
         '--noise_multiplier.',
     )
     target_delta: float = _setting(
-        'float', 1e-5, 'Delta, in (0, 1); keep it well below 1 / number of records.'
+        'float',
+        1e-5,
+        'Delta, in (0, 1), and below 1 / number of records; with --images_per_person below 1 / '
+        'number of persons.',
+    )
+    allow_large_delta: bool = _setting(
+        'boolean',
+        False,
+        'Accept a --target_delta of 1 / number of records or more. A mechanism that gives one '
+        'whole record away would pass it.',
     )
     noise_multiplier: float | None = _setting(
         'float', None, 'Noise over sensitivity of one step, above 0; epsilon is then reported.'

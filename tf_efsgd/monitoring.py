@@ -7,7 +7,6 @@ releases, so all tags begin with dp/. `NonprivateDiagnostics` alone writes what 
 from __future__ import annotations
 
 import collections
-import math
 import os
 import signal
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
-from tf_efsgd import progress
+from tf_efsgd import progress, rounding
 
 # Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
 _CELL_SIZE = 56
@@ -109,8 +108,8 @@ class ProgressBar(_EveryStep):
     def _show_epsilon(self):
         text = 'NOT PRIVATE'
         if self._epsilon is not None:
-            planned = round_up(self._epsilon(self._last_step))
-            text = f'ε≤{round_up(self._epsilon(self.step)):.2f} of {planned:.2f}'
+            planned = rounding.up(self._epsilon(self._last_step))
+            text = f'ε≤{rounding.up(self._epsilon(self.step))} of {planned}'
         self._bar.set_postfix_str(text, refresh=False)
 
     def on_train_end(self, logs=None):
@@ -304,11 +303,6 @@ class StopOnSignal(tf.keras.callbacks.Callback):
 
 def _prefix(is_private: bool) -> str:
     return 'dp' if is_private else 'nonprivate'
-
-
-def round_up(epsilon: float, digits: int = 2) -> float:
-    """Rounds to `digits` decimals, never below `epsilon`."""
-    return math.ceil(epsilon * 10**digits) / 10**digits
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:

@@ -17,13 +17,13 @@ import math
 import pathlib
 import sys
 import textwrap
-from decimal import ROUND_CEILING, Decimal
 
 import dp_accounting
 from absl import app, flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import budget, config, rounding
 from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
 
 # The table and the picture go over these multiples of what was asked for.
 _STEP_FACTORS = (0.125, 0.25, 0.5, 1, 2, 4)
@@ -32,6 +32,12 @@ _NOISE_FACTORS = (0.5, 0.7, 1, 1.4, 2)
 _WHY_UNPROVEN = (
     'the buffer is not noised: a record sampled once moves every later step, so sampling\n'
     '  hides nothing. Plain DP-SGD accounting does not see the buffer; its ε is no bound.'
+)
+
+
+_WHY_NONE = (
+    'WARNING: ε is far above anything private, and none that large can be proven for noise that\n'
+    '  is drawn with 128 bits.'
 )
 
 
@@ -70,6 +76,7 @@ class Forecast:
 
     Attributes:
       settings: the mechanism and its budget, as asked for.
+      plan: what a run would write into its ledger.
       dataset_size: declared number of records, N.
       sampling_probability: of each record in each step, q.
       noise_multiplier: sigma, given or calibrated; None where the warm start takes everything.
@@ -83,13 +90,14 @@ class Forecast:
     """
 
     settings: config.PrivacyConfig
+    plan: ledger.Plan
     dataset_size: int
     sampling_probability: float
     noise_multiplier: float | None
     event: dp_accounting.DpEvent | None
     warm_start: dp_accounting.DpEvent | None
     epsilon: accounting.Epsilon
-    unproven: accounting.Epsilon | None
+    unproven: float | None
     epochs: float
     noise: dict[str, Noise]
     table: Table | None
@@ -107,82 +115,63 @@ class Spending:
 
     spent: accounting.Epsilon
     planned: accounting.Epsilon
-    unproven: accounting.Epsilon | None
+    unproven: float | None
 
 
-def forecast(settings: config.PrivacyConfig, dataset_size: int) -> Forecast:
+def forecast(
+    settings: config.PrivacyConfig,
+    dataset_size: int,
+    parameters: int | None = None,
+    images_per_person: int | None = None,
+    persons: int | None = None,
+) -> Forecast:
     """Computes what a run spends and how noisy it is; takes seconds.
 
     Args:
       settings: exactly one of target_epsilon and noise_multiplier is set; error_feedback may be
         'hidden', with residual_l2_norm_clip in units of the sum.
       dataset_size: declared number of records, at least `settings.expected_batch_size`.
+      parameters: how many parameters private steps update; None: 2^20, more than the networks of
+        the configs have, so that their runs spend no more than this says.
+      images_per_person: K, where the unit of privacy is a person.
+      persons: declared number of persons then.
 
     Returns:
       The forecast.
 
     Raises:
-      ValueError: if the batch does not fit the records, or no noise fits the target.
+      config.ConfigError: whatever the launcher would say of these settings.
     """
-    steps, delta = settings.train_steps, settings.target_delta
-    probability = accounting.sampling_probability(settings.expected_batch_size, dataset_size)
-    warm_start = accounting.warm_start_event(
-        settings.target_epsilon,
-        delta,
-        settings.warm_start_share,
-        settings.warm_start_noise_multiplier,
+    facts = {
+        'dataset': '',
+        'dataset_size': dataset_size,
+        'image_shape': (0, 0, 0),
+        'num_classes': 0,
+        'images_per_person': images_per_person,
+        'persons': persons,
+    }
+    run_config = config.RunConfig(privacy=settings)
+    plan = budget.make_plan(
+        run_config, facts, parameters or ASSUMED_PARAMETERS, say=lambda *_, **__: None
     )
-    if settings.warm_start_share == 1:
-        return Forecast(
-            settings=settings,
-            dataset_size=dataset_size,
-            sampling_probability=probability,
-            noise_multiplier=None,
-            event=None,
-            warm_start=warm_start,
-            epsilon=accounting.compute_epsilon(None, 0, delta, warm_start),
-            unproven=None,
-            epochs=0.0,
-            noise={},
-            table=None,
-        )
-    noise_multiplier = settings.noise_multiplier or _calibrate(settings, probability, warm_start)
-    event = step_event(settings, probability, noise_multiplier)
-    hidden = settings.error_feedback == 'hidden'
-    plain = accounting.step_event(probability, noise_multiplier)
+    has_steps = bool(plan.train_steps)
+    noise_multiplier = plan.mechanism['noise_multiplier'] if has_steps else None
     return Forecast(
         settings=settings,
+        plan=plan,
         dataset_size=dataset_size,
-        sampling_probability=probability,
+        sampling_probability=accounting.sampling_probability(
+            settings.expected_batch_size, dataset_size
+        ),
         noise_multiplier=noise_multiplier,
-        event=event,
-        warm_start=warm_start,
-        epsilon=accounting.compute_epsilon(event, steps, delta, warm_start),
-        unproven=accounting.compute_epsilon(plain, steps, delta, warm_start) if hidden else None,
-        epochs=steps * settings.expected_batch_size / dataset_size,
-        noise=compute_noise(settings, noise_multiplier),
-        table=compute_table(settings, probability, noise_multiplier, warm_start),
+        event=accounting.event_from_dict(plan.event) if has_steps else None,
+        warm_start=budget.warm_start_of(plan),
+        epsilon=budget.planned_epsilon(plan),
+        unproven=budget.unproven_epsilon(plan, plan.train_steps) if has_steps else None,
+        epochs=plan.train_steps * settings.expected_batch_size / dataset_size,
+        noise=compute_noise(settings, noise_multiplier) if has_steps else {},
+        table=compute_table(plan) if has_steps else None,
     )
-
-
-def step_event(
-    settings: config.PrivacyConfig, sampling_probability: float, noise_multiplier: float
-) -> dp_accounting.DpEvent:
-    """The event of one step under `settings.error_feedback`.
-
-    Args:
-      settings: the mechanism; its clipping norms count for 'hidden' only.
-      sampling_probability: q in (0, 1].
-      noise_multiplier: sigma > 0.
-
-    Returns:
-      A Gaussian, Poisson-sampled unless the buffer is hidden.
-    """
-    if settings.error_feedback == 'hidden':
-        return accounting.hidden_step_event(
-            noise_multiplier, settings.l2_norm_clip, settings.residual_l2_norm_clip
-        )
-    return accounting.step_event(sampling_probability, noise_multiplier)
 
 
 def compute_noise(settings: config.PrivacyConfig, noise_multiplier: float) -> dict[str, Noise]:
@@ -227,32 +216,23 @@ def compute_noise(settings: config.PrivacyConfig, noise_multiplier: float) -> di
     }
 
 
-def compute_table(
-    settings: config.PrivacyConfig,
-    sampling_probability: float,
-    noise_multiplier: float,
-    warm_start: dp_accounting.DpEvent | None = None,
-) -> Table:
-    """Epsilon around what was asked for.
+def compute_table(plan: ledger.Plan) -> Table:
+    """Epsilon around what a private plan asks for.
 
     Args:
-      settings: the mechanism, the steps and delta.
-      sampling_probability: q in (0, 1].
-      noise_multiplier: sigma > 0, kept to the digit; the others are round numbers.
-      warm_start: the event of the release before the first step, if any.
+      plan: of a run with steps; its noise is kept to the digit, the others are round numbers.
 
     Returns:
-      The table; that of `settings.train_steps` and `noise_multiplier` is one of the cells.
+      The table; that of the plan's own steps and noise is one of the cells.
     """
-    steps = sorted({max(1, round(factor * settings.train_steps)) for factor in _STEP_FACTORS})
+    noise_multiplier = plan.mechanism['noise_multiplier']
+    steps = sorted({max(1, round(factor * plan.train_steps)) for factor in _STEP_FACTORS})
     noise_multipliers = [
         noise_multiplier if factor == 1 else float(f'{factor * noise_multiplier:.3g}')
         for factor in _NOISE_FACTORS
     ]
-    events = [step_event(settings, sampling_probability, value) for value in noise_multipliers]
     epsilons = [
-        [_fast_epsilon(event, count, settings.target_delta, warm_start) for event in events]
-        for count in steps
+        [budget.rdp_epsilon(plan, count, value) for value in noise_multipliers] for count in steps
     ]
     return Table(steps, noise_multipliers, epsilons)
 
@@ -271,55 +251,11 @@ def compute_spending(book: ledger.Ledger) -> Spending | None:
     """
     if book.first_plan.event is None:
         return None
-    delta, unproven = book.first_plan.target_delta, None
-    planned = (accounting.event_from_dict(book.first_plan.event), book.first_plan.train_steps)
-    spent = [(accounting.event_from_dict(e), count) for e, count in book.spent]
-    warm_start = book.first_plan.warm_start_event
-    warm_start = None if warm_start is None else accounting.event_from_dict(warm_start)
-    if book.first_plan.unproven_event is not None:  # Such a run cannot change.
-        plain = accounting.event_from_dict(book.first_plan.unproven_event)
-        unproven = accounting.compute_epsilon(plain, book.reserved_steps, delta, warm_start)
     return Spending(
-        spent=accounting.compute_spent(
-            spent,
-            delta,
-            planned=planned,
-            changed=book.changes > 0,
-            warm_start=warm_start,
-            warm_start_spent=book.warm_start_reserved,
-        ),
-        planned=accounting.compute_epsilon(*planned, delta, warm_start),
-        unproven=unproven,
+        spent=budget.spent_epsilon(book),
+        planned=budget.planned_epsilon(book.first_plan),
+        unproven=budget.unproven_epsilon(book.first_plan, book.reserved_steps),
     )
-
-
-def _calibrate(
-    settings: config.PrivacyConfig,
-    sampling_probability: float,
-    warm_start: dp_accounting.DpEvent | None,
-) -> float:
-    target = (settings.target_epsilon, settings.target_delta)
-    if settings.error_feedback == 'hidden':
-        clips = (settings.l2_norm_clip, settings.residual_l2_norm_clip)
-        return accounting.calibrate_hidden_noise_multiplier(
-            *target, settings.train_steps, *clips, warm_start
-        )
-    return accounting.calibrate_noise_multiplier(
-        *target, sampling_probability, settings.train_steps, warm_start
-    )
-
-
-def _fast_epsilon(
-    event: dp_accounting.DpEvent,
-    steps: int,
-    delta: float,
-    warm_start: dp_accounting.DpEvent | None,
-) -> float:
-    """RDP, or for Gaussian events without sampling the closed form: what takes milliseconds."""
-    if isinstance(event, dp_accounting.GaussianDpEvent):
-        return accounting.compute_epsilon(event, steps, delta, warm_start).headline
-    before = [] if warm_start is None else [(warm_start, 1)]
-    return accounting.rdp_epsilon_of([*before, (event, steps)], delta)
 
 
 # What is printed.
@@ -344,18 +280,24 @@ def format_forecast(plan: Forecast, parameters: int | None = None) -> str:
 def _format_budget(plan: Forecast) -> str:
     settings = plan.settings
     values = [
+        ('unit of privacy', plan.plan.unit_of_privacy, ''),
         *_step_values(plan),
         *_warm_start_values(plan),
-        ('δ', f'{settings.target_delta:g}', f'1 / records is {1 / plan.dataset_size:.2g}'),
-        ('ε', _up(plan.epsilon.headline), _describe_bounds(plan.epsilon)),
+        ('δ', f'{settings.target_delta:g}', _describe_delta(plan.plan)),
+        ('ε', rounding.up(plan.epsilon.headline), _describe_bounds(plan.epsilon)),
     ]
     if plan.unproven:
-        values.append(('ε, unproven', _up(plan.unproven.headline), 'by plain DP-SGD accounting'))
-    lines = [f'{name:<22}{value:<12}{text}' for name, value, text in values]
+        values.append(('ε, unproven', rounding.up(plan.unproven), 'by plain DP-SGD accounting'))
+    lines = [f'{name:<22}{value:<12}{text}'.rstrip() for name, value, text in values]
     title = f'Error feedback: {settings.error_feedback}'
     if plan.event is None:
         title = 'The warm start alone: it takes the whole budget, and no private steps are run'
     return '\n'.join([title, *lines, *_remarks(plan)])
+
+
+def _describe_delta(plan: ledger.Plan) -> str:
+    times_units = rounding.up(plan.target_delta * plan.units, 2)
+    return f'times {plan.units:,} {plan.name_of_units} that is {times_units}; it must be below 1'
 
 
 def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
@@ -364,7 +306,7 @@ def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
         return []
     noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
     if settings.noise_multiplier is None:  # Up, so that who copies it keeps to the target.
-        noise_multiplier = _up(plan.noise_multiplier, 6)
+        noise_multiplier = rounding.up(plan.noise_multiplier, 6)
         source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
     return [
         (
@@ -374,21 +316,35 @@ def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
         ),
         ('epochs', f'{plan.epochs:,.4g}', f'{settings.train_steps:,} private steps'),
         ('noise multiplier σ', noise_multiplier, source),
+        ('', f'{_accounted(plan.event):.6g}', _describe_accounted(plan)),
     ]
+
+
+def _accounted(event: dp_accounting.DpEvent) -> float:
+    gaussian = event if isinstance(event, dp_accounting.GaussianDpEvent) else event.event
+    return gaussian.noise_multiplier
+
+
+def _describe_accounted(plan: Forecast) -> str:
+    text = f'is accounted: the grid of the releases, {plan.plan.private_parameters:,} parameters'
+    if plan.plan.images_per_person is not None:
+        text += f', {plan.plan.images_per_person} images of a person'
+    return text
 
 
 def _warm_start_values(plan: Forecast) -> list[tuple[str, str, str]]:
     if plan.warm_start is None:
         return []
-    noise, share = plan.warm_start.noise_multiplier, plan.settings.learned_features_share
-    alone = accounting.compute_epsilon(None, 0, plan.settings.target_delta, plan.warm_start)
-    what = 'release before the steps' if plan.event is not None else 'release of all records'
-    epsilon = f'alone ε = {_up(alone.headline)}' if plan.event is not None else 'not sampled'
-    values = [('warm start σ', _up(noise, 6), f'one {what}; {epsilon}')]
-    if share:
-        first, second = accounting.split_release(noise, share)
+    noise = plan.plan.warm_start_noise_multiplier
+    what = 'one release of all records; not sampled'
+    if plan.event is not None:
+        alone = rounding.up(budget.warm_start_epsilon(plan.plan).headline)
+        what = f'one release before the steps; alone ε = {alone}'
+    values = [('warm start σ', rounding.up(noise, 6), what)]
+    noise_of_releases = [rounding.up(value, 6) for value in budget.noise_of_releases(plan.plan)]
+    if len(noise_of_releases) > 1:
         values.append(
-            ('', '', f'made as two, with σ = {_up(first, 6)} and {_up(second, 6)}, charged as one')
+            ('', '', f'made as two, with σ = {" and ".join(noise_of_releases)}, charged as one')
         )
     return values
 
@@ -398,29 +354,28 @@ def _remarks(plan: Forecast) -> list[str]:
     remarks, epsilon = [], plan.epsilon
     if plan.unproven:
         remarks.append(f'Why: {_WHY_UNPROVEN}')
-    if plan.settings.target_delta >= 1 / plan.dataset_size:
+    if plan.settings.target_delta >= 1 / plan.plan.units:
         remarks.append(
-            'WARNING: δ is not below 1 / records: giving away one whole record would pass.'
+            f'WARNING: δ is not below 1 / {plan.plan.name_of_units}: giving away '
+            f'{plan.plan.one_unit} whole would pass.'
         )
+    if not epsilon.is_proven:
+        remarks.append(_WHY_NONE)
     if epsilon.accountant == 'RDP':
-        text = (
-            f'WARNING: PLD gives {_up(epsilon.pld)}, more than RDP; both are upper bounds and the '
-            'smaller one holds.'
+        remarks.append(
+            f'WARNING: PLD gives {rounding.up(epsilon.pld)}, more than RDP; both are upper bounds '
+            'and the smaller one holds.'
         )
-        if math.isinf(epsilon.pld):
-            text = (
-                'WARNING: ε is far above anything private; PLD, which would take minutes, is left '
-                'out.'
-            )
-        remarks.append(text)
     return remarks
 
 
 def _describe_bounds(epsilon: accounting.Epsilon) -> str:
     """Where the headline is from, and what the other accountants say."""
     bounds = {'PLD': epsilon.pld, 'RDP': epsilon.rdp, 'closed form': epsilon.closed_form}
+    if not epsilon.is_proven:
+        return f'of exact real-valued noise: {rounding.up(epsilon.smallest_bound)}'
     others = ', '.join(
-        f'{name} {_up(value)}'
+        f'{name} {rounding.up(value)}'
         for name, value in bounds.items()
         if math.isfinite(value) and name != epsilon.accountant
     )
@@ -470,7 +425,9 @@ def _format_table(plan: Forecast) -> str:
         cells = ''
         for noise_multiplier, epsilon in zip(table.noise_multipliers, row):
             asked = (steps, noise_multiplier) == (settings.train_steps, plan.noise_multiplier)
-            cells += f'{f"[{_up(epsilon)}]":>12}' if asked else f'{_up(epsilon):>11} '
+            cells += (
+                f'{f"[{rounding.up(epsilon)}]":>12}' if asked else f'{rounding.up(epsilon):>11} '
+            )
         epochs = steps * settings.expected_batch_size / plan.dataset_size
         lines.append(f'{steps:>13,}{epochs:>10,.4g}{cells}'.rstrip())
     return '\n'.join([_table_title(plan), *lines])
@@ -481,7 +438,7 @@ def _table_title(plan: Forecast) -> str:
         return 'ε by steps and noise multiplier, closed form; [asked for]'
     title = 'ε by steps and noise multiplier, by RDP: an upper bound; [asked for]'
     if plan.epsilon.accountant == 'PLD':
-        title += f', where PLD is {_up(plan.epsilon.pld)}'
+        title += f', where PLD is {rounding.up(plan.epsilon.pld)}'
     return title
 
 
@@ -507,8 +464,8 @@ def format_spending(book: ledger.Ledger, spending: Spending | None, every_entry:
 def _format_plan(title: str, plan: ledger.Plan) -> str:
     shape = 'x'.join(str(size) for size in plan.image_shape)
     lines = [
-        f'{title}: {plan.dataset}, {plan.dataset_size:,} records of {shape} in {plan.num_classes} '
-        'classes',
+        f'{title}, for {plan.unit_of_privacy}:',
+        f'  {plan.dataset}, {plan.dataset_size:,} records of {shape} in {plan.num_classes} classes',
         f'  {plan.train_steps:,} steps with {plan.expected_batch_size:,} records expected in each, '
         f'reserved {plan.steps_per_entry:,} at a time at most',
     ]
@@ -516,17 +473,15 @@ def _format_plan(title: str, plan: ledger.Plan) -> str:
         goal = 'noise given'
         if plan.target_epsilon is not None:
             goal = f'noise calibrated for ε ≤ {plan.target_epsilon:g}'
-        lines.append(f'  {goal}, δ = {plan.target_delta:g}')
+        lines.append(f'  {goal}, δ = {plan.target_delta:g}, {_describe_delta(plan)}')
     if plan.warm_start_event is not None:
-        noise = accounting.event_from_dict(plan.warm_start_event).noise_multiplier
         lines.append(
-            f'  warm start: one Gaussian release with noise multiplier {noise:.6g}, not sampled'
+            '  warm start: one Gaussian release with noise multiplier '
+            f'{plan.warm_start_noise_multiplier:.6g}, not sampled'
         )
-        if plan.learned_features_share:
-            first, second = accounting.split_release(noise, plan.learned_features_share)
-            lines.append(
-                f'  made as two releases, with noise multipliers {first:.6g} and {second:.6g}'
-            )
+        noise = [f'{value:.6g}' for value in budget.noise_of_releases(plan)]
+        if len(noise) > 1:
+            lines.append(f'  made as two releases, with noise multipliers {" and ".join(noise)}')
     if not plan.train_steps:
         return '\n'.join(lines)
     lines.append(f'  one step: {_describe_event(plan.event)}')
@@ -542,11 +497,12 @@ def _describe_event(event: dict | None) -> str:
     event = accounting.event_from_dict(event)
     if isinstance(event, dp_accounting.GaussianDpEvent):
         return (
-            f'Gaussian noise of {event.noise_multiplier:.6g} times the sensitivity, not sampled '
-            '(hidden buffer)'
+            f'Gaussian noise of {event.noise_multiplier:.6g} times the sensitivity, as accounted, '
+            'not sampled (hidden buffer)'
         )
     return (
-        f'Gaussian with noise multiplier {event.event.noise_multiplier:.6g} on a Poisson sample, '
+        f'Gaussian with noise multiplier {event.event.noise_multiplier:.6g}, as accounted, on a '
+        'Poisson sample, '
         f'probability {event.sampling_probability:.6g}'
     )
 
@@ -587,16 +543,16 @@ def _format_spent(book: ledger.Ledger, spending: Spending | None) -> str:
     if spending is None:
         return f'NOT PRIVATE: no ε holds\n  {steps}'
     spent = spending.spent
-    headline = f'Spent: ε = {_up(spent.headline)} at δ = {book.first_plan.target_delta:g}'
+    headline = f'Spent: ε = {rounding.up(spent.headline)} at δ = {book.first_plan.target_delta:g}'
     if spent.rdp_filter is None:
         if not book.changes:
-            steps += f'; the whole plan: ε = {_up(spending.planned.headline)}'
+            steps += f'; the whole plan: ε = {rounding.up(spending.planned.headline)}'
         lines = [f'{headline}, {_describe_bounds(spent)}', f'  {steps}']
     else:
         lines = [f'{headline}, by the RDP filter of the first plan', f'  {steps}']
         fixed = dataclasses.replace(spent, rdp_filter=None)
         lines.append(
-            f'  fixed in advance only: ε = {_up(fixed.headline)}, {_describe_bounds(fixed)}'
+            f'  fixed in advance only: ε = {rounding.up(fixed.headline)}, {_describe_bounds(fixed)}'
         )
         if math.isinf(spent.rdp_filter):
             lines.append(
@@ -605,22 +561,11 @@ def _format_spent(book: ledger.Ledger, spending: Spending | None) -> str:
             )
     if spending.unproven:
         lines.append(
-            f'  unproven, by plain DP-SGD accounting: ε = {_up(spending.unproven.headline)}'
+            f'  unproven, by plain DP-SGD accounting: ε = {rounding.up(spending.unproven)}'
         )
         lines.append(f'  Why: {_WHY_UNPROVEN}')
     lines.append('  ε covers this run; other runs on the same records, and copies of it, add up.')
     return '\n'.join(lines)
-
-
-def _up(epsilon: float, digits: int = 4) -> str:
-    """At so many significant digits, rounded up: an upper bound stays one."""
-    if not 0 < epsilon < math.inf:
-        return f'{epsilon:g}'
-    exact = Decimal(repr(epsilon))
-    for _ in range(2):  # Rounding up can carry into a further digit: 9.9999 is 10.00, not 10.000.
-        grain = Decimal(1).scaleb(exact.adjusted() - digits + 1)
-        exact = exact.quantize(grain, rounding=ROUND_CEILING)
-    return f'{exact:,f}'
 
 
 # The picture.
@@ -692,12 +637,11 @@ def _plot_steps(axes, plan: Forecast) -> None:
 
 
 def _plot_noise(axes, plan: Forecast) -> None:
-    steps, delta = plan.settings.train_steps, plan.settings.target_delta
+    steps = plan.settings.train_steps
     low, *_, high = plan.table.noise_multipliers
-    grid = [low * (high / low) ** (i / 12) for i in range(13)]
-    events = [step_event(plan.settings, plan.sampling_probability, value) for value in grid]
-    epsilons = [_fast_epsilon(event, steps, delta, plan.warm_start) for event in events]
-    axes.plot(grid, epsilons, color='black', linewidth=2.2)
+    noise_multipliers = [low * (high / low) ** (i / 12) for i in range(13)]
+    epsilons = [budget.rdp_epsilon(plan.plan, steps, value) for value in noise_multipliers]
+    axes.plot(noise_multipliers, epsilons, color='black', linewidth=2.2)
     axes.set(xlabel='noise multiplier σ', title=f'ε by noise, {steps:,} steps')
     _finish_axes(axes, plan, plan.table.noise_multipliers, plan.noise_multiplier)
 
@@ -716,7 +660,7 @@ def _finish_axes(axes, plan: Forecast, ticks: list, asked: float) -> None:
     axes.grid(True, alpha=0.4)
     if target is not None:
         axes.axhline(target, color='gray', linestyle='--', zorder=1, label=f'target ε = {target:g}')
-    name = f'asked for: ε = {_up(epsilon.headline)} ({epsilon.accountant})'
+    name = f'asked for: ε = {rounding.up(epsilon.headline)} ({epsilon.accountant})'
     axes.plot([asked], [epsilon.headline], 'o', markersize=9, color='crimson', zorder=3, label=name)
 
 
@@ -732,8 +676,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         'parameters',
         None,
-        'Number of parameters that private steps train, at least 1, for the length of the noise. '
-        'Default: the noise on one parameter.',
+        'Number of parameters that private steps update, at least 1: for the length of the noise, '
+        'and for what the grid of the releases costs. Default: the noise on one parameter, and '
+        'the cost of 2^20, more than the networks of the configs have.',
         lower_bound=1,
         flag_values=flag_values,
     )
@@ -787,7 +732,7 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
             raise config.ConfigError(
                 '--plot draws private steps, and --warm_start_share=1 runs none: leave it out.'
             )
-    plan = forecast(settings, flag_values.dataset_size)
+    plan = forecast(settings, flag_values.dataset_size, flag_values.parameters)
     text = format_forecast(plan, flag_values.parameters)
     if flag_values.plot is not None:
         plot(plan, flag_values.plot)

@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import math
 import os
 import pathlib
 import platform
@@ -25,7 +26,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_privacy
 
-from tf_efsgd import budget, checkpoints, evaluate, export, files, monitoring, progress, run_folder
+from tf_efsgd import (
+    budget,
+    checkpoints,
+    evaluate,
+    export,
+    files,
+    monitoring,
+    progress,
+    rounding,
+    run_folder,
+)
 from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
 from tf_efsgd.evaluation import report
@@ -104,15 +115,20 @@ def run(config: RunConfig) -> str:
         dataset = _load(config)
         if config.run.evaluate:
             evaluate.check_records(dataset)
-        if spent is None:
-            plan = budget.make_plan(config, _public_facts(dataset))
-            state = None
-        else:
+        state = None
+        if spent is not None:
             state = _remembered(config, run_dir, state_dir, spent, dataset)
             stack.callback(state.close)
-            plan = budget.changed_plan(config, spent) or spent.plan
         with strategy.scope():
-            gan = _build(config, dataset.train, plan)
+            gan = _build(config, dataset.train)
+        parameters = sum(v.shape.num_elements() for v in gan.private_variables)
+        if spent is None:
+            plan = budget.make_plan(config, _public_facts(dataset), parameters)
+        else:
+            plan = budget.changed_plan(config, spent) or spent.plan
+            _check_parameters(spent.plan, parameters)
+        with strategy.scope():
+            _compile(gan, config, plan)
         _describe(plan, gan, run_dir, spent)
         if spent is None:
             spent, state = _start(config, run_dir, state_dir, plan, dataset)
@@ -249,7 +265,7 @@ class _Run:
         epsilon = budget.spent_epsilon(self._ledger)
         print(
             'The mechanism is changed from here on. Epsilon of the whole run, whatever is done '
-            f'within the budget: {monitoring.round_up(epsilon.headline, 3)} (RDP filter, fixed at '
+            f'within the budget: {rounding.up(epsilon.headline)} (RDP filter, fixed at '
             'the start).'
         )
 
@@ -269,7 +285,7 @@ class _Run:
         if sums is None:
             self._go_on_without('warm start')
             return
-        means = warm_start.class_means(sums, plan.dataset_size)
+        means = warm_start.class_means(sums, self._noise_of_release(0), plan.dataset_size)
         targets = [warm_start.Target(features, means)]
         if self._is_restored:
             release = self._stored_learned_features()
@@ -371,15 +387,20 @@ class _Run:
 
     def _release(self, features: warm_start.GroupedFeatures, number: int) -> np.ndarray:
         """Looks at the records; what it returns is not paid for yet."""
-        plan, train = self._ledger.first_plan, self._dataset.train
+        train = self._dataset.train
         return warm_start.release(
             train.images,
             train.labels,
             train.num_classes,
             features,
-            budget.noise_of_releases(plan)[number] if plan.event is not None else 0.0,
+            self._noise_of_release(number),
             new_noise(secure=self._config.privacy.secure_noise),
         )
+
+    def _noise_of_release(self, number: int) -> float:
+        """The noise multiplier of the first or the second release; 0 without privacy."""
+        plan = self._ledger.first_plan
+        return budget.noise_of_releases(plan)[number] if plan.event is not None else 0.0
 
     def _stored_learned_features(self) -> learned_features.Release | None:
         """The second release of an earlier start, if there is one."""
@@ -431,7 +452,8 @@ class _Run:
         classifier = build_classifier(plan.image_shape, plan.num_classes)
         classifier.set_weights(release.classifier)
         features = learned_features.LearnedFeatures(classifier, release.distances, plan.image_shape)
-        return warm_start.Target(features, warm_start.class_means(release.sums, plan.dataset_size))
+        means = warm_start.class_means(release.sums, self._noise_of_release(1), plan.dataset_size)
+        return warm_start.Target(features, means)
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""
@@ -751,9 +773,19 @@ def _public_name(dataset: str) -> str:
     return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
 
 
-def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans.EFSGDGan:
-    """Builds and compiles the GAN; call it in the strategy's scope."""
-    model, training, privacy = config.model, config.training, config.privacy
+def _check_parameters(plan: ledger.Plan, parameters: int) -> None:
+    """What a step releases is counted by their number."""
+    if parameters != plan.private_parameters:
+        raise ConfigError(
+            f'The networks have {parameters} parameters that private steps update, and '
+            f'{plan.private_parameters} by the ledger: resume with the version of this program '
+            'that the run was started with, or start a new run folder.'
+        )
+
+
+def _build(config: RunConfig, train: records.Records) -> gans.EFSGDGan:
+    """Builds the GAN; call it in the strategy's scope."""
+    model = config.model
 
     def build_networks():
         return (
@@ -768,7 +800,12 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
         )
 
     generator, discriminator = _as_config_error(build_networks, ValueError)
-    gan = gans.EFSGDGan(generator, discriminator, draw_inputs, seed=training.seed)
+    return gans.EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed)
+
+
+def _compile(gan: gans.EFSGDGan, config: RunConfig, plan: ledger.Plan) -> None:
+    """Makes the GAN ready to train by a plan; call it in the strategy's scope."""
+    model, training, privacy = config.model, config.training, config.privacy
     compile_gan = functools.partial(
         gan.compile,
         generator_optimizer=tf.keras.optimizers.legacy.Adam(
@@ -789,7 +826,6 @@ def _build(config: RunConfig, train: records.Records, plan: ledger.Plan) -> gans
         microbatch_size=training.microbatch_size,
     )
     _as_config_error(compile_gan, ValueError)
-    return gan
 
 
 def _discriminator_optimizer(config: RunConfig, plan: ledger.Plan):
@@ -825,6 +861,7 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
         print('NOT PRIVATE: no clipping, no noise.')
         return
     epsilon = budget.promised_epsilon(plan, spent)
+    promised, times_units = rounding.up(epsilon.headline), plan.target_delta * plan.units
     parts = []
     if plan.warm_start_event is not None:
         noise = ' and '.join(f'{value:.4f}' for value in budget.noise_of_releases(plan))
@@ -835,25 +872,39 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
             f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}'
         )
     print(
-        f'{" and ".join(parts)}: ε of the whole run = {monitoring.round_up(epsilon.headline, 3)} '
-        f'({epsilon.accountant}) at δ = {plan.target_delta:g}.'
+        f'{" and ".join(parts)}: ε of the whole run = {promised} '
+        f'({epsilon.accountant}) at δ = {plan.target_delta:g}, for {plan.unit_of_privacy}. '
+        f'δ times the number of {plan.name_of_units} is {rounding.up(times_units, 2)}.'
     )
+    if not epsilon.is_proven:
+        print(
+            'WARNING: the ε of exact real-valued noise would be '
+            f'{rounding.up(epsilon.smallest_bound)}. No ε as large as that can be proven for noise '
+            'that is drawn with 128 bits: the run has none.'
+        )
     unproven = budget.unproven_epsilon(plan, plan.train_steps)
     if unproven is not None:
         print(
             'WARNING: the error buffer of --error_feedback=hidden is not noised. What a record '
             'left there comes out again in every later step, so sampling hides nothing and ε is '
-            f'as large as that. Plain DP-SGD accounting would print {unproven:.3f}, which is '
-            'unproven; python -m tf_efsgd.audit shows that it is not true. Checkpoints are PRIVATE.'
+            f'as large as that. Plain DP-SGD accounting would print {rounding.up(unproven)}, which '
+            'is unproven; python -m tf_efsgd.audit shows that it is not true. Checkpoints are '
+            'PRIVATE.'
         )
     elif epsilon.accountant == 'RDP':
-        print(f'WARNING: PLD gives {epsilon.pld:.3f}, more than RDP; the smaller one holds.')
+        print(
+            f'WARNING: PLD gives {rounding.up(epsilon.pld)}, more than RDP; the smaller one holds.'
+        )
+
+
+def _shown(epsilon: float | None) -> str:
+    return rounding.up(math.inf if epsilon is None else epsilon)
 
 
 def _print_result(statement: dict, found: dict) -> None:
     if 'epsilon' in statement:
         print(
-            f'Spent ε = {monitoring.round_up(statement["epsilon"], 3)} '
+            f'Spent ε = {_shown(statement["epsilon"])} '
             f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
             f'in {statement["steps"]} steps.'
         )

@@ -14,7 +14,7 @@ from tf_efsgd.config import ConfigError, exit_with, parse_arguments
 
 if TYPE_CHECKING:
     from tf_efsgd.audit.findings import Finding
-    from tf_efsgd.privacy.optimizer import Mechanism
+    from tf_efsgd.privacy.mechanism import Mechanism
 
 _ALL = 'all'
 _AUDITS = ('mechanism', 'training')
@@ -132,7 +132,7 @@ def _check(values: flags.FlagValues) -> None:
 
 
 def _mechanism(values: flags.FlagValues, error_feedback: str) -> Mechanism:
-    from tf_efsgd.privacy.optimizer import Mechanism
+    from tf_efsgd.privacy.mechanism import Mechanism
 
     try:
         return Mechanism(

@@ -10,7 +10,7 @@ import dp_accounting
 
 from tf_efsgd.audit import bounds
 from tf_efsgd.audit.likelihood import Claim, Observations, measured_covariance
-from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy import accounting, grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def findings_of(
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
             bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
-            account=_epsilon(mechanism.step_event(q), steps, delta),
+            account=_epsilon(mechanism.step_event(q, claim.parameters), steps, delta),
             unproven=unproven,
         )
 
@@ -123,4 +123,4 @@ def runs_with_held_out(runs: int) -> int:
 
 @functools.cache
 def _epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> float:
-    return accounting.compute_epsilon(event, steps, delta).headline
+    return accounting.compute_epsilon(event, steps, grid.accounted_delta(delta)).headline

@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from tf_efsgd.privacy.optimizer import Mechanism
+from tf_efsgd.privacy.mechanism import Mechanism
 
 # Keeps the measured covariance of repeated noise invertible; relative to the variances.
 _RIDGE = 1e-6
@@ -49,10 +49,12 @@ class Claim:
     Attributes:
       mechanism: its numbers.
       sampling_probability: q in (0, 1].
+      parameters: how many a step updates.
     """
 
     mechanism: Mechanism
     sampling_probability: float
+    parameters: int
 
     @property
     def feeds_back(self) -> bool:

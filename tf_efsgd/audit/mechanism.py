@@ -17,8 +17,9 @@ import tensorflow as tf
 from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.privacy import noise
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer, Mechanism
+from tf_efsgd.privacy import noise, private_step
+from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 
 _SHAPES = ((2,), (1, 2), (1,))
 _SIZES = [int(np.prod(shape)) for shape in _SHAPES]
@@ -48,7 +49,7 @@ def audit(
     """Audits T steps of a mechanism.
 
     Args:
-      mechanism: its `clipped_sums` and `release` are audited.
+      mechanism: `private_step.clipped_sums` and `release` are audited with it.
       sampling_probability: q in (0, 1], of the record under audit.
       steps: T >= 1.
       runs: per world, to measure the bound on; half as many more choose the attack.
@@ -63,7 +64,8 @@ def audit(
       A finding per delta.
     """
     noise_key, coins = noise_key or noise.NoiseKey(), np.random.default_rng(seed)
-    claim, all_runs = Claim(mechanism, sampling_probability), runs_with_held_out(runs)
+    claim = Claim(mechanism, sampling_probability, sum(_SIZES))
+    all_runs = runs_with_held_out(runs)
     worlds = [
         _observe(claim, steps, all_runs, with_record, noise_key, coins, strategy)
         for with_record in (True, False)
@@ -125,9 +127,9 @@ def _gradients(mechanism: Mechanism, with_record: bool) -> list[tf.Tensor]:
 
 
 def _sums_of_both_worlds(mechanism, share=slice(None)):
-    """The private sums without and with the record: [purpose][variable] float32 [2, *shape]."""
+    """The private sums without and with the record: [purpose][variable] float64 [2, *shape]."""
     worlds = [
-        mechanism.clipped_sums([g[share] for g in _gradients(mechanism, with_record)])
+        private_step.clipped_sums(mechanism, [g[share] for g in _gradients(mechanism, with_record)])
         for with_record in (False, True)
     ]
     return [[tf.stack(pair) for pair in zip(*sums)] for sums in zip(*worlds)]
@@ -139,7 +141,7 @@ def _flat(tensors) -> np.ndarray:
 
 
 def _releases(mechanism: Mechanism, runs: int) -> _Releases:
-    """All runs at once through `Mechanism.release`."""
+    """All runs at once through `private_step.release`."""
     purposes = (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM)[: 1 + mechanism.feeds_back]
     buffer = [tf.zeros([runs, *shape]) for shape in _SHAPES] if mechanism.has_buffer else []
 
@@ -147,9 +149,7 @@ def _releases(mechanism: Mechanism, runs: int) -> _Releases:
     def draw(step_noise):
         return [
             [
-                noise.gaussian(
-                    [runs, *shape], 1.0, step_noise=step_noise, purpose=purpose, variable=i
-                )
+                noise.integers([runs, *shape], step_noise=step_noise, purpose=purpose, variable=i)
                 for i, shape in enumerate(_SHAPES)
             ]
             for purpose in purposes
@@ -164,8 +164,8 @@ def _releases(mechanism: Mechanism, runs: int) -> _Releases:
         def release(run):
             is_sampled, buffer, draws = run
             clipped, residual = tf.nest.map_structure(lambda s: tf.gather(s, is_sampled), sums)
-            gradient, buffer = mechanism.release(
-                clipped, residual, buffer or None, float(_DIVISOR), {'draws': draws}
+            gradient, buffer = private_step.release(
+                mechanism, clipped, residual, buffer or None, float(_DIVISOR), {'draws': draws}
             )
             return gradient, buffer or []
 

@@ -25,7 +25,8 @@ from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy import accounting, clipping, noise
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, Mechanism
+from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 
 # The declared number of records N: the record under audit and the others.
 DATASET_SIZE = 100
@@ -143,9 +144,6 @@ class _Trainer:
         self._divisor = expected_batch_size
         self._noise_key = noise_key
         self._seeds = itertools.repeat(None) if seed is None else itertools.count(seed)
-        self.claim = Claim(
-            mechanism, accounting.sampling_probability(expected_batch_size, DATASET_SIZE)
-        )
         self._optimizer = _WatchedOptimizer(
             (gans.to_float(self._records.images[-1]).numpy(), self._records.labels[-1]),
             **dataclasses.asdict(mechanism),
@@ -155,6 +153,11 @@ class _Trainer:
         self._generator_optimizer = tf.keras.optimizers.legacy.Adam(_LEARNING_RATE)
         self._gan = self._build()
         self._sizes = [int(tf.size(v)) for v in self._gan.discriminator.trainable_variables]
+        self.claim = Claim(
+            mechanism,
+            accounting.sampling_probability(expected_batch_size, DATASET_SIZE),
+            sum(self._sizes),
+        )
         self._initial = [variable.numpy() for variable in self._gan.variables]
         self._step = self._make_step()
 
@@ -225,4 +228,4 @@ class _Trainer:
 
 
 def _flat(tensors) -> tf.Tensor:
-    return tf.concat([tf.reshape(t, [-1]) for t in tensors], axis=0)
+    return tf.concat([tf.reshape(tf.cast(t, tf.float64), [-1]) for t in tensors], axis=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import decimal
 import html
 import io
 import math
@@ -11,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tf_efsgd import rounding
 from tf_efsgd.evaluation import pages
 
 # What the entries of the statement are called in the table; others go by their key alone.
@@ -126,7 +126,7 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
         )
     return pages.banner(
         'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy',
-        f'ε = {_rounded_up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}',
+        f'ε = {rounding.up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}',
         may_be_shared=True,
     )
 
@@ -153,7 +153,7 @@ def _promise(statement: Mapping[str, Any]) -> str:
     return f"""
 <p><b>ε and δ</b> bound what anyone can learn about a single record from all that this run
 released, whatever else they know. With or without that record, the probability of any outcome
-differs by a factor of at most <span>e<sup>ε</sup> = {_rounded_up(_exp(epsilon))}</span>, plus
+differs by a factor of at most <span>e<sup>ε</sup> = {rounding.up(_exp(epsilon))}</span>, plus
 <span>δ = {delta!r}</span>. The smaller both are, the better.</p>
 <p><b>For example:</b> a test that wrongly accuses 1 in 100 images that were not used for training
 can rightly name at most {_percent(detected)} of those that were.{weak}</p>
@@ -201,17 +201,6 @@ def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
 
 
-def _rounded_up(value: float) -> str:
-    """At least 4 digits of a bound, never less than it is."""
-    if math.isinf(value):
-        return 'more than 10³⁰⁰'
-    exact = decimal.Decimal(repr(value))
-    rounded = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING).create_decimal(exact)
-    if rounded >= 10**9:
-        return f'{rounded:.3e}'
-    return f'{rounded.normalize():,f}'
-
-
 def _percent(share: float) -> str:
     """A share in [0, 1] as a percentage, rounded up."""
     return f'{math.ceil(share * 1000) / 10:g} %'
@@ -242,7 +231,7 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
 
 def _one_value(name: str, step: float, value: float) -> str:
     """What stands for a curve of one point."""
-    shown = _rounded_up(value) if name == _EPSILON else f'{value:,.4g}'
+    shown = rounding.up(value) if name == _EPSILON else f'{value:,.4g}'
     return f'<p>{shown} at step {step:,.0f}</p>'
 
 

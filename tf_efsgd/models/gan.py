@@ -305,7 +305,9 @@ class EFSGDGan(tf.keras.Model):
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
-            private = [s / self._expected_batch_size for s in _all_reduce(clipped)]
+            private = [
+                tf.cast(s / self._expected_batch_size, tf.float32) for s in _all_reduce(clipped)
+            ]
         # Generated images teach the discriminator alone, whose variables come first.
         gradients = [r + f for r, f in zip(private, public)] + private[len(public) :]
         optimizer.apply_gradients(
@@ -392,9 +394,9 @@ class EFSGDGan(tf.keras.Model):
         records there are, not even in its last digit.
 
         Returns:
-          (clipped sum of records over all private variables, their residual sum ([] without
-          privacy), sum of generated images over the discriminator's, [2]: how many of those are
-          told and their loss).
+          (clipped sum of records over all private variables, float64, their residual sum ([]
+          without privacy), sum of generated images over the discriminator's, [2]: how many of
+          those the discriminator recognises as generated, and their loss).
         """
         size = self._microbatch_size
         if size is None:
@@ -412,7 +414,7 @@ class EFSGDGan(tf.keras.Model):
         # Replica 0 has the largest share.
         generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
         count = tf.maximum(tf.shape(labels)[0], generated)
-        private = _zeros_like(self.private_variables)
+        private = _zeros_like(self.private_variables, tf.float64)
         public = _zeros_like(self.discriminator.trainable_variables)
         nothing = (private, private if self.is_private else [], public, tf.zeros([2]))
         _, sums = tf.while_loop(
@@ -444,7 +446,7 @@ class EFSGDGan(tf.keras.Model):
             return public, seen[0]
 
         def of_nothing():
-            zeros = _zeros_like(self.private_variables)
+            zeros = _zeros_like(self.private_variables, tf.float64)
             return zeros, zeros if self.is_private else []
 
         # On no images at all, TensorFlow's convolutions fail.
@@ -470,7 +472,8 @@ class EFSGDGan(tf.keras.Model):
             return optimizer.batch_sums(self._private_models(), losses_of, variables)
         if self.clipping == 'vectorized':
             return optimizer.clipped_sums(self._loss_of_record, records, variables)
-        return _gradient_of_sum(losses_of, variables), []
+        gradient = _gradient_of_sum(losses_of, variables)
+        return [tf.cast(g, tf.float64) for g in gradient], []
 
     def _sum_of_generated(self, losses_of, generated, variables) -> list[tf.Tensor]:
         """Clipped per image like records with `clip_fake`; it needs no privacy.
@@ -484,7 +487,7 @@ class EFSGDGan(tf.keras.Model):
         if self.clipping == 'fast':
             return optimizer.batch_delivered_sum(self.discriminator, losses_of, variables)
         sums = optimizer.clipped_sums(self._loss_of_generated, generated, variables)
-        return optimizer.mechanism.delivered_sums(*sums)
+        return optimizer.delivered_sums(*sums)
 
     def _draw_for_records(self, labels, step_noise, first=0) -> dict[str, tf.Tensor]:
         """What the private loss of each record is random by: inputs of the decoding generator."""
@@ -625,8 +628,8 @@ def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
     return [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
-def _zeros_like(variables) -> list[tf.Tensor]:
-    return [tf.zeros(variable.shape) for variable in variables]
+def _zeros_like(variables, dtype=tf.float32) -> list[tf.Tensor]:
+    return [tf.zeros(variable.shape, dtype) for variable in variables]
 
 
 def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -> None:

@@ -22,8 +22,7 @@ from scipy import optimize, special
 # The sampler compares 32-bit integers with a threshold, so this is the grain of q.
 SAMPLING_GRAIN = 2**32
 
-# Least noise over sensitivity. A draw of `noise.gaussian` ends at 11.36 standard deviations, which
-# costs nothing (delta below T q 1e-13) as long as a record moves a release by 4 of them at most.
+# Least noise over what one unit of privacy moves a release by: less protects nothing.
 SMALLEST_NOISE = 0.25
 # Above this epsilon nobody needs the tighter bound.
 _NO_PRIVACY = 500.0
@@ -51,23 +50,33 @@ class Epsilon:
       closed_form: of Gaussian mechanisms without sampling, exact.
       rdp_filter: what a run may spend whose mechanism was changed after its start (see
         `RenyiFilter`); the other bounds presume a sequence fixed in advance and do not hold then.
+      is_proven: whether it also holds for the noise as it is drawn, which is off the ideal law by
+        a little (`grid.is_negligible`).
     """
 
     pld: float
     rdp: float
     closed_form: float = math.inf
     rdp_filter: float | None = None
+    is_proven: bool = True
 
     @property
-    def headline(self) -> float:
-        """The smallest: all are upper bounds, so it holds."""
+    def smallest_bound(self) -> float:
+        """Of the ideal mechanism: all are upper bounds, so the smallest one holds."""
         if self.rdp_filter is not None:
             return self.rdp_filter
         return min(self.pld, self.rdp, self.closed_form)
 
     @property
+    def headline(self) -> float:
+        """The smallest bound; infinite where it is not proven for the noise as it is drawn."""
+        return self.smallest_bound if self.is_proven else math.inf
+
+    @property
     def accountant(self) -> str:
-        """The name of what is behind `headline`: PLD, RDP, closed form or RDP filter."""
+        """The name of what is behind `headline`: PLD, RDP, closed form, RDP filter, or none."""
+        if not self.is_proven:
+            return 'none'
         if self.rdp_filter is not None:
             return 'RDP filter'
         if self.closed_form <= min(self.pld, self.rdp):
@@ -127,25 +136,46 @@ def step_event(sampling_probability: float, noise_multiplier: float) -> dp_accou
     )
 
 
-def hidden_step_event(
-    noise_multiplier: float, l2_norm_clip: float, residual_l2_norm_clip: float
-) -> dp_accounting.DpEvent:
-    """The event of one step of the published error feedback, whose buffer is not noised.
+def person_sampling_probability(sampling_probability: float, images_per_person: int) -> float:
+    """The probability that a step samples any of a person's records.
 
-    A record that was sampled once stays in the buffer, so it moves every later step by up to 2 C2
-    and a step that samples it by up to C1 + 2 C2: sampling amplifies nothing. T steps are the
-    Gaussian mechanism with mu = sqrt(T) (C1 + 2 C2) / (sigma C1) (DiceSGD, arXiv 2311.14632).
+    Given that it does, the records move the sums by at most K times what one would. Which of them
+    came is a mixture, and the divergences that define the bound are jointly convex, so the step is
+    at least as private as a Gaussian with K times the sensitivity on a sample of persons.
 
     Args:
-      noise_multiplier: sigma > 0, the noise over C1.
-      l2_norm_clip: C1 > 0.
-      residual_l2_norm_clip: C2 > 0, in units of the sum, like C1.
+      sampling_probability: q in (0, 1], of every record by itself.
+      images_per_person: K >= 1.
 
     Returns:
-      `GaussianDpEvent(sigma C1 / (C1 + 2 C2))`, not sampled.
+      1 - (1 - q)^K, rounded up; q itself for K = 1.
     """
-    sensitivity = l2_norm_clip + 2.0 * residual_l2_norm_clip
-    return dp_accounting.GaussianDpEvent(noise_multiplier * l2_norm_clip / sensitivity)
+    if images_per_person == 1 or sampling_probability == 1.0:
+        return sampling_probability
+    exact = -math.expm1(images_per_person * math.log1p(-sampling_probability))
+    return min(1.0, exact * (1.0 + 1e-12))
+
+
+def hidden_sensitivity(
+    l2_norm_clip: float, residual_l2_norm_clip: float, images_per_person: int = 1
+) -> float:
+    """What one unit of privacy moves a step of the published error feedback by.
+
+    Its buffer is not noised. A record that was sampled once stays in it, so it moves every later
+    step by up to 2 C2 and a step that samples it by up to C1 + 2 C2: sampling amplifies nothing. T
+    steps are the Gaussian mechanism with mu = sqrt(T) (C1 + 2 C2) / (sigma C1) (DiceSGD, arXiv
+    2311.14632).
+
+    Args:
+      l2_norm_clip: C1 > 0.
+      residual_l2_norm_clip: C2 > 0, in units of the sum, like C1.
+      images_per_person: K >= 1: what comes out of the buffer is clipped whatever is in it, so only
+        the first part grows.
+
+    Returns:
+      K C1 + 2 C2.
+    """
+    return images_per_person * l2_norm_clip + 2.0 * residual_l2_norm_clip
 
 
 def event_to_dict(event: dp_accounting.DpEvent) -> dict:
@@ -435,38 +465,6 @@ def _gaussian_log_delta(mu: float, epsilon: float) -> float:
     return float(math.log(difference / 2) - near**2 / 2)
 
 
-def warm_start_event(
-    target_epsilon: float | None,
-    target_delta: float,
-    share: float,
-    noise_multiplier: float | None = None,
-) -> dp_accounting.DpEvent | None:
-    """The event of the one release before the first step.
-
-    Args:
-      target_epsilon: of the whole run, > 0, finite; may be None without a share.
-      target_delta: in (0, 1).
-      share: in [0, 1], of the 1/sigma^2 of the one Gaussian release that would spend the target
-        alone.
-      noise_multiplier: sigma > 0, in place of a share.
-
-    Returns:
-      `GaussianDpEvent(sigma)`, not sampled; None when there is neither a share nor a noise.
-
-    Raises:
-      ValueError: if the noise is below `SMALLEST_NOISE`.
-    """
-    if share:
-        noise_multiplier = 1.0 / (gaussian_mu(target_epsilon, target_delta) * math.sqrt(share))
-    if noise_multiplier is not None and noise_multiplier < SMALLEST_NOISE:
-        raise ValueError(
-            f'The noise of the warm start must be at least {SMALLEST_NOISE:g} times what a record '
-            f'moves it by. Received: {noise_multiplier:.3g}. Lower the share or the target, or '
-            'raise the noise.'
-        )
-    return None if noise_multiplier is None else dp_accounting.GaussianDpEvent(noise_multiplier)
-
-
 def split_release(noise_multiplier: float, share: float) -> tuple[float, float]:
     """The noise of two releases that together spend what one would.
 
@@ -482,32 +480,27 @@ def split_release(noise_multiplier: float, share: float) -> tuple[float, float]:
     return noise_multiplier / math.sqrt(1.0 - share), noise_multiplier / math.sqrt(share)
 
 
-def calibrate_hidden_noise_multiplier(
+def calibrate_unsampled_noise_multiplier(
     target_epsilon: float,
     target_delta: float,
     steps: int,
-    l2_norm_clip: float,
-    residual_l2_norm_clip: float,
     warm_start: dp_accounting.DpEvent | None = None,
 ) -> float:
-    """The noise multiplier with which `steps` hidden steps stay just within the target.
+    """The noise multiplier with which `steps` Gaussians, not sampled, stay just within the target.
 
     Args:
       target_epsilon: > 0, finite.
       target_delta: in (0, 1).
       steps: number of steps, >= 1.
-      l2_norm_clip: C1 > 0.
-      residual_l2_norm_clip: C2 > 0, in units of the sum.
       warm_start: the event of a release before the first step; spends less than the target.
 
     Returns:
-      sigma of `hidden_step_event`.
+      sigma of a step's `GaussianDpEvent`.
     """
-    whole = hidden_step_event(1.0, l2_norm_clip, residual_l2_norm_clip)
     mu = gaussian_mu(target_epsilon, target_delta)
     if warm_start is not None:
         mu = math.sqrt(mu**2 - 1.0 / warm_start.noise_multiplier**2)
-    return math.sqrt(steps) / (mu * whole.noise_multiplier)
+    return math.sqrt(steps) / mu
 
 
 def calibrate_noise_multiplier(

@@ -10,8 +10,9 @@ Formal guarantees, for every record, whatever its gradient:
   - a gradient with a non-finite entry adds exactly zero, by selection: nothing raises, stops or
     skips because of it, and no other record's part changes.
 
-All float32; norms are computed after scaling by the largest entry, so they neither overflow nor
-underflow. The rounding of finite floating point stays outside the proof.
+Norms, clipping and the sums over at most `PART` records are float32, the sums of these parts
+float64; norms are computed after scaling by the largest entry, so they neither overflow nor
+underflow. What float32 rounds is not proven but tested: `grid.SLACK` is an allowance for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
+# Records that are added up in float32.
+PART = 256
 # Below this, gradients are treated as if their largest entry were this: 1 / it is still finite.
 _TINY = 1e-30
 # Between these a sum of squares has lost nothing to underflow or overflow that matters.
@@ -131,36 +134,48 @@ class BatchGradients:
         return kept, tf.where(finite, norms, 0.0)
 
     def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
-        """Sums over the batch.
+        """Sums over the batch, see `_sum_of_parts`.
 
         Args:
           weights: float32 [K, batch], K known.
 
         Returns:
-          Per variable float32 [K, *variable.shape].
+          Per variable float64 [K, *variable.shape].
         """
+        shapes = [[weights.shape[0], *v.shape] for v in self._variables]
 
-        def plain():
-            return {
-                variable.ref(): total
-                for part in self._parts
-                for variable, total in zip(part.variables, part.weighted_sums(weights))
-            }
+        def in_order(sums):
+            return [
+                tf.reshape(sums[v.ref()], shape) if v.ref() in sums else tf.zeros(shape)
+                for v, shape in zip(self._variables, shapes)
+            ]
+
+        def plain(records):
+            return in_order(
+                {
+                    variable.ref(): total
+                    for part in self._parts
+                    for variable, total in zip(
+                        part.variables, part.weighted_sums(weights[:, records], records)
+                    )
+                }
+            )
 
         def exact():
             gradients, _ = self._by_the_second_way()
-            return {v: _weighted_sums(weights, g) for v, g in gradients.items()}
+            return _sum_of_parts(
+                batch,
+                lambda records: in_order(
+                    {
+                        v: _weighted_sums(weights[:, records], g[records])
+                        for v, g in gradients.items()
+                    }
+                ),
+                shapes,
+            )
 
-        def in_order(sums):
-            count = weights.shape[0]
-            return [
-                tf.reshape(sums[v.ref()], [count, *v.shape])
-                if v.ref() in sums
-                else tf.zeros([count, *v.shape])
-                for v in self._variables
-            ]
-
-        return tf.cond(self._is_plain, lambda: in_order(plain()), lambda: in_order(exact()))
+        batch = _batch_size(weights, axis=1)
+        return tf.cond(self._is_plain, lambda: _sum_of_parts(batch, plain, shapes), exact)
 
 
 def clip_weights(
@@ -204,7 +219,7 @@ def clipped_sums(
       residual_l2_norm_clip: C2, likewise (up to 1e12).
 
     Returns:
-      (clipped_grad_sum, residual_grad_sum): per variable float32 [*shape] or None. Private.
+      (clipped_grad_sum, residual_grad_sum): per variable float64 [*shape] or None. Private.
     """
     present = [g for g in gradients if g is not None]
     scaled, scale, scaled_norm = _scale([_flat(g) for g in present])
@@ -212,7 +227,11 @@ def clipped_sums(
     lengths = _clip_lengths(scale * scaled_norm, l2_norm_clip, residual_l2_norm_clip)
     weights = tf.math.divide_no_nan(tf.stack(lengths), scaled_norm)
 
-    sums = [_weighted_sums(weights, g) for g in scaled]
+    sums = _sum_of_parts(
+        _batch_size(scaled[0]),
+        lambda records: [_weighted_sums(weights[:, records], g[records]) for g in scaled],
+        [[2, g.shape[1]] for g in scaled],
+    )
     shapes = [g.shape[1:] for g in present]
     clipped = iter([tf.reshape(s[0], shape) for s, shape in zip(sums, shapes)])
     residual = iter([tf.reshape(s[1], shape) for s, shape in zip(sums, shapes)])
@@ -220,6 +239,47 @@ def clipped_sums(
         [None if g is None else next(clipped) for g in gradients],
         [None if g is None else next(residual) for g in gradients],
     )
+
+
+def _sum_of_parts(
+    batch: int | tf.Tensor,
+    sums_of: Callable[[slice], list[tf.Tensor]],
+    shapes: Sequence[Sequence[int]],
+) -> list[tf.Tensor]:
+    """Adds up float32 sums over parts of at most `PART` records in float64.
+
+    Args:
+      batch: number of records; a tensor where it is not known.
+      sums_of: the float32 sums over the records of one part.
+      shapes: of these sums.
+
+    Returns:
+      float64 tensors.
+    """
+
+    def add_part(start, totals):
+        sums = sums_of(slice(start, start + PART))
+        return start + PART, [total + tf.cast(s, tf.float64) for total, s in zip(totals, sums)]
+
+    if isinstance(batch, int) and batch <= PART:
+        return [tf.cast(s, tf.float64) for s in sums_of(slice(None))]
+    start, totals = 0, [tf.zeros(shape, tf.float64) for shape in shapes]
+    if isinstance(batch, int):  # XLA wants slices whose size is known.
+        while start < batch:
+            start, totals = add_part(start, totals)
+        return totals
+    _, totals = tf.while_loop(
+        lambda start, _: start < batch,
+        add_part,
+        (tf.constant(start), totals),
+        parallel_iterations=1,
+    )
+    return totals
+
+
+def _batch_size(x: tf.Tensor, axis: int = 0) -> int | tf.Tensor:
+    size = x.shape[axis]
+    return tf.shape(x)[axis] if size is None else size
 
 
 def _flat(gradients: tf.Tensor) -> tf.Tensor:

@@ -74,9 +74,9 @@ class PerExample:
         """The gradients themselves."""
         return self
 
-    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
-        """Sums over the batch for weights [K, batch]: per variable float32 [K, *shape]."""
-        sums = [tf.matmul(weights, _flat(g)) for g in self.gradients]
+    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
+        """Sums over some records for their weights [K, n]: per variable float32 [K, *shape]."""
+        sums = [tf.matmul(weights, _flat(g)[records]) for g in self.gradients]
         return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
 
     @classmethod
@@ -169,18 +169,19 @@ class Products:
             products = tf.matmul(self._inputs, self._gradients, transpose_a=True)
         return PerExample(self.variables, [self._to_variable(products)])
 
-    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
         """As in `PerExample`."""
         _, groups, _, fan_in = self._inputs.shape
         fan_out = self._gradients.shape[-1]
         count = weights.shape[0]
         if self._products is not None:
-            flat = tf.reshape(self._products, [-1, groups * fan_in * fan_out])
+            flat = tf.reshape(self._products[records], [-1, groups * fan_in * fan_out])
             sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
         else:
             # One matrix product for all weights, the smaller factor weighted: per group
             # [m, batch T] x [batch T, K p], or [K m, batch T] x [batch T, p].
-            factors, lighter = [self._inputs, self._gradients], int(fan_out <= fan_in)
+            factors = [self._inputs[records], self._gradients[records]]
+            lighter = int(fan_out <= fan_in)
             factors[lighter] = _repeat_weighted(factors[lighter], weights)
             sums = tf.matmul(*map(_positions_together, factors), transpose_a=True)
             if lighter:
@@ -211,7 +212,8 @@ class Convolution:
       images: what it goes over, float32 [batch, H, W, C].
       positions: what it has there, float32 [batch, h, w, ...].
       factors: from any examples of these two to A and G as `Products` takes them.
-      weighted_sum: from weights [batch] to a sum of weighted gradients, shaped like the kernel.
+      weighted_sum: from weights [n] of some records, and which these are, to the sum of their
+        weighted gradients, shaped like the kernel.
     """
 
     layer: tf.keras.layers.Layer
@@ -219,7 +221,7 @@ class Convolution:
     images: tf.Tensor
     positions: tf.Tensor
     factors: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    weighted_sum: Callable[[tf.Tensor], tf.Tensor]
+    weighted_sum: Callable[[tf.Tensor, slice], tf.Tensor]
 
     @property
     def bytes_of_example(self) -> int | None:
@@ -279,10 +281,10 @@ class Patches:
         """As in `PerExample`."""
         return self.products().exact()
 
-    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
         """As in `PerExample`."""
         of_weights = [
-            tf.add_n([call.weighted_sum(one) for call in self._calls])
+            tf.add_n([call.weighted_sum(one, records) for call in self._calls])
             for one in tf.unstack(weights)
         ]
         return [tf.stack(of_weights)]
@@ -781,15 +783,16 @@ def _part_of(call: Convolution, to_kernel) -> Products | Patches:
     return Patches([call], to_kernel)
 
 
-def _kernel_gradient(layer, kernel, inputs, gradients) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From weights [batch] to the sum of weighted gradients of a layer's kernel."""
+def _kernel_gradient(layer, kernel, inputs, gradients) -> Callable[[tf.Tensor, slice], tf.Tensor]:
+    """The `weighted_sum` of a `Convolution`."""
 
-    def weighted_sum(weights):
+    def weighted_sum(weights, records):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernel)
             # Its value is not used, so a graph does not compute it.
-            base_vars, _ = _before_activation(layer, inputs, tape)
-        return tape.gradient(base_vars, kernel, gradients * tf.reshape(weights, [-1, 1, 1, 1]))
+            base_vars, _ = _before_activation(layer, inputs[records], tape)
+        weighted = gradients[records] * tf.reshape(weights, [-1, 1, 1, 1])
+        return tape.gradient(base_vars, kernel, weighted)
 
     return weighted_sum
 

@@ -12,7 +12,8 @@ Formal guarantees:
   - The two are Gaussian mechanisms, the second chosen after the first. With sigma_1 and sigma_2
     such that 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma_w^2 they are together as private as
     `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary
-    3.3), which is what the ledger charges before the first is made.
+    3.3), which is what the ledger charges before the first is made. What their grids cost is the
+    same factor for all three (`grid.effective_noise_multiplier`), so it holds for these, too.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import tensorflow as tf
 from tf_efsgd.privacy import warm_start
 
 # Of phi_2, as `warm_start.VERSION`.
-VERSION = 1
+VERSION = 2
 # Adam in the first step of the fit to both releases.
 LEARNING_RATE = 2e-3
 
@@ -149,7 +150,7 @@ class Release:
     """What the second release showed, and what it is about. Public, all of it.
 
     Attributes:
-      sums: float32 [num_classes, size], as `warm_start.release` returns them.
+      sums: int64 [num_classes, size], as `warm_start.release` returns them.
       distances: see `LearnedFeatures`.
       classifier: its weights.
       generator: the generator's, fitted to the first release.

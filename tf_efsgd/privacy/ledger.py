@@ -30,8 +30,22 @@ import pathlib
 import secrets
 from typing import Any
 
-_FORMAT = 4
+_FORMAT = 5
 
+# Of a plan, what no change may touch.
+_FIXED = (
+    'dataset',
+    'dataset_size',
+    'image_shape',
+    'num_classes',
+    'images_per_person',
+    'persons',
+    'private_parameters',
+    'target_delta',
+    'warm_start_event',
+    'warm_start_noise_multiplier',
+    'learned_features_share',
+)
 # The position at which every ledger starts.
 START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
 
@@ -53,13 +67,18 @@ class Plan:
       unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
       expected_batch_size: mean number of records in a step.
       mechanism: the numbers that define a step, by name; empty when nothing is private.
+      private_parameters: how many parameters a step updates.
       warm_start_event: of what is released before the first step, like `event`; None without.
+      warm_start_noise_multiplier: sigma_w of that, over what one record moves it by; None without.
       learned_features_share: of its 1/sigma^2, for a second release; 0 without one.
       train_steps: the number of steps that may be reserved in all.
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
       steps_per_entry: the largest count of one entry.
       settings_sha256: of the settings that no resumed run may change.
+      images_per_person: K, where the unit of privacy is one person with up to K images; None where
+        it is one image.
+      persons: declared number of persons then.
     """
 
     dataset: str
@@ -70,13 +89,44 @@ class Plan:
     unproven_event: dict | None
     expected_batch_size: int
     mechanism: dict
+    private_parameters: int
     warm_start_event: dict | None
+    warm_start_noise_multiplier: float | None
     learned_features_share: float
     train_steps: int
     target_delta: float | None
     target_epsilon: float | None
     steps_per_entry: int
     settings_sha256: str
+    images_per_person: int | None = None
+    persons: int | None = None
+
+    @property
+    def unit_of_privacy(self) -> str:
+        """What is added to or removed from a data set to make a neighbour of it."""
+        if self.images_per_person is None:
+            return 'one image with its label'
+        return f'one person, with up to {self.images_per_person} images and their labels'
+
+    @property
+    def images_per_unit(self) -> int:
+        """How many images one unit of privacy has at most."""
+        return self.images_per_person or 1
+
+    @property
+    def units(self) -> int:
+        """The declared number of units of privacy: images or persons."""
+        return self.dataset_size if self.images_per_person is None else self.persons
+
+    @property
+    def one_unit(self) -> str:
+        """'one image' or 'one person'."""
+        return 'one image' if self.images_per_person is None else 'one person'
+
+    @property
+    def name_of_units(self) -> str:
+        """'images' or 'persons'."""
+        return 'images' if self.images_per_person is None else 'persons'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +222,13 @@ class Ledger:
         self._lock()
         try:
             self._write(
-                {'kind': 'plan', 'format': _FORMAT, 'run_id': self.run_id, **_to_json(plan)}
+                {
+                    'kind': 'plan',
+                    'unit_of_privacy': plan.unit_of_privacy,
+                    'format': _FORMAT,
+                    'run_id': self.run_id,
+                    **_to_json(plan),
+                }
             )
             os.link(temporary, self._path)  # Unlike rename, it never takes another's place.
         except FileExistsError as error:
@@ -320,8 +376,7 @@ class Ledger:
         Raises:
           LedgerError: if the plan is for other records.
         """
-        fixed = ('dataset', 'dataset_size', 'image_shape', 'num_classes', 'target_delta')
-        for name in (*fixed, 'warm_start_event', 'learned_features_share'):
+        for name in _FIXED:
             old, new = getattr(self.plan, name), getattr(plan, name)
             if old != new:
                 raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')

@@ -7,9 +7,9 @@ Formal guarantees:
     purpose, variable), the low word counts inside one draw.
   - A key lives in one process and its step counter only ever grows: nothing here is saved or
     restored, so a step that is run again after a crash gets fresh noise.
-  - Every draw is the sum of four independent ones, scaled by 1/2: TensorFlow's Box-Muller stops at
-    5.678 standard deviations, which alone would cost delta about 1e-3 in a long run (Holohan and
-    Braghin 2021); the sum stops where the normal tail is below 1e-19.
+  - DP noise is whole numbers of exactly the law that `grid` proves, from 128 uniform bits for each
+    of the three parts of a number; the last 64 bits are drawn only where the first ones do not
+    decide, about once in 10^15 draws. No floating-point number is in its way.
   - The random inputs of records (`normals_of_records`) are secret, used once, and independent from
     record to record, whatever the split of a batch over replicas and microbatches.
 
@@ -21,15 +21,19 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tensorflow as tf
+
+from tf_efsgd.privacy import grid
 
 # Purposes share a step's counters without meeting.
 CLIPPED_GRAD_SUM = 0
 RESIDUAL_GRAD_SUM = 1
 INPUTS_OF_RECORDS = 2
+# Added to the purpose of a draw whose first words do not decide, for its second ones.
+_SECOND_WORDS = 8
 
 # Bits of the counter's high word: step | purpose | variable.
 VARIABLE_BITS = 20
@@ -40,11 +44,14 @@ STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
 BLOCK_BITS = 48
 
 _PHILOX = 1
-_DRAWS = 4
 _BLOCK = 4
+# Normals that are added up for one input of a record.
+_NORMALS = 4
+# Beyond this a number on the grid would leave int64; nothing that is clipped comes near it.
+_LARGEST_INTEGER = 2.0**62
 
 # The randomness of one step, an argument of the `tf.function` that uses it: {'key': uint64 [1],
-# 'step': uint64 []}, or {'draws': per purpose and variable float32 standard normals}.
+# 'step': uint64 []}, or {'draws': per purpose and variable int64, as `integers` gives them}.
 StepNoise = Mapping[str, object]
 
 
@@ -92,27 +99,33 @@ class SecureNoise:
     """Noise whose every bit comes from the operating system's generator, step by step."""
 
     def next(self, shapes: Sequence[tf.TensorShape]) -> StepNoise:
-        """Draws one step's standard normals for variables of these shapes.
+        """Draws one step's noise for variables of these shapes.
 
         Returns:
-          {'draws': [purpose][variable] float32 `shape`}.
+          {'draws': [purpose][variable] int64 `shape`}.
         """
         purposes = (CLIPPED_GRAD_SUM, RESIDUAL_GRAD_SUM)
-        return {
-            'draws': [
-                [tf.constant(_secure_normals(shape), tf.float32) for shape in shapes]
-                for _ in purposes
-            ]
-        }
+        return {'draws': [[_secure_integers(shape) for shape in shapes] for _ in purposes]}
+
+
+def _secure_integers(shape: tf.TensorShape) -> tf.Tensor:
+    """As `integers`, from the operating system's bits; outside any graph."""
+    size = int(np.prod(shape, dtype=np.int64))
+
+    def words():
+        bits = np.frombuffer(os.urandom(8 * len(grid.SCALES) * size), np.uint64)
+        return tf.constant(bits.reshape(len(grid.SCALES), size))
+
+    return tf.reshape(_discrete_gaussian(words(), words), shape)
 
 
 def _secure_normals(shape: tf.TensorShape) -> np.ndarray:
     """Standard normals, float64 `shape`: Box-Muller on 53 random bits, four of them summed."""
     size = int(np.prod(shape, dtype=np.int64))
-    bits = np.frombuffer(os.urandom(2 * _DRAWS * size * 8), np.uint64).reshape(2, _DRAWS, size)
+    bits = np.frombuffer(os.urandom(2 * _NORMALS * size * 8), np.uint64).reshape(2, _NORMALS, size)
     uniform = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53  # in (0, 1]
     normal = np.sqrt(-2.0 * np.log(uniform[0])) * np.cos(2.0 * np.pi * uniform[1])
-    return normal.sum(axis=0).reshape(shape) / _DRAWS**0.5
+    return normal.sum(axis=0).reshape(shape) / _NORMALS**0.5
 
 
 class NoiseKeyVariables:
@@ -192,35 +205,86 @@ def counter(step: tf.Tensor, purpose: int, variable: int) -> tf.Tensor:
     return tf.stack([tf.zeros([], tf.uint64), tf.bitwise.bitwise_or(high, within_step)])
 
 
-def gaussian(
-    shape: tf.TensorShape | list[int],
-    stddev: tf.Tensor | float,
-    *,
-    step_noise: StepNoise,
-    purpose: int,
-    variable: int,
+def integers(
+    shape: tf.TensorShape | list[int], *, step_noise: StepNoise, purpose: int, variable: int
 ) -> tf.Tensor:
-    """One draw of N(0, stddev^2 I), the same wherever it is computed with the same arguments.
+    """One draw of the noise on the grid, the same wherever it is computed with the same arguments.
 
     Args:
       shape: static shape of the draw.
-      stddev: float32 [], >= 0.
       step_noise: of this step, from `next` of a key or of a `SecureNoise`; never used twice.
-      purpose: see `counter`.
+      purpose: in [0, 8), see `counter`.
       variable: see `counter`.
 
     Returns:
-      float32 `shape`.
+      int64 `shape`, in steps of the grid: discrete Gaussians of standard deviation `grid.STDDEV`.
     """
     if 'draws' in step_noise:
-        return step_noise['draws'][purpose][variable] * stddev
-    draws = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[_DRAWS, *shape],
-        key=step_noise['key'],
-        counter=counter(step_noise['step'], purpose, variable),
-        alg=_PHILOX,
+        return step_noise['draws'][purpose][variable]
+    shape = tf.TensorShape(shape).as_list()
+
+    def words(of_purpose):
+        return tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=[len(grid.SCALES), int(np.prod(shape, dtype=np.int64))],
+            key=step_noise['key'],
+            counter=counter(step_noise['step'], of_purpose, variable),
+            alg=_PHILOX,
+            dtype=tf.uint64,
+        )
+
+    drawn = _discrete_gaussian(words(purpose), lambda: words(purpose + _SECOND_WORDS))
+    return tf.reshape(drawn, shape)
+
+
+def _discrete_gaussian(words: tf.Tensor, second_words: Callable[[], tf.Tensor]) -> tf.Tensor:
+    """The law of `grid`, from uniform bits.
+
+    Args:
+      words: uint64 [3, size], uniform.
+      second_words: draws as many more, independent; called only where they are needed.
+
+    Returns:
+      int64 [size].
+    """
+    thresholds, second_thresholds, others = grid.alias_table()
+    column = tf.cast(
+        tf.bitwise.right_shift(words, tf.constant(grid.FIRST_BITS, tf.uint64)), tf.int32
     )
-    return tf.reduce_sum(draws, axis=0) * (stddev / _DRAWS**0.5)
+    first = tf.bitwise.bitwise_and(words, tf.constant(2**grid.FIRST_BITS - 1, tf.uint64))
+    first = tf.bitcast(first, tf.int64)
+    threshold = tf.gather(tf.constant(thresholds), column)
+    keeps = first < threshold
+    undecided = tf.equal(first, threshold)
+
+    def decided():
+        second = tf.gather(tf.constant(second_thresholds), column)
+        return tf.where(undecided, second_words() < second, keeps)
+
+    keeps = tf.cond(tf.reduce_any(undecided), decided, lambda: keeps)
+    parts = tf.where(keeps, column - grid.LARGEST_PART, tf.gather(tf.constant(others), column))
+    # At most 1,664 (1 + 64 + 4,096): far within int32.
+    total = tf.add_n([scale * part for scale, part in zip(grid.SCALES, tf.unstack(parts))])
+    return tf.cast(total, tf.int64)
+
+
+def to_grid(total: tf.Tensor, step: float) -> tf.Tensor:
+    """Rounds a sum over all parts and replicas to the grid, once.
+
+    Args:
+      total: float64. PRIVATE.
+      step: gamma > 0, see `grid.step`.
+
+    Returns:
+      int64, in steps. Two sums come at most 1 step further apart in each number. What would leave
+      int64 is cut off there, which brings no two sums further apart.
+    """
+    scaled = tf.clip_by_value(total / step, -_LARGEST_INTEGER, _LARGEST_INTEGER)
+    return tf.cast(tf.round(scaled), tf.int64)
+
+
+def from_grid(noisy: tf.Tensor, step: float) -> tf.Tensor:
+    """The float32 numbers of released integers: post-processing."""
+    return tf.cast(tf.cast(noisy, tf.float64) * step, tf.float32)
 
 
 def normals_of_records(
@@ -248,7 +312,7 @@ def normals_of_records(
     Args:
       num_rows: int32 [], records in this part of the batch.
       shape: static shape of one row.
-      step_noise: of this step, as for `gaussian`.
+      step_noise: of this step, as for `integers`.
       variable: position of this input among those of a record, see `counter`.
       replica: int32 [], which replica's records these are, in [0, 2^16).
       first_row: int32 [], how many of the replica's records came before in this step; a row does

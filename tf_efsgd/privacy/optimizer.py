@@ -1,22 +1,14 @@
 """Error-feedback DP-SGD as a Keras optimizer: clip, release, feed back, update.
 
 `make_error_feedback_optimizer_class` stands beside TF Privacy's
-`make_vectorized_keras_optimizer_class`. One private step (B: `expected_batch_size`, sigma:
-`noise_multiplier`, rho: `residual_share`):
-
-    clipped_grad_sum  = sum_i clip(g_i, C1)                  residual_grad_sum = sum_i r_i
-    noisy_grad_sum    = clipped_grad_sum + N(0, sigma^2 C1^2 / (1 - rho))
-    noisy_residual_sum = residual_grad_sum + N(0, sigma^2 C2^2 / rho)
-    u = E + noisy_residual_sum / B;  d = clip((1 - beta) u, Ce);  E <- u - d
-    the base optimizer gets noisy_grad_sum / B + d
+`make_vectorized_keras_optimizer_class`. `private_step` is what one step does and
+`mechanism.Mechanism` the numbers of it; the base optimizer gets v, as if it were the gradient.
 
 Formal guarantees:
-  - Scaled by their noise, the two sums move by at most 1 / sigma when one record is added or
-    removed, whatever rho, C1 and C2: one step is one Gaussian mechanism, `dp_event`, on the
-    sampled records.
+  - One step is one Gaussian mechanism, `dp_event`, on the sampled records.
   - E holds noised quantities only; it, the update and all later state are post-processing.
     (Not with error_feedback='hidden', the published variant: see `feed_back_hidden`, and
-    `accounting.hidden_step_event` for what it really spends.)
+    `Mechanism.step_event` for what it really spends.)
   - With several replicas the sums are all-reduced first; then every replica computes the same
     noise, once for all of them, and the same update.
 """
@@ -24,235 +16,16 @@ Formal guarantees:
 from __future__ import annotations
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 
 import dp_accounting
 import tensorflow as tf
 
-from tf_efsgd.privacy import accounting, clipping, layer_norms, noise
-from tf_efsgd.privacy import error_feedback as feedback
-
-ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
+from tf_efsgd.privacy import clipping, layer_norms, noise, private_step
+from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
 _BUFFER = 'error_feedback'
-# Clipping squares lengths in float32: beyond these they would underflow or overflow.
-_SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9
-# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
-_WHOLE_RESIDUAL = 1e12
-
-
-@dataclasses.dataclass(frozen=True)
-class Mechanism:
-    """The numbers that define a private step; validated, public.
-
-    Attributes:
-      l2_norm_clip: C1, length to which every record's gradient is clipped; all norms here are
-        between 1e-9 and 1e9.
-      noise_multiplier: sigma >= 0; 0 adds no noise and claims no epsilon.
-      error_feedback: 'private'; 'none' for plain DP-SGD; 'hidden' for the published variant with a
-        buffer that is not noised.
-      residual_l2_norm_clip: C2 > 0, length to which what clipping cut of one gradient is clipped;
-        hidden: the largest norm given back in one step, in units of the sum, like C1.
-      residual_share: rho in [0, 1), share of the budget (in 1/sigma^2) spent on the residual.
-      feedback_decay: beta in [0, 1), part of the buffer kept back at each step.
-      feedback_l2_norm_clip: Ce > 0, largest norm given back in one step; None: no limit.
-    """
-
-    l2_norm_clip: float
-    noise_multiplier: float
-    error_feedback: str = 'private'
-    residual_l2_norm_clip: float = 1.0
-    residual_share: float = 0.1
-    feedback_decay: float = 0.9
-    feedback_l2_norm_clip: float | None = None
-
-    def __post_init__(self):
-        def require(ok, name, allowed):
-            if not ok:
-                raise ValueError(f'{name} must be {allowed}. Received: {getattr(self, name)!r}.')
-
-        def is_norm(value):
-            return _SMALLEST_NORM <= value <= _LARGEST_NORM
-
-        norms = f'between {_SMALLEST_NORM:g} and {_LARGEST_NORM:g}'
-        require(is_norm(self.l2_norm_clip), 'l2_norm_clip', norms)
-        require(
-            math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0,
-            'noise_multiplier',
-            'finite and not negative (0: no noise, no privacy)',
-        )
-        require(
-            self.error_feedback in ERROR_FEEDBACK_MODES,
-            'error_feedback',
-            'one of ' + ', '.join(ERROR_FEEDBACK_MODES),
-        )
-        require(is_norm(self.residual_l2_norm_clip), 'residual_l2_norm_clip', norms)
-        require(0 <= self.residual_share < 1, 'residual_share', 'in [0, 1)')
-        require(0 <= self.feedback_decay < 1, 'feedback_decay', 'in [0, 1)')
-        require(
-            self.feedback_l2_norm_clip is None or is_norm(self.feedback_l2_norm_clip),
-            'feedback_l2_norm_clip',
-            f'None, or {norms}',
-        )
-
-    @property
-    def feeds_back(self) -> bool:
-        """Whether a residual is released at all; without one the step is plain DP-SGD."""
-        return self.error_feedback == 'private' and self.residual_share > 0
-
-    @property
-    def hides_buffer(self) -> bool:
-        """Whether the error buffer is private state: the published variant."""
-        return self.error_feedback == 'hidden'
-
-    @property
-    def has_buffer(self) -> bool:
-        """Whether there is an error buffer at all."""
-        return self.feeds_back or self.hides_buffer
-
-    @property
-    def clipped_noise_stddev(self) -> float:
-        """Standard deviation of the noise on `clipped_grad_sum`: C1 sigma / sqrt(1 - rho)."""
-        share = self.residual_share if self.feeds_back else 0.0
-        return self.l2_norm_clip * self.noise_multiplier / math.sqrt(1.0 - share)
-
-    @property
-    def residual_noise_stddev(self) -> float:
-        """Standard deviation of the noise on `residual_grad_sum`: C2 sigma / sqrt(rho)."""
-        if not self.residual_share:
-            return math.inf
-        return self.residual_l2_norm_clip * self.noise_multiplier / math.sqrt(self.residual_share)
-
-    @property
-    def dp_event(self) -> dp_accounting.DpEvent:
-        """The event of one step on the sampled records, without the sampling.
-
-        `NonPrivateDpEvent` without noise, and with a hidden buffer: what that leaks does not
-        depend on whether a step samples a record, so no sampling may be accounted; see
-        `step_event`.
-        """
-        if self.noise_multiplier == 0 or self.hides_buffer:
-            return dp_accounting.NonPrivateDpEvent()
-        return dp_accounting.GaussianDpEvent(self.noise_multiplier)
-
-    def step_event(self, sampling_probability: float) -> dp_accounting.DpEvent:
-        """The event of one step with its Poisson sampling, for the ledger.
-
-        Args:
-          sampling_probability: q in (0, 1].
-
-        Returns:
-          `PoissonSampledDpEvent(q, dp_event)`; hidden: `accounting.hidden_step_event`, which
-          sampling does not amplify.
-        """
-        if self.hides_buffer and self.noise_multiplier:
-            return accounting.hidden_step_event(
-                self.noise_multiplier, self.l2_norm_clip, self.residual_l2_norm_clip
-            )
-        return dp_accounting.PoissonSampledDpEvent(sampling_probability, self.dp_event)
-
-    def clipped_sums(
-        self, gradients: Sequence[tf.Tensor | None]
-    ) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
-        """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
-        residual_clip = _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip
-        return clipping.clipped_sums(gradients, self.l2_norm_clip, residual_clip)
-
-    def batch_sums(
-        self, gradients: clipping.BatchGradients
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-        """The private sums of one step, as `clipped_sums`, from one backward pass over a batch."""
-        weights = self._weights(gradients.norms)
-        if not self.has_buffer:
-            clipped = [s[0] for s in gradients.weighted_sums(weights[:1])]
-            return clipped, [tf.zeros_like(s) for s in clipped]
-        sums = gradients.weighted_sums(weights)
-        return [s[0] for s in sums], [s[1] for s in sums]
-
-    def batch_delivered_sum(self, gradients: clipping.BatchGradients) -> list[tf.Tensor]:
-        """`delivered_sums` of `batch_sums`, with one sum less to make where that is possible."""
-        if self.hides_buffer:
-            return self.delivered_sums(*self.batch_sums(gradients))
-        weights = self._weights(gradients.norms)
-        arrives = tf.reduce_sum(weights if self.feeds_back else weights[:1], axis=0, keepdims=True)
-        return [s[0] for s in gradients.weighted_sums(arrives)]
-
-    def _weights(self, norms):
-        """Of c and of r, [2, batch]."""
-        residual_clip = _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip
-        return tf.stack(clipping.clip_weights(norms, self.l2_norm_clip, residual_clip))
-
-    def release(
-        self,
-        clipped_grad_sum: Sequence[tf.Tensor],
-        residual_grad_sum: Sequence[tf.Tensor],
-        buffer: Sequence[tf.Tensor] | None,
-        divisor: tf.Tensor | float,
-        step_noise: noise.StepNoise,
-    ) -> tuple[list[tf.Tensor], list[tf.Tensor] | None]:
-        """Adds the noise of one step to the sums over ALL replicas, and feeds back. Pure.
-
-        Args:
-          clipped_grad_sum: float32, one per variable. PRIVATE.
-          residual_grad_sum: likewise. PRIVATE.
-          buffer: E; None if there is none (`has_buffer`).
-          divisor: B.
-          step_noise: of this step, see `noise.gaussian`.
-
-        Returns:
-          (v = A/B + d, the new buffer or None). Public, but for the hidden buffer.
-        """
-        noisy_grad_sum = self._add_noise(
-            clipped_grad_sum, self.clipped_noise_stddev, step_noise, noise.CLIPPED_GRAD_SUM
-        )
-        if self.hides_buffer:
-            delivered, buffer = feedback.feed_back_hidden(
-                buffer, residual_grad_sum, self.residual_l2_norm_clip
-            )
-            return [(a + d) / divisor for a, d in zip(noisy_grad_sum, delivered)], buffer
-        gradient = [a / divisor for a in noisy_grad_sum]
-        if not self.feeds_back:
-            return gradient, None
-        noisy_residual_sum = self._add_noise(
-            residual_grad_sum, self.residual_noise_stddev, step_noise, noise.RESIDUAL_GRAD_SUM
-        )
-        delivered, buffer = feedback.feed_back(
-            buffer,
-            [r / divisor for r in noisy_residual_sum],
-            self.feedback_decay,
-            self.feedback_l2_norm_clip,
-        )
-        return [g + d for g, d in zip(gradient, delivered)], buffer
-
-    def _add_noise(self, sums, stddev, step_noise, purpose):
-        if not self.noise_multiplier:
-            return list(sums)
-        return [
-            s + noise.gaussian(s.shape, stddev, step_noise=step_noise, purpose=purpose, variable=i)
-            for i, s in enumerate(sums)
-        ]
-
-    def delivered_sums(
-        self, clipped_grad_sum: Sequence[tf.Tensor], residual_grad_sum: Sequence[tf.Tensor]
-    ) -> list[tf.Tensor]:
-        """What of two clipped sums arrives in the end, for sums that need no privacy.
-
-        Args:
-          clipped_grad_sum: of generated images, from `clipped_sums`.
-          residual_grad_sum: likewise.
-
-        Returns:
-          The sums without the residual where nothing feeds it back; hidden: with C2 of it.
-        """
-        if not self.has_buffer:
-            return list(clipped_grad_sum)
-        if self.hides_buffer:
-            residual_grad_sum, _ = tf.clip_by_global_norm(
-                list(residual_grad_sum), self.residual_l2_norm_clip
-            )
-        return [c + r for c, r in zip(clipped_grad_sum, residual_grad_sum)]
 
 
 def new_noise(secure: bool = False) -> noise.NoiseKey | noise.SecureNoise:
@@ -425,17 +198,20 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             self._num_microbatches = num_microbatches
             self._own_randomness = noise.NoiseKeyVariables()
             self._released = False
+            self._parameters = ASSUMED_PARAMETERS
 
         @property
         def dp_event(self) -> dp_accounting.DpEvent:
             """The `DpEvent` of one step on the sampled records (sampling not included).
 
-            `NonPrivateDpEvent` without noise, with a hidden buffer, and when sums are divided by
-            the size of the batch, which is private under add-or-remove-one neighbours.
+            It counts what releasing so many parameters on a grid costs: 2^20 of them, or those of
+            the largest step so far where that is more. `NonPrivateDpEvent` without noise, with a
+            hidden buffer, and when sums are divided by the size of the batch, which is private
+            under add-or-remove-one neighbours.
             """
             if self.expected_batch_size is None:
                 return dp_accounting.NonPrivateDpEvent()
-            return self.mechanism.dp_event
+            return self.mechanism.dp_event(self._parameters)
 
         def clipped_sums(
             self,
@@ -451,7 +227,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
               var_list: variables the step updates.
 
             Returns:
-              (clipped_grad_sum, residual_grad_sum), float32, shaped like `var_list`.
+              (clipped_grad_sum, residual_grad_sum), float64, shaped like `var_list`.
             """
             gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
             return self._dense_clipped_sums(gradients, var_list)
@@ -473,12 +249,13 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
               var_list: variables the step updates.
 
             Returns:
-              (clipped_grad_sum, residual_grad_sum), float32, shaped like `var_list`.
+              (clipped_grad_sum, residual_grad_sum), float64, shaped like `var_list`.
 
             Raises:
               layer_norms.UnsupportedLayerError: if a layer has no rule.
             """
-            return self.mechanism.batch_sums(_batch_gradients(models, losses_of, var_list))
+            gradients = _batch_gradients(models, losses_of, var_list)
+            return private_step.batch_sums(self.mechanism, gradients)
 
         def batch_delivered_sum(
             self,
@@ -487,7 +264,14 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             var_list: Sequence[tf.Variable],
         ) -> list[tf.Tensor]:
             """The same for generated images, which need no privacy: what of theirs arrives."""
-            return self.mechanism.batch_delivered_sum(_batch_gradients(models, losses_of, var_list))
+            gradients = _batch_gradients(models, losses_of, var_list)
+            return private_step.batch_delivered_sum(self.mechanism, gradients)
+
+        def delivered_sums(
+            self, clipped_grad_sum: Sequence[tf.Tensor], residual_grad_sum: Sequence[tf.Tensor]
+        ) -> list[tf.Tensor]:
+            """What of `clipped_sums` of generated images arrives in the end, float32."""
+            return private_step.delivered_sums(self.mechanism, clipped_grad_sum, residual_grad_sum)
 
         def measured_sums(
             self,
@@ -529,8 +313,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Call it in a replica context, by every replica with the same noise.
 
             Args:
-              clipped_grad_sum: of this replica, from `clipped_sums`.
-              residual_grad_sum: of this replica, from `clipped_sums`.
+              clipped_grad_sum: float64, of this replica, from `clipped_sums`.
+              residual_grad_sum: likewise.
               var_list: the same variables.
               step_noise: `new_noise().next(shapes)`, an argument of the `tf.function`; never used
                 before.
@@ -543,6 +327,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """
             replica = tf.distribute.get_replica_context()
             has_buffer = self.mechanism.has_buffer
+            parameters = sum(variable.shape.num_elements() for variable in var_list)
+            self._parameters = max(self._parameters, parameters)
             if replica.num_replicas_in_sync > 1:
                 sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
                 clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
@@ -550,7 +336,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             buffer = None
             if has_buffer:
                 buffer = [tf.convert_to_tensor(e) for e in self._buffer(var_list)]
-            public_gradient, buffer = self.mechanism.release(
+            public_gradient, buffer = private_step.release(
+                self.mechanism,
                 clipped_grad_sum,
                 residual_grad_sum,
                 buffer,
@@ -562,10 +349,13 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             return public_gradient
 
         def _dense_clipped_sums(self, gradients, var_list):
-            clipped, residual = self.mechanism.clipped_sums(gradients)
+            clipped, residual = private_step.clipped_sums(self.mechanism, gradients)
 
             def dense(sums):
-                return [tf.zeros(v.shape) if s is None else s for s, v in zip(sums, var_list)]
+                return [
+                    tf.zeros(v.shape, tf.float64) if s is None else s
+                    for s, v in zip(sums, var_list)
+                ]
 
             return dense(clipped), dense(residual)
 

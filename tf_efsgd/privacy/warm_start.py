@@ -6,13 +6,20 @@ that their maximum mean discrepancy (MMD) falls. In the line of DP-MERF (Harder 
 random Fourier features of windows beside those of whole images.
 
 Formal guarantees:
-  - One record moves F by at most 1: its class block alone, by a vector whose norm is at most 1
-    whatever the record holds, so `release` is `GaussianDpEvent(sigma_w)`, without sampling.
+  - F is released on a grid with steps of gamma = sigma_w / s (`grid`). Every record's contribution
+    is rounded to integers before it is added, and its squared norm, computed exactly, is at most
+    (1 / gamma)^2: so one record moves F by at most 1, its class block alone, whatever it holds. The
+    sum of integers is exact in any order, over any parts.
+  - The noise is integers (`noise.integers`): `release` is
+    `GaussianDpEvent(grid.effective_noise_multiplier(sigma_w, None))`, without sampling.
   - phi is fixed before it sees a record: that of `FeatureMap` by public constants and the image
     shape, that of `learned_features` by what an earlier release showed, too.
   - A record whose features are not finite counts as zero, by selection.
   - No number that depends on the records leaves `release` but the noisy F: class means are F
     divided by a noisy count, which is a coordinate of F itself. `fit` sees F alone.
+
+Tested, not proven: that a record's features, which are float32, do not depend on which other
+records are computed beside them, nor on its place among them.
 """
 
 from __future__ import annotations
@@ -26,10 +33,10 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd.privacy import noise
+from tf_efsgd.privacy import grid, noise
 
-# Of phi: sums that another version released mean nothing to this one.
-VERSION = 2
+# Of phi and of the form it is released in: other versions' releases mean nothing to this one.
+VERSION = 3
 # Public seed of the random features: the same for all runs.
 _SEED = (2601, 15061)
 # Larger images are pooled to this first: fine detail would drown in the noise.
@@ -45,9 +52,11 @@ _BANDWIDTH = 0.18
 _SMALL_WINDOW = 25
 # Of the constant feature that counts the records of a class.
 _COUNT = 0.1
-# Rounding must not carry a record beyond norm 1.
+# Rounding to the grid shall not carry a usual record beyond norm 1.
 _BOUND = 1.0 - 1e-5
 _RECORDS_PER_PART = 512
+# By so much a record's contribution that is too long is scaled down further, time after time.
+_SHRINK = 1.0 - 2.0**-20
 # A class is never taken for smaller than this part of an even share.
 _SMALLEST_CLASS = 0.01
 
@@ -89,20 +98,63 @@ class GroupedFeatures(tf.Module):
         return _bounded(tf.concat([*groups, count], axis=-1))
 
     @tf.function(reduce_retracing=True)
-    def class_sums(self, images: tf.Tensor, labels: tf.Tensor, num_classes: int) -> tf.Tensor:
-        """Sums of phi by class, PRIVATE.
+    def class_sums(
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        num_classes: int,
+        step: tf.Tensor,
+        largest_squared_norm: tf.Tensor,
+    ) -> tf.Tensor:
+        """Sums by class of what the records contribute, PRIVATE.
 
         Args:
           images: uint8 [n, H, W, C].
           labels: int32 [n]; negative ones count nowhere.
           num_classes: number of labels.
+          step: float64 [], gamma.
+          largest_squared_norm: int64 [], of one record's contribution, in steps.
 
         Returns:
-          float64 [num_classes, size].
+          int64 [num_classes, size], in steps.
         """
         phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
-        # Not a matrix product: with TensorFloat-32 its inputs, and so the bound, are rounded.
-        return tf.math.unsorted_segment_sum(tf.cast(phi, tf.float64), labels, num_classes)
+        # Not a matrix product: that has no integers.
+        contributions = on_grid(phi, step, largest_squared_norm)
+        return tf.math.unsorted_segment_sum(contributions, labels, num_classes)
+
+
+def on_grid(phi: tf.Tensor, step: tf.Tensor, largest_squared_norm: tf.Tensor) -> tf.Tensor:
+    """Rounds records' features to the grid and holds their norms to the bound, exactly.
+
+    Args:
+      phi: float32 [n, size], rows of norm about 1 at most, finite.
+      step: float64 [], gamma > 0.
+      largest_squared_norm: int64 [], floor(1 / gamma^2).
+
+    Returns:
+      int64 [n, size], in steps: round(phi / gamma), scaled down and rounded again for as long as
+      the sum of squares, an integer, is above the bound.
+    """
+    exact = tf.cast(phi, tf.float64) / step
+
+    def squared_norms(rounded):
+        return tf.reduce_sum(rounded * rounded, axis=1)
+
+    def is_too_long(_, rounded):
+        return tf.reduce_any(squared_norms(rounded) > largest_squared_norm)
+
+    def shrink(exact, rounded):
+        squares = squared_norms(rounded)
+        ratio = tf.cast(largest_squared_norm, tf.float64) / tf.cast(squares, tf.float64)
+        factor = tf.where(squares > largest_squared_norm, _SHRINK * tf.sqrt(ratio), 1.0)
+        exact *= factor[:, tf.newaxis]
+        return exact, tf.cast(tf.round(exact), tf.int64)
+
+    _, rounded = tf.while_loop(
+        is_too_long, shrink, (exact, tf.cast(tf.round(exact), tf.int64)), parallel_iterations=1
+    )
+    return rounded
 
 
 class FeatureMap(GroupedFeatures):
@@ -223,45 +275,49 @@ def release(
       noise_source: one of its own, as `optimizer.new_noise` makes it.
 
     Returns:
-      Noisy sums, float32 [num_classes, features.size].
+      Noisy sums, int64 [num_classes, features.size], in steps of
+      `grid.class_sum_step(noise_multiplier)`.
     """
-    sums = np.zeros([num_classes, features.size])
+    sums = np.zeros([num_classes, features.size], np.int64)
+    bounds = (
+        tf.constant(grid.class_sum_step(noise_multiplier), tf.float64),
+        tf.constant(grid.largest_squared_norm(noise_multiplier), tf.int64),
+    )
     for start in range(0, len(images), _RECORDS_PER_PART):
         part = images[start : start + _RECORDS_PER_PART]
         missing = _RECORDS_PER_PART - len(part)
         padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)])
         of_part = np.pad(labels[start : start + len(part)], (0, missing), constant_values=-1)
-        sums += features.class_sums(tf.constant(padded), tf.constant(of_part), num_classes).numpy()
+        sums += features.class_sums(
+            tf.constant(padded), tf.constant(of_part), num_classes, *bounds
+        ).numpy()
     if noise_multiplier:
         step_noise = noise_source.next([tf.TensorShape(sums.shape)])
-        sums += _gaussian(sums.shape, noise_multiplier, step_noise).numpy()
-    return sums.astype(np.float32)
+        sums += _integers(sums.shape, step_noise).numpy()
+    return sums
 
 
 @tf.function
-def _gaussian(shape, noise_multiplier, step_noise):
+def _integers(shape, step_noise):
     """In a graph: the key is an argument there, never a constant."""
     # The source is used for nothing else, so there are no purposes to tell apart.
-    return noise.gaussian(
-        shape,
-        noise_multiplier,
-        step_noise=step_noise,
-        purpose=noise.CLIPPED_GRAD_SUM,
-        variable=0,
-    )
+    return noise.integers(shape, step_noise=step_noise, purpose=noise.CLIPPED_GRAD_SUM, variable=0)
 
 
-def class_means(sums: np.ndarray, dataset_size: int) -> np.ndarray:
+def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) -> np.ndarray:
     """Mean features of each class and group: post-processing of a release.
 
     Args:
-      sums: F, float32 [classes, features], the last feature the constant that counts.
+      sums: F, int64 [classes, features], as `release` returns it; the last feature is the constant
+        that counts.
+      noise_multiplier: of the release.
       dataset_size: declared number of records.
 
     Returns:
       float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided
       by its noisy count.
     """
+    sums = sums * grid.class_sum_step(noise_multiplier)
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (_COUNT * _BOUND), _SMALLEST_CLASS * even)
     share = _BOUND * math.sqrt((1.0 - _COUNT**2) / GROUPS)

@@ -8,8 +8,8 @@ import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from tf_efsgd import config
-from tf_efsgd.privacy import accounting
+from tf_efsgd import budget, config
+from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,18 +166,8 @@ def _with_unproven_noise(settings: config.RunConfig) -> config.RunConfig:
     privacy, data = settings.privacy, settings.data
     if data.dataset_size is None or privacy.target_epsilon is None:
         raise config.ConfigError('an unproven epsilon needs --dataset_size and --target_epsilon')
-    warm_start = accounting.warm_start_event(
-        privacy.target_epsilon, privacy.target_delta, privacy.warm_start_share
-    )
-    noise_of_warm_start = warm_start and _few_digits(warm_start.noise_multiplier)
-    noise_multiplier = _plain_noise(
-        privacy.target_epsilon,
-        privacy.target_delta,
-        privacy.expected_batch_size,
-        min(data.dataset_size, data.limit_records or data.dataset_size),
-        privacy.train_steps,
-        noise_of_warm_start,
-    )
+    size = min(data.dataset_size, data.limit_records or data.dataset_size)
+    noise_multiplier, noise_of_warm_start = _plain_noise(settings.privacy, size)
     return dataclasses.replace(
         settings,
         privacy=dataclasses.replace(
@@ -196,19 +186,18 @@ def _few_digits(noise_multiplier: float) -> float:
 
 
 @functools.cache
-def _plain_noise(
-    epsilon: float,
-    delta: float,
-    batch_size: int,
-    size: int,
-    steps: int,
-    noise_of_warm_start: float | None,
-) -> float:
-    """What plain DP-SGD needs beside the warm start."""
-    sampled = accounting.sampling_probability(batch_size, size)
-    warm_start = accounting.warm_start_event(None, delta, 0.0, noise_of_warm_start)
-    found = accounting.calibrate_noise_multiplier(epsilon, delta, sampled, steps, warm_start)
-    return _few_digits(found)
+def _plain_noise(privacy: config.PrivacyConfig, size: int) -> tuple[float, float | None]:
+    """What plain DP-SGD needs at the same target: for the steps, and for a warm start."""
+    plain = dataclasses.replace(privacy, error_feedback='none')
+    facts = {'dataset': '', 'dataset_size': size, 'image_shape': (0, 0, 0), 'num_classes': 0}
+    plan = budget.make_plan(
+        config.RunConfig(privacy=plain), facts, ASSUMED_PARAMETERS, say=lambda *_, **__: None
+    )
+    of_warm_start = plan.warm_start_noise_multiplier
+    return (
+        _few_digits(plan.mechanism['noise_multiplier']),
+        None if of_warm_start is None else _few_digits(of_warm_start),
+    )
 
 
 def show_command(row: Row, settings: config.RunConfig, overrides: Sequence[str] = ()) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
-from tf_efsgd import files
+from tf_efsgd import files, rounding
 from tf_efsgd.results import grids
 from tf_efsgd.results.runs import Run
 
@@ -323,8 +323,8 @@ def _epsilon(runs: Sequence[dict]) -> str:
 
 def _up(values: Sequence[float | None]) -> str:
     if None in values:  # As the statement writes infinity.
-        return '∞'
-    return f'{math.ceil(100 * max(values)) / 100:,.2f}'
+        return 'none'
+    return rounding.up(max(values))
 
 
 def _steps(runs: Sequence[dict]) -> str:

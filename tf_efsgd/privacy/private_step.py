@@ -1,0 +1,169 @@
+"""One private step as tensors: clip, add up, release on the grid, feed back. Pure.
+
+`mechanism` has its numbers. With A and R the two released sums, B the divisor:
+
+    clipped_grad_sum = sum_i clip(g_i, C1)                   residual_grad_sum = sum_i r_i
+    A = clipped_grad_sum + N(0, sigma^2 C1^2 / (1 - rho))    R = residual_grad_sum + N(0, ...)
+    u = E + R / B;  d = clip((1 - beta) u, Ce);  E <- u - d;  v = A / B + d
+
+Formal guarantees:
+  - A and R are integers on the grids of `Mechanism.clipped_step` and `residual_step`: each sum is
+    rounded once, over all replicas and parts, and gets integers of noise (`noise.integers`).
+    Everything else is computed from these integers.
+  - Nothing but the noisy integers leaves `release`, except with a hidden buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import tensorflow as tf
+
+from tf_efsgd.privacy import clipping, noise
+from tf_efsgd.privacy import error_feedback as feedback
+from tf_efsgd.privacy.mechanism import Mechanism
+
+# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
+_WHOLE_RESIDUAL = 1e12
+
+
+def clipped_sums(
+    mechanism: Mechanism, gradients: Sequence[tf.Tensor | None]
+) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
+    """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
+    return clipping.clipped_sums(gradients, *_clips(mechanism))
+
+
+def batch_sums(
+    mechanism: Mechanism, gradients: clipping.BatchGradients
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """The private sums of one step, as `clipped_sums`, from one backward pass over a batch."""
+    weights = _weights(mechanism, gradients.norms)
+    if not mechanism.has_buffer:
+        clipped = [s[0] for s in gradients.weighted_sums(weights[:1])]
+        return clipped, [tf.zeros_like(s) for s in clipped]
+    sums = gradients.weighted_sums(weights)
+    return [s[0] for s in sums], [s[1] for s in sums]
+
+
+def batch_delivered_sum(
+    mechanism: Mechanism, gradients: clipping.BatchGradients
+) -> list[tf.Tensor]:
+    """`delivered_sums` of `batch_sums`, with one sum less to make where that is possible."""
+    if mechanism.hides_buffer:
+        return delivered_sums(mechanism, *batch_sums(mechanism, gradients))
+    weights = _weights(mechanism, gradients.norms)
+    arrives = tf.reduce_sum(weights if mechanism.feeds_back else weights[:1], axis=0, keepdims=True)
+    return _to_float32([s[0] for s in gradients.weighted_sums(arrives)])
+
+
+def _clips(mechanism):
+    residual_clip = mechanism.residual_l2_norm_clip
+    return mechanism.l2_norm_clip, _WHOLE_RESIDUAL if mechanism.hides_buffer else residual_clip
+
+
+def _weights(mechanism, norms):
+    """Of c and of r, [2, batch]."""
+    return tf.stack(clipping.clip_weights(norms, *_clips(mechanism)))
+
+
+def _to_float32(sums):
+    return [tf.cast(s, tf.float32) for s in sums]
+
+
+def delivered_sums(
+    mechanism: Mechanism,
+    clipped_grad_sum: Sequence[tf.Tensor],
+    residual_grad_sum: Sequence[tf.Tensor],
+) -> list[tf.Tensor]:
+    """What of two clipped sums arrives in the end, for sums that need no privacy.
+
+    Args:
+      mechanism: of the step.
+      clipped_grad_sum: of generated images, from `clipped_sums`.
+      residual_grad_sum: likewise.
+
+    Returns:
+      float32 sums, without the residual where nothing feeds it back; hidden: with C2 of it.
+    """
+    clipped, residual = _to_float32(clipped_grad_sum), _to_float32(residual_grad_sum)
+    if not mechanism.has_buffer:
+        return clipped
+    if mechanism.hides_buffer:
+        residual, _ = tf.clip_by_global_norm(residual, mechanism.residual_l2_norm_clip)
+    return [c + r for c, r in zip(clipped, residual)]
+
+
+def release(
+    mechanism: Mechanism,
+    clipped_grad_sum: Sequence[tf.Tensor],
+    residual_grad_sum: Sequence[tf.Tensor] | None,
+    buffer: Sequence[tf.Tensor] | None,
+    divisor: tf.Tensor | float,
+    step_noise: noise.StepNoise,
+) -> tuple[list[tf.Tensor], list[tf.Tensor] | None]:
+    """Adds the noise of one step to the sums over ALL replicas and parts, and feeds back.
+
+    Args:
+      mechanism: of the step.
+      clipped_grad_sum: float64, one per variable. PRIVATE.
+      residual_grad_sum: likewise; None where nothing is fed back.
+      buffer: E, float32; None if there is none (`Mechanism.has_buffer`).
+      divisor: B.
+      step_noise: of this step, see `noise.integers`.
+
+    Returns:
+      (v = A/B + d, the new buffer or None), float32. Public, but for the hidden buffer.
+    """
+    if mechanism.hides_buffer:
+        residual = _to_float32(residual_grad_sum)
+        delivered, buffer = feedback.feed_back_hidden(
+            buffer, residual, mechanism.residual_l2_norm_clip
+        )
+        clipped_grad_sum = [s + tf.cast(d, tf.float64) for s, d in zip(clipped_grad_sum, delivered)]
+    step = mechanism.clipped_step
+    noisy = noisy_integers(
+        clipped_grad_sum, step, mechanism.noise_multiplier, step_noise, noise.CLIPPED_GRAD_SUM
+    )
+    gradient = [noise.from_grid(a, step) / divisor for a in noisy]
+    if not mechanism.feeds_back:
+        return gradient, buffer if mechanism.hides_buffer else None
+    step = mechanism.residual_step
+    noisy = noisy_integers(
+        residual_grad_sum, step, mechanism.noise_multiplier, step_noise, noise.RESIDUAL_GRAD_SUM
+    )
+    delivered, buffer = feedback.feed_back(
+        buffer,
+        [noise.from_grid(r, step) / divisor for r in noisy],
+        mechanism.feedback_decay,
+        mechanism.feedback_l2_norm_clip,
+    )
+    return [g + d for g, d in zip(gradient, delivered)], buffer
+
+
+def noisy_integers(
+    sums: Sequence[tf.Tensor],
+    step: float,
+    noise_multiplier: float,
+    step_noise: noise.StepNoise,
+    purpose: int,
+) -> list[tf.Tensor]:
+    """What a step releases of a sum: the sum on the grid and its noise, in one.
+
+    Args:
+      sums: float64, one per variable. PRIVATE.
+      step: size of a step of the grid.
+      noise_multiplier: 0 adds no noise.
+      step_noise: of this step.
+      purpose: `noise.CLIPPED_GRAD_SUM` or `noise.RESIDUAL_GRAD_SUM`.
+
+    Returns:
+      int64, one per variable. Public where there is noise.
+    """
+    rounded = [noise.to_grid(s, step) for s in sums]
+    if not noise_multiplier:
+        return rounded
+    return [
+        z + noise.integers(z.shape, step_noise=step_noise, purpose=purpose, variable=i)
+        for i, z in enumerate(rounded)
+    ]
