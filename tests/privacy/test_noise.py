@@ -9,19 +9,18 @@ import pytest
 import tensorflow as tf
 from scipy import stats
 
-from tf_efsgd.privacy import noise
+from tf_efsgd.privacy import grid, noise
 
 _KEY = 0x1234_5678_9ABC_DEF1
 _SIZE = 20_000
-_STDDEV = 0.3
+_STDDEV = grid.STDDEV
 # Fixed keys make the draws fixed; at this level another key fails one time in a million.
 _LEVEL = 1e-6
 
 
-def _draw(shape=(_SIZE,), stddev=_STDDEV, key=_KEY, step=3, purpose=0, variable=0):
-    return noise.gaussian(
+def _draw(shape=(_SIZE,), key=_KEY, step=3, purpose=0, variable=0):
+    return noise.integers(
         list(shape),
-        stddev,
         step_noise={'key': noise.NoiseKey(key).key, 'step': tf.constant(step, tf.uint64)},
         purpose=purpose,
         variable=variable,
@@ -42,11 +41,121 @@ def _correlation_p_value(a, b):
 
 def test_law_and_rejection_of_wrong_scales():
     sample = _draw()
+    assert sample.dtype == np.int64
     assert _scale_p_value(sample, _STDDEV) > _LEVEL
     assert stats.kstest(sample / _STDDEV, 'norm').pvalue > _LEVEL
     for wrong in (2 / 3, 3 / 2):
         assert _scale_p_value(sample * wrong, _STDDEV) < _LEVEL
         assert stats.kstest(sample * wrong / _STDDEV, 'norm').pvalue < _LEVEL
+
+
+def _words(size, seed):
+    words = np.random.Generator(np.random.Philox(seed)).integers(
+        2**64, size=(3, size), dtype=np.uint64
+    )
+    return tf.constant(words)
+
+
+def _parts(words):
+    """The x_1 of a draw of which the other two parts are 0: words that choose them so."""
+    zero = tf.fill([2, words.shape[1]], tf.constant(grid.LARGEST_PART << 52, tf.uint64))
+    drawn = noise._discrete_gaussian(tf.concat([words[:1], zero], axis=0), _never)
+    return drawn.numpy()
+
+
+def _never():
+    raise AssertionError('second words are not needed')
+
+
+def _cells(scale=1.0):
+    """Cells of one x_i, single values in the middle, and their probabilities at this scale."""
+    edges = [-grid.LARGEST_PART - 1, *range(-450, 451, 25), grid.LARGEST_PART]
+    edges = sorted({*edges, *range(-13, 14)})
+    values = np.arange(-grid.LARGEST_PART, grid.LARGEST_PART + 1)
+    weights = np.exp(-(values**2) / (2 * (scale * grid.PART_STDDEV) ** 2))
+    cumulative = np.concatenate([[0.0], np.cumsum(weights / weights.sum())])
+    at = np.array(edges) + grid.LARGEST_PART + 1
+    return np.array(edges), np.diff(cumulative[at])
+
+
+def _chi_square_p_value(sample, scale=1.0):
+    edges, expected = _cells(scale)
+    counts, _ = np.histogram(sample, bins=edges + 0.5)
+    return stats.chisquare(counts, expected / expected.sum() * len(sample)).pvalue
+
+
+def test_the_law_of_a_part_by_chi_square():
+    sample = _parts(_words(2**21, 1))
+    assert len(np.unique(sample)) > 1000
+    assert _chi_square_p_value(sample) > _LEVEL
+    # A law with a scale that is off by half a percent, one that is off by a value, and one whose
+    # tail is cut off at 3.5 standard deviations are seen.
+    assert _chi_square_p_value(sample, scale=1.005) < _LEVEL
+    assert _chi_square_p_value(sample + 1) < _LEVEL
+    assert _chi_square_p_value(np.clip(sample, -448, 448)) < _LEVEL
+
+
+def test_a_wrong_table_is_seen(monkeypatch):
+    first, second, others = grid.alias_table()
+    # Columns that two values share keep 2% less of their own.
+    wrong = np.where(first < 2**52, (0.98 * first).astype(np.int64), first)
+    monkeypatch.setattr(grid, 'alias_table', lambda: (wrong, second, others))
+    assert _chi_square_p_value(_parts(_words(2**21, 1))) < _LEVEL
+
+
+def test_the_law_of_the_whole_by_chi_square():
+    """Of n itself: cells of a fifth of a standard deviation, and n modulo 64 and 4096."""
+    sample = np.concatenate([_draw([2**20], step=s) for s in range(4)])
+    edges = np.array([-np.inf, *np.arange(-4.6, 4.61, 0.2), np.inf]) * _STDDEV
+    expected = np.diff(stats.norm.cdf(np.floor(edges) + 0.5, scale=_STDDEV))
+
+    def p_value(sample):
+        counts = np.diff([np.sum(sample <= edge) for edge in edges])
+        return stats.chisquare(counts, expected / expected.sum() * len(sample)).pvalue
+
+    assert p_value(sample) > _LEVEL
+    assert p_value((sample * 1.005).astype(int)) < _LEVEL
+    for modulus in (64, 1000):  # Nearly uniform, since s is so large.
+        counts = np.bincount(sample % modulus, minlength=modulus)
+        assert stats.chisquare(counts).pvalue > _LEVEL
+        assert stats.chisquare(np.bincount(2 * sample % modulus, minlength=modulus)).pvalue < _LEVEL
+
+
+def test_moments():
+    sample = np.concatenate([_draw([2**20], step=s) for s in range(4)]).astype(float) / _STDDEV
+    # Standard errors of the mean, the skewness and the kurtosis of a normal law.
+    assert abs(sample.mean()) < 5 / np.sqrt(sample.size)
+    assert abs(stats.skew(sample)) < 5 * np.sqrt(6 / sample.size)
+    assert abs(stats.kurtosis(sample)) < 5 * np.sqrt(24 / sample.size)
+
+
+def test_a_draw_that_the_first_words_leave_open_is_decided_by_the_second():
+    first, second, others = grid.alias_table()
+    column = next(j for j in range(grid.LARGEST_PART, 4096) if 0 < first[j] < 2**52)
+    tie = (column << 52) + int(first[column])
+    middle = grid.LARGEST_PART << 52  # Its own value, 0.
+    words = tf.constant([[tie, tie, middle], [middle] * 3, [middle] * 3], tf.uint64)
+    asked = []
+
+    def second_words():
+        asked.append(1)
+        last = int(second[column])
+        return tf.constant([[last - 1, last, 7], [0] * 3, [0] * 3], tf.uint64)
+
+    drawn = noise._discrete_gaussian(words, second_words).numpy()
+    assert drawn.tolist() == [column - grid.LARGEST_PART, others[column], 0]
+    assert asked == [1]
+
+
+def test_second_words_are_drawn_from_counters_of_their_own(monkeypatch):
+    asked = []
+    real = noise.counter
+    monkeypatch.setattr(noise, 'counter', lambda *where: asked.append(where[1:]) or real(*where))
+    first, second, others = grid.alias_table()
+    # Every first word decides nothing.
+    monkeypatch.setattr(noise.tf, 'equal', lambda a, b: tf.ones_like(a, tf.bool))
+    _draw([4], purpose=1, variable=5)
+    assert asked == [(1, 5), (9, 5)]
 
 
 def test_independence_over_purposes_variables_and_steps():
@@ -55,34 +164,19 @@ def test_independence_over_purposes_variables_and_steps():
     sample = _draw(**base)
     for other in others:
         assert _correlation_p_value(sample, _draw(**{**base, **other})) > _LEVEL
-    # Within a draw too: neighbours, and the pairs that Box-Muller makes together.
+    # Within a draw too: neighbours, which share a block of Philox.
     assert _correlation_p_value(sample[:-1], sample[1:]) > _LEVEL
-    assert _correlation_p_value(sample[0::2] ** 2 - _STDDEV**2, sample[1::2] ** 2 - _STDDEV**2) > (
-        _LEVEL
-    )
+    squares = (sample / _STDDEV) ** 2 - 1
+    assert _correlation_p_value(squares[0::2], squares[1::2]) > _LEVEL
     # The measure does see a shared quarter of the noise, and the same noise.
     assert _correlation_p_value(sample, sample + _draw(step=4) * 3) < _LEVEL
     assert _correlation_p_value(sample, _draw(**base)) < _LEVEL
 
 
-def test_is_a_four_fold_sum():
-    key = noise.NoiseKey(_KEY).key
-    at = noise.counter(tf.constant(3, tf.uint64), 1, 5)
-    four = tf.raw_ops.StatelessRandomNormalV2(shape=[4, 2, 50], key=key, counter=at, alg=1)
-    expected = four.numpy().sum(axis=0) * _STDDEV / 2
-    np.testing.assert_allclose(_draw([2, 50], purpose=1, variable=5), expected, rtol=1e-5)
-
-
-def test_tail_goes_beyond_what_one_draw_can_reach():
-    # This step, found by search among 10,000, holds a number that no single Box-Muller draw could
-    # be: they stop at 5.678. The normal law has one beyond 6 in 5 * 10^8.
-    assert np.abs(_draw([2**16], stddev=1.0, step=9376)).max() > 6.0
-
-
 @pytest.mark.parametrize('beyond', [4.0, 4.5])
 def test_the_tail_has_the_mass_of_the_normal_law(beyond):
     size = 2**22
-    sample = np.abs(np.concatenate([_draw([size], stddev=1.0, step=s) for s in range(4)]))
+    sample = np.abs(np.concatenate([_draw([size], step=s) for s in range(4)])) / _STDDEV
     expected = 4 * size * 2 * stats.norm.sf(beyond)
 
     def p_value(count):
@@ -102,9 +196,7 @@ def test_shape(shape):
 
 def test_same_arguments_same_noise_inside_and_outside_a_function():
     compiled = tf.function(
-        lambda step_noise: noise.gaussian(
-            [100], _STDDEV, step_noise=step_noise, purpose=1, variable=2
-        )
+        lambda step_noise: noise.integers([100], step_noise=step_noise, purpose=1, variable=2)
     )
     step_noise = {'key': noise.NoiseKey(_KEY).key, 'step': tf.constant(7, tf.uint64)}
     inside = compiled(step_noise).numpy()
@@ -138,21 +230,19 @@ def test_extreme_counters_keep_apart():
 
 @pytest.mark.slow
 def test_steps_draw_without_repeats():
-    # A million steps of one key: two numbers of each, so that a chance repeat is no issue.
+    # A million steps of one key: four numbers of each, so that a chance repeat is no issue.
     steps = 10**6
 
     @tf.function
     def draw(key):
         def one(step):
             step_noise = {'key': key, 'step': tf.cast(step, tf.uint64)}
-            return noise.gaussian([2], 1.0, step_noise=step_noise, purpose=0, variable=0)
+            return noise.integers([4], step_noise=step_noise, purpose=0, variable=0)
 
-        return tf.map_fn(
-            one, tf.range(steps), fn_output_signature=tf.float32, parallel_iterations=64
-        )
+        return tf.map_fn(one, tf.range(steps), fn_output_signature=tf.int64, parallel_iterations=64)
 
-    pairs = draw(noise.NoiseKey(_KEY).key).numpy().view(np.uint64)
-    assert len(np.unique(pairs)) == len(pairs) == steps
+    fours = draw(noise.NoiseKey(_KEY).key).numpy()
+    assert len(np.unique(fours, axis=0)) == len(fours) == steps
 
 
 def test_a_key_counts_its_steps():
@@ -161,8 +251,8 @@ def test_a_key_counts_its_steps():
     assert len(set(first)) == 50
 
 
-def _draw_from(step_noise, shape=(2,), stddev=1.0):
-    return noise.gaussian(shape, stddev, step_noise=step_noise, purpose=0, variable=0).numpy()
+def _draw_from(step_noise, shape=(4,)):
+    return noise.integers(shape, step_noise=step_noise, purpose=0, variable=0).numpy()
 
 
 @pytest.mark.parametrize('purpose, variable', [(-1, 0), (16, 0), (0, -1), (0, 2**20)])
@@ -219,7 +309,7 @@ def test_no_graph_holds_a_key():
         return any(text in graph for text in texts)
 
     def draw(step_noise):
-        return noise.gaussian([5], 0.3, step_noise=step_noise, purpose=0, variable=0)
+        return noise.integers([5], step_noise=step_noise, purpose=0, variable=0)
 
     taker, variables = noise.NoiseKey(), noise.NoiseKeyVariables()
     as_argument = serialized(tf.function(draw), taker.next())
@@ -251,17 +341,17 @@ def secure_draws():
 
 def test_secure_noise_has_the_law_of_the_other(secure_draws):
     for purpose in (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM):
-        sample = noise.gaussian(
-            [_SIZE], _STDDEV, step_noise=secure_draws, purpose=purpose, variable=0
+        sample = noise.integers(
+            [_SIZE], step_noise=secure_draws, purpose=purpose, variable=0
         ).numpy()
-        assert sample.dtype == np.float32
+        assert sample.dtype == np.int64
         # Fresh at every run: these hold but for one run in a million, each.
         assert _scale_p_value(sample, _STDDEV) > _LEVEL
         assert stats.kstest(sample, stats.norm(scale=_STDDEV).cdf).pvalue > _LEVEL
         for wrong in (2 / 3, 3 / 2):
             assert _scale_p_value(sample * wrong, _STDDEV) < _LEVEL
         assert _correlation_p_value(sample[0::2], sample[1::2]) > _LEVEL
-    shape = noise.gaussian([2, 3], 1.0, step_noise=secure_draws, purpose=1, variable=1).shape
+    shape = noise.integers([2, 3], step_noise=secure_draws, purpose=1, variable=1).shape
     assert shape == (2, 3)
 
 
@@ -272,19 +362,19 @@ def test_secure_noise_is_fresh_for_every_purpose_and_step(secure_draws):
         assert _correlation_p_value(one, other) > _LEVEL
 
 
-def test_secure_noise_is_four_draws_of_all_the_operating_systems_bits(monkeypatch):
+def test_secure_noise_is_all_the_operating_systems_bits(monkeypatch):
     asked = []
 
-    def largest(count):
-        # All bits 0: the smallest uniform, 2^-53, and the cosine of nearly nothing.
+    def all_zero(count):
         asked.append(count)
         return bytes(count)
 
-    monkeypatch.setattr(noise.os, 'urandom', largest)
+    monkeypatch.setattr(noise.os, 'urandom', all_zero)
     drawn = noise.SecureNoise().next([tf.TensorShape([5])])['draws'][0][0].numpy()
-    assert asked == [2 * 4 * 5 * 8] * 2
-    # sqrt(-2 ln 2^-53) = 8.5717 each; four of them, halved.
-    np.testing.assert_allclose(drawn, 2 * 8.5717, rtol=1e-4)
+    # Three words of 8 bytes a number, for either purpose. The first 52 bits of column 0's threshold
+    # are 0, too, so the second words decide: for the other value.
+    assert asked == [3 * 5 * 8] * 4
+    assert set(drawn.tolist()) == {int(grid.alias_table()[2][0]) * sum(grid.SCALES)}
 
 
 # Random inputs of records.
