@@ -97,8 +97,8 @@ def test_the_law_of_a_part_by_chi_square():
 
 def test_a_wrong_table_is_seen(monkeypatch):
     first, second, others = grid.alias_table()
-    # Columns that two values share keep 2% less of their own.
-    wrong = np.where(first < 2**52, (0.98 * first).astype(np.int64), first)
+    # Columns that two values share keep 10% less of their own.
+    wrong = np.where(first < 2**52, (0.9 * first).astype(np.int64), first)
     monkeypatch.setattr(grid, 'alias_table', lambda: (wrong, second, others))
     assert _chi_square_p_value(_parts(_words(2**21, 1))) < _LEVEL
 

@@ -14,6 +14,7 @@ from tf_efsgd.config import ConfigError, exit_with, parse_arguments
 
 if TYPE_CHECKING:
     from tf_efsgd.audit.findings import Finding
+    from tf_efsgd.audit.lattice import Attack
     from tf_efsgd.privacy.mechanism import Mechanism
 
 _ALL = 'all'
@@ -34,7 +35,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'audit',
         'mechanism',
         [*_AUDITS, _ALL],
-        'mechanism: crafted gradients, under a minute; training: a small GAN, minutes.',
+        'mechanism: crafted gradients, the release before the first step and the lattice attack, '
+        'about a minute; training: a small GAN, minutes.',
         **shared,
     )
     flags.DEFINE_enum(
@@ -182,14 +184,14 @@ def _strategy(logical_devices: int):
     return tf.distribute.MirroredStrategy([f'CPU:{i}' for i in range(logical_devices)])
 
 
-def run(values: flags.FlagValues) -> list[Finding]:
+def run(values: flags.FlagValues) -> tuple[list[Finding], list[Attack]]:
     """Runs the audits that the flags ask for, printing each finding as it comes.
 
     Args:
       values: parsed flags.
 
     Returns:
-      All findings.
+      All findings, and what the lattice attack found.
 
     Raises:
       ConfigError: if a flag is wrong; nothing has been run then.
@@ -200,8 +202,11 @@ def run(values: flags.FlagValues) -> list[Finding]:
     from tf_efsgd.audit import mechanism as mechanism_audit
     from tf_efsgd.audit import training as training_audit
 
+    from tf_efsgd.audit import class_sums, lattice
+
+    releases_are_audited = any(audit == 'mechanism' for audit, *_ in plan)
     # The table as a whole keeps the confidence: honest code fails it no more often than that.
-    lines = len(plan) * len(values.target_delta)
+    lines = (len(plan) + releases_are_audited) * len(values.target_delta)
     options = {
         'deltas': values.target_delta,
         'confidence': 1.0 - (1.0 - values.confidence) / lines,
@@ -220,7 +225,16 @@ def run(values: flags.FlagValues) -> list[Finding]:
             found = training_audit.audit(mechanism, batch, steps, runs, **options)
         _print_findings(found)
         findings += found
-    return findings
+    attacks = []
+    if releases_are_audited:
+        found = class_sums.audit(
+            values.noise_multiplier, values.runs or _RUNS['mechanism'], **options
+        )
+        _print_findings(found)
+        findings += found
+        attacks = lattice.audit(values.noise_multiplier)
+        _print_attacks(attacks)
+    return findings, attacks
 
 
 _COLUMNS = '{:<10} {:<14} {:>8} {:>5} {:>6} {:>6} {:>6} {:>7} {:>7} {:>8}  {}'
@@ -256,6 +270,30 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         )
 
 
+_ATTACK_COLUMNS = '{:<10} {:<10} {:>11} {:>10} {:>12} {:>13} {:>9}  {}'
+
+
+def _print_attacks(attacks: Sequence[Attack]) -> None:
+    print(
+        '\nLattice attack: coordinates of a release that no noise value explains, for three guesses '
+        'of the records;\nand the smallest p-value of a test for a lattice in what is left as noise.'
+    )
+    titles = ('release', 'noise from', 'coordinates', 'the truth', 'without one', 'with another')
+    print(_ATTACK_COLUMNS.format(*titles, 'p-value', 'verdict'))
+    for a in attacks:
+        print(
+            _ATTACK_COLUMNS.format(
+                a.release,
+                a.source,
+                f'{a.coordinates:,}',
+                *a.refuted.values(),
+                f'{min(a.lattice.values()):.2g}',
+                a.verdict,
+            ),
+            flush=True,
+        )
+
+
 def _main(arguments: list[str]) -> None:
     del arguments
     # Below 3 TensorFlow greets with three errors about GPU plug-ins; real ones are raised. And
@@ -263,13 +301,14 @@ def _main(arguments: list[str]) -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     logging.set_verbosity(logging.ERROR)
     try:
-        findings = run(flags.FLAGS)
+        findings, attacks = run(flags.FLAGS)
     except ConfigError as error:
         exit_with(error)
     except KeyboardInterrupt:
         print('\ntf_efsgd: interrupted.', file=sys.stderr)
         sys.exit(130)
-    sys.exit(1 if any(finding.exceeds for finding in findings) else 0)
+    failed = any(finding.exceeds for finding in findings) or any(a.finds for a in attacks)
+    sys.exit(1 if failed else 0)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ class Finding:
     """A measured lower bound on epsilon, and what it may not exceed.
 
     Attributes:
-      audit: 'mechanism' or 'training'.
+      audit: 'mechanism', 'warm start' or 'training'.
       error_feedback: the mode of the mechanism.
       replicas: over which the records were spread.
       steps: T.
@@ -78,7 +78,7 @@ def findings_of(
       without: of as many.
       deltas: each in (0, 1).
       confidence: of each bound by itself.
-      audit: 'mechanism' or 'training'.
+      audit: 'mechanism', 'warm start' or 'training'.
       replicas: over which the records were spread.
 
     Returns:
@@ -109,7 +109,7 @@ def findings_of(
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
             bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
-            account=_epsilon(mechanism.step_event(q, claim.parameters), steps, delta),
+            account=_epsilon(claim.event, steps, delta),
             unproven=unproven,
         )
 

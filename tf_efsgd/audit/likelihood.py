@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import dp_accounting
 import numpy as np
 
+from tf_efsgd.privacy import grid
 from tf_efsgd.privacy.mechanism import Mechanism
 
 # Keeps the measured covariance of repeated noise invertible; relative to the variances.
@@ -49,12 +51,21 @@ class Claim:
     Attributes:
       mechanism: its numbers.
       sampling_probability: q in (0, 1].
-      parameters: how many a step updates.
+      parameters: how many a step updates; None for a sum over all records, which is exact.
     """
 
     mechanism: Mechanism
     sampling_probability: float
-    parameters: int
+    parameters: int | None
+
+    @property
+    def event(self) -> dp_accounting.DpEvent:
+        """What the accountant counts for one release."""
+        if self.parameters is not None:
+            return self.mechanism.step_event(self.sampling_probability, self.parameters)
+        return dp_accounting.GaussianDpEvent(
+            grid.effective_noise_multiplier(self.mechanism.noise_multiplier, None)
+        )
 
     @property
     def feeds_back(self) -> bool:

@@ -278,6 +278,32 @@ def release(
       Noisy sums, int64 [num_classes, features.size], in steps of
       `grid.class_sum_step(noise_multiplier)`.
     """
+    sums = sum_over_records(images, labels, num_classes, features, noise_multiplier)
+    if noise_multiplier:
+        step_noise = noise_source.next([tf.TensorShape(sums.shape)])
+        sums += _integers(sums.shape, step_noise).numpy()
+    return sums
+
+
+def sum_over_records(
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    features: GroupedFeatures,
+    noise_multiplier: float,
+) -> np.ndarray:
+    """F without its noise, exact, in steps of its grid. PRIVATE: only `release` and audits see it.
+
+    Args:
+      images: as in `release`.
+      labels: as in `release`.
+      num_classes: number of labels.
+      features: phi.
+      noise_multiplier: of the release, which its grid depends on.
+
+    Returns:
+      int64 [num_classes, features.size].
+    """
     sums = np.zeros([num_classes, features.size], np.int64)
     bounds = (
         tf.constant(grid.class_sum_step(noise_multiplier), tf.float64),
@@ -291,9 +317,6 @@ def release(
         sums += features.class_sums(
             tf.constant(padded), tf.constant(of_part), num_classes, *bounds
         ).numpy()
-    if noise_multiplier:
-        step_noise = noise_source.next([tf.TensorShape(sums.shape)])
-        sums += _integers(sums.shape, step_noise).numpy()
     return sums
 
 
