@@ -199,10 +199,9 @@ def run(values: flags.FlagValues) -> tuple[list[Finding], list[Attack]]:
     _check(values)
     plan = _plan(values)
     mechanisms = {mode: _mechanism(values, mode) for _, mode, *_ in plan}
+    from tf_efsgd.audit import class_sums, lattice
     from tf_efsgd.audit import mechanism as mechanism_audit
     from tf_efsgd.audit import training as training_audit
-
-    from tf_efsgd.audit import class_sums, lattice
 
     releases_are_audited = any(audit == 'mechanism' for audit, *_ in plan)
     # The table as a whole keeps the confidence: honest code fails it no more often than that.
@@ -275,8 +274,9 @@ _ATTACK_COLUMNS = '{:<10} {:<10} {:>11} {:>10} {:>12} {:>13} {:>9}  {}'
 
 def _print_attacks(attacks: Sequence[Attack]) -> None:
     print(
-        '\nLattice attack: coordinates of a release that no noise value explains, for three guesses '
-        'of the records;\nand the smallest p-value of a test for a lattice in what is left as noise.'
+        '\nLattice attack: coordinates of a release that no noise value explains, for three '
+        'guesses of the\nrecords, and the smallest p-value of a test for a lattice in what is left '
+        'as noise.'
     )
     titles = ('release', 'noise from', 'coordinates', 'the truth', 'without one', 'with another')
     print(_ATTACK_COLUMNS.format(*titles, 'p-value', 'verdict'))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import dp_accounting
@@ -27,7 +28,7 @@ class Finding:
       runs: per world, that the bound was measured on.
       ceiling: the largest bound that so many runs can give.
       bound: lower bound on epsilon.
-      account: upper bound on epsilon, what the accountant says.
+      account: upper bound on epsilon, what the accountant says; infinite where it proves none.
       unproven: hidden: the epsilon of DP-SGD with the same noise, which nothing proves.
     """
 
@@ -95,10 +96,12 @@ def findings_of(
     q, steps = claim.sampling_probability, len(with_record.releases)
 
     def finding(delta):
+        account = _epsilon(claim.event, steps, delta).smallest_bound
         attack = bounds.choose_attack(held_in, held_out, runs, delta, confidence)
         unproven = None
         if mechanism.hides_buffer:
-            unproven = _epsilon(accounting.step_event(q, mechanism.noise_multiplier), steps, delta)
+            plain = accounting.step_event(q, mechanism.noise_multiplier)
+            unproven = _epsilon(plain, steps, delta).smallest_bound
         return Finding(
             audit=audit,
             error_feedback=mechanism.error_feedback,
@@ -109,7 +112,7 @@ def findings_of(
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
             bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
-            account=_epsilon(claim.event, steps, delta),
+            account=account if grid.is_negligible(account, delta, claim.draws(steps)) else math.inf,
             unproven=unproven,
         )
 
@@ -122,5 +125,5 @@ def runs_with_held_out(runs: int) -> int:
 
 
 @functools.cache
-def _epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> float:
-    return accounting.compute_epsilon(event, steps, grid.accounted_delta(delta)).headline
+def _epsilon(event: dp_accounting.DpEvent, steps: int, delta: float) -> accounting.Epsilon:
+    return accounting.compute_epsilon(event, steps, grid.accounted_delta(delta))

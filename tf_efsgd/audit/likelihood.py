@@ -17,6 +17,8 @@ import numpy as np
 from tf_efsgd.privacy import grid
 from tf_efsgd.privacy.mechanism import Mechanism
 
+# Numbers in a sum over all records, at most.
+_LARGEST_CLASS_SUM = 2**27
 # Keeps the measured covariance of repeated noise invertible; relative to the variances.
 _RIDGE = 1e-6
 
@@ -66,6 +68,10 @@ class Claim:
         return dp_accounting.GaussianDpEvent(
             grid.effective_noise_multiplier(self.mechanism.noise_multiplier, None)
         )
+
+    def draws(self, steps: int) -> int:
+        """How many numbers of noise one run of so many releases draws."""
+        return steps * self.mechanism.coordinates(self.parameters or _LARGEST_CLASS_SUM)
 
     @property
     def feeds_back(self) -> bool:
