@@ -9,8 +9,9 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tf_efsgd.privacy import accounting, error_feedback, noise
+from tf_efsgd.privacy import accounting, error_feedback, grid, noise, private_step
 from tf_efsgd.privacy import optimizer as optimizers
+from tf_efsgd.privacy.mechanism import Mechanism
 
 _C1, _C2, _SIGMA, _B = 0.7, 0.3, 1.3, 4
 _PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
@@ -18,7 +19,7 @@ _PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
 
 def _mechanism(**changes):
     values = {'l2_norm_clip': _C1, 'noise_multiplier': 0.0, 'residual_l2_norm_clip': _C2}
-    return optimizers.Mechanism(**{**values, 'error_feedback': 'hidden', **changes})
+    return Mechanism(**{**values, 'error_feedback': 'hidden', **changes})
 
 
 def _clip(vector, bound):
@@ -41,8 +42,10 @@ def _step(mechanism):
 
     @tf.function
     def step(gradients, buffer, draws):
-        sums = mechanism.clipped_sums([gradients])
-        v, buffer = mechanism.release(*sums, [buffer], float(_B), {'draws': [[draws]] * 2})
+        sums = private_step.clipped_sums(mechanism, [gradients])
+        v, buffer = private_step.release(
+            mechanism, *sums, [buffer], float(_B), {'draws': [[draws]] * 2}
+        )
         return v[0], buffer[0]
 
     return step
@@ -54,7 +57,8 @@ def _ours(mechanism, steps, draws=None):
     for i, gradients in enumerate(steps):
         padded = np.zeros([6, 3], np.float32)
         padded[: len(gradients)] = gradients
-        v, buffer = _step(mechanism)(padded, buffer, tf.zeros([3]) if draws is None else draws[i])
+        none = tf.zeros([3], tf.int64)
+        v, buffer = _step(mechanism)(padded, buffer, none if draws is None else draws[i])
         yield v.numpy() * _B, buffer.numpy()
 
 
@@ -69,8 +73,9 @@ def _random_steps(seed, count=12):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_it_is_the_published_algorithm(seed):
     steps = _random_steps(seed)
-    draws = [tf.constant(d, tf.float32) for d in np.random.default_rng(seed).normal(size=[12, 3])]
-    noises = [_SIGMA * _C1 * d.numpy() for d in draws]
+    normals = np.random.default_rng(seed).normal(size=[12, 3])
+    draws = [tf.constant(np.round(grid.STDDEV * d), tf.int64) for d in normals]
+    noises = [_SIGMA * _C1 * d for d in normals]
     mechanism = _mechanism(noise_multiplier=_SIGMA)
     for (ours, _), published in zip(_ours(mechanism, steps, draws), _dice_sgd(steps, noises)):
         np.testing.assert_allclose(ours, published, atol=1e-4)
@@ -108,20 +113,26 @@ def test_a_record_comes_out_again_in_steps_that_do_not_sample_it():
 
 def test_the_event_is_the_unsampled_one_with_the_whole_sensitivity():
     mechanism = _mechanism(noise_multiplier=_SIGMA)
-    wanted = dp_accounting.GaussianDpEvent(_SIGMA * _C1 / (_C1 + 2 * _C2))
-    assert mechanism.step_event(0.01) == wanted
+    unit = _SIGMA * _C1 / (_C1 + 2 * _C2)
+    wanted = dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, 9))
+    assert mechanism.step_event(0.01, 9) == wanted
+    assert 0.99 * unit < wanted.noise_multiplier < unit / (1 + 2**-7)
+    # Of a person's images only what is clipped adds up: the buffer gives back C2 at most.
+    of_person = _SIGMA * _C1 / (5 * _C1 + 2 * _C2)
+    assert mechanism.unit_noise_multiplier(5) == pytest.approx(of_person)
     # Nothing that could be taken for amplified by sampling.
-    assert mechanism.dp_event == dp_accounting.NonPrivateDpEvent()
+    assert mechanism.dp_event(9) == dp_accounting.NonPrivateDpEvent()
     assert mechanism.has_buffer and mechanism.hides_buffer and not mechanism.feeds_back
     private = _mechanism(noise_multiplier=_SIGMA, error_feedback='private')
-    assert private.step_event(0.01) == accounting.step_event(0.01, _SIGMA)
-    assert _mechanism().dp_event == dp_accounting.NonPrivateDpEvent()
+    effective = grid.effective_noise_multiplier(_SIGMA, 18)  # Two numbers a parameter.
+    assert private.step_event(0.01, 9) == accounting.step_event(0.01, effective)
+    assert _mechanism().dp_event(9) == dp_accounting.NonPrivateDpEvent()
 
 
 def test_all_its_noise_is_on_the_clipped_sum():
     mechanism = _mechanism(noise_multiplier=_SIGMA)
     assert mechanism.clipped_noise_stddev == pytest.approx(_SIGMA * _C1)
-    draws = [tf.ones([3])]
+    draws = [tf.constant([524_352] * 3, tf.int64)]
     v, _ = next(iter(_ours(mechanism, [np.zeros([0, 3])], draws)))
     np.testing.assert_allclose(v, _SIGMA * _C1, rtol=1e-6)
 
@@ -144,7 +155,7 @@ def test_what_of_generated_images_arrives():
 
     def arrives(mode, share=0.1):
         mechanism = _mechanism(error_feedback=mode, residual_share=share)
-        return mechanism.delivered_sums(clipped, residual)[0].numpy().tolist()
+        return private_step.delivered_sums(mechanism, clipped, residual)[0].numpy().tolist()
 
     assert arrives('none') == arrives('private', 0.0) == [1.0, 0.0]
     assert arrives('private') == [1.0, 9.0]

@@ -15,8 +15,8 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tf_efsgd.privacy import clipping, error_feedback, noise
-from tf_efsgd.privacy.optimizer import Mechanism
+from tf_efsgd.privacy import clipping, error_feedback, noise, private_step
+from tf_efsgd.privacy.mechanism import Mechanism
 
 _U = 2.0**-24
 # The same examples every time, and a failure is shown as it is: shrinking takes minutes.
@@ -426,9 +426,9 @@ def _released(mechanism, sums, key, step, same_noise=False):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in purposes.items():
             patch.setattr(noise, name, value)
-        sums = [[tf.constant(part, tf.float32)] for part in sums]
-        buffer = [tf.zeros_like(sums[0][0])]
-        v, kept = mechanism.release(*sums, buffer, 1.0, step_noise)
+        sums = [[tf.constant(part, tf.float64)] for part in sums]
+        buffer = [tf.zeros(sums[0][0].shape)]
+        v, kept = private_step.release(mechanism, *sums, buffer, 1.0, step_noise)
     beta = mechanism.feedback_decay
     residual = np.float64(kept[0]) / beta
     return np.float64(v[0]) - (1 - beta) * residual, residual

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
-from tf_efsgd.privacy import clipping, noise
+from tf_efsgd.privacy import clipping, grid, noise
 from tf_efsgd.privacy import optimizer as optimizers
 
 _SGD = optimizers.ErrorFeedbackDPKerasSGDOptimizer
@@ -73,13 +73,10 @@ def _random_gradients(rng, batch, shapes=_SHAPES):
 
 def _unit_noise(step, purpose, shapes=_SHAPES):
     return _flat(
-        noise.gaussian(
-            shape,
-            1.0,
-            step_noise=_step_noise(_KEY, step),
-            purpose=purpose,
-            variable=i,
-        )
+        noise.integers(
+            shape, step_noise=_step_noise(_KEY, step), purpose=purpose, variable=i
+        ).numpy()
+        / grid.STDDEV
         for i, shape in enumerate(shapes)
     )
 
@@ -527,14 +524,14 @@ def test_every_replica_draws_rows_of_its_own_for_its_records(strategy):
 
 
 def test_a_noise_of_every_replicas_own_would_be_seen(strategy, monkeypatch):
-    real = noise.gaussian
+    real = noise.integers
 
     def of_replica(*args, step_noise, **kwargs):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         key = step_noise['key'] + tf.cast(replica, tf.uint64)
         return real(*args, step_noise={**step_noise, 'key': key}, **kwargs)
 
-    monkeypatch.setattr(noise, 'gaussian', of_replica)
+    monkeypatch.setattr(noise, 'integers', of_replica)
     weights, _, step = _on_two(strategy, _noise_step, _wide, noise_multiplier=1.3)
     key = noise.NoiseKey(_KEY)
     step(key.next())
@@ -620,7 +617,18 @@ def test_config_round_trip(cls):
 
 def test_dp_event():
     non_private = dp_accounting.NonPrivateDpEvent()
-    assert _make(noise_multiplier=1.3).dp_event == dp_accounting.GaussianDpEvent(1.3)
+    optimizer = _make(noise_multiplier=1.3)
+    # Before a step 2^20 parameters are counted, each in both sums.
+    effective = grid.effective_noise_multiplier(1.3, 2**21)
+    assert optimizer.dp_event == dp_accounting.GaussianDpEvent(effective)
+    assert 1.27 < effective < 1.3 / (1 + 2**-7)
+    few = _variables()
+    _release(optimizer, few, [np.zeros([1, *v.shape]) for v in few])
+    assert optimizer.dp_event == dp_accounting.GaussianDpEvent(effective)
+    many = [tf.Variable(tf.zeros([2**20 + 5]))]
+    _release(optimizer, many, [np.zeros([1, 2**20 + 5])])
+    effective = grid.effective_noise_multiplier(1.3, 2**21 + 10)
+    assert optimizer.dp_event == dp_accounting.GaussianDpEvent(effective)
     assert _make(noise_multiplier=0.0).dp_event == non_private
     assert _make(noise_multiplier=1.3, expected_batch_size=None).dp_event == non_private
     assert _make(noise_multiplier=1.3, error_feedback='hidden').dp_event == non_private

@@ -1,0 +1,144 @@
+"""The lattice attack: it finds records through floating-point noise, and nothing through the grid.
+
+The sampler of earlier versions is kept here, so that the attack is known to work.
+"""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.audit import lattice
+from tf_efsgd.data import records
+from tf_efsgd.privacy import grid, noise, warm_start
+
+_SIGMA = 0.7
+_KEY = 0x1234_5678_9ABC_DEF1
+
+
+# The old release: a float64 sum, float32 noise, a float32 file.
+
+
+def _old_gaussian(shape, stddev, step_noise):
+    """Four float32 normals, added up and halved, as `noise.gaussian` drew them."""
+    draws = tf.raw_ops.StatelessRandomNormalV2(
+        shape=[4, *shape],
+        key=step_noise['key'],
+        counter=noise.counter(step_noise['step'], noise.CLIPPED_GRAD_SUM, 0),
+        alg=1,
+    )
+    return (tf.reduce_sum(draws, axis=0) * (stddev / 2)).numpy()
+
+
+def _old_secure_gaussian(shape, stddev, _):
+    """From the operating system, in float64, but cast to float32 like the other."""
+    return (noise._secure_normals(tf.TensorShape(shape)).astype(np.float32)) * np.float32(stddev)
+
+
+def _old_sums(phi, labels, classes):
+    sums = np.zeros([classes, phi.shape[1]])
+    np.add.at(sums, labels, phi.astype(np.float64))
+    return sums
+
+
+def _old_release(sums, stddev, gaussian):
+    step_noise = noise.NoiseKey(_KEY).next()
+    return (sums + gaussian(sums.shape, stddev, step_noise)).astype(np.float32)
+
+
+def _unexplained(released, guessed):
+    """Coordinates where no float32 is the noise: released is not fl(guessed + n) for any n."""
+    nearest = (released.astype(np.float64) - guessed).astype(np.float32)
+    explained = np.zeros(released.shape, bool)
+    for ulps in range(-2, 3):
+        n = nearest
+        for _ in range(abs(ulps)):
+            n = np.nextafter(n, np.float32(np.copysign(np.inf, ulps)))
+        explained |= (guessed + n.astype(np.float64)).astype(np.float32) == released
+    return int(np.sum(~explained))
+
+
+@pytest.fixture(scope='module')
+def digits():
+    """Records of the digits, their features, and the digit that is guessed at."""
+    train = records.load('digits').train
+    images, labels = train.images[:600], train.labels[:600]
+    features = warm_start.FeatureMap(train.image_shape)
+    pixels = tf.constant(images, tf.float32) / 127.5 - 1.0
+    return images, labels, features, features(pixels).numpy()
+
+
+def _guesses(images, labels, phi):
+    """The truth, the records without one, and with another one for it."""
+    without = np.arange(len(labels)) != 5
+    other = np.where(np.arange(len(labels)) == 5, 9, np.arange(len(labels)))
+    return {
+        'true': (images, labels, phi),
+        'without one': (images[without], labels[without], phi[without]),
+        'with another': (images[other], labels[other], phi[other]),
+    }
+
+
+@pytest.mark.parametrize('gaussian', [_old_gaussian, _old_secure_gaussian])
+def test_the_attack_finds_records_through_the_old_sampler(digits, gaussian):
+    images, labels, _, phi = digits
+    guesses = {
+        name: _old_sums(of_guess, of_labels, 10)
+        for name, (_, of_labels, of_guess) in _guesses(images, labels, phi).items()
+    }
+    released = _old_release(guesses['true'], _SIGMA, gaussian)
+    found = {name: _unexplained(released, sums) for name, sums in guesses.items()}
+    assert found['true'] == 0
+    assert found['without one'] > 1000 and found['with another'] > 1000
+
+
+@pytest.mark.parametrize('make_noise', [lambda: noise.NoiseKey(_KEY), noise.SecureNoise])
+def test_the_same_attack_finds_nothing_on_the_grid(digits, make_noise):
+    images, labels, features, phi = digits
+    guesses = {
+        name: warm_start.sum_over_records(*of_guess[:2], 10, features, _SIGMA)
+        for name, of_guess in _guesses(images, labels, phi).items()
+    }
+    released = warm_start.release(images, labels, 10, features, _SIGMA, make_noise())
+    step = grid.class_sum_step(_SIGMA)
+    floats = {name: sums * step for name, sums in guesses.items()}
+    found = {name: _unexplained(np.float32(released * step), s) for name, s in floats.items()}
+    # As the old attack counts, no guess stands out: what it looks at says nothing.
+    counts = np.array(list(found.values()))
+    assert counts.max() - counts.min() < 6 * np.sqrt(counts.max() + 1)
+    # Nor does anything else: every guess leaves integers that the noise can be.
+    for sums in guesses.values():
+        refuted, p_value = lattice.left_as_noise(released, sums)
+        assert refuted == 0 and p_value > 1e-9
+
+
+def test_the_audit_finds_nothing():
+    attacks = lattice.audit()
+    names = [(attack.release, attack.source) for attack in attacks]
+    assert names == [
+        (release, source)
+        for source in ('Philox', 'secure')
+        for release in ('F', 'F, second', 'A', 'R')
+    ]
+    for attack in attacks:
+        assert not attack.finds, attack
+        assert list(attack.refuted) == ['true', 'without one', 'with another']
+        assert attack.coordinates >= 20_000
+
+
+@pytest.mark.parametrize('spacing', [2, 48])
+def test_the_audit_finds_noise_with_gaps(monkeypatch, spacing):
+    real = noise.integers
+    monkeypatch.setattr(noise, 'integers', lambda *a, **k: spacing * (real(*a, **k) // spacing))
+    attacks = lattice._attack_step(1.0, 'Philox', noise.NoiseKey)
+    assert all(attack.finds for attack in attacks)
+    assert 'REFUTES' in attacks[0].verdict
+
+
+def test_the_audit_finds_noise_that_ends_too_early():
+    found = lattice.Attack('A', 'Philox', 5, {'true': 0, 'without one': 3}, {'true': 0.3})
+    assert found.finds
+    assert not dataclasses.replace(found, refuted={'true': 0}).finds
+    assert lattice.left_as_noise(np.array([lattice.LARGEST_DRAW + 1]), np.array([0]))[0] == 1
+    assert lattice.left_as_noise(np.array([-lattice.LARGEST_DRAW]), np.array([0]))[0] == 0
