@@ -189,7 +189,7 @@ def test_work_is_counted_by_hand():
     # The first layer's norm is cheaper direct, the second's as a Gram form; it alone has patches.
     assert private.operations - plain.operations == 8 * (60 + 2 * 27)
     assert private.bytes - plain.bytes == 8 * 4 * (2 * 10 + 3 * 20 + 2 * 7)
-    assert private.draws == 4 * (4 * 5 + 21 * 7) == feedback.draws / 2
+    assert private.draws == 4 * 5 + 21 * 7 == feedback.draws / 2
     assert feedback.operations - private.operations == 4 * (60 + 280)
     assert feedback.bytes - private.bytes == 4 * 4 * (6 + 3 * 10 + 10 + 3 * 7)
 

@@ -515,7 +515,7 @@ class Work:
     Attributes:
       operations: a multiplication with its addition is two.
       bytes: read or written.
-      draws: normal numbers.
+      draws: numbers of noise.
     """
 
     operations: float
@@ -554,7 +554,7 @@ def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) ->
             operations += product / 2
             numbers += (going_in + 3 * coming_out) / 2
         parameters += (fan_in + 1) * fan_out
-    draws = 4 * parameters * (is_private + feeds_back)
+    draws = parameters * (is_private + feeds_back)
     return Work(operations * variant.batch_size, 4 * numbers * variant.batch_size, draws)
 
 
@@ -584,6 +584,13 @@ def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
     """
     import tensorflow as tf
 
+    from tf_efsgd.privacy import noise
+
+    numbers = megabytes * 2**17
+    draw = tf.function(
+        lambda step_noise: noise.integers([numbers], step_noise=step_noise, purpose=0, variable=0)
+    )
+    step_noise = noise.NoiseKey().next()
     matrix, array = tf.random.normal([size, size]), tf.random.normal([megabytes * 2**18])
 
     def rate(amount, function):
@@ -594,7 +601,7 @@ def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
     return Work(
         operations=rate(2 * size**3, tf.function(lambda: (matrix @ matrix)[0, 0])),
         bytes=rate(8 * array.shape[0], tf.function(lambda: tf.negative(array)[0])),
-        draws=rate(array.shape[0], tf.function(lambda: tf.random.normal(array.shape)[0])),
+        draws=rate(numbers, lambda: draw(step_noise)[0]),
     )
 
 
@@ -602,7 +609,7 @@ def format_roofline(networks: Networks, results: Sequence[Result], machine: Work
     """What the steps need at the least, beside what they took; only those it can count."""
     lines = [
         f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
-        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M normal draws/s',
+        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',
         _ROOFLINE.format('step', 'GFLOP', 'MB', 'draws', 'least ms', 'ms'),
     ]
     for result in results:

@@ -1,11 +1,12 @@
 """The lattice attack: it finds records through floating-point noise, and nothing through the grid.
 
-The sampler of earlier versions is kept here, so that the attack is known to work.
+The sampler of earlier versions is kept in `old_sampler`, so that the attack is known to work.
 """
 
 import dataclasses
 
 import numpy as np
+import old_sampler
 import pytest
 import tensorflow as tf
 
@@ -15,48 +16,6 @@ from tf_efsgd.privacy import grid, noise, warm_start
 
 _SIGMA = 0.7
 _KEY = 0x1234_5678_9ABC_DEF1
-
-
-# The old release: a float64 sum, float32 noise, a float32 file.
-
-
-def _old_gaussian(shape, stddev, step_noise):
-    """Four float32 normals, added up and halved, as `noise.gaussian` drew them."""
-    draws = tf.raw_ops.StatelessRandomNormalV2(
-        shape=[4, *shape],
-        key=step_noise['key'],
-        counter=noise.counter(step_noise['step'], noise.CLIPPED_GRAD_SUM, 0),
-        alg=1,
-    )
-    return (tf.reduce_sum(draws, axis=0) * (stddev / 2)).numpy()
-
-
-def _old_secure_gaussian(shape, stddev, _):
-    """From the operating system, in float64, but cast to float32 like the other."""
-    return (noise._secure_normals(tf.TensorShape(shape)).astype(np.float32)) * np.float32(stddev)
-
-
-def _old_sums(phi, labels, classes):
-    sums = np.zeros([classes, phi.shape[1]])
-    np.add.at(sums, labels, phi.astype(np.float64))
-    return sums
-
-
-def _old_release(sums, stddev, gaussian):
-    step_noise = noise.NoiseKey(_KEY).next()
-    return (sums + gaussian(sums.shape, stddev, step_noise)).astype(np.float32)
-
-
-def _unexplained(released, guessed):
-    """Coordinates where no float32 is the noise: released is not fl(guessed + n) for any n."""
-    nearest = (released.astype(np.float64) - guessed).astype(np.float32)
-    explained = np.zeros(released.shape, bool)
-    for ulps in range(-2, 3):
-        n = nearest
-        for _ in range(abs(ulps)):
-            n = np.nextafter(n, np.float32(np.copysign(np.inf, ulps)))
-        explained |= (guessed + n.astype(np.float64)).astype(np.float32) == released
-    return int(np.sum(~explained))
 
 
 @pytest.fixture(scope='module')
@@ -80,15 +39,15 @@ def _guesses(images, labels, phi):
     }
 
 
-@pytest.mark.parametrize('gaussian', [_old_gaussian, _old_secure_gaussian])
+@pytest.mark.parametrize('gaussian', [old_sampler.gaussian, old_sampler.secure_gaussian])
 def test_the_attack_finds_records_through_the_old_sampler(digits, gaussian):
     images, labels, _, phi = digits
     guesses = {
-        name: _old_sums(of_guess, of_labels, 10)
+        name: old_sampler.sums(of_guess, of_labels, 10)
         for name, (_, of_labels, of_guess) in _guesses(images, labels, phi).items()
     }
-    released = _old_release(guesses['true'], _SIGMA, gaussian)
-    found = {name: _unexplained(released, sums) for name, sums in guesses.items()}
+    released = old_sampler.release(guesses['true'], _SIGMA, gaussian)
+    found = {name: old_sampler.unexplained(released, sums) for name, sums in guesses.items()}
     assert found['true'] == 0
     assert found['without one'] > 1000 and found['with another'] > 1000
 
@@ -103,7 +62,10 @@ def test_the_same_attack_finds_nothing_on_the_grid(digits, make_noise):
     released = warm_start.release(images, labels, 10, features, _SIGMA, make_noise())
     step = grid.class_sum_step(_SIGMA)
     floats = {name: sums * step for name, sums in guesses.items()}
-    found = {name: _unexplained(np.float32(released * step), s) for name, s in floats.items()}
+    found = {
+        name: old_sampler.unexplained(np.float32(released * step), sums)
+        for name, sums in floats.items()
+    }
     # As the old attack counts, no guess stands out: what it looks at says nothing.
     counts = np.array(list(found.values()))
     assert counts.max() - counts.min() < 6 * np.sqrt(counts.max() + 1)
