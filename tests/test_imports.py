@@ -78,6 +78,7 @@ _MAY_IMPORT = {
     'privacy.layer_norms': [],
     'privacy.error_feedback': [],
     'privacy.noise': [],
+    'privacy.drop_in': [],
     'privacy.optimizer': ['privacy'],
     'privacy.warm_start': ['privacy.noise'],
     'privacy.learned_features': ['privacy.warm_start'],

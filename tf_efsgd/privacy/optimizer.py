@@ -324,6 +324,38 @@ class PrivateOptimizer:
     """What every class made by `make_error_feedback_optimizer_class` is an instance of."""
 
 
+def check_float32(variables: Sequence[tf.Variable]) -> None:
+    """Raises ValueError unless all variables are float32, which norms and sums are computed in."""
+    for variable in variables:
+        if variable.dtype.base_dtype != tf.float32:
+            raise ValueError(
+                'The private step updates float32 variables only: norms, clipping and sums are '
+                "computed in that. Build the model with dtype='float32'. "
+                f'Received: variable {variable.name!r} of {variable.dtype.base_dtype.name}.'
+            )
+
+
+def _jacobian(tape, loss: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Of a loss vector [batch], per variable [batch, *shape]; batch may be 0.
+
+    Over no records the backward pass of some layers fails: of most convolutions and recurrent ones.
+    """
+
+    def of_records():
+        jacobian = tape.jacobian(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return [tf.convert_to_tensor(j) for j in jacobian]
+
+    def of_no_records():
+        return [tf.zeros([0, *v.shape]) for v in variables]
+
+    size = loss.shape[0]
+    if size is None:
+        return tf.cond(tf.shape(loss)[0] > 0, of_records, of_no_records)
+    return of_records() if size else of_no_records()
+
+
 def _batch_gradients(models, losses_of, variables) -> clipping.BatchGradients:
     parts = layer_norms.gradients_by_layer(models, losses_of, variables)
     return clipping.BatchGradients(parts, variables)
@@ -427,6 +459,22 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             self._released = False
 
         @property
+        def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
+            """What Keras' `LossScaleOptimizer` marks the optimizer by that it wraps."""
+            return False
+
+        @_is_wrapped_by_loss_scale_optimizer.setter
+        def _is_wrapped_by_loss_scale_optimizer(self, value):
+            if value:
+                raise ValueError(
+                    f'A LossScaleOptimizer multiplies the loss before {type(self).__name__} clips '
+                    'it, and divides what was released: the run would spend its budget and learn '
+                    'nothing. Keras wraps every optimizer in one under the policy mixed_float16; '
+                    "build and compile the model under the policy 'float32'. "
+                    'Received: LossScaleOptimizer.'
+                )
+
+        @property
         def dp_event(self) -> dp_accounting.DpEvent:
             """The `DpEvent` of one step on the sampled records (sampling not included).
 
@@ -453,6 +501,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Returns:
               (clipped_grad_sum, residual_grad_sum), float32, shaped like `var_list`.
             """
+            check_float32(var_list)
             gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
             return self._dense_clipped_sums(gradients, var_list)
 
@@ -478,6 +527,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Raises:
               layer_norms.UnsupportedLayerError: if a layer has no rule.
             """
+            check_float32(var_list)
             return self.mechanism.batch_sums(_batch_gradients(models, losses_of, var_list))
 
         def batch_delivered_sum(
@@ -487,6 +537,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             var_list: Sequence[tf.Variable],
         ) -> list[tf.Tensor]:
             """The same for generated images, which need no privacy: what of theirs arrives."""
+            check_float32(var_list)
             return self.mechanism.batch_delivered_sum(_batch_gradients(models, losses_of, var_list))
 
         def measured_sums(
@@ -578,10 +629,21 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 batch_size = replica.all_reduce(tf.distribute.ReduceOp.SUM, batch_size)
             return tf.maximum(batch_size, 1.0)
 
+        def _create_slots(self, var_list):
+            """Those of the base class, then E: whoever makes the slots makes all, in one order.
+
+            An HDF5 file knows them by their order alone.
+            """
+            super()._create_slots(var_list)
+            if self.mechanism.has_buffer:
+                for variable in var_list:
+                    self.add_slot(variable, _BUFFER)
+
         def _buffer(self, var_list):
             """E, one slot per variable: zeros at first, in every checkpoint."""
             with tf.init_scope():
-                return [self.add_slot(v, _BUFFER) for v in var_list]
+                self._create_all_weights(var_list)
+                return [self.get_slot(v, _BUFFER) for v in var_list]
 
         def _store_buffer(self, var_list, buffer):
             if buffer is None:
@@ -613,11 +675,9 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                         var_list = var_list()
             self._check_loss(loss)
             var_list = tf.nest.flatten(var_list)
-            jacobian = tape.jacobian(
-                loss, var_list, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            check_float32(var_list)
             gradients = self.release(
-                *self._dense_clipped_sums(jacobian, var_list),
+                *self._dense_clipped_sums(_jacobian(tape, loss, var_list), var_list),
                 var_list,
                 step_noise=self._own_randomness.next(),
                 batch_size=tf.cast(tf.shape(loss)[0], tf.float32),
@@ -638,7 +698,9 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 f'the clip is not supported. Received: num_microbatches={self._num_microbatches}.'
             )
             if size is None:
-                tf.debugging.assert_equal(tf.shape(loss)[0], self._num_microbatches, message)
+                # Without the size in its text: that of a Poisson sample is private.
+                is_size = tf.equal(tf.shape(loss)[0], self._num_microbatches)
+                tf.debugging.Assert(is_size, [message])
             elif size != self._num_microbatches:
                 raise ValueError(f'{message[:-1]}, batch size {size}.')
 
