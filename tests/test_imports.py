@@ -79,6 +79,7 @@ _MAY_IMPORT = {
     'privacy.error_feedback': [],
     'privacy.noise': [],
     'privacy.drop_in': [],
+    'privacy.independence': [],
     'privacy.optimizer': ['privacy'],
     'privacy.warm_start': ['privacy.noise'],
     'privacy.learned_features': ['privacy.warm_start'],

@@ -27,11 +27,12 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dp_accounting
 import tensorflow as tf
 
-from tf_efsgd.privacy import accounting, clipping, layer_norms, noise
+from tf_efsgd.privacy import accounting, clipping, independence, layer_norms, noise
 from tf_efsgd.privacy import error_feedback as feedback
 
 ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
@@ -295,29 +296,56 @@ def draw_for_records(
 
 def why_not_fast(
     models: layer_norms.Models,
-    losses_of: Callable[[], tf.Tensor],
+    losses_of: independence.LossesOf,
     variables: Sequence[tf.Variable],
+    records: Any,
 ) -> str | None:
-    """Why `batch_sums` cannot clip this loss; None if it can.
+    """Why `batch_sums` cannot clip this loss; None if nothing shows that.
+
+    The loss is tried on made-up records, in batches of two sizes, with the weights as they are and
+    with random ones: what `batch_sums` makes of each must be the gradient of its loss alone. So
+    penalties on gradients, tied weights and layers behind a `tf.function` are found, which the
+    calls of the layers do not show.
 
     Args:
       models: as in `batch_sums`.
-      losses_of: as in `batch_sums`, on a record of any kind.
+      losses_of: maps records [batch, ...] to the WHOLE loss of each, float32 [batch].
       variables: what the step updates.
+      records: made up, of any kind: `independence.NUM_RECORDS` different ones, at least 3.
 
     Returns:
       Which layer is in the way and why.
     """
 
-    def attempt():
-        layer_norms.gradients_by_layer(models, losses_of, variables)
+    def gradient_of_row(batch, row):
+        return layer_norms.gradient_of_row(models, lambda: losses_of(batch), variables, row)
 
     try:
-        # Under a strategy, variables have a value in its replicas only.
-        tf.distribute.get_strategy().run(attempt)
+        layer_norms.check_layers(models, variables)
+        reason = independence.why_not_alike(gradient_of_row, losses_of, variables, records)
     except layer_norms.UnsupportedLayerError as error:
         return str(error)
-    return None
+    except tf.errors.InvalidArgumentError as error:
+        return layer_norms.reason_of(error) or f'it fails on this loss ({_first_line(error)})'
+    except Exception as error:  # Whatever TensorFlow says to a call that the rules do not expect.
+        return f'it fails on this loss ({_first_line(error)})'
+    return reason and f'one backward pass misses something: {reason}'
+
+
+def why_not_alone(
+    losses_of: independence.LossesOf,
+    variables: Sequence[tf.Variable],
+    records: Any,
+    run_eagerly: bool = False,
+) -> str | None:
+    """Why the private loss of a record is not its own, see `independence.why_not_alone`."""
+    return independence.why_not_alone(losses_of, variables, records, run_eagerly)
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    lines = text.strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0]}'
 
 
 class PrivateOptimizer:
