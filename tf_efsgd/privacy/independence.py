@@ -143,8 +143,8 @@ class _Trial:
         self._variables = list(variables)
         self._records = tf.nest.map_structure(tf.convert_to_tensor, records)
         self._number = int(tf.nest.flatten(self._records)[0].shape[0])
-        self._plain = self.function(self._loss_and_gradient, run_eagerly)
         self._traced = self.function(self._loss_and_gradient, is_eager=False)
+        self._plain = self._loss_and_gradient if run_eagerly else self._traced
 
     def function(self, body, is_eager: bool):
         """`body(records, row)` for batches of any size, which its graph does not know."""
