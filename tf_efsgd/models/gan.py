@@ -717,8 +717,10 @@ def _refuse_wrapped(optimizer) -> None:
 
 
 def _refuse_other_precision(model: tf.keras.Model) -> None:
-    for layer in model._flatten_layers():
-        dtypes = {layer.compute_dtype, *(weight.dtype for weight in layer.weights)}
+    for layer in model._flatten_layers(include_self=False):
+        dtypes = {weight.dtype for weight in layer.weights}
+        if not isinstance(layer, tf.keras.Model):  # Whose own is that of its inputs, or outputs.
+            dtypes.add(layer.compute_dtype)
         others = [
             dtype.name
             for dtype in map(tf.as_dtype, dtypes - {None})

@@ -1027,7 +1027,8 @@ def gradient_of_row(
 
 def reason_of(error: tf.errors.InvalidArgumentError) -> str | None:
     """Which layer `gradients_by_layer` refused when it was run, and why; None: it was not that."""
-    found = re.search(r"layer '[^']*' \(\w+\) " + re.escape(_OTHER_ROWS), error.message)
+    text = error.message.replace('\\', '')  # TensorFlow escapes the quotes.
+    found = re.search(r"layer '[^']*' \(\w+\) " + re.escape(_OTHER_ROWS), text)
     return found and found[0]
 
 
