@@ -105,6 +105,9 @@ def why_not_alike(
     trial = _Trial(losses_of, variables, records, run_eagerly=True)
     other = trial.function(gradient_of_row, is_eager=False)
 
+    # First: what it says of a layer is more to the point than what the layer says.
+    _once(other.compiled.get_concrete_function)
+
     def row_of(batch, row):
         norm, gradients = other(trial.take(batch), tf.constant(row))
         return _Found(None, float(norm), _arrays(gradients))
