@@ -996,9 +996,9 @@ def _tied():
 def _behind_a_function(is_traced):
     trunk = _model_of(_KERAS.Dense(4, 'tanh', name='trunk'), [3])
     head = _model_of(_KERAS.Dense(1), [4])
-    compiled = tf.function(trunk)
+    compiled = tf.function(trunk, input_signature=[tf.TensorSpec([None, 3])])
     if is_traced:
-        compiled(tf.ones([2, 3]))
+        compiled.get_concrete_function()
     return [trunk, head], lambda records: head(compiled(records))[:, 0]
 
 

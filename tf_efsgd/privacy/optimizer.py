@@ -428,7 +428,10 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
         backward pass of a loss VECTOR one record's NaN or infinity reaches all the others (as in
         TF Privacy's optimizers), and then all count as zero. Bound what the loss can do, or use
         `clipped_sums` and `release`, where such a record alone counts as zero. It cannot see the
-        model either: BatchNormalization mixes examples and must not be in it.
+        model either: layers that mix examples (BatchNormalization) or are random by a record's
+        place under a seed (Dropout) must not be in it; `why_not_alone` finds them. A Poisson sample
+        may be empty, which is a step like every other: `drop_in.PoissonTraining` has it where a
+        layer of the model fails on no records.
         """
 
         def __init__(
