@@ -95,6 +95,8 @@ _MAY_IMPORT = {
         'privacy.mechanism',
         'privacy.noise',
     ],
+    'privacy.drop_in': [],
+    'privacy.independence': [],
     'privacy.optimizer': ['privacy'],
     'privacy.warm_start': ['privacy.grid', 'privacy.noise'],
     'privacy.learned_features': ['privacy.warm_start'],

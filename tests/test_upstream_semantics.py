@@ -307,24 +307,20 @@ def test_uint64_shifts_and_bitcasts_keep_all_bits():
     np.testing.assert_array_equal(tf.bitcast(signed, tf.uint64), key)
 
 
-@pytest.mark.parametrize(
-    'aggregation, counted',
-    [(tf.VariableAggregation.ONLY_FIRST_REPLICA, 1), (tf.VariableAggregation.SUM, 2)],
-)
-def test_a_counter_of_the_first_replica_counts_once(aggregation, counted, strategy):
-    # NoiseKeyVariables.next: all replicas read the same step, and it grows by one.
+def test_a_generators_state_counts_by_256_on_every_replica_alike(strategy):
+    # NoiseKeyVariables.next: every replica counts on its own copy, and all read the same step.
     with strategy.scope():
-        variable = tf.Variable(40, trainable=False, dtype=tf.int64, aggregation=aggregation)
+        state = tf.Variable([512, 0, 0], trainable=False, dtype=tf.int64)
 
     def take():
-        step = tf.identity(variable)
-        variable.assign_add(tf.ones([], tf.int64))
-        return step
+        return tf.raw_ops.RngReadAndSkip(
+            resource=state.handle, alg=tf.constant(1), delta=tf.constant(1, tf.uint64)
+        )
 
     run = tf.function(lambda: strategy.run(take))
-    assert _copies(strategy, run()) == [40, 40]
-    assert _copies(strategy, variable) == [40 + counted] * 2
-    assert strategy.extended.variable_created_in_scope(variable)
+    assert [list(copy) for copy in _copies(strategy, run())] == [[512, 0, 0]] * 2
+    assert [list(copy) for copy in _copies(strategy, state)] == [[768, 0, 0]] * 2
+    assert strategy.extended.variable_created_in_scope(state)
     assert not strategy.extended.variable_created_in_scope(tf.Variable(0))
 
 

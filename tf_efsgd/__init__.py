@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tf_efsgd.models.generator import build_generator, draw_inputs
     from tf_efsgd.models.layers import NoiseInjection
     from tf_efsgd.models.losses import NonSaturatingLosses
+    from tf_efsgd.privacy.drop_in import PoissonTraining
     from tf_efsgd.privacy.optimizer import (
         ErrorFeedbackDPKerasAdamOptimizer,
         ErrorFeedbackDPKerasSGDOptimizer,
@@ -29,6 +30,7 @@ _MODULES = {
     'ErrorFeedbackDPKerasSGDOptimizer': 'privacy.optimizer',
     'NoiseInjection': 'models.layers',
     'NonSaturatingLosses': 'models.losses',
+    'PoissonTraining': 'privacy.drop_in',
     'build_discriminator': 'models.discriminator',
     'build_generator': 'models.generator',
     'draw_inputs': 'models.generator',
@@ -41,6 +43,7 @@ __all__ = [
     'ErrorFeedbackDPKerasSGDOptimizer',
     'NoiseInjection',
     'NonSaturatingLosses',
+    'PoissonTraining',
     '__version__',
     'build_discriminator',
     'build_generator',

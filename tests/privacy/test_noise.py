@@ -3,6 +3,8 @@
 import copy
 import itertools
 import pickle
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -249,6 +251,32 @@ def test_a_key_counts_its_steps():
     taker = noise.NoiseKey(_KEY)
     first = [tuple(_draw_from(taker.next())) for _ in range(50)]
     assert len(set(first)) == 50
+
+
+@pytest.mark.parametrize('kind', ['key', 'variables', 'variables in a graph'])
+def test_threads_never_get_the_same_step(kind):
+    taker = noise.NoiseKey(_KEY) if kind == 'key' else noise.NoiseKeyVariables()
+    take = tf.function(taker.next) if kind == 'variables in a graph' else taker.next
+    take()
+    taken = [[] for _ in range(4)]
+    start = threading.Barrier(len(taken))
+
+    def run(steps):
+        start.wait()
+        for _ in range(1000):
+            steps.append(int(take()['step']))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # So often that a step without a lock is soon given twice.
+    try:
+        threads = [threading.Thread(target=run, args=(steps,)) for steps in taken]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(sum(taken, [])) == list(range(1, 4001))
 
 
 def _draw_from(step_noise, shape=(4,)):

@@ -719,3 +719,90 @@ def test_a_record_that_is_not_finite_touches_no_other(way, bad):
     way(_make(), weights, x, y)
     way(_make(), clean)
     np.testing.assert_allclose(_flat(weights), _flat(clean), rtol=1e-5)
+
+
+# Keras' own ways to save, and to compute in fewer bits.
+
+
+def _fitted_classifier(optimizer, **settings):
+    tf.keras.utils.set_random_seed(5)
+    model = tf.keras.Sequential(
+        [tf.keras.layers.Input([3]), tf.keras.layers.Dense(4), tf.keras.layers.Dense(2)]
+    )
+    model.compile(optimizer, tf.keras.losses.MeanSquaredError(reduction='none'), **settings)
+    model.fit(_X, _Y, batch_size=3, epochs=3, verbose=0)
+    return model
+
+
+def _saved_and_loaded(optimizer, path):
+    model = _fitted_classifier(optimizer)
+    model.save(path)
+    name = type(optimizer).__name__
+    return model, tf.keras.models.load_model(path, custom_objects={name: type(optimizer)})
+
+
+@pytest.mark.parametrize('error_feedback', ['private', 'none', 'hidden'])
+@pytest.mark.parametrize('cls', [_SGD, _ADAM])
+def test_an_hdf5_file_keeps_the_state_of_the_optimizer(tmp_path, cls, error_feedback):
+    optimizer = _make(cls, noise_multiplier=0.5, error_feedback=error_feedback, learning_rate=0.1)
+    _, again = _saved_and_loaded(optimizer, tmp_path / 'model.h5')
+    assert isinstance(again.optimizer, cls)
+    assert int(again.optimizer.iterations) == int(optimizer.iterations) == 6
+    for one, other in zip(optimizer.get_weights(), again.optimizer.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    if error_feedback == 'private':
+        assert np.all(_flat(_buffer(again.optimizer, again.trainable_variables)) != 0)
+
+
+def test_a_saved_model_trains_again(tmp_path):
+    # Of its own legacy optimizers, too, Keras keeps nothing but the settings here.
+    model, again = _saved_and_loaded(_make(noise_multiplier=0.5), tmp_path / 'saved_model')
+    np.testing.assert_array_equal(_flat(again.get_weights()), _flat(model.get_weights()))
+    assert again.optimizer.mechanism == model.optimizer.mechanism
+    again.fit(_X, _Y, batch_size=3, verbose=0)
+    assert int(again.optimizer.iterations) == 2
+
+
+def test_keras_loss_scaling_is_refused_by_name():
+    message = 'LossScaleOptimizer multiplies the loss before .* clips it.*mixed_float16'
+    with pytest.raises(ValueError, match=message):
+        tf.keras.mixed_precision.LossScaleOptimizer(_make())
+    tf.keras.mixed_precision.set_global_policy('mixed_float16')
+    try:
+        with pytest.raises(ValueError, match=message):
+            _fitted_classifier(_make())
+    finally:
+        tf.keras.mixed_precision.set_global_policy('float32')
+    # Other models take no notice.
+    _fitted_classifier(_make())
+
+
+@pytest.mark.parametrize('dtype', [tf.float64, tf.float16, tf.bfloat16])
+def test_variables_of_other_precision_are_refused(dtype):
+    optimizer, weights = _make(), [tf.Variable(tf.ones([3], dtype))]
+    x = tf.ones([2, 3], dtype)
+    message = f"float32 variables only.*Received: variable 'Variable:0' of {dtype.name}"
+
+    def losses_of():
+        return tf.reduce_sum(x * weights[0], axis=1)
+
+    for call in (
+        lambda: optimizer.minimize(losses_of, weights),
+        lambda: optimizer.clipped_sums(lambda r: tf.reduce_sum(r * weights[0]), x, weights),
+        lambda: optimizer.batch_sums([], losses_of, weights),
+        lambda: optimizer.batch_delivered_sum([], losses_of, weights),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_size_of_a_batch_is_in_no_text():
+    optimizer, weights = _make(num_microbatches=7), _weights()
+    step = tf.function(
+        lambda x, y: _drop_in_step(optimizer, weights, x, y),
+        input_signature=[tf.TensorSpec([None, 3]), tf.TensorSpec([None, 2])],
+    )
+    with pytest.raises(tf.errors.InvalidArgumentError, match='num_microbatches=7') as caught:
+        step(np.repeat(_X, 2000, axis=0)[:11213], np.repeat(_Y, 2000, axis=0)[:11213])
+    assert '11213' not in caught.value.message
+    step(np.repeat(_X, 2, axis=0)[:7], np.repeat(_Y, 2, axis=0)[:7])

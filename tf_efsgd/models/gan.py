@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tf_efsgd.privacy import optimizer as private_optimizer
@@ -31,6 +32,9 @@ MAX_DISCRIMINATOR_STEPS = 64
 
 # Of public seeds; 0 and 1 are for generated images of the two steps.
 _TARGET = 2
+
+# Of records to try the private loss on: two times three, so that others confirm what some show.
+_NUM_MADE_UP = 6
 
 CLIPPINGS = ('auto', 'fast', 'vectorized')
 
@@ -60,8 +64,8 @@ class EFSGDGan(tf.keras.Model):
       seed: of what is public: latents and labels of generated images.
 
     Raises:
-      ValueError: if a network that sees records keeps state or mixes examples, or the posterior
-        is of other latents than the generator's.
+      ValueError: if a network that sees records keeps state, if one computes in anything but
+        float32, or if the posterior is of other latents than the generator's.
     """
 
     def __init__(
@@ -75,17 +79,17 @@ class EFSGDGan(tf.keras.Model):
     ):
         super().__init__(**kwargs)
         self._decodes_records = POSTERIOR in discriminator.output
-        _refuse_layers_with_state(discriminator)
-        if self._decodes_records:
-            _refuse_layers_with_state(generator)
-            _check_posterior(discriminator, generator)
         self.generator = generator
         self.discriminator = discriminator
+        self._check_networks()
+        if self._decodes_records:
+            _check_posterior(discriminator, generator)
         self.ema_generator = tf.keras.models.clone_model(generator)
         self.ema_generator.set_weights(generator.get_weights())
         self.num_classes = discriminator.output[LOGITS].shape[-1]
         self._draw_inputs = draw_inputs
         self._target = _Box()
+        self._tried = _Box()
         self._seed = seed
         self.private_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name='private_steps')
         self.generator_steps = tf.Variable(
@@ -147,9 +151,14 @@ class EFSGDGan(tf.keras.Model):
           **kwargs: of `tf.keras.Model.compile`, e.g. `run_eagerly`.
 
         Raises:
-          ValueError: without any `expected_batch_size`, or with two; if 'fast' is not possible.
+          ValueError: without any `expected_batch_size`, or with two; if 'fast' is not possible; if
+            the loss of a record depends on other records, or is random by itself: it is tried on
+            made-up records, see `privacy.independence`.
         """
         super().compile(**kwargs)
+        self._check_networks()
+        for optimizer in (generator_optimizer, discriminator_optimizer):
+            _refuse_wrapped(optimizer)
         self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
         if self.is_private:
             given = expected_batch_size or discriminator_optimizer.expected_batch_size
@@ -177,9 +186,33 @@ class EFSGDGan(tf.keras.Model):
         self._noise = noise
         self._measure_records = measure_records
         self._microbatch_size = microbatch_size
+        if self.is_private:
+            self._check_private_loss()
         self.clipping = self._choose_clipping(clipping)
+        self._tried.value = [variable.ref() for variable in self.private_variables]
         # Not an attribute of plain tensors, which Keras could come to track.
         self._measured = _Box()
+
+    def _check_networks(self) -> None:
+        for model in (self.generator, self.discriminator):
+            _refuse_other_precision(model)
+        for model in self._private_models():
+            _refuse_layers_with_state(model)
+
+    def _check_private_loss(self) -> None:
+        reason = private_optimizer.why_not_alone(
+            self._losses_of_made_up,
+            self.private_variables,
+            self._make_up_records(),
+            self.run_eagerly,
+        )
+        if reason is not None:
+            raise ValueError(
+                'The private loss of a record may depend on that record, the weights and what '
+                '`draw_for_records` drew for it alone: clipping one gradient bounds nothing else. '
+                'Leave out layers that mix the examples of a batch (GroupNormalization does not) '
+                f'and layers that are random. Received: a loss of which {reason}.'
+            )
 
     def _choose_clipping(self, clipping: str) -> str:
         if clipping not in CLIPPINGS:
@@ -187,7 +220,10 @@ class EFSGDGan(tf.keras.Model):
         if clipping == 'vectorized' or not self.is_private:
             return 'vectorized' if self.is_private else 'none'
         reason = private_optimizer.why_not_fast(
-            self._private_models(), self._losses_of_a_blank_record, self.private_variables
+            self._private_models(),
+            self._losses_of_made_up,
+            self.private_variables,
+            self._make_up_records(),
         )
         if reason is None:
             return 'fast'
@@ -198,6 +234,12 @@ class EFSGDGan(tf.keras.Model):
 
     def make_train_function(self, force: bool = False):
         """One step of `fit`: its noise enters the graph as an argument, never as a constant."""
+        self._check_networks()
+        if self._tried.value != [variable.ref() for variable in self.private_variables]:
+            raise ValueError(
+                'The layers that are trainable are no longer those that `compile` looked at: call '
+                '`compile` again.'
+            )
         if self.train_function is not None and not force:
             return self.train_function
         noise = self._noise or private_optimizer.new_noise()
@@ -338,10 +380,18 @@ class EFSGDGan(tf.keras.Model):
     def generator_step(self) -> None:
         """The public step, in a replica context: no record is near it."""
         variables = self.generator.trainable_variables
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(variables)
-            loss = self._loss_of_generator()
-        gradients = tape.gradient(loss, variables)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+
+        def gradient():
+            return _gradient_of_sum(self._loss_of_generator, variables)
+
+        if self._target.value is None and self._expected_batch_size < replicas:
+            # On no images at all, TensorFlow's convolutions fail.
+            gradients = tf.cond(
+                tf.shape(self._own_rows())[0] > 0, gradient, lambda: _zeros_like(variables)
+            )
+        else:
+            gradients = gradient()
         self.generator_optimizer.apply_gradients(zip(gradients, variables))
 
     def _loss_of_generator(self) -> tf.Tensor:
@@ -520,11 +570,21 @@ class EFSGDGan(tf.keras.Model):
         divergence = self._losses.divergence(mean, log_variance)
         return self._losses.reconstruction(images, decoded) + divergence
 
-    def _losses_of_a_blank_record(self) -> tf.Tensor:
-        """A private loss, [1], to find out which layers it goes through."""
-        image = tf.zeros([1, *self.discriminator.input_shape[1:]])
-        draws = {name: tf.zeros([1, *s]) for name, s in self._drawn_shapes().items()}
-        return self._losses_of_records(image, tf.zeros([1], tf.int32), draws)
+    def _losses_of_made_up(self, records) -> tf.Tensor:
+        return self._losses_of_records(*records)
+
+    def _make_up_records(self):
+        """Random (images, labels, draws), to try the private loss on; no two are alike."""
+        count, draws = _NUM_MADE_UP, np.random.default_rng(0)
+        images = draws.uniform(-1.0, 1.0, [count, *self.discriminator.input_shape[1:]])
+        return (
+            tf.constant(images, tf.float32),
+            tf.constant(np.arange(count) % min(2, self.num_classes), tf.int32),
+            {
+                name: tf.constant(draws.normal(size=[count, *shape]), tf.float32)
+                for name, shape in self._drawn_shapes().items()
+            },
+        )
 
     def _losses_of_generated(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
         """(Adversarial losses, logits of their realness), each [n]."""
@@ -549,14 +609,18 @@ class EFSGDGan(tf.keras.Model):
         labels = tf.random.stateless_uniform(
             [self._expected_batch_size], seed, 0, self.num_classes, tf.int32
         )
+        own = self._own_rows()[part]
+        inputs = self._draw_inputs(self.generator, labels, seed, own)
+        return self.generator(inputs, training=False), tf.gather(labels, own)
+
+    def _own_rows(self) -> tf.Tensor:
+        """Which of a step's generated images are this replica's; none, if there are too few."""
         replica = tf.distribute.get_replica_context()
-        own = tf.range(
+        return tf.range(
             replica.replica_id_in_sync_group,
             self._expected_batch_size,
             replica.num_replicas_in_sync,
-        )[part]
-        inputs = self._draw_inputs(self.generator, labels, seed, own)
-        return self.generator(inputs, training=False), tf.gather(labels, own)
+        )
 
     def _public_seed(self, purpose: int) -> tf.Tensor:
         """Of this step's public draws, int32 [2]."""
@@ -640,6 +704,37 @@ def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -
             f'The posterior must be of the {latent_dim} latents of the generator, so '
             f'{2 * latent_dim} numbers. Received: {told}.'
         )
+
+
+def _refuse_wrapped(optimizer) -> None:
+    """Wrappers act before the clip, or hide that there is one."""
+    inner = [
+        v for v in vars(optimizer).values() if isinstance(v, private_optimizer.PrivateOptimizer)
+    ]
+    if inner or isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
+        raise ValueError(
+            'Optimizers must not be wrapped: LossScaleOptimizer multiplies the loss before it is '
+            "clipped; build everything under the policy 'float32'. "
+            f'Received: {type(optimizer).__name__}.'
+        )
+
+
+def _refuse_other_precision(model: tf.keras.Model) -> None:
+    for layer in model._flatten_layers(include_self=False):
+        dtypes = {weight.dtype for weight in layer.weights}
+        if not isinstance(layer, tf.keras.Model):  # Whose own is that of its inputs, or outputs.
+            dtypes.add(layer.compute_dtype)
+        others = [
+            dtype.name
+            for dtype in map(tf.as_dtype, dtypes - {None})
+            if dtype.is_floating and dtype != tf.float32
+        ]
+        if others:
+            raise ValueError(
+                f'Layer {layer.name!r} ({type(layer).__name__}) computes in {others[0]}. Norms, '
+                'clipping and sums are in float32, and so must be the networks: build them with '
+                f"dtype='float32', under the policy 'float32'. Received: {others[0]}."
+            )
 
 
 def _refuse_layers_with_state(model: tf.keras.Model) -> None:

@@ -20,7 +20,8 @@ Formal guarantees:
     its layer; a layer that is called several times in a pass has the norm of the SUM of its
     gradients (`join`).
   - An example's numbers depend on that example's rows alone; on the others at most in how they are
-    rounded.
+    rounded. A call of a layer has as many rows as there are losses: one whose batch axis holds
+    views, patches or time steps, or nothing of the examples, is refused.
   - What a rule does not cover is refused by `UnsupportedLayerError`, never left out.
 """
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Union
 
@@ -44,6 +46,11 @@ _CANCELLED = 1e-2
 _LARGEST_FACTOR = 1e8
 # Bytes of patches to make at a time. Measured: smaller blocks take longer, larger ones more memory.
 _BLOCK_BYTES = 2**21
+
+_OTHER_ROWS = (
+    'is called on a batch axis that is not that of the losses: views, patches or time steps of a '
+    'record are on it, or what does not depend on the records'
+)
 
 
 class UnsupportedLayerError(ValueError):
@@ -955,6 +962,8 @@ def gradients_by_layer(
     Raises:
       UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
       ValueError: if there is not one loss for every example.
+      tf.errors.InvalidArgumentError: when it is run, if only then a batch axis turns out not to be
+        that of the examples.
     """
     check_layers(models, variables)
     _switch_off_tensor_float_32()
@@ -962,16 +971,20 @@ def gradients_by_layer(
     with tape, _Recorder(models, tape) as calls:
         tape.watch(variables)
         losses = losses_of()
-        summed = tf.reduce_sum(losses)
     if losses.shape.rank != 1:
         raise ValueError(
             f'There must be one loss for every example, shape [batch]. Received: {losses.shape}.'
         )
     if not calls:
         raise ValueError('The loss uses none of the variables to update.')
-    gradients = tape.gradient(
-        summed, [call.base_vars for call in calls], unconnected_gradients='zero'
-    )
+    ones = _ones_if_rows_are_examples(calls, losses)
+    with tf.control_dependencies([ones]):
+        gradients = tape.gradient(
+            losses,
+            [call.base_vars for call in calls],
+            output_gradients=ones,
+            unconnected_gradients='zero',
+        )
     by_layer = {}
     for call, gradient in zip(calls, gradients):
         by_layer.setdefault(id(call.layer), []).append(call.bind(gradient))
@@ -982,6 +995,73 @@ def gradients_by_layer(
             if any(variable.ref() in wanted for variable in of_part[0].variables):
                 parts.append(of_part[0] if len(of_part) == 1 else type(of_part[0]).join(of_part))
     return parts
+
+
+def gradient_of_row(
+    models: Models,
+    losses_of: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+    row: tf.Tensor,
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    """What `gradients_by_layer` makes of one example among the others.
+
+    Args:
+      models: as in `gradients_by_layer`, as the next ones.
+      losses_of: of the batch.
+      variables: what the step updates.
+      row: int32 [], of that example.
+
+    Returns:
+      (its norm, float32 []; its gradient, per variable float32 [*variable.shape]).
+    """
+    parts = gradients_by_layer(models, losses_of, variables)
+    squared = tf.add_n([part.squared_norms() for part in parts])
+    exact = tf.reduce_all(tf.stack([part.is_exact() for part in parts]), axis=0)
+    weights = tf.one_hot([row], tf.shape(squared)[0])
+    found = {}
+    for part in parts:
+        for variable, total in zip(part.variables, part.weighted_sums(weights)):
+            found[variable.ref()] = tf.reshape(total, variable.shape)
+    gradients = [found.get(v.ref(), tf.zeros(v.shape)) for v in variables]
+    # Where positions cancel, the norm that is used for clipping is that of the gradient itself.
+    norm = tf.where(exact[row], tf.sqrt(squared[row]), tf.linalg.global_norm(gradients))
+    return norm, gradients
+
+
+def reason_of(error: tf.errors.InvalidArgumentError) -> str | None:
+    """Which layer `gradients_by_layer` refused when it was run, and why; None: it was not that."""
+    text = error.message.replace('\\', '')  # TensorFlow escapes the quotes.
+    found = re.search(r"layer '[^']*' \(\w+\) " + re.escape(_OTHER_ROWS), text)
+    return found and found[0]
+
+
+def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.Tensor:
+    """Ones, [batch], to begin the backward pass with.
+
+    Rules clip rows of what a layer puts out. Where views or patches of one example are rows of
+    their own, it would move a sum by a clip for each of them; where all examples share one row,
+    they would be clipped as one. No text says how many rows there are: with Poisson samples that is
+    private.
+    """
+    batch = losses.shape[0]
+    are_examples = []
+    for call in calls:
+        reason = f'layer {call.layer.name!r} ({type(call.layer).__name__}) {_OTHER_ROWS}'
+        if call.base_vars.shape.rank < 2:
+            raise UnsupportedLayerError(reason)
+        rows = call.base_vars.shape[0]
+        if rows is not None and batch is not None:
+            if rows != batch:
+                raise UnsupportedLayerError(reason)
+            continue
+        is_example = tf.equal(tf.shape(call.base_vars)[0], tf.shape(losses)[0])
+        with tf.control_dependencies([tf.debugging.Assert(is_example, [reason])]):
+            are_examples.append(tf.identity(is_example))
+    ones = tf.ones_like(losses)
+    if not are_examples:
+        return ones
+    # XLA leaves out assertions. A gradient that is not a number counts as zero.
+    return tf.where(tf.reduce_all(tf.stack(are_examples)), ones, math.nan)
 
 
 def _switch_off_tensor_float_32() -> None:

@@ -6,7 +6,8 @@ Formal guarantees:
   - No two draws under one key share a counter: the high word of the 128-bit counter names (step,
     purpose, variable), the low word counts inside one draw.
   - A key lives in one process and its step counter only ever grows: nothing here is saved or
-    restored, so a step that is run again after a crash gets fresh noise.
+    restored, so a step that is run again after a crash gets fresh noise. To take a step is atomic:
+    no two threads get the same one.
   - DP noise is whole numbers of exactly the law that `grid` proves, from 128 uniform bits for each
     of the three parts of a number; the last 64 bits are drawn only where the first ones do not
     decide, about once in 10^15 draws. No floating-point number is in its way.
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -44,6 +46,9 @@ STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
 BLOCK_BITS = 48
 
 _PHILOX = 1
+# A generator's state: counter (two words) and key. One step skips 2^8 counts of it.
+_PHILOX_STATE = 3
+_SKIPPED_BITS = 8
 _BLOCK = 4
 # Normals that are added up for one input of a record.
 _NORMALS = 4
@@ -70,6 +75,7 @@ class NoiseKey:
         value = secrets.randbits(64) if key is None else key
         self._key = tf.constant([value], tf.uint64)
         self._next_step = 0
+        self._lock = threading.Lock()
         self._process = os.getpid()
 
     @property
@@ -82,11 +88,12 @@ class NoiseKey:
         del shapes
         if self._process != os.getpid():
             raise RuntimeError('A NoiseKey is of one process: a fork would repeat the noise.')
-        if self._next_step >= 2**STEP_BITS:
+        with self._lock:  # Two threads would read the same number.
+            taken = self._next_step
+            self._next_step = taken + 1
+        if taken >= 2**STEP_BITS:
             raise OverflowError('This noise key has no unused steps left: make a new one.')
-        step = tf.constant(self._next_step, tf.uint64)
-        self._next_step += 1
-        return {'key': self._key, 'step': step}
+        return {'key': self._key, 'step': tf.constant(taken, tf.uint64)}
 
     def __repr__(self) -> str:
         return '<NoiseKey: secret>'
@@ -137,7 +144,9 @@ class NoiseKeyVariables:
     """
 
     def __init__(self):
-        # int64, as in tf.random.Generator: GPUs lack some uint64 kernels.
+        # int64, as in tf.random.Generator: GPUs lack some uint64 kernels. The counter has the form
+        # of that generator's state, whose op takes a step and counts it under one lock: to read a
+        # variable and then to add to it would give two threads the same step.
         self._key, self._step = (
             tf.Variable(
                 initial,
@@ -147,7 +156,7 @@ class NoiseKeyVariables:
             )
             for name, initial in (
                 ('secret', tf.bitcast(NoiseKey().next()['key'], tf.int64)),
-                ('secret_step', tf.zeros([], tf.int64)),
+                ('secret_step', tf.zeros([_PHILOX_STATE], tf.int64)),
             )
         )
 
@@ -166,10 +175,16 @@ class NoiseKeyVariables:
                 'The optimizer was made outside the scope of the strategy it runs under, so every '
                 'replica would add another noise. Make it inside `with strategy.scope():`.'
             )
-        step = tf.identity(self._step)
-        self._step.assign_add(1)
-        key = tf.bitcast(tf.identity(self._key), tf.uint64)
-        return {'key': key, 'step': tf.bitcast(step, tf.uint64)}
+        # In a replica context the handle is that of the replica's own copy; all count alike.
+        state = tf.raw_ops.RngReadAndSkip(
+            resource=self._step.handle,
+            alg=tf.constant(_PHILOX),
+            delta=tf.constant(1, tf.uint64),
+        )
+        step = tf.bitwise.right_shift(
+            tf.bitcast(state[0], tf.uint64), tf.constant(_SKIPPED_BITS, tf.uint64)
+        )
+        return {'key': tf.bitcast(tf.identity(self._key), tf.uint64), 'step': step}
 
     def __repr__(self) -> str:
         return '<NoiseKeyVariables: secret>'

@@ -18,11 +18,12 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import dp_accounting
 import tensorflow as tf
 
-from tf_efsgd.privacy import clipping, layer_norms, noise, private_step
+from tf_efsgd.privacy import clipping, independence, layer_norms, noise, private_step
 from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
 _BUFFER = 'error_feedback'
@@ -68,33 +69,92 @@ def draw_for_records(
 
 def why_not_fast(
     models: layer_norms.Models,
-    losses_of: Callable[[], tf.Tensor],
+    losses_of: independence.LossesOf,
     variables: Sequence[tf.Variable],
+    records: Any,
 ) -> str | None:
-    """Why `batch_sums` cannot clip this loss; None if it can.
+    """Why `batch_sums` cannot clip this loss; None if nothing shows that.
+
+    The loss is tried on made-up records, in batches of two sizes, with the weights as they are and
+    with random ones: what `batch_sums` makes of each must be the gradient of its loss alone. So
+    penalties on gradients, tied weights and layers behind a `tf.function` are found, which the
+    calls of the layers do not show.
 
     Args:
       models: as in `batch_sums`.
-      losses_of: as in `batch_sums`, on a record of any kind.
+      losses_of: maps records [batch, ...] to the WHOLE loss of each, float32 [batch].
       variables: what the step updates.
+      records: made up, of any kind: `independence.NUM_RECORDS` different ones, at least 3.
 
     Returns:
       Which layer is in the way and why.
     """
 
-    def attempt():
-        layer_norms.gradients_by_layer(models, losses_of, variables)
+    def gradient_of_row(batch, row):
+        return layer_norms.gradient_of_row(models, lambda: losses_of(batch), variables, row)
 
     try:
-        # Under a strategy, variables have a value in its replicas only.
-        tf.distribute.get_strategy().run(attempt)
+        layer_norms.check_layers(models, variables)
+        reason = independence.why_not_alike(gradient_of_row, losses_of, variables, records)
     except layer_norms.UnsupportedLayerError as error:
         return str(error)
-    return None
+    except tf.errors.InvalidArgumentError as error:
+        return layer_norms.reason_of(error) or f'it fails on this loss ({_first_line(error)})'
+    except Exception as error:  # Whatever TensorFlow says to a call that the rules do not expect.
+        return f'it fails on this loss ({_first_line(error)})'
+    return reason and f'one backward pass misses something: {reason}'
+
+
+def why_not_alone(
+    losses_of: independence.LossesOf,
+    variables: Sequence[tf.Variable],
+    records: Any,
+    run_eagerly: bool = False,
+) -> str | None:
+    """Why the private loss of a record is not its own, see `independence.why_not_alone`."""
+    return independence.why_not_alone(losses_of, variables, records, run_eagerly)
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    lines = text.strip().splitlines() or ['']
+    return f'{type(error).__name__}: {lines[0]}'
 
 
 class PrivateOptimizer:
     """What every class made by `make_error_feedback_optimizer_class` is an instance of."""
+
+
+def check_float32(variables: Sequence[tf.Variable]) -> None:
+    """Raises ValueError unless all variables are float32, which norms and sums are computed in."""
+    for variable in variables:
+        if variable.dtype.base_dtype != tf.float32:
+            raise ValueError(
+                'The private step updates float32 variables only: norms, clipping and sums are '
+                "computed in that. Build the model with dtype='float32'. "
+                f'Received: variable {variable.name!r} of {variable.dtype.base_dtype.name}.'
+            )
+
+
+def _jacobian(tape, loss: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
+    """Of a loss vector [batch], per variable [batch, *shape]; batch may be 0.
+
+    Over no records the backward pass of some layers fails: of most convolutions and recurrent ones.
+    """
+
+    def of_records():
+        jacobian = tape.jacobian(
+            loss, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return [tf.convert_to_tensor(j) for j in jacobian]
+
+    def of_no_records():
+        return [tf.zeros([0, *v.shape]) for v in variables]
+
+    size = loss.shape[0]
+    if size is None:
+        return tf.cond(tf.shape(loss)[0] > 0, of_records, of_no_records)
+    return of_records() if size else of_no_records()
 
 
 def _batch_gradients(models, losses_of, variables) -> clipping.BatchGradients:
@@ -141,7 +201,10 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
         backward pass of a loss VECTOR one record's NaN or infinity reaches all the others (as in
         TF Privacy's optimizers), and then all count as zero. Bound what the loss can do, or use
         `clipped_sums` and `release`, where such a record alone counts as zero. It cannot see the
-        model either: BatchNormalization mixes examples and must not be in it.
+        model either: layers that mix examples (BatchNormalization) or are random by a record's
+        place under a seed (Dropout) must not be in it; `why_not_alone` finds them. A Poisson sample
+        may be empty, which is a step like every other: `drop_in.PoissonTraining` has it where a
+        layer of the model fails on no records.
         """
 
         def __init__(
@@ -201,6 +264,22 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             self._parameters = ASSUMED_PARAMETERS
 
         @property
+        def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
+            """What Keras' `LossScaleOptimizer` marks the optimizer by that it wraps."""
+            return False
+
+        @_is_wrapped_by_loss_scale_optimizer.setter
+        def _is_wrapped_by_loss_scale_optimizer(self, value):
+            if value:
+                raise ValueError(
+                    f'A LossScaleOptimizer multiplies the loss before {type(self).__name__} clips '
+                    'it, and divides what was released: the run would spend its budget and learn '
+                    'nothing. Keras wraps every optimizer in one under the policy mixed_float16; '
+                    "build and compile the model under the policy 'float32'. "
+                    'Received: LossScaleOptimizer.'
+                )
+
+        @property
         def dp_event(self) -> dp_accounting.DpEvent:
             """The `DpEvent` of one step on the sampled records (sampling not included).
 
@@ -229,6 +308,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Returns:
               (clipped_grad_sum, residual_grad_sum), float64, shaped like `var_list`.
             """
+            check_float32(var_list)
             gradients = clipping.per_example_gradients(loss_of_record, records, var_list)
             return self._dense_clipped_sums(gradients, var_list)
 
@@ -254,6 +334,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             Raises:
               layer_norms.UnsupportedLayerError: if a layer has no rule.
             """
+            check_float32(var_list)
             gradients = _batch_gradients(models, losses_of, var_list)
             return private_step.batch_sums(self.mechanism, gradients)
 
@@ -264,6 +345,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             var_list: Sequence[tf.Variable],
         ) -> list[tf.Tensor]:
             """The same for generated images, which need no privacy: what of theirs arrives."""
+            check_float32(var_list)
             gradients = _batch_gradients(models, losses_of, var_list)
             return private_step.batch_delivered_sum(self.mechanism, gradients)
 
@@ -368,10 +450,21 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 batch_size = replica.all_reduce(tf.distribute.ReduceOp.SUM, batch_size)
             return tf.maximum(batch_size, 1.0)
 
+        def _create_slots(self, var_list):
+            """Those of the base class, then E: whoever makes the slots makes all, in one order.
+
+            An HDF5 file knows them by their order alone.
+            """
+            super()._create_slots(var_list)
+            if self.mechanism.has_buffer:
+                for variable in var_list:
+                    self.add_slot(variable, _BUFFER)
+
         def _buffer(self, var_list):
             """E, one slot per variable: zeros at first, in every checkpoint."""
             with tf.init_scope():
-                return [self.add_slot(v, _BUFFER) for v in var_list]
+                self._create_all_weights(var_list)
+                return [self.get_slot(v, _BUFFER) for v in var_list]
 
         def _store_buffer(self, var_list, buffer):
             if buffer is None:
@@ -403,11 +496,9 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                         var_list = var_list()
             self._check_loss(loss)
             var_list = tf.nest.flatten(var_list)
-            jacobian = tape.jacobian(
-                loss, var_list, unconnected_gradients=tf.UnconnectedGradients.ZERO
-            )
+            check_float32(var_list)
             gradients = self.release(
-                *self._dense_clipped_sums(jacobian, var_list),
+                *self._dense_clipped_sums(_jacobian(tape, loss, var_list), var_list),
                 var_list,
                 step_noise=self._own_randomness.next(),
                 batch_size=tf.cast(tf.shape(loss)[0], tf.float32),
@@ -428,7 +519,9 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
                 f'the clip is not supported. Received: num_microbatches={self._num_microbatches}.'
             )
             if size is None:
-                tf.debugging.assert_equal(tf.shape(loss)[0], self._num_microbatches, message)
+                # Without the size in its text: that of a Poisson sample is private.
+                is_size = tf.equal(tf.shape(loss)[0], self._num_microbatches)
+                tf.debugging.Assert(is_size, [message])
             elif size != self._num_microbatches:
                 raise ValueError(f'{message[:-1]}, batch size {size}.')
 
