@@ -861,7 +861,7 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
         print('NOT PRIVATE: no clipping, no noise.')
         return
     epsilon = budget.promised_epsilon(plan, spent)
-    promised, times_units = rounding.up(epsilon.headline), plan.target_delta * plan.units
+    promised, times_units = rounding.up(epsilon.headline), budget.delta_times_units(plan)
     parts = []
     if plan.warm_start_event is not None:
         noise = ' and '.join(f'{value:.4f}' for value in budget.noise_of_releases(plan))
