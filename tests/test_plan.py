@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import account_by_hand
 import dp_accounting
 import numpy as np
 import pytest
@@ -33,22 +34,12 @@ _SETTINGS = config.PrivacyConfig(
 _QUICK = ['--dataset_size=2000', '--expected_batch_size=20', '--train_steps=300']
 
 
-# 64^0 + 64^2 + 64^4 parts of standard deviation 128: that of the noise in steps of the grid.
-_S = 128 * math.sqrt(1 + 64**2 + 4096**2)
 # What is accounted at: a part is kept back for the error of the draws.
-_DELTA = 1e-5 * (1 - 2**-10)
+_DELTA = account_by_hand.accounted_delta(1e-5)
 
 
 def _effective(sigma, parameters=2**20, sums=2):
-    """The noise multiplier that is accounted for a step, by section 5 of the design."""
-    rounding = sigma * math.sqrt(sums * parameters) / _S
-    return sigma * math.sqrt(1 - 16 / _S**2) / (1 + rounding + 2**-7)
-
-
-def _noise_for(effective, parameters=2**20, sums=2):
-    """Its inverse."""
-    root = math.sqrt(sums * parameters) / _S
-    return effective * (1 + 2**-7) / (math.sqrt(1 - 16 / _S**2) - effective * root)
+    return account_by_hand.effective_step(sigma, sums * parameters)
 
 
 def _bounds(event, steps, delta=_DELTA):
@@ -132,7 +123,7 @@ def test_without_a_residual_error_feedback_is_dp_sgd():
 
 def test_golden_values():
     # At the noise that is accounted as 1.
-    sigma = _noise_for(1.0)
+    sigma = account_by_hand.noise_for_step(1.0, 2 * 2**20)
     assert _effective(sigma) == pytest.approx(1.0, rel=1e-12) and 1.009 < sigma < 1.012
     settings = config.PrivacyConfig(
         noise_multiplier=sigma, expected_batch_size=128, train_steps=450_000

@@ -62,7 +62,7 @@ NOT_COVERED = (
 )
 NOT_COVERED_PER_IMAGE = (
     'several records of one person: the guarantee is per record (one image with its label); '
-    'epsilon_by_images_per_person says what it is for more',
+    'epsilon_by_images_per_person, where it is given, says what it is for more',
 )
 NOT_COVERED_PER_PERSON = (
     'an image that was ascribed to another person than the one it shows',
