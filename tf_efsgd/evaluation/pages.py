@@ -120,9 +120,13 @@ def facts(values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 def value(content: Any) -> str:
     """One value as HTML; lists and mappings become lists."""
     if isinstance(content, Mapping):
-        content = [f'{key}: {item}' for key, item in content.items()]
-    if isinstance(content, (list, tuple)):
-        return '<ul>' + ''.join(f'<li>{value(item)}</li>' for item in content) + '</ul>'
+        items = [f'{html.escape(str(key))}: {value(item)}' for key, item in content.items()]
+    elif isinstance(content, (list, tuple)):
+        items = [value(item) for item in content]
+    else:
+        items = None
+    if items is not None:
+        return '<ul>' + ''.join(f'<li>{item}</li>' for item in items) + '</ul>'
     if content is None:
         return 'not given'
     if isinstance(content, bool):
