@@ -906,7 +906,8 @@ def _print_result(statement: dict, found: dict) -> None:
         print(
             f'Spent ε = {_shown(statement["epsilon"])} '
             f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
-            f'in {statement["steps"]} steps.'
+            f'in {statement["steps"]} steps, for {statement["unit_of_privacy"]}. δ times their '
+            f'number is {rounding.up(statement["delta_times_units"], 2)}.'
         )
         lost = statement['steps'] - statement['applied_steps']
         if lost:

@@ -109,12 +109,23 @@ def picture(png: bytes, alt: str, caption: str) -> str:
 
 
 def facts(values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """A table of values by key, with a label beside each key that has one."""
+    """A table of values by key, with a label beside each key that has one.
+
+    A bound on epsilon that does not exist, which JSON writes as null, is shown as 'none'.
+    """
     rows = []
     for key, content in values.items():
         code = f'<code>{html.escape(str(key))}</code>'
-        rows.append(f'<tr><th>{labels.get(key, "")}{code}</th><td>{value(content)}</td></tr>')
+        shown = value(_with_none(key, content))
+        rows.append(f'<tr><th>{labels.get(key, "")}{code}</th><td>{shown}</td></tr>')
     return '<table>\n' + '\n'.join(rows) + '\n</table>'
+
+
+def _with_none(key: str, content: Any) -> Any:
+    is_bound = str(key).startswith('epsilon')
+    if isinstance(content, Mapping):
+        return {k: _with_none(key if is_bound else k, item) for k, item in content.items()}
+    return 'none' if content is None and is_bound else content
 
 
 def value(content: Any) -> str:

@@ -178,17 +178,8 @@ def _facts(private: bool, statement: Mapping[str, Any]) -> str:
     """The statement as a table, without what a page that promises something shows elsewhere."""
     elsewhere = (*_LISTS, _BY_IMAGES) if private else ()
     return pages.facts(
-        {key: _with_none(key, item) for key, item in statement.items() if key not in elsewhere},
-        _LABELS,
+        {key: item for key, item in statement.items() if key not in elsewhere}, _LABELS
     )
-
-
-def _with_none(key: str, content: Any) -> Any:
-    """The statement writes a bound that does not exist as null: 'none', not 'not given'."""
-    if isinstance(content, Mapping):
-        is_bound = str(key).startswith('epsilon')
-        return {k: _with_none(key if is_bound else k, item) for k, item in content.items()}
-    return 'none' if content is None and str(key).startswith('epsilon') else content
 
 
 def _samples(samples_png: str | None, caption: str) -> str:
