@@ -3,6 +3,7 @@
 Noise keys and coins are fixed, so nothing here fails by chance.
 """
 
+import dataclasses
 import itertools
 import math
 import os
@@ -10,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 
+import account_by_hand as by_hand
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -20,8 +22,9 @@ from tf_efsgd.audit import __main__ as cli
 from tf_efsgd.audit import bounds, findings, training
 from tf_efsgd.audit import mechanism as mechanism_audit
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.privacy import accounting, clipping, noise
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer, Mechanism
+from tf_efsgd.privacy import accounting, clipping, noise, private_step
+from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 _CONFIDENCE = 0.999
@@ -135,7 +138,7 @@ def _observations(claim, steps, runs, seed=4):
 @pytest.mark.parametrize('error_feedback', ['private', 'none', 'hidden'])
 def test_likelihood_ratio_is_that_of_all_sampling_patterns(error_feedback):
     q, steps = 0.3, 4
-    claim = Claim(_mechanism(error_feedback, noise_multiplier=1.7), q)
+    claim = Claim(_mechanism(error_feedback, noise_multiplier=1.7), q, 6)
     first, second, share = 0.7, 0.4, 0.3
     stddevs = [1.7 * first]
     if error_feedback == 'private':
@@ -159,7 +162,7 @@ def test_likelihood_ratio_is_that_of_all_sampling_patterns(error_feedback):
 
 
 def test_with_the_claimed_noise_measured_both_likelihood_ratios_agree():
-    claim = Claim(_mechanism(), 0.3)
+    claim = Claim(_mechanism(), 0.3, 6)
     observations, _ = _observations(claim, 4, 5)
     covariance = np.diag(np.repeat(np.square(claim.noise_stddevs), 3))
     documented, measured, _ = claim.statistics(observations, covariance)
@@ -170,12 +173,12 @@ def test_with_the_claimed_noise_measured_both_likelihood_ratios_agree():
 def test_both_sums_are_recovered_from_gradient_and_buffer(feedback_l2_norm_clip):
     mechanism = _mechanism(feedback_l2_norm_clip=feedback_l2_norm_clip)
     rng = np.random.default_rng(5)
-    sums = rng.normal(size=(2, 6, 3)).astype(np.float32)  # [purpose, step, size]
-    buffer, claim = np.zeros(3, np.float32), Claim(mechanism, 1.0)
+    sums = rng.normal(size=(2, 6, 3))  # [purpose, step, size]
+    buffer, claim = np.zeros(3, np.float32), Claim(mechanism, 1.0, 3)
     for clipped, residual in zip(*sums):
-        draws = [[tf.zeros(3)], [tf.zeros(3)]]
-        (gradient,), (after,) = mechanism.release(
-            [clipped], [residual], [buffer], 3.0, {'draws': draws}
+        draws = [[tf.zeros(3, tf.int64)], [tf.zeros(3, tf.int64)]]
+        (gradient,), (after,) = private_step.release(
+            mechanism, [clipped], [residual], [buffer], 3.0, {'draws': draws}
         )
         found = claim.recover(gradient.numpy(), buffer, after.numpy(), 3.0)
         np.testing.assert_allclose(found[0], clipped, atol=1e-4)
@@ -185,7 +188,7 @@ def test_both_sums_are_recovered_from_gradient_and_buffer(feedback_l2_norm_clip)
 
 @pytest.mark.parametrize('error_feedback', ['private', 'none', 'hidden'])
 def test_a_release_that_is_no_number_counts_as_in(error_feedback):
-    claim = Claim(_mechanism(error_feedback), 0.3)
+    claim = Claim(_mechanism(error_feedback), 0.3, 6)
     observations, _ = _observations(claim, 4, 5)
     observations.releases[2, 3, 0] = np.nan
     for statistic in claim.statistics(observations, np.eye(observations.releases.shape[-1])):
@@ -223,9 +226,30 @@ def test_hidden_exceeds_what_is_unproven_and_not_what_it_spends():
     at_small_delta, _ = _audit(mechanism, 200, 0.05, 2000)
     assert at_small_delta.unproven == pytest.approx(4.766, abs=0.01)
     assert at_small_delta.unproven < at_small_delta.bound <= at_small_delta.ceiling
-    assert at_small_delta.bound < at_small_delta.account
+    # mu = sqrt(200) 3 is 1,080 and more: no such epsilon can be proven, so none is claimed.
+    assert math.isinf(at_small_delta.account)
     assert not at_small_delta.exceeds
     assert 'the unproven ε = 4.77 is not true' in at_small_delta.verdict
+
+
+def test_hidden_stays_below_what_it_spends():
+    # mu = sqrt(30) 3 / 4: what is accounted can be proven there.
+    mechanism = _mechanism(
+        'hidden', l2_norm_clip=1.0, residual_l2_norm_clip=1.0, noise_multiplier=4.0
+    )
+    for finding in _audit(mechanism, 30, 0.05, 2000):
+        mu = math.sqrt(30) / by_hand.effective_step(4 / 3, 5)
+        expected = accounting.gaussian_epsilon(mu, by_hand.accounted_delta(finding.delta))
+        assert finding.account == pytest.approx(expected, rel=1e-9)
+        assert finding.bound < finding.account < 40 and not finding.exceeds
+
+
+def test_what_is_claimed_is_what_the_verdict_compares_with():
+    finding = findings.Finding('mechanism', 'hidden', 1, 9, 0.5, 1e-5, 10, 3.0, 2.0, 5.0, 2.001)
+    assert finding.verdict == 'consistent with the account; unproven ε = 2.01 not refuted'
+    without = dataclasses.replace(finding, account=math.inf)
+    assert without.verdict == 'nothing is claimed; unproven ε = 2.01 not refuted'
+    assert dataclasses.replace(without, unproven=None).verdict == 'nothing is claimed'
 
 
 def test_hidden_with_few_runs_says_that_it_refuted_nothing():
@@ -252,7 +276,8 @@ def _plant_forgotten_clip(monkeypatch):
 
     def forgetful(gradients, *clips):
         clipped, residual = honest(gradients, *clips)
-        return [*clipped[:-1], tf.reduce_sum(gradients[-1], axis=0)], residual
+        whole = tf.reduce_sum(tf.cast(gradients[-1], tf.float64), axis=0)
+        return [*clipped[:-1], whole], residual
 
     monkeypatch.setattr(clipping, 'clipped_sums', forgetful)
 
@@ -339,16 +364,21 @@ def test_planted_bug_in_a_part_of_the_noise_is_caught(
 
 def _plant_noise_per_replica(monkeypatch, share):
     """Every replica draws its own noise, at `share` of the scale."""
-    honest = noise.gaussian
+    honest = noise.integers
 
     @tf.autograph.experimental.do_not_convert
-    def own(shape, stddev, *, step_noise, **rest):
+    def own(shape, *, step_noise, **rest):
         replica = tf.distribute.get_replica_context()
         shift = tf.cast(replica.replica_id_in_sync_group, tf.uint64)
         step_noise = {**step_noise, 'key': step_noise['key'] + shift}
-        return honest(shape, share * stddev, step_noise=step_noise, **rest)
+        return _scaled(honest(shape, step_noise=step_noise, **rest), share)
 
-    monkeypatch.setattr(noise, 'gaussian', own)
+    monkeypatch.setattr(noise, 'integers', own)
+
+
+def _scaled(integers, share):
+    """Whole numbers of noise at another scale."""
+    return tf.cast(tf.round(share * tf.cast(integers, tf.float64)), tf.int64)
 
 
 def _plant_noise_before_the_sum(monkeypatch):
@@ -357,16 +387,21 @@ def _plant_noise_before_the_sum(monkeypatch):
 
     def release(self, clipped, residual, var_list, *, step_noise):
         own = tf.distribute.get_replica_context().replica_id_in_sync_group
-        scale = tf.where(tf.equal(own, 0), 1.0, 0.0)
-        stddev = self.mechanism.clipped_noise_stddev / 2
-        noisy = [
-            s
-            + scale * noise.gaussian(s.shape, stddev, step_noise=step_noise, purpose=5, variable=i)
-            for i, s in enumerate(clipped)
-        ]
+        half = tf.where(tf.equal(own, 0), tf.constant(0.5, tf.float64), 0.0)
+        scale = half * self.mechanism.clipped_step
+
+        def draw(s, variable):
+            n = noise.integers(s.shape, step_noise=step_noise, purpose=5, variable=variable)
+            return scale * tf.cast(n, tf.float64)
+
+        noisy = [s + draw(s, i) for i, s in enumerate(clipped)]
         return honest(self, noisy, residual, var_list, step_noise=step_noise)
 
-    monkeypatch.setattr(Mechanism, '_add_noise', lambda self, sums, *_: list(sums))
+    monkeypatch.setattr(
+        private_step,
+        'noisy_integers',
+        lambda sums, step, *_: [noise.to_grid(s, step) for s in sums],
+    )
     monkeypatch.setattr(ErrorFeedbackDPKerasSGDOptimizer, 'release', release)
 
 
@@ -386,9 +421,9 @@ def test_planted_noise_on_one_share_only_is_caught(strategy, monkeypatch):
 
 
 def test_planted_less_noise_is_caught_under_a_strategy(strategy, monkeypatch):
-    honest = noise.gaussian
+    honest = noise.integers
     monkeypatch.setattr(
-        noise, 'gaussian', lambda shape, stddev, **rest: honest(shape, 2 / 3 * stddev, **rest)
+        noise, 'integers', lambda shape, **rest: _scaled(honest(shape, **rest), 2 / 3)
     )
     found = _audit(_mechanism('none'), 1, 1.0, 4000, strategy=strategy)
     assert any(finding.exceeds for finding in found)
@@ -505,8 +540,19 @@ def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
     ceiling = math.log(1000 * 0.9 / -math.log((1 - _CONFIDENCE) / 2))
     assert float(values['ceiling']) == pytest.approx(ceiling, abs=0.01)
     assert 0.4 < float(values['bound']) < float(values['account'])
-    assert float(values['account']) == pytest.approx(1.16, abs=0.011)
+    # One Gaussian of everybody, by its closed form; PLD is a little above it.
+    mu = 1 / by_hand.effective_step(1, 5)
+    account = accounting.gaussian_epsilon(mu, by_hand.accounted_delta(0.1))
+    assert account < float(values['account']) < account + 0.003
     assert 'consistent with the account' in row
+
+
+def test_command_says_none_where_nothing_is_accounted(monkeypatch, capsys):
+    arguments = ('--error_feedback=hidden', '--train_steps=9', '--sampling_probability=1')
+    assert _run_cli(monkeypatch, *arguments, '--runs=30', '--target_delta=1e-5') == 0
+    titles, row = capsys.readouterr().out.splitlines()[1:]
+    assert dict(zip(titles.split(), row.split()))['account'] == 'none'
+    assert 'consistent' not in row
 
 
 def test_command_fails_when_a_bound_exceeds_the_account(monkeypatch, capsys):

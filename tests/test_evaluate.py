@@ -85,6 +85,9 @@ def test_metrics_have_the_names_that_others_read(evaluated):
     assert metrics['gen2real_cnn']['untrained']['accuracy'] < 0.5
     found = metrics['provenance']
     assert 0 < found['epsilon_pld'] == found['epsilon'] < 1.2 and found['delta'] == 1e-5
+    # 1e-5 times 1,602.
+    assert found['unit_of_privacy'] == 'one image with its label'
+    assert found['delta_times_units'] == 0.01602
     assert (found['steps'], found['checkpoint_step'], metrics['steps']) == (5, 5, 5)
     assert 0 < found['training_minutes'] < 60 and 'cores' in found['machine']
 
@@ -137,8 +140,7 @@ def test_the_generator_is_the_one_that_drew_the_samples(folder):
 def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
     settings = run_folder.read_settings(folder)
     dataset = run_folder.load_records(settings)
-    plan = runner.ledger.Ledger.read(folder / 'ledger.jsonl').plan
-    gan = runner._build(settings, dataset.train, plan)
+    gan = runner._build(settings, dataset.train)
     untrained = evaluate.untrained_generator(settings, dataset.train)
     for one, other in zip(gan.generator.get_weights(), untrained.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -69,14 +69,14 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
             more = [_DECLARED] if num_records > _DECLARED and step in sampled else []
             yield np.concatenate([both, more]).astype(np.int64)
 
-    def no_noise(shape, stddev, **_):
-        return tf.zeros(shape) * stddev
+    def no_noise(shape, *_, **__):
+        return tf.zeros(shape, tf.int64)
 
     patch.setattr(runner, '_load', load_neighbour)
     patch.setattr(poisson, 'sample_indices', sample)
-    patch.setattr(noise, 'gaussian', no_noise)
+    patch.setattr(noise, 'integers', no_noise)
     # A graph of its own, which would keep the other one.
-    patch.setattr(warm_start, '_gaussian', lambda shape, *_: tf.zeros(shape))
+    patch.setattr(warm_start, '_integers', no_noise)
     patch.setattr(learned_features, '_IMAGES', 1000)
     patch.setattr(secrets, 'randbits', lambda bits: 7)
     patch.setattr(secrets, 'token_hex', lambda count=16: 'ab' * count)

@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 
-import dp_accounting
+import account_by_hand as by_hand
 import numpy as np
 import pytest
 from absl import flags
@@ -33,7 +33,7 @@ _STEPS = _DEMO.privacy.train_steps
 
 @pytest.fixture
 def _quick_noise(monkeypatch):
-    monkeypatch.setattr(grids, '_plain_noise', lambda *_: 0.7)
+    monkeypatch.setattr(grids, '_plain_noise', lambda *_: (0.7, 0.8))
 
 
 @pytest.mark.parametrize('row', _ROWS, ids=lambda row: row.name)
@@ -88,7 +88,7 @@ def test_an_unproven_row_has_the_noise_of_plain_dp_sgd(monkeypatch):
 
     def calibrate(*arguments):
         asked.append(arguments)
-        return 0.70001
+        return 2.00001
 
     monkeypatch.setattr(accounting, 'calibrate_noise_multiplier', calibrate)
     changes = ('--error_feedback=hidden', '--dataset_size=2000', '--expected_batch_size=200')
@@ -96,13 +96,18 @@ def test_an_unproven_row_has_the_noise_of_plain_dp_sgd(monkeypatch):
     row, overrides = _row(*changes, unproven=True), ['train_steps=8', 'limit_records=1000']
     privacy = grids.make_config(row, 1, overrides=overrides).privacy
     assert (privacy.error_feedback, privacy.target_epsilon) == ('hidden', None)
-    assert privacy.noise_multiplier == 0.7001  # Up: less noise would be a larger epsilon.
+    # What is drawn for plain DP-SGD to be accounted so; up: less noise would be a larger epsilon.
+    drawn = by_hand.noise_for_step(2.00001, 2**20)
+    assert 0 <= privacy.noise_multiplier - drawn < 1e-4
+    assert privacy.noise_multiplier == round(privacy.noise_multiplier, 4)
     # The warm start is the one that the private rows have, but for its last digits.
-    warm_start = accounting.warm_start_event(10.0, 1e-5, 0.5).noise_multiplier
+    delta = by_hand.accounted_delta(1e-5)
+    warm_start = 2**0.5 / accounting.gaussian_mu(10.0, delta)
     assert 0 <= privacy.warm_start_noise_multiplier - warm_start < 1e-4
     assert privacy.warm_start_share == 0
-    event = dp_accounting.GaussianDpEvent(privacy.warm_start_noise_multiplier)
-    assert asked == [(10.0, 1e-5, accounting.sampling_probability(200, 1000), 8, event)]
+    ((target, at, *rest, event),) = asked
+    assert [target, at, *rest] == [10.0, delta, accounting.sampling_probability(200, 1000), 8]
+    assert event.noise_multiplier == pytest.approx(warm_start, rel=1e-9)
     grids.make_config(row, 2, overrides=overrides)
     assert len(asked) == 1  # It takes seconds.
 
@@ -173,6 +178,7 @@ _FAKE = """
     statement = {'private': private, 'applied_steps': steps, 'dataset': settings.data.dataset}
     if private:
         statement.update(epsilon=9.9911, delta=1e-5, steps=steps, accountant='PLD')
+        statement.update(unit_of_privacy='one image with its label', delta_times_units=0.09)
     for name, content in {
         'export/1/assets.extra/privacy_statement.json': json.dumps(statement),
         'export/1/saved_model.pb': '',
@@ -436,6 +442,8 @@ def test_the_table(fake):
         'epsilon': 1080.123,
         'epsilon_unproven': 9.9991,
         'delta': 1e-5,
+        'unit_of_privacy': 'one image with its label',
+        'delta_times_units': 0.6,
         'steps': 1200,
         'applied_steps': 1190,
     }
@@ -448,7 +456,7 @@ def test_the_table(fake):
     minutes = '3.0 ± 0.7'
     launch = '`python -m tf_efsgd.launch --flagfile=demo.flags'
     assert cells[2:] == [
-        ['ONE', '2 of 2', '10.00', str(_STEPS), minutes, '81.0 ± 1.4', '–', '–', '21.8 ± 0.7']
+        ['ONE', '2 of 2', '9.992', str(_STEPS), minutes, '81.0 ± 1.4', '–', '–', '21.8 ± 0.7']
         + ['–', '–', '–', '–', f'{launch}`'],
         [
             'TWO',
@@ -466,14 +474,18 @@ def test_the_table(fake):
             '+9.5 ± 1.1',
             f'{launch} --noprivate`',
         ],
-        ['THREE', '1 of 2', '1,080.13, NOT PRIVATE, 10.00 unproven', '1,190', '0.0 (one seed)']
+        ['THREE', '1 of 2', '1,081, NOT PRIVATE, 10 unproven', '1,190', '0.0 (one seed)']
         + ['90.0 (one seed)', *['–'] * 7, f'{launch} --error_feedback=none`'],
         ['real images of mnist_10k', '–', '–', '–', '–', '98.4', '–', '98.4', '–', '–', '0.90']
         + ['0.89', '–', '–'],
     ]
     (note,) = (line for line in lines if 'Difference: ' in line)
     assert 'baseline of the same data set (ONE)' in note
-    assert 'Each command with `--seed=` 1, 2. δ = 1e-05.' in lines
+    promise = (
+        'Each command with `--seed=` 1, 2. Unit of privacy: one image with its label. δ = 1e-05; '
+        'times their number that is 0.6 at most.'
+    )
+    assert promise in lines
     assert any(line.startswith('- three, seed 1: failed (exit code 0') for line in lines)
     assert len({len(row) for row in cells}) == 1
 

@@ -7,12 +7,13 @@ import pathlib
 import shutil
 import signal
 
+import account_by_hand as by_hand
 import numpy as np
 import pytest
 import tensorflow as tf
 import tiny_run
 
-from tf_efsgd import checkpoints, config, monitoring, runner
+from tf_efsgd import checkpoints, config, monitoring, rounding, runner
 from tf_efsgd.privacy import accounting, ledger
 
 
@@ -232,18 +233,20 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(run, monkeypatch):
 # A change of the mechanism.
 
 
-def _filter_epsilon():
-    probability = accounting.sampling_probability(160, 1602)
-    sigma = accounting.calibrate_noise_multiplier(tiny_run.TARGET, 1e-5, probability, 8)
-    planned = accounting.step_event(probability, sigma)
-    return accounting.compute_epsilon(planned, 8, 1e-5).rdp
+def _filter_epsilon(run):
+    """Of the first plan's 8 steps, at the noise that is accounted for what is drawn."""
+    plan = ledger.Ledger.read(run / 'ledger.jsonl').first_plan
+    sigma = by_hand.effective_step(plan.mechanism['noise_multiplier'], 2 * plan.private_parameters)
+    planned = accounting.step_event(accounting.sampling_probability(160, 1602), sigma)
+    return accounting.compute_epsilon(planned, 8, by_hand.accounted_delta(1e-5)).rdp
 
 
 def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
     said = _refusal(run, residual_share=0.3)
     assert '--residual_share was 0.1, is 0.3' in said
     said = _refusal(run, '--change_mechanism', residual_share=0.3)
-    assert f'epsilon = {_filter_epsilon():.4g}' in said and '--target_epsilon=' in said
+    epsilon = rounding.up(_filter_epsilon(run))
+    assert f'epsilon = {epsilon}: accept it with --target_epsilon={epsilon}, or' in said
     for setting, name in (
         ('--noprivate', 'private'),
         ('--target_delta=1e-4', 'target_delta'),
@@ -268,13 +271,13 @@ def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
     ],
 )
 def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, left, capsys):
-    target = round(_filter_epsilon() + 0.01, 2)
+    target = round(_filter_epsilon(run) + 0.01, 2)
     _resume(run, '--change_mechanism', target_epsilon=target, **changes)
     book = ledger.Ledger.read(run / 'ledger.jsonl')
     assert (book.changes, book.reserved_steps) == (1, 6 + left)
     statement = tiny_run.statement(run)
     assert statement['accountant'] == 'RDP filter'
-    assert statement['epsilon'] == pytest.approx(_filter_epsilon(), rel=1e-9)
+    assert statement['epsilon'] == pytest.approx(_filter_epsilon(run), rel=1e-7)
     assert statement['epsilon'] <= target == statement['target_epsilon']
     # What a sequence fixed in advance would have cost is less, and is shown apart.
     assert statement['epsilon_pld_fixed_in_advance_only'] < statement['epsilon']
@@ -290,12 +293,12 @@ def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, l
     capsys.readouterr()
     _resume(run, target_epsilon=target, **changes)
     assert ledger.Ledger.read(run / 'ledger.jsonl').reserved_steps == 6 + left
-    shown = monitoring.round_up(_filter_epsilon(), 3)
+    shown = rounding.up(statement['epsilon'])
     assert f'ε of the whole run = {shown} (RDP filter)' in capsys.readouterr().out
 
 
 def test_a_change_never_allows_more_than_the_filter(run):
-    target = round(_filter_epsilon() + 0.01, 2)
+    target = round(_filter_epsilon(run) + 0.01, 2)
     said = _refusal(
         run, '--change_mechanism', target_epsilon=target, residual_share=0.3, train_steps=9
     )
@@ -303,7 +306,7 @@ def test_a_change_never_allows_more_than_the_filter(run):
 
 
 def test_a_change_that_was_cut_off_behind_its_ledger_entry(run):
-    target = round(_filter_epsilon() + 0.01, 2)
+    target = round(_filter_epsilon(run) + 0.01, 2)
     old = (run / 'config.flags').read_text()
     changes = {'target_epsilon': target, 'residual_share': 0.3}
     _run_until(
@@ -343,8 +346,14 @@ def test_a_hidden_run_without_a_target_is_not_called_private(tmp_path, capsys):
     runner.run(config.from_flagfile('\n'.join(flags)))
     statement = tiny_run.statement(folder)
     assert statement['private'] is False
-    # sqrt(3) (1 + 2 * 1) / 1, solved; and what plain DP-SGD accounting would print.
-    assert statement['epsilon'] == pytest.approx(accounting.gaussian_epsilon(27**0.5, 1e-5))
+    # sqrt(3) (1 + 2 * 1) / 1 and what the grid costs, solved.
+    parameters = statement['private_parameters']
+    mu = 3**0.5 / by_hand.effective_step(1 / 3, parameters)
+    assert mu > 27**0.5
+    assert statement['epsilon'] == pytest.approx(
+        accounting.gaussian_epsilon(mu, by_hand.accounted_delta(1e-5))
+    )
+    # What plain DP-SGD accounting would print.
     assert statement['epsilon_unproven'] < statement['epsilon'] / 3
     assert 'NOT PRIVATE' in (folder / 'report.html').read_text()
     assert 'NOT PRIVATE' in capsys.readouterr().out
@@ -366,12 +375,18 @@ def test_noise_that_hides_nothing_is_refused(flag, steps, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_epsilon_beyond_reason_is_not_called_private(tmp_path):
+def test_an_epsilon_beyond_reason_is_not_called_private(tmp_path, capsys):
     flags = [f for f in tiny_run.flags(tmp_path / 'run', '--noevaluate') if '--target_eps' not in f]
     flags += ['--noise_multiplier=0.25', '--expected_batch_size=1602', '--train_steps=20']
     runner.run(config.from_flagfile('\n'.join([*flags, '--strategy=one_device'])))
     statement = tiny_run.statement(tmp_path / 'run')
-    assert statement['epsilon'] > 100 and statement['private'] is False
+    assert statement['epsilon_of_the_ideal_mechanism'] > 100 and statement['private'] is False
+    assert (statement['epsilon'], statement['accountant']) == (None, 'none')
+    printed = capsys.readouterr()
+    assert 'Spent ε = none at δ = 1e-05 (none)' in printed.out
+    assert 'NOT PRIVATE' in printed.out and 'No ε as large as that can be proven' in printed.out
+    assert 'ε≤none of none' in printed.err
+    assert 'NOT PRIVATE' in (tmp_path / 'run/report.html').read_text()
 
 
 # What TensorFlow says.
@@ -409,9 +424,11 @@ def test_secure_noise_takes_every_bit_from_the_operating_system(tmp_path, monkey
     folder = tmp_path / 'run'
     tiny_run.run(folder, '--noevaluate', '--secure_noise', train_steps=3)
     assert tiny_run.statement(folder)['randomness'] == 'operating system'
-    # Of each step: 4 bytes per record to sample it, 4 draws of 16 bytes per noisy number.
+    # Of each step: 4 bytes per record to sample it, 3 words of 8 bytes per noisy number.
     assert asked.count(4 * 1602) >= 3
-    assert sum(count for count in asked if count % 64 == 0) >= 3 * 64 * 2 * 500
+    plan = ledger.Ledger.read(folder / 'ledger.jsonl').plan
+    of_noise = [count for count in asked if count % 24 == 0 and count != 4 * 1602]
+    assert sum(of_noise) >= 3 * 2 * 24 * plan.private_parameters > 3 * 2 * 24 * 500
 
 
 def test_diagnostics_are_written_apart_and_warned_of(tmp_path, capsys):

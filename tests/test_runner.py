@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, what they spend, and how they go on after a crash."""
 
 import json
+import math
 import os
 import pathlib
 import re
@@ -9,13 +10,15 @@ import shutil
 import subprocess
 import sys
 
+import account_by_hand as by_hand
 import numpy as np
 import pytest
+import read_page
 import tensorflow as tf
 import tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
-from tf_efsgd import checkpoints, config, monitoring
+from tf_efsgd import checkpoints, config, monitoring, rounding
 from tf_efsgd.privacy import accounting
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
@@ -116,15 +119,27 @@ def test_the_statement_is_the_account_of_the_ledger(finished):
     sampling_probability = plan['event']['sampling_probability']
     assert 160 / 1602 <= sampling_probability < 160 / 1602 + 1e-9
     noise_multiplier = plan['event']['event']['noise_multiplier']
+    delta = by_hand.accounted_delta(1e-5)
     spent = accounting.compute_epsilon(
-        accounting.step_event(sampling_probability, noise_multiplier), 8, 1e-5
+        accounting.step_event(sampling_probability, noise_multiplier), 8, delta
     )
     assert statement['private'] is True
     assert statement['private_step_updates'] == 'discriminator'
     assert statement['epsilon'] == pytest.approx(spent.headline, abs=1e-9)
     assert 0.99 * tiny_run.TARGET < statement['epsilon'] <= tiny_run.TARGET
     assert (statement['delta'], statement['target_epsilon']) == (1e-5, tiny_run.TARGET)
-    assert statement['noise_multiplier'] == noise_multiplier
+    # The event is that of the noise that is drawn, less what the grid costs.
+    assert statement['noise_multiplier_accounted'] == noise_multiplier
+    drawn, parameters = statement['noise_multiplier'], statement['private_parameters']
+    assert plan['mechanism']['noise_multiplier'] == drawn > 1.007 * noise_multiplier
+    assert by_hand.effective_step(drawn, 2 * parameters) == pytest.approx(noise_multiplier)
+    reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'step_000008' / 'variables'))
+    sizes = [
+        math.prod(shape)
+        for name, shape in reader.get_variable_to_shape_map().items()
+        if name.startswith('gan/discriminator/') and name.endswith('ATTRIBUTES/VARIABLE_VALUE')
+    ]
+    assert sum(sizes) == parameters == plan['private_parameters']
     assert statement['sampling_probability'] == sampling_probability
 
 
@@ -151,6 +166,16 @@ def test_the_report_says_what_the_statement_says(finished):
     assert 'NOT PRIVATE' not in page
     assert 'data:image/png;base64' in page
     assert str(folder) not in page, 'the report is for sharing'
+    text, statement = read_page.text(page), tiny_run.statement(folder)
+    top, _ = text.split(' Generated images ')
+    epsilon = rounding.up(statement['epsilon'])
+    assert 'Unit of privacy: one image with its label' in top
+    assert f'ε = {epsilon}, δ = 1e-05; δ times the number of images, 1,602, is 0.017' in top
+    for name in ('proven', 'tested_not_proven', 'not_covered'):
+        for sentence in statement[name]:
+            assert text.count(sentence) == 1, sentence
+    for images, found in statement['epsilon_by_images_per_person'].items():
+        assert f'{images} images{rounding.up(math.inf if found is None else found)}' in text
 
 
 def test_what_is_planted_in_the_logs_is_not_in_the_report(finished, tmp_path):
@@ -385,4 +410,9 @@ def test_a_mirrored_run_on_two_logical_devices(tmp_path):
     assert {name for name in _files(tmp_path / 'run') if not steps.match(name)} == wanted
     statement = tiny_run.statement(tmp_path / 'run')
     assert (statement['steps'], statement['noise_multiplier']) == (3, 2.0)
-    assert f'{monitoring.round_up(statement["epsilon"], 3)}' in finished.stdout
+    shown = rounding.up(statement['epsilon'])
+    assert f'ε of the whole run = {shown} (PLD) at δ = 1e-05, for one image with its label. ' in (
+        finished.stdout
+    )
+    assert 'δ times the number of images is 0.017.' in finished.stdout
+    assert f'Spent ε = {shown} at δ = 1e-05 (PLD) in 3 steps' in finished.stdout

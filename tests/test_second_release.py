@@ -1,12 +1,13 @@
 """A run whose warm start makes two releases: what is charged, what is kept, how it goes on."""
 
+import account_by_hand as by_hand
 import numpy as np
 import pytest
 import tiny_run
 
 from tf_efsgd import budget, config, files, runner
 from tf_efsgd.models.classifier import build_classifier
-from tf_efsgd.privacy import learned_features, warm_start
+from tf_efsgd.privacy import grid, learned_features, warm_start
 
 _TWO = {
     'warm_start_share': 0.5,
@@ -42,7 +43,8 @@ def truth(finished):
         warm_start.FeatureMap(train.image_shape),
         learned_features.LearnedFeatures(classifier, release.distances, train.image_shape),
     )
-    sums = [warm_start.release(train.images, train.labels, 10, m, 0.0, None) for m in maps]
+    step = grid.class_sum_step(0.0)
+    sums = [step * warm_start.release(train.images, train.labels, 10, m, 0.0, None) for m in maps]
     return release, sums
 
 
@@ -61,10 +63,15 @@ def test_both_are_charged_once_before_the_first(finished):
 
 def test_both_have_their_noise_each_its_own(finished, truth):
     release, (first, second) = truth
-    noises = [np.load(finished / 'warm_start.npy') - first, release.sums - second]
-    for noise, sigma in zip(
-        noises, tiny_run.statement(finished)['warm_start']['noise_multipliers']
-    ):
+    sigmas = tiny_run.statement(finished)['warm_start']['noise_multipliers']
+    released = [np.load(finished / 'warm_start.npy'), release.sums]
+    assert all(sums.dtype == np.int64 for sums in released)
+    # Whole numbers of steps, of which a standard deviation has 524,352.
+    noises = [
+        sums * (sigma / by_hand.STDDEV) - true
+        for sums, sigma, true in zip(released, sigmas, (first, second))
+    ]
+    for noise, sigma in zip(noises, sigmas):
         error = 4 / np.sqrt(2 * noise.size)
         assert abs(noise.std() / sigma - 1) < error
         for wrong in (2 / 3, 3 / 2):
@@ -78,7 +85,8 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_TWO, 'train_steps': 2})
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
-    counts = learned_features.Release.from_bytes(content).sums[:, -1] / 0.1
+    sums = learned_features.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
+    counts = sums[:, -1] / 0.1
     train = runner.records.load('digits').train
     np.testing.assert_allclose(counts, np.bincount(train.labels), rtol=1e-3)
 
@@ -155,7 +163,7 @@ def test_what_was_never_released_is_told():
     lost, kept = {'sha256': None, 'version': None}, {'sha256': '4c1f', 'version': 1}
     settings = config.from_flagfile('\n'.join(tiny_run.flags('run', **_TWO)))
     facts = {'dataset': 'digits', 'dataset_size': 1602, 'image_shape': (8, 8, 1), 'num_classes': 10}
-    plan = budget.make_plan(settings, facts)
+    plan = budget.make_plan(settings, facts, 1_234)
 
     class Book:
         first_plan, warm_start_reserved, warm_start = plan, True, kept

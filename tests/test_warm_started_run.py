@@ -1,12 +1,13 @@
 """A run with a warm start: what is charged and when, what is kept, how it goes on after a crash."""
 
+import account_by_hand as by_hand
 import numpy as np
 import pytest
 import read_page
 import tiny_run
 
-from tf_efsgd import config, files, monitoring, runner
-from tf_efsgd.privacy import ledger, run_state, warm_start
+from tf_efsgd import budget, config, files, monitoring, runner
+from tf_efsgd.privacy import grid, ledger, run_state, warm_start
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
 
@@ -43,8 +44,11 @@ def test_what_was_released_is_kept_and_is_noisy(finished):
     train = runner.records.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)
     true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
-    sigma = tiny_run.statement(finished)['warm_start']['event']['noise_multiplier']
-    noise = sums - true
+    said = tiny_run.statement(finished)['warm_start']
+    (sigma,) = said['noise_multipliers']
+    assert said['event']['noise_multiplier'] == pytest.approx(sigma) and sums.dtype == np.int64
+    # Whole numbers of steps, of which a standard deviation has 524,352.
+    noise = sums * (sigma / by_hand.STDDEV) - true * grid.class_sum_step(0.0)
     error = 4 / np.sqrt(2 * noise.size)
     assert abs(noise.std() / sigma - 1) < error
     assert abs(2 / 3 * noise.std() / sigma - 1) > error
@@ -64,6 +68,9 @@ def test_alone_it_takes_no_steps(tmp_path):
     assert entries == [{'step': 0, 'dp/epsilon': pytest.approx(statement['epsilon'])}]
     told, flags = read_page.text((tmp_path / 'run/report.html').read_text()).split(' Flags ')
     assert 'ε spent1 at step 0' in told and 'the warm start alone: no private steps' in told
+    for of_every_run in (*budget.PROVEN, *budget.TESTED):
+        assert of_every_run in told
+        told = told.replace(of_every_run, '')
     for never_happened in ('Poisson', 'batch', 'Sampling', 'clip', 'gradient'):
         assert never_happened not in told
     assert 'no private steps: the settings of those had no effect' in flags

@@ -7,6 +7,7 @@ tables and the statement all take it. No TensorFlow.
 from __future__ import annotations
 
 import dataclasses
+import decimal
 import hashlib
 import math
 
@@ -61,7 +62,7 @@ NOT_COVERED = (
 )
 NOT_COVERED_PER_IMAGE = (
     'several records of one person: the guarantee is per record (one image with its label); '
-    'epsilon_by_images_per_person says what it is for more',
+    'epsilon_by_images_per_person, where it is given, says what it is for more',
 )
 NOT_COVERED_PER_PERSON = (
     'an image that was ascribed to another person than the one it shows',
@@ -415,6 +416,14 @@ def noise_of_releases(plan: ledger.Plan) -> list[float]:
     return list(accounting.split_release(noise_multiplier, share))
 
 
+def delta_times_units(plan: ledger.Plan) -> float:
+    """The delta of a private plan times the number of images or persons, as by hand.
+
+    In binary 1e-5 * 60,000 is a little above 0.6, and rounded up it would be shown as 0.61.
+    """
+    return float(decimal.Decimal(repr(plan.target_delta)) * plan.units)
+
+
 def mechanism_of(plan: ledger.Plan) -> Mechanism:
     """The mechanism that a private plan describes."""
     return Mechanism(**plan.mechanism)
@@ -599,7 +608,7 @@ def make_statement(
         **statement,
         'epsilon': _or_none(epsilon.headline),
         'delta': plan.target_delta,
-        'delta_times_units': plan.target_delta * plan.units,
+        'delta_times_units': delta_times_units(plan),
         'target_epsilon': plan.target_epsilon,
         'epsilon_of_the_ideal_mechanism': _or_none(epsilon.smallest_bound),
         f'epsilon_pld{suffix}': _or_none(epsilon.pld),

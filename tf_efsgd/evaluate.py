@@ -320,7 +320,8 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
     from tf_efsgd import benchmark, budget
 
     statement = budget.make_statement(run_config, spent, step, {})
-    wanted = ('private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp', 'delta', 'steps')
+    wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
+    wanted += ('delta', 'delta_times_units', 'steps')
     return {
         'dataset': spent.plan.dataset,
         **{name: statement[name] for name in wanted if name in statement},

@@ -296,7 +296,7 @@ def _format_budget(plan: Forecast) -> str:
 
 
 def _describe_delta(plan: ledger.Plan) -> str:
-    times_units = rounding.up(plan.target_delta * plan.units, 2)
+    times_units = rounding.up(budget.delta_times_units(plan), 2)
     return f'times {plan.units:,} {plan.name_of_units} that is {times_units}; it must be below 1'
 
 

@@ -14,7 +14,7 @@ def up(value: float, digits: int = 4) -> str:
       digits: significant digits at most, >= 1; zeros at the end are left out.
 
     Returns:
-      '1.1' for 1.1, '9.28' for 9.27911, '4,798' for 4797.2, '1.001e+09' for 1000000001, 'none' for
+      '1.1' for 1.1, '9.28' for 9.27911, '4,798' for 4797.2, '1.001e+9' for 1000000001, 'none' for
       infinity.
     """
     if math.isinf(value) or math.isnan(value):

@@ -861,7 +861,7 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
         print('NOT PRIVATE: no clipping, no noise.')
         return
     epsilon = budget.promised_epsilon(plan, spent)
-    promised, times_units = rounding.up(epsilon.headline), plan.target_delta * plan.units
+    promised, times_units = rounding.up(epsilon.headline), budget.delta_times_units(plan)
     parts = []
     if plan.warm_start_event is not None:
         noise = ' and '.join(f'{value:.4f}' for value in budget.noise_of_releases(plan))
@@ -906,7 +906,8 @@ def _print_result(statement: dict, found: dict) -> None:
         print(
             f'Spent ε = {_shown(statement["epsilon"])} '
             f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
-            f'in {statement["steps"]} steps.'
+            f'in {statement["steps"]} steps, for {statement["unit_of_privacy"]}. δ times their '
+            f'number is {rounding.up(statement["delta_times_units"], 2)}.'
         )
         lost = statement['steps'] - statement['applied_steps']
         if lost:

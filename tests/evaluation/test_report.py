@@ -18,14 +18,24 @@ _PNG = base64.b64decode(
     'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=='
 )
 _STATEMENT = {
+    'unit_of_privacy': 'one image & its label',
     'private': True,
+    'dataset_size': 60_000,
+    'persons': None,
     'mechanism': 'Gaussian on a <Poisson> sample',
     'epsilon': 9.2791,
+    'epsilon_of_the_ideal_mechanism': 9.2791,
+    'epsilon_pld': None,
     'delta': 1e-5,
+    'delta_times_units': 0.6,
+    'epsilon_by_images_per_person': {2: 21.72341, 5: None},
     'neighboring_relation': 'ADD_OR_REMOVE_ONE',
     'record': 'one image & its label',
     'target_epsilon': None,
+    'proven': ['a <proof>', 'another'],
+    'tested_not_proven': ['a <test>'],
     'not_covered': ['the <first> thing', 'the second'],
+    'other_runs': {'runs': ['a & b']},
     'software': {'tensorflow': '2.15.1'},
 }
 _HISTORY = [
@@ -55,7 +65,8 @@ def test_private_page_says_at_its_top_that_it_may_be_shared(tmp_path):
     text = read_page.text(_write(tmp_path))
     claim = (
         'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy'
-        'ε = 9.28, δ = 1e-05'
+        'Unit of privacy: one image & its labelε = 9.28, δ = 1e-05; '
+        'δ times the number of images, 60,000, is 0.6'
     )
     assert text.startswith(f'Digits <1> {claim}')
     assert 'NOT PRIVATE' not in text
@@ -97,14 +108,16 @@ def test_all_text_is_escaped(tmp_path):
         statement={
             **_STATEMENT,
             **{evil: evil, 'record': evil, 'neighboring_relation': evil},
+            **{'unit_of_privacy': evil, 'proven': [evil], 'tested_not_proven': [evil]},
+            **{'not_covered': [evil], 'epsilon_by_images_per_person': {evil: 1.0}},
             **{'list': [evil], 'dict': {evil: evil}},
         },
         history=[{'step': 1, f'dp/{evil}': 0.3}],
     )
     assert 'script' not in read_page.Parsed(page).tags
     # Heading, caption, flags, record; relation twice; list, dict (2), a row (2); the table's record
-    # and relation; curve.
-    assert read_page.Parsed(page).text.count(evil) == 1 + 1 + 1 + 1 + 2 + 5 + 2 + 1
+    # and relation; curve; the unit in banner, words and table; three lists; a number of images.
+    assert read_page.Parsed(page).text.count(evil) == 1 + 1 + 1 + 1 + 2 + 5 + 2 + 1 + 3 + 3 + 1
 
 
 def test_meaning_is_told_in_words_with_the_numbers_of_the_run(tmp_path):
@@ -114,8 +127,56 @@ def test_meaning_is_told_in_words_with_the_numbers_of_the_run(tmp_path):
     assert 'weak promise' not in text
     assert 'one image & its label' in text
     assert 'with one record added or removed (ADD_OR_REMOVE_ONE)' in text
-    for uncovered in ('hyper-parameters', 'other runs on the same data', 'nonprivate/'):
-        assert uncovered in text
+    assert 'bound what anyone can learn about one image & its label from' in text
+    assert 'accuses 1 in 100 images that were not used' in text
+
+
+def test_lists_are_those_of_the_statement(tmp_path):
+    text = read_page.text(_write(tmp_path))
+    for shown in (
+        'Proven:a <proof>another',
+        'Tested, not proven:a <test>',
+        'Not covered:the <first> thingthe second',
+    ):
+        assert text.replace(': ', ':').count(shown) == 1
+    # They have a place of their own, so the table leaves them out.
+    for name in ('not_covered', 'tested_not_proven', 'epsilon_by_images_per_person'):
+        assert name not in text
+
+
+def test_epsilon_for_several_images_of_one_person_is_a_table(tmp_path):
+    text = read_page.text(_write(tmp_path))
+    assert 'ε for K images of one person is:2 images21.735 imagesnone' in text.replace(
+        'is: ', 'is:'
+    )
+    assert text.count('has no protection to rely on') == 1
+    assert 'k·ε' not in text and 'K·ε' not in text
+    # As JSON has it, and with nothing that needs to be explained.
+    by_images = {'2': 3.14159, '10': 30.0}
+    statement = {**_STATEMENT, 'epsilon_by_images_per_person': by_images}
+    text = read_page.text(_write(tmp_path, statement=statement))
+    assert '2 images3.14210 images30' in text and 'protection to rely on' not in text
+    # After a change of the mechanism there is none.
+    statement = {**_STATEMENT, 'epsilon_by_images_per_person': None}
+    text = read_page.text(_write(tmp_path, statement=statement))
+    assert 'protected less than one, and how much less was not computed for this run' in text
+
+
+def test_with_a_person_as_unit_several_images_are_covered(tmp_path):
+    unit = 'one person, with up to 5 images and their labels'
+    statement = {
+        **_STATEMENT,
+        **{'unit_of_privacy': unit, 'persons': 700, 'delta_times_units': 0.007},
+        'epsilon_by_images_per_person': None,
+    }
+    text = read_page.text(_write(tmp_path, statement=statement))
+    assert f'Unit of privacy: {unit}ε = 9.28' in text
+    assert 'δ times the number of persons, 700, is 0.007' in text
+    assert 'Several images of one person are covered: the unit of privacy is the person' in text
+    assert f'bound what anyone can learn about {unit} from' in text
+    assert 'accuses 1 in 100 persons whose images were not used' in text
+    assert 'with one person added or removed (ADD_OR_REMOVE_ONE)' in text
+    assert 'images2' not in text and 'protected less' not in text
 
 
 def test_large_epsilon_is_called_weak(tmp_path):
@@ -126,20 +187,24 @@ def test_statement_is_a_table(tmp_path):
     text = read_page.text(_write(tmp_path))
     for row in (
         *('ε spentepsilon9.2791', 'δdelta1e-05', 'Privateprivateyes', 'target_epsilonnot given'),
-        *('not_coveredthe <first> thingthe second', 'softwaretensorflow: 2.15.1'),
+        *('softwaretensorflow: 2.15.1', 'other_runsruns: a & b', 'epsilon_pldnone'),
+        *('unit_of_privacyone image & its label', 'delta_times_units0.6', 'dataset_size60000'),
     ):
         assert row in text.replace(' ε', 'ε')
 
 
 @pytest.mark.parametrize(
     ('epsilon', 'expected'),
-    [(9.2791, '9.28'), (9.28, '9.28'), (0.30001, '0.3001'), (0.0, '0'), (123456.0, '123,500')],
+    [
+        *((9.2791, '9.28'), (9.28, '9.28'), (0.30001, '0.3001'), (0.0, '0'), (1.1, '1.1')),
+        (123456.0, '123,500'),
+    ],
 )
 def test_epsilon_is_never_rounded_down(tmp_path, epsilon, expected):
     text = read_page.text(
         _write(tmp_path, statement={**_STATEMENT, 'epsilon': np.float64(epsilon)})
     )
-    assert f'privacyε = {expected}, δ' in text
+    assert f'labelε = {expected}, δ' in text
 
 
 def test_detection_bound_is_the_trade_off_of_differential_privacy():
@@ -238,6 +303,11 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone(tmp_path, monkeypat
         ({'statement': {**_STATEMENT, 'epsilon': None}}, 'epsilon=None'),
         ({'statement': {**_STATEMENT, 'delta': 1.0}}, 'delta=1.0'),
         ({'statement': {**_STATEMENT, 'private': False}}, 'says private: False'),
+        ({'statement': {**_STATEMENT, 'unit_of_privacy': ''}}, "unit_of_privacy=''"),
+        ({'statement': {**_STATEMENT, 'delta_times_units': None}}, 'delta_times_units=None'),
+        ({'statement': {**_STATEMENT, 'proven': []}}, 'none of: proven'),
+        ({'statement': {**_STATEMENT, 'tested_not_proven': None}}, 'none of: tested_not_proven'),
+        ({'statement': {**_STATEMENT, 'not_covered': []}}, 'none of: not_covered'),
         ({'history': [{'step': 1, 'nonprivate/loss': 0.3}]}, 'nonprivate/loss'),
         ({'history': [{'step': 1, 'dp/a': 0.1}, {'step': 2, 'loss': 0.3}]}, 'Received: loss'),
         ({'samples_png': __file__}, 'must be a PNG'),

@@ -33,6 +33,15 @@ def test_headline_is_the_smaller_bound():
     assert (smaller_rdp.headline, smaller_rdp.accountant) == (3.0, 'RDP')
 
 
+def test_no_headline_where_nothing_is_proven():
+    unproven = accounting.Epsilon(pld=44.0, rdp=47.0, is_proven=False)
+    assert (unproven.headline, unproven.accountant) == (math.inf, 'none')
+    assert unproven.smallest_bound == 44.0
+    filtered = accounting.Epsilon(pld=44.0, rdp=47.0, rdp_filter=50.0, is_proven=False)
+    assert (filtered.headline, filtered.accountant) == (math.inf, 'none')
+    assert filtered.smallest_bound == 50.0
+
+
 def test_unsampled_gaussian_equals_its_closed_form():
     # Balle and Wang 2018: delta = Phi(1/2s - e s) - exp(e) Phi(-1/2s - e s), T steps: s/sqrt(T).
     def phi(x):
@@ -75,6 +84,41 @@ def test_impossible_batches_are_refused(batch, size):
     for function in (accounting.sampling_threshold, accounting.sampling_probability):
         with pytest.raises(ValueError, match=f'expected_batch_size={batch}, records={size}'):
             function(batch, size)
+
+
+@pytest.mark.parametrize('q', [3e-7, 1 / 60_000, 0.03, 0.7, 1 - 2**-32, 1.0])
+@pytest.mark.parametrize('images', [1, 2, 5, 10])
+def test_a_person_is_sampled_when_any_of_the_images_is(q, images):
+    exact = 1 - (1 - fractions.Fraction(q)) ** images
+    found = fractions.Fraction(accounting.person_sampling_probability(q, images))
+    # Never below, and at most a little above.
+    assert exact <= found <= exact * (1 + fractions.Fraction(1, 10**11)) and found <= 1
+
+
+def test_a_person_of_k_images_is_at_least_as_private_as_the_mixture_over_them():
+    """K Gaussians that point the same way, each sampled by itself, lie below what is accounted."""
+    q, sigma, images = 0.5, 3.0, 3
+    sampled = accounting.person_sampling_probability(q, images)
+    accounted = accounting.compute_epsilon(accounting.step_event(sampled, sigma / images), 1, 1e-5)
+    # The mixture over Binomial(K, q) of what N(k, sigma^2) adds to N(0, sigma^2), by its integral.
+    from scipy import integrate, stats
+
+    weights = [math.comb(images, k) * q**k * (1 - q) ** (images - k) for k in range(images + 1)]
+
+    def mixture(x):
+        return sum(w * stats.norm.pdf(x, k, sigma) for k, w in enumerate(weights))
+
+    def delta(epsilon):
+        def excess(x):
+            return max(0.0, mixture(x) - math.exp(epsilon) * stats.norm.pdf(x, 0, sigma))
+
+        return integrate.quad(excess, -12 * sigma, 14 * sigma, limit=500, epsabs=1e-12)[0]
+
+    assert delta(accounted.headline) <= 1e-5
+    # One image, a person's sampling with one image's norm, and an image fewer do not cover it.
+    for wrong in ((q, sigma), (sampled, sigma), (sampled, sigma / 2)):
+        event = accounting.step_event(*wrong)
+        assert delta(accounting.compute_epsilon(event, 1, 1e-5).headline) > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -151,9 +195,21 @@ def test_closed_form_is_zero_where_delta_covers_all():
     assert accounting.gaussian_epsilon(0.01, 0.0039) > 0.0
 
 
+def _hidden_event(sigma, clip, residual_clip):
+    """Of a step of the published variant: noise over what a record moves it by."""
+    sensitivity = accounting.hidden_sensitivity(clip, residual_clip)
+    return dp_accounting.GaussianDpEvent(sigma * clip / sensitivity)
+
+
+@pytest.mark.parametrize(('images', 'moved'), [(1, 0.7 + 0.6), (2, 1.4 + 0.6), (5, 3.5 + 0.6)])
+def test_what_moves_a_step_of_a_hidden_buffer(images, moved):
+    # What comes out of the buffer is clipped, whoever's it is: only the first part grows.
+    assert accounting.hidden_sensitivity(0.7, 0.3, images) == pytest.approx(moved, rel=1e-12)
+
+
 def test_hidden_steps_are_a_gaussian_mechanism_without_sampling():
-    event = accounting.hidden_step_event(2.0, 0.7, 0.3)
-    assert event == dp_accounting.GaussianDpEvent(2.0 * 0.7 / (0.7 + 2 * 0.3))
+    event = _hidden_event(2.0, 0.7, 0.3)
+    assert event.noise_multiplier == pytest.approx(2.0 * 0.7 / (0.7 + 2 * 0.3), rel=1e-12)
     epsilon = accounting.compute_epsilon(event, 50, _DELTA)
     mu = math.sqrt(50) * 1.3 / (2.0 * 0.7)
     assert epsilon.headline == epsilon.closed_form
@@ -161,15 +217,15 @@ def test_hidden_steps_are_a_gaussian_mechanism_without_sampling():
     assert epsilon.accountant == 'closed form'
     assert epsilon.closed_form < epsilon.rdp and math.isinf(epsilon.pld)
     # At the settings of the audit: what sampling would have made of it is 4.77.
-    audit = accounting.compute_epsilon(accounting.hidden_step_event(1.0, 1.0, 1.0), 200, _DELTA)
+    audit = accounting.compute_epsilon(_hidden_event(1.0, 1.0, 1.0), 200, _DELTA)
     assert audit.headline == pytest.approx(1079.99, abs=0.01)
     assert _epsilon(0.05, 1.0, 200).headline == pytest.approx(4.766, abs=1e-3)
 
 
 @pytest.mark.parametrize('target', [0.3, 3.0, 30.0])
-def test_hidden_noise_is_calibrated_to_the_honest_epsilon(target):
-    sigma = accounting.calibrate_hidden_noise_multiplier(target, _DELTA, 70, 0.7, 0.3)
-    event = accounting.hidden_step_event(sigma, 0.7, 0.3)
+def test_noise_of_unsampled_steps_is_calibrated_to_the_honest_epsilon(target):
+    sigma = accounting.calibrate_unsampled_noise_multiplier(target, _DELTA, 70)
+    event = dp_accounting.GaussianDpEvent(sigma)
     spent = accounting.compute_epsilon(event, 70, _DELTA).headline
     assert 0.9999 * target <= spent <= target
     meter = accounting.EpsilonMeter(event, 70, _DELTA)
@@ -180,7 +236,7 @@ def test_hidden_noise_is_calibrated_to_the_honest_epsilon(target):
 
 
 @pytest.mark.parametrize(
-    'event', [accounting.step_event(0.3, 0.7), accounting.hidden_step_event(0.7, 0.3, 0.2)]
+    'event', [accounting.step_event(0.3, 0.7), dp_accounting.GaussianDpEvent(0.3)]
 )
 def test_events_come_back_from_json(event):
     text = json.dumps(accounting.event_to_dict(event))
@@ -316,14 +372,15 @@ def test_a_warm_start_and_unsampled_steps_are_one_gaussian():
     assert epsilon.headline == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA), rel=1e-9)
 
 
-@pytest.mark.parametrize('share', [0.3, 1.0])
-def test_a_share_is_one_of_the_gaussian_that_spends_all(share):
-    event = accounting.warm_start_event(1.0, _DELTA, share)
+def test_the_gaussian_that_spends_all_at_once():
     # sigma = 3.7306 spends epsilon 1 at delta 1e-5 (Balle and Wang 2018, by their closed form).
-    assert event.noise_multiplier == pytest.approx(3.7306 / math.sqrt(share), abs=2e-3)
-    assert accounting.warm_start_event(1.0, _DELTA, 0.0) is None
-    given = accounting.warm_start_event(None, _DELTA, 0.0, 0.7)
-    assert given == dp_accounting.GaussianDpEvent(0.7)
+    assert 1 / accounting.gaussian_mu(1.0, _DELTA) == pytest.approx(3.7306, abs=1e-4)
+
+
+def _share_of_all(share):
+    """A warm start with a share of the 1/sigma^2 that spends epsilon 1."""
+    sigma = 1 / (accounting.gaussian_mu(1.0, _DELTA) * math.sqrt(share))
+    return dp_accounting.GaussianDpEvent(sigma)
 
 
 @pytest.mark.parametrize('share', [0.2, 0.5, 0.9])
@@ -346,28 +403,23 @@ def test_two_releases_spend_what_the_one_would(share):
 
 
 def test_a_warm_start_that_leaves_little_by_rdp_leaves_room_by_pld():
-    warm_start = accounting.warm_start_event(1.0, _DELTA, 0.95)
+    warm_start = _share_of_all(0.95)
     assert accounting.rdp_epsilon(warm_start, _DELTA) > 1.0
     sigma = accounting.calibrate_noise_multiplier(1.0, _DELTA, 0.1, 20, warm_start)
     spent = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA, warm_start)
     assert 0.998 <= spent.headline <= 1.0
 
 
-def test_a_warm_start_with_less_noise_than_the_sampler_can_bear_is_refused():
-    with pytest.raises(ValueError, match='at least 0.25 times'):
-        accounting.warm_start_event(90.0, _DELTA, 0.5)
-
-
 def test_calibration_leaves_room_for_the_warm_start():
-    warm_start = accounting.warm_start_event(1.0, _DELTA, 0.5)
+    warm_start = _share_of_all(0.5)
     sigma = accounting.calibrate_noise_multiplier(1.0, _DELTA, 0.1, 20, warm_start)
     spent = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA, warm_start)
     assert 0.998 <= spent.headline <= 1.0
     without = accounting.compute_epsilon(accounting.step_event(0.1, sigma), 20, _DELTA)
     assert without.headline < 0.9
 
-    hidden = accounting.calibrate_hidden_noise_multiplier(1.0, _DELTA, 20, 1.0, 0.3, warm_start)
-    event = accounting.hidden_step_event(hidden, 1.0, 0.3)
+    sigma = accounting.calibrate_unsampled_noise_multiplier(1.0, _DELTA, 20, warm_start)
+    event = dp_accounting.GaussianDpEvent(sigma)
     spent = accounting.compute_epsilon(event, 20, _DELTA, warm_start)
     assert spent.headline == pytest.approx(1.0, rel=1e-6)
     assert spent.headline <= 1.0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -25,7 +26,9 @@ _PLAN = ledger.Plan(
     unproven_event=None,
     expected_batch_size=30,
     mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
+    private_parameters=1_234,
     warm_start_event=None,
+    warm_start_noise_multiplier=None,
     learned_features_share=0.0,
     train_steps=100,
     target_delta=1e-5,
@@ -166,8 +169,11 @@ def test_a_ledger_is_not_overwritten(path, spent):
     assert path.read_bytes() == before
 
 
-def test_another_format_is_named(path):
-    path.write_text(json.dumps({'kind': 'plan', 'sha256_before': ledger.START['sha256']}) + '\n')
+@pytest.mark.parametrize('number', [None, 3, 4, 6])
+def test_another_format_is_named(path, number):
+    ledger.Ledger(path, _PLAN).close()
+    first = json.loads(path.read_text()) | {'format': number}
+    path.write_text(json.dumps(first) + '\n')
     with pytest.raises(ledger.LedgerError, match='another version'):
         ledger.Ledger(path)
 
@@ -254,12 +260,60 @@ def test_a_change_of_the_plan_is_an_entry_and_later_steps_follow_it(path, spent)
         again.reserve(11)
 
 
-def test_a_change_is_for_the_same_records(path, spent):
-    size = path.stat().st_size
-    other = dataclasses.replace(_PLAN, image_shape=(32, 32, 3))
-    with pytest.raises(ledger.LedgerError, match=r'image_shape was \(28, 28, 1\)'):
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('dataset', 'digits'),
+        ('dataset_size', 60_001),
+        ('image_shape', (32, 32, 3)),
+        ('num_classes', 11),
+        ('images_per_person', 2),
+        ('persons', 20_000),
+        ('private_parameters', 1_233),
+        ('target_delta', 1e-4),
+        ('warm_start_event', {'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}),
+        ('warm_start_noise_multiplier', 5.4),
+        ('learned_features_share', 0.3),
+    ],
+)
+def test_a_change_is_for_the_same_records_and_the_same_promise(path, spent, name, value):
+    size, other = path.stat().st_size, dataclasses.replace(_PLAN, **{name: value})
+    was = re.escape(f'{name} was {getattr(_PLAN, name)}, is {value}')
+    with pytest.raises(ledger.LedgerError, match=was):
         spent.change_plan(other)
     assert path.stat().st_size == size
+
+
+_PERSONS = dataclasses.replace(_PLAN, images_per_person=3, persons=21_000)
+
+
+@pytest.mark.parametrize(
+    ('plan', 'said'),
+    [
+        (_PLAN, ('one image with its label', 1, 60_000, 'one image', 'images')),
+        (
+            _PERSONS,
+            *[
+                (
+                    'one person, with up to 3 images and their labels',
+                    *(3, 21_000, 'one person', 'persons'),
+                )
+            ],
+        ),
+    ],
+    ids=['image', 'person'],
+)
+def test_the_unit_of_privacy_is_in_the_first_line(path, plan, said):
+    ledger.Ledger(path, plan).close()
+    first = json.loads(path.read_text().splitlines()[0])
+    assert list(first)[:2] == ['kind', 'unit_of_privacy']
+    assert first['unit_of_privacy'] == said[0] and first['format'] == 5
+    again = ledger.Ledger.read(path).plan
+    assert again == plan
+    assert said == (
+        *(again.unit_of_privacy, again.images_per_unit, again.units),
+        *(again.one_unit, again.name_of_units),
+    )
 
 
 def test_an_entry_of_another_event_than_the_plans_is_refused(path, spent):
@@ -355,7 +409,9 @@ def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
 
 
 _WARM_PLAN = dataclasses.replace(
-    _PLAN, warm_start_event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}
+    _PLAN,
+    warm_start_event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3},
+    warm_start_noise_multiplier=5.4,
 )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
+from tf_efsgd import rounding
 from tf_efsgd.config import ConfigError, exit_with, parse_arguments
 
 if TYPE_CHECKING:
@@ -262,7 +263,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
                 f'{f.ceiling:.2f}',
                 # A bound is rounded down, an account up: never over what was shown.
                 f'{math.floor(100 * f.bound) / 100:.2f}',
-                f'{math.ceil(100 * f.account) / 100:.2f}',
+                rounding.up(f.account),
                 f.verdict,
             ),
             flush=True,

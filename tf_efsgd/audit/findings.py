@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import dp_accounting
 
+from tf_efsgd import rounding
 from tf_efsgd.audit import bounds
 from tf_efsgd.audit.likelihood import Claim, Observations, measured_covariance
 from tf_efsgd.privacy import accounting, grid
@@ -28,7 +29,7 @@ class Finding:
       runs: per world, that the bound was measured on.
       ceiling: the largest bound that so many runs can give.
       bound: lower bound on epsilon.
-      account: upper bound on epsilon, what the accountant says; infinite where it proves none.
+      account: upper bound on epsilon, what the accountant says; infinite where none is proven.
       unproven: hidden: the epsilon of DP-SGD with the same noise, which nothing proves.
     """
 
@@ -54,11 +55,15 @@ class Finding:
         """The finding in words."""
         if self.exceeds:
             return 'EXCEEDS the account: a bug in the code, or in the accounting'
+        claimed = (
+            'nothing is claimed' if math.isinf(self.account) else 'consistent with the account'
+        )
         if self.unproven is None:
-            return 'consistent with the account'
+            return claimed
+        unproven = rounding.up(self.unproven, 3)
         if self.bound > self.unproven:
-            return f'exceeds unproven: the unproven ε = {self.unproven:.2f} is not true'
-        return f'consistent with the account; unproven ε = {self.unproven:.2f} not refuted'
+            return f'exceeds unproven: the unproven ε = {unproven} is not true'
+        return f'{claimed}; unproven ε = {unproven} not refuted'
 
 
 def findings_of(

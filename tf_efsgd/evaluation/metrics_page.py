@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from tf_efsgd.evaluation import pages
 
 _LABELS = {
+    'unit_of_privacy': 'Unit of privacy',
     'private': 'Private training',
     'epsilon': 'ε spent',
     'epsilon_pld': 'ε by privacy loss distributions',
     'delta': 'δ',
+    'delta_times_units': 'δ times the number of images, or of persons',
     'steps': 'Private steps charged',
     'checkpoint_step': 'Step of the generator',
     'dataset': 'Data set',

@@ -109,20 +109,35 @@ def picture(png: bytes, alt: str, caption: str) -> str:
 
 
 def facts(values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """A table of values by key, with a label beside each key that has one."""
+    """A table of values by key, with a label beside each key that has one.
+
+    A bound on epsilon that does not exist, which JSON writes as null, is shown as 'none'.
+    """
     rows = []
     for key, content in values.items():
         code = f'<code>{html.escape(str(key))}</code>'
-        rows.append(f'<tr><th>{labels.get(key, "")}{code}</th><td>{value(content)}</td></tr>')
+        shown = value(_with_none(key, content))
+        rows.append(f'<tr><th>{labels.get(key, "")}{code}</th><td>{shown}</td></tr>')
     return '<table>\n' + '\n'.join(rows) + '\n</table>'
+
+
+def _with_none(key: str, content: Any) -> Any:
+    is_bound = str(key).startswith('epsilon')
+    if isinstance(content, Mapping):
+        return {k: _with_none(key if is_bound else k, item) for k, item in content.items()}
+    return 'none' if content is None and is_bound else content
 
 
 def value(content: Any) -> str:
     """One value as HTML; lists and mappings become lists."""
     if isinstance(content, Mapping):
-        content = [f'{key}: {item}' for key, item in content.items()]
-    if isinstance(content, (list, tuple)):
-        return '<ul>' + ''.join(f'<li>{value(item)}</li>' for item in content) + '</ul>'
+        items = [f'{html.escape(str(key))}: {value(item)}' for key, item in content.items()]
+    elif isinstance(content, (list, tuple)):
+        items = [value(item) for item in content]
+    else:
+        items = None
+    if items is not None:
+        return '<ul>' + ''.join(f'<li>{item}</li>' for item in items) + '</ul>'
     if content is None:
         return 'not given'
     if isinstance(content, bool):

@@ -15,6 +15,7 @@ from tf_efsgd.evaluation import pages
 
 # What the entries of the statement are called in the table; others go by their key alone.
 _LABELS = {
+    'unit_of_privacy': 'Unit of privacy',
     'private': 'Private',
     'mechanism': 'Mechanism',
     'private_step_updates': 'Networks in the private step',
@@ -22,29 +23,42 @@ _LABELS = {
     'epsilon': 'ε spent',
     'epsilon_pld': 'ε by privacy loss distributions',
     'epsilon_rdp': 'ε by Rényi DP',
+    'epsilon_of_the_ideal_mechanism': 'ε, were the noise real numbers',
     'delta': 'δ',
+    'delta_times_units': 'δ times the number of images, or of persons',
     'neighboring_relation': 'Neighbouring data sets',
     'sampling': 'Sampling',
     'sampling_probability': 'Sampling probability',
     'noise_multiplier': 'Noise multiplier',
+    'noise_multiplier_accounted': 'Noise multiplier that is accounted',
+    'private_parameters': 'Parameters of a private step',
+    'noise': 'How the noise is drawn',
     'l2_norm_clip': 'Clipping norm',
     'steps': 'Private steps',
     'expected_batch_size': 'Expected batch size',
     'accountant': 'Accountant',
     'dataset': 'Data set',
     'dataset_size': 'Records',
+    'persons': 'Persons',
     'record': 'One record',
-    'not_covered': 'Not covered',
     'software': 'Software',
 }
 
 # The tag of ε in a run's logs.
 _EPSILON = 'dp/epsilon'
 
+# What has a place of its own on a page that promises something; the table shows the rest.
+_LISTS = {
+    'proven': 'Proven',
+    'tested_not_proven': 'Tested, not proven',
+    'not_covered': 'Not covered',
+}
+_BY_IMAGES = 'epsilon_by_images_per_person'
+
 _NEIGHBOURS = {
-    'ADD_OR_REMOVE_ONE': 'One data set is the other with one record added or removed',
-    'REPLACE_ONE': 'One data set is the other with one record replaced by another',
-    'REPLACE_SPECIAL': 'One data set is the other with one record replaced by an empty one',
+    'ADD_OR_REMOVE_ONE': 'One data set is the other with {} added or removed',
+    'REPLACE_ONE': 'One data set is the other with {} replaced by another',
+    'REPLACE_SPECIAL': 'One data set is the other with {} replaced by an empty one',
 }
 
 
@@ -68,8 +82,9 @@ def write_report(
         path: the file to write; one that exists is replaced.
         title: the heading.
         private: whether everything on the page is covered by (ε, δ)-differential privacy.
-        statement: the run's privacy statement; with `private`, `epsilon` (finite, >= 0) and `delta`
-            (in [0, 1)) must be in it.
+        statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
+            >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
+            `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
         samples_png: path of a PNG of generated images, or None when there is none yet.
         sample_caption: what stands below the picture.
         history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
@@ -90,7 +105,7 @@ def write_report(
         pages.section('Generated images', _samples(samples_png, sample_caption)),
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section('Curves', _curves(history)),
-        pages.section('Privacy statement', pages.facts(statement, _LABELS)),
+        pages.section('Privacy statement', _facts(private, statement)),
         pages.section('Flags', _flags(config_text, statement)),
     ]
     pages.write_page(path, title, sections)
@@ -104,6 +119,19 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
         raise ValueError(
             'A private report needs a statement with a finite epsilon >= 0 and a delta in [0, 1). '
             f'Received: epsilon={epsilon!r}, delta={delta!r}.'
+        )
+    times_units, unit = statement.get('delta_times_units'), statement.get('unit_of_privacy')
+    if not (is_number(times_units) and times_units >= 0 and unit):
+        raise ValueError(
+            'A private report needs a statement that says what its unit of privacy is, and delta '
+            f'times how many there are. Received: unit_of_privacy={unit!r}, '
+            f'delta_times_units={times_units!r}.'
+        )
+    empty = [name for name in _LISTS if not statement.get(name)]
+    if empty:
+        raise ValueError(
+            'A private report needs a statement that says what is proven, what is only tested and '
+            f'what is not covered. Received none of: {", ".join(empty)}.'
         )
     if statement.get('private') is False:
         raise ValueError('private=True, but the statement says private: False.')
@@ -126,8 +154,31 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
         )
     return pages.banner(
         'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy',
-        f'ε = {rounding.up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}',
+        f'<div>Unit of privacy: {html.escape(str(statement["unit_of_privacy"]))}</div>'
+        f'<div>ε = {rounding.up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}; '
+        f'δ times the number of {_units(statement)} is '
+        f'{rounding.up(float(statement["delta_times_units"]), 2)}</div>',
         may_be_shared=True,
+    )
+
+
+def _counts_persons(statement: Mapping[str, Any]) -> bool:
+    return statement.get('persons') is not None
+
+
+def _units(statement: Mapping[str, Any]) -> str:
+    """What delta counts, and how many are declared."""
+    number, name = statement.get('dataset_size'), 'images'
+    if _counts_persons(statement):
+        number, name = statement['persons'], 'persons'
+    return name if number is None else f'{name}, {number:,},'
+
+
+def _facts(private: bool, statement: Mapping[str, Any]) -> str:
+    """The statement as a table, without what a page that promises something shows elsewhere."""
+    elsewhere = (*_LISTS, _BY_IMAGES) if private else ()
+    return pages.facts(
+        {key: item for key, item in statement.items() if key not in elsewhere}, _LABELS
     )
 
 
@@ -141,32 +192,65 @@ def _samples(samples_png: str | None, caption: str) -> str:
 def _promise(statement: Mapping[str, Any]) -> str:
     """The guarantee in plain words, with its numbers."""
     epsilon, delta = float(statement['epsilon']), float(statement['delta'])
+    unit = html.escape(str(statement['unit_of_privacy']))
     record = html.escape(str(statement.get('record', 'one image with its label')))
     relation = str(statement.get('neighboring_relation', 'ADD_OR_REMOVE_ONE'))
-    neighbours = html.escape(_NEIGHBOURS.get(relation, relation))
+    one = 'one person' if _counts_persons(statement) else 'one record'
+    neighbours = html.escape(_NEIGHBOURS.get(relation, relation).format(one))
+    whose = 'persons whose images' if _counts_persons(statement) else 'images that'
     detected = _detection_bound(0.01, epsilon, delta)
     weak = (
         ' By itself that is a weak promise; only a smaller ε makes a stronger one.'
         if detected > 0.5
         else ''
     )
+    lists = ''.join(
+        f'<p><b>{heading}:</b></p>\n{pages.value(statement[name])}\n'
+        for name, heading in _LISTS.items()
+    )
     return f"""
-<p><b>ε and δ</b> bound what anyone can learn about a single record from all that this run
-released, whatever else they know. With or without that record, the probability of any outcome
+<p><b>ε and δ</b> bound what anyone can learn about {unit} from all that this run
+released, whatever else they know. With or without {one}, the probability of any outcome
 differs by a factor of at most <span>e<sup>ε</sup> = {rounding.up(_exp(epsilon))}</span>, plus
 <span>δ = {delta!r}</span>. The smaller both are, the better.</p>
-<p><b>For example:</b> a test that wrongly accuses 1 in 100 images that were not used for training
+<p><b>For example:</b> a test that wrongly accuses 1 in 100 {whose} were not used for training
 can rightly name at most {_percent(detected)} of those that were.{weak}</p>
-<p><b>One record</b> is {record}. A person with k images in the data is protected less: by k·ε
-instead of ε, and by a larger δ.</p>
+<p><b>One record</b> is {record}.</p>
+{_several_images(statement)}
 <p><b>Neighbouring data sets:</b> {neighbours} (<code>{html.escape(relation)}</code>).</p>
-<p><b>Not covered:</b></p>
-<ul>
-<li>the search for hyper-parameters: each run tried on these data spends privacy of its own;</li>
-<li>other runs on the same data, and copies of this one: what they spend adds up;</li>
-<li>the folder <code>nonprivate/</code> of the run: evaluation against real images and
-diagnostics.</li>
-</ul>"""
+{lists}"""
+
+
+def _several_images(statement: Mapping[str, Any]) -> str:
+    """What the promise is to a person with more images than one."""
+    if _counts_persons(statement):
+        return (
+            '<p><b>Several images of one person</b> are covered: the unit of privacy is the '
+            'person, with all the images of theirs that were kept.</p>'
+        )
+    found = statement.get(_BY_IMAGES)
+    if not found:
+        return (
+            '<p><b>Several images of one person</b> are protected less than one, and how much '
+            'less was not computed for this run.</p>'
+        )
+    rows = ''.join(
+        f'<tr><th>{html.escape(str(images))} images</th><td>'
+        f'{rounding.up(math.inf if epsilon is None else float(epsilon))}</td></tr>'
+        for images, epsilon in found.items()
+    )
+    none = ''
+    if any(epsilon is None for epsilon in found.values()):
+        none = (
+            '<p>Where it says none, the bound is so large that it cannot be proven for noise that '
+            'is drawn with 128 bits: a person with so many images has no protection to rely on.'
+            '</p>'
+        )
+    return (
+        '<p><b>Several images of one person</b> are protected less than one. For all of them '
+        f'together, at the same δ, ε for K images of one person is:</p>\n'
+        f'<table class="figures">{rows}</table>\n{none}'
+    )
 
 
 def _no_promise() -> str:

@@ -32,6 +32,17 @@ _MEASURED = {
     'precision': ('precision_recall.precision', 'precision', 1, 2),
     'recall': ('precision_recall.recall', 'recall', 1, 2),
 }
+# What is read off a privacy statement.
+_STATED = (
+    'unit_of_privacy',
+    'epsilon',
+    'epsilon_unproven',
+    'delta',
+    'delta_times_units',
+    'accountant',
+    'steps',
+    'applied_steps',
+)
 _COMPARED = 'gen2real_cnn'
 # Exit codes of a launcher that was stopped by SIGINT or SIGTERM, with a checkpoint and without.
 _STOPPED = (130, 143, -2, -15)
@@ -138,7 +149,7 @@ def read_run(run: Run) -> dict:
         for name, (path, *_) in _MEASURED.items()
     }
     figures['private'], figures['dataset'] = statement['private'], statement.get('dataset')
-    for name in ('epsilon', 'epsilon_unproven', 'delta', 'accountant', 'steps', 'applied_steps'):
+    for name in _STATED:
         figures[name] = statement.get(name)
     return figures
 
@@ -250,10 +261,22 @@ def format_table(grid: str, rows: Sequence[dict]) -> str:
         cells = [title, *[_DASH] * 4, *values]
         lines.append(_line([*cells, *[_DASH] * (len(headings) - len(cells))]))
     seeds = ', '.join(str(run['seed']) for run in rows[0]['runs']) if rows else ''
-    deltas = {run['delta'] for row in rows for run in row['runs'] if run.get('delta') is not None}
-    at = f' δ = {", ".join(f"{delta:g}" for delta in sorted(deltas))}.' if deltas else ''
+    at = _promise([run for row in rows for run in row['runs'] if run.get('delta') is not None])
     lines += ['', f'Each command with `--seed=` {seeds}.{at}', *_missing(rows)]
     return '\n'.join(lines) + '\n'
+
+
+def _promise(runs: Sequence[dict]) -> str:
+    """Whom the epsilons of private runs are for, and at which delta."""
+    if not runs:
+        return ''
+    deltas = ', '.join(f'{delta:g}' for delta in sorted({run['delta'] for run in runs}))
+    units = dict.fromkeys(run['unit_of_privacy'] for run in runs)
+    times_units = max(run['delta_times_units'] for run in runs)
+    return (
+        f' Unit of privacy: {"; ".join(units)}. δ = {deltas}; times their number that is '
+        f'{rounding.up(times_units, 2)} at most.'
+    )
 
 
 def _real_images(rows: Sequence[dict]) -> list[tuple[str, list[str]]]:
