@@ -115,7 +115,7 @@ def findings_of(
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
             bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
-            account=_epsilon(mechanism.step_event(q, claim.parameters), steps, delta),
+            account=_account(claim, steps, delta),
             unproven=unproven,
         )
 
@@ -125,6 +125,15 @@ def findings_of(
 def runs_with_held_out(runs: int) -> int:
     """How many runs per world it takes to measure a bound on `runs` of them."""
     return runs + runs // 2
+
+
+def _account(claim: Claim, steps: int, delta: float) -> float:
+    """What a run of these steps would be said to have spent: infinite where nothing is proven."""
+    mechanism, parameters = claim.mechanism, claim.parameters
+    event = mechanism.step_event(claim.sampling_probability, parameters)
+    epsilon = _epsilon(event, steps, delta)
+    draws = steps * mechanism.coordinates(parameters)
+    return epsilon if grid.is_negligible(epsilon, delta, draws) else math.inf
 
 
 @functools.cache
