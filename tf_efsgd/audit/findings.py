@@ -101,7 +101,6 @@ def findings_of(
     q, steps = claim.sampling_probability, len(with_record.releases)
 
     def finding(delta):
-        account = _epsilon(claim.event, steps, delta).smallest_bound
         attack = bounds.choose_attack(held_in, held_out, runs, delta, confidence)
         unproven = None
         if mechanism.hides_buffer:
@@ -117,7 +116,7 @@ def findings_of(
             runs=runs,
             ceiling=bounds.ceiling(runs, delta, confidence),
             bound=attack.lower_bound(scores_in, scores_out, delta, confidence),
-            account=account if grid.is_negligible(account, delta, claim.draws(steps)) else math.inf,
+            account=_account(claim, steps, delta),
             unproven=unproven,
         )
 
@@ -127,6 +126,12 @@ def findings_of(
 def runs_with_held_out(runs: int) -> int:
     """How many runs per world it takes to measure a bound on `runs` of them."""
     return runs + runs // 2
+
+
+def _account(claim: Claim, steps: int, delta: float) -> float:
+    """What a run of these steps would be said to have spent: infinite where nothing is proven."""
+    epsilon = _epsilon(claim.event, steps, delta).smallest_bound
+    return epsilon if grid.is_negligible(epsilon, delta, claim.draws(steps)) else math.inf
 
 
 @functools.cache
