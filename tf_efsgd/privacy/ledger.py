@@ -60,6 +60,9 @@ class Plan:
       target_epsilon: what sigma was calibrated for; None when sigma was given.
       steps_per_entry: the largest count of one entry.
       settings_sha256: of the settings that no resumed run may change.
+      images_per_person: how many records of a person there are at most; None when the guarantee is
+        for a record.
+      persons: declared number of persons; None like that.
     """
 
     dataset: str
@@ -77,6 +80,8 @@ class Plan:
     target_epsilon: float | None
     steps_per_entry: int
     settings_sha256: str
+    images_per_person: int | None = None
+    persons: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
