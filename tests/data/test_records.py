@@ -506,46 +506,6 @@ def test_a_set_without_images_is_refused():
             records._find_label(features, 'some_set', 'Male')
 
 
-@pytest.fixture
-def own_tfds(tmp_path, monkeypatch):
-    """Prepares a small data set with TFDS: 200 images 5x7 of 3 classes; returns how to load it."""
-    import tensorflow_datasets as tfds
-
-    images = _noise_images(200, 5, 7, 3)
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = 'own_set'
-        VERSION = tfds.core.Version('1.0.0')
-        pkg_dir_path = tmp_path
-
-        def _info(self):
-            features = {
-                'image': tfds.features.Image(shape=(5, 7, 3)),
-                'label': tfds.features.ClassLabel(names=['x', 'y', 'z']),
-                'id': np.int64,
-            }
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return self.splits
-
-        def _generate_examples(self, numbers):
-            for i in numbers:
-                yield i, {'image': images[i], 'label': i % 3, 'id': i}
-
-    def load(splits, **kwargs):
-        folder = tmp_path / '_'.join(splits)
-        builder = Builder(data_dir=folder)
-        builder.splits = {
-            name: builder._generate_examples(numbers) for name, numbers in splits.items()
-        }
-        monkeypatch.setattr(records, '_tfds_builder', lambda name, data_dir: builder)
-        return records.load('own_set', **kwargs)
-
-    return load, images
-
-
 def _wanted(images, numbers):
     return {(images[i][:, 1:6].tobytes(), i % 3) for i in numbers}
 
