@@ -16,6 +16,12 @@ _OTHER = {
     'data_dir': '/a',
     'tfds_manual_dir': '/b c',
     'image_size': 48,
+    'channels': 3,
+    'classes': '["cats, two", "dog\\n\\u00e9"]',
+    'images_per_person': 3,
+    'person': r'name:^([^_]+)_#=\d',
+    'dataset_persons': 456,
+    'read_off_records': 'channels,image_size',
     'label': 'Smiling',
     'limit_records': 1234,
     'dataset_size': 2345,
@@ -193,6 +199,10 @@ def test_a_bad_line_of_a_flagfile_is_named_in_one_line(line, message):
         ('discriminator_steps', 65),
         ('logical_devices', 65),
         ('image_size', 3),
+        ('channels', 4),
+        ('channels', 2),
+        ('images_per_person', 0),
+        ('dataset_persons', 0),
         ('seed', -1),
         ('seed', 2**31),
         ('evaluation_images', 99),
@@ -323,3 +333,100 @@ def test_every_config_is_valid_and_found_by_name(path, tmp_path, monkeypatch):
 def test_command_lines(arguments, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert wanted.items() <= _settings(_parse(*arguments)).items()
+
+
+# What is public is declared.
+
+
+@pytest.mark.parametrize(
+    'names',
+    [
+        ('cat', 'dog'),
+        ('one alone',),
+        ('classes.txt', 'a/b'),
+        ('with, comma', 'b'),
+        (' space around ', 'b  b'),
+        ('#', '//', '--train_steps=1'),
+        ('["', '"]'),
+        ("it's", 'back\\slash', 'new\nline', '\u2028', '\x0b\x85', 'tab\t'),
+        ('Löwe', '猫', 'e\u0301', 'not UTF-8: \udcff'),
+        ('$HOME', '~', '%s', '{}'),
+    ],
+)
+def test_classes_come_back_from_a_flagfile_as_they_were(names, tmp_path):
+    text = config.join_classes(names)
+    assert config.parse_classes(text) == names
+    saved = _config()
+    saved = dataclasses.replace(saved, data=dataclasses.replace(saved.data, classes=text))
+    assert saved.to_flags().isascii()
+    (tmp_path / 'config.flags').write_text(saved.to_flags())
+    for read in (
+        config.from_flagfile(saved.to_flags()),
+        _parse(f'--flagfile={tmp_path}/config.flags'),
+    ):
+        assert read == saved and read.data.class_names == names
+
+
+def test_classes_may_be_in_a_file_that_need_not_stay(tmp_path):
+    path = tmp_path / 'classes.txt'
+    path.write_text('\ufeffcat\n\n  rock dove \r\nLöwe, alt\n', encoding='utf-8')
+    read = _config(classes=path)
+    path.unlink()
+    assert read.data.class_names == ('cat', 'rock dove', 'Löwe, alt')
+    assert str(tmp_path) not in read.to_flags()
+    assert _config(classes='cat, rock dove').data.class_names == ('cat', 'rock dove')
+    assert _config(classes='cat').data.class_names == ('cat',)
+
+
+@pytest.mark.parametrize(
+    ('value', 'said'),
+    [
+        ('', 'an empty name'),
+        ('a,,b', 'an empty name'),
+        ('a,b,a', "'a' twice"),
+        ('[]', 'no name'),
+        ('["a", 3]', 'a JSON list'),
+        ('[a]', 'a JSON list'),
+        ('gone.txt', 'no file gone.txt'),
+        ('some/where', 'no file some/where'),
+    ],
+)
+def test_classes_that_are_none_are_named(value, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(config.ConfigError, match='--classes.*' + said):
+        _config(classes=value)
+
+
+@pytest.mark.parametrize(
+    ('settings', 'said'),
+    [
+        ({'person': 'folder'}, 'no --images_per_person'),
+        ({'images_per_person': 2}, 'no --person'),
+        ({'dataset_persons': 9}, 'goes with --images_per_person'),
+        (
+            {
+                'person': 'folder',
+                'images_per_person': 2,
+                'dataset_persons': 9,
+                'dataset_size': 8,
+            },
+            'at most --dataset_size.*9 and 8',
+        ),
+        ({'read_off_records': 'classes,label'}, '--read_off_records names settings among'),
+    ],
+)
+def test_settings_of_persons_go_together(settings, said):
+    with pytest.raises(config.ConfigError, match=said):
+        _config(**settings)
+
+
+def test_what_was_read_off_is_not_read_again_and_what_was_given_is_given_again():
+    before = _config(
+        classes='a,b', channels=1, image_size=8, dataset_size=90,
+        read_off_records='channels,dataset_size',
+    ).data  # fmt: skip
+    before = dataclasses.replace(_config(), data=before)
+    now = _config(dataset_size=91).with_public_facts_of(before).data
+    assert (now.classes, now.channels, now.dataset_size) == ('a,b', 1, 91)
+    assert now.image_size is None and now.read_off == ('channels', 'dataset_size')
+    assert _config().with_public_facts_of(_config()) == _config()

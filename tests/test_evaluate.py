@@ -182,7 +182,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_nothing_is_moved(
     ('changes', 'message'),
     [
         ({'run_dir': 'nowhere'}, 'nowhere is no run folder'),
-        ({'dataset': 'mnist_10k'}, 'not the one of the run.*1602.*9000'),
+        ({'dataset': 'mnist_10k'}, r'not the one of the run.*\(8, 8, 1\).*\(28, 28, 1\)'),
         ({'dataset': 'idx:nowhere'}, "'nowhere'.*elsewhere now, give --dataset"),
         ({'evaluation_images': 99}, '--evaluation_images must be at least 100'),
         ({'evaluation_runs': 0}, '--evaluation_runs must be at least 1'),

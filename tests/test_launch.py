@@ -104,7 +104,7 @@ def test_an_unreadable_image_is_named(tmp_path):
     _pictures(tmp_path / 'pets')
     before = sorted(tmp_path.rglob('*'))
     finished = _launch('--dataset=folder:pets', '--noise_multiplier=1', cwd=tmp_path)
-    _assert_one_line(finished, os.path.join('dog', '9.png'), 'mend or remove it')
+    _assert_one_line(finished, os.path.join('dog', '9.png'), 'repair or remove it')
     assert sorted(tmp_path.rglob('*')) == before
 
 

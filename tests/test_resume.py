@@ -127,7 +127,7 @@ def test_fewer_records_are_refused_and_named(run, monkeypatch):
     _train_with(lambda images, labels: (images[1:], labels[1:]), monkeypatch)
     assert 'fingerprint' in _refusal(run)
     said = _refusal(run, dataset_size=1601)
-    assert '--dataset_size was None, is 1601' in said
+    assert '--dataset_size was 1602, is 1601' in said
 
 
 def test_settings_that_were_edited_behind_a_runs_back_are_refused(run):

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import json
 import math
+import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -56,19 +59,73 @@ class DataConfig:
         None,
         'Height and width to resize to, in pixels: 4 to 7 times a power of two. Default: native.',
     )
+    channels: int | None = _setting(
+        'integer',
+        None,
+        'Channels of the images, 1 or 3: 1 turns colours to grey, 3 repeats grey. Default: what '
+        'the data set declares of itself; of folder: they are read off the records, once, and '
+        'published: 3 when one of them has colours.',
+    )
+    classes: str | None = _setting(
+        'string',
+        None,
+        'Names of all classes, separated by commas, or as a JSON list, or the path of a text file '
+        'with one in each line; a record of another class is refused. Default: the class folders '
+        'of folder:, empty ones too, or what the data set declares of itself; of idx: their number '
+        'is read off the records, once, and published.',
+    )
     label: str = _setting('string', 'Male', 'celeb_a: the attribute to use as the label.')
     limit_records: int | None = _setting(
         'integer',
         None,
-        'Use about this many training records, chosen by a hash of their content. Default: all.',
+        'Use about this many training records, chosen by a hash of their content (of all images of '
+        'a person: of the person). Default: all.',
     )
     dataset_size: int | None = _setting(
         'integer',
         None,
         'Declared number of training records (before --limit_records), at least 1: public, like '
-        'every flag. A rough one will do; it sets how often a record is sampled. Default: they are '
-        'counted, and the count is published.',
+        'every flag. A rough one will do; it sets how often a record is sampled. With '
+        '--images_per_person: of the images that persons keep. Default: they are counted, once, '
+        'and the count is published.',
     )
+    images_per_person: int | None = _setting(
+        'integer',
+        None,
+        'At most so many images of a person are kept, at least 1, and epsilon is for a person '
+        'instead of an image; more of them need more noise. Goes with --person. Default: every '
+        'image counts for itself.',
+    )
+    person: str | None = _setting(
+        'string',
+        None,
+        'Whose an image is, with --images_per_person: folder (PATH/<class>/<person>/...), csv:FILE '
+        '(columns file and person; FILE and the files in it are relative to the folder of the data '
+        'set), name:REGEX (the first group in the name of the file, e.g. name:^([^_]+)_), or a '
+        'TFDS feature (identity for celeb_a).',
+    )
+    dataset_persons: int | None = _setting(
+        'integer',
+        None,
+        'Declared number of persons in the training records, before --limit_records, with '
+        '--images_per_person. Default: they are counted, once, and the count is published.',
+    )
+    read_off_records: str | None = _setting(
+        'string',
+        None,
+        'Which of the settings above were read off the records, separated by commas: written into '
+        'RUN/config.flags with them, for the privacy statement. Not to be given by hand.',
+    )
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The declared classes; None when they are not declared."""
+        return None if self.classes is None else parse_classes(self.classes)
+
+    @property
+    def read_off(self) -> tuple[str, ...]:
+        """The names of the settings that were read off the records."""
+        return tuple(self.read_off_records.split(',')) if self.read_off_records else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -388,6 +445,7 @@ class RunConfig:
                 'Give either --target_epsilon (the noise is calibrated) or --noise_multiplier '
                 f'(epsilon is reported). Received: {given}.'
             )
+        self._check_data()
         self._check_warm_start()
         if self.run.resume and self.run.run_dir is None:
             raise ConfigError('--resume needs --run_dir, the folder of the run to go on with.')
@@ -399,6 +457,53 @@ class RunConfig:
                 '--logical_devices above 1 needs --strategy=mirrored. Received: '
                 f'--strategy=one_device --logical_devices={self.training.logical_devices}.'
             )
+
+    def _check_data(self):
+        data = self.data
+        if data.channels == 2:
+            raise ConfigError('--channels must be 1 (grey) or 3 (colour). Received: 2.')
+        if data.classes is not None:
+            parse_classes(data.classes)
+        if (data.person is None) != (data.images_per_person is None):
+            missing = '--person' if data.person is None else '--images_per_person'
+            raise ConfigError(
+                '--person (whose an image is) and --images_per_person (how many of them are kept) '
+                f'go together. Received: no {missing}.'
+            )
+        if data.dataset_persons is not None:
+            if data.images_per_person is None:
+                raise ConfigError(
+                    '--dataset_persons goes with --images_per_person. Received: '
+                    f'--dataset_persons={data.dataset_persons} alone.'
+                )
+            if data.dataset_size is not None and data.dataset_persons > data.dataset_size:
+                raise ConfigError(
+                    '--dataset_persons must be at most --dataset_size: every person has an image. '
+                    f'Received: {data.dataset_persons} and {data.dataset_size}.'
+                )
+        unknown = [name for name in data.read_off if name not in _READ_OFF]
+        if unknown:
+            raise ConfigError(
+                f'--read_off_records names settings among {", ".join(_READ_OFF)}. Received: '
+                f'{data.read_off_records}.'
+            )
+
+    def with_public_facts_of(self, before: RunConfig) -> RunConfig:
+        """What these settings leave open, as an earlier start of the run found it.
+
+        Args:
+          before: the settings of that start, from RUN/config.flags.
+
+        Returns:
+          The settings: what that start read off the records, and the classes, are taken from there
+          when they are not given, so that they are never read off the records again.
+        """
+        left_open = {
+            name: getattr(before.data, name)
+            for name in ('classes', 'read_off_records', *before.data.read_off)
+            if getattr(self.data, name) is None
+        }
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, **left_open))
 
     def _check_warm_start(self):
         privacy = self.privacy
@@ -447,6 +552,9 @@ class RunConfig:
         return '\n'.join(lines) + '\n'
 
 
+# Settings that may be read off the records, when they are not given.
+_READ_OFF = ('classes', 'channels', 'image_size', 'dataset_size', 'dataset_persons')
+
 # Settings of one start, not of the run.
 _OF_ONE_START = ('run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir')
 
@@ -456,6 +564,9 @@ _RANGES = (
     ('data', 'image_size', 4, _ANY),
     ('data', 'limit_records', 1, _ANY),
     ('data', 'dataset_size', 1, _ANY),
+    ('data', 'channels', 1, 3),
+    ('data', 'images_per_person', 1, _ANY),
+    ('data', 'dataset_persons', 1, _ANY),
     ('privacy', 'target_epsilon', 0.0, _ANY),
     ('privacy', 'target_delta', 0.0, 1.0),
     ('privacy', 'noise_multiplier', 0.0, _ANY),
@@ -540,7 +651,75 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
         )
         for field, group in zip(dataclasses.fields(RunConfig), _groups(_defaults()))
     }
+    data = groups['data']
+    if data.classes is not None:  # So that the file, if they come from one, need not stay.
+        classes = join_classes(parse_classes(data.classes))
+        groups['data'] = dataclasses.replace(data, classes=classes)
     return RunConfig(**groups)
+
+
+# Names that may stand between commas in a flagfile as they are.
+_PLAIN = re.compile(r'[\w.+()-]+( +[\w.+()-]+)*', re.ASCII)
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Reads the value of --classes.
+
+    Args:
+      text: names separated by commas, a JSON list of names, or the path of a text file with a name
+        in each line. Without a comma it is a path, or a name when there is no such file and it does
+        not look like one.
+
+    Returns:
+      The names, at least one, in their order.
+
+    Raises:
+      ConfigError: if it is none of these, or a name is empty or there twice.
+    """
+    if text.startswith('['):
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(
+                '--classes that start with [ must be a JSON list of names, e.g. ["a", "b, c"]. '
+                f'Received: {text[:100]}.'
+            )
+    elif ',' in text:
+        names = [name.strip() for name in text.split(',')]
+    else:
+        names = _read_classes(text)
+    if not names or not all(names) or len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        fault = f'{twice[0]!r} twice' if twice else 'an empty name' if names else 'no name'
+        raise ConfigError(
+            f'--classes must be at least one name, each once and none empty. Received: {fault}.'
+        )
+    return tuple(names)
+
+
+def _read_classes(text: str) -> list[str]:
+    path = pathlib.Path(text).expanduser()
+    if os.path.isfile(path):
+        try:
+            lines = path.read_text(encoding='utf-8-sig').split('\n')
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f'--classes: {path} cannot be read as UTF-8: {error}.') from error
+        return [line.strip() for line in lines if line.strip()]
+    if '/' in text or path.suffix in ('.txt', '.csv'):
+        raise ConfigError(
+            f'--classes: there is no file {text}. Give names separated by commas, or the path of a '
+            'text file with one in each line.'
+        )
+    return [text.strip()]
+
+
+def join_classes(names: Sequence[str]) -> str:
+    """A value of --classes that stands for these names, also as a line of a flagfile."""
+    if len(names) > 1 and all(_PLAIN.fullmatch(name) for name in names):
+        return ','.join(names)
+    return json.dumps(list(names))
 
 
 def from_flagfile(text: str) -> RunConfig:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
-from tf_efsgd.config import ConfigError, RunConfig, from_flagfile
+from tf_efsgd.config import ConfigError, RunConfig, from_flagfile, join_classes
 from tf_efsgd.data import records
 from tf_efsgd.privacy import run_state
 
@@ -110,15 +111,55 @@ def load_records(config: RunConfig) -> records.Dataset:
       ConfigError: if they cannot be had.
     """
     data = config.data
+    # Whether there is any such image is private: both are said without looking.
+    if data.channels == 1:
+        print('Images with colours, if there are any, are turned to grey (--channels=1).')
+    if data.images_per_person is not None:
+        print(
+            f'At most {data.images_per_person} images of a person are kept. Of a person in both '
+            'parts of a data set with a test set of its own, only those to train on are.'
+        )
     try:
-        return records.load(
+        dataset = records.load(
             data.dataset,
             data_dir=data.data_dir,
             manual_dir=data.tfds_manual_dir,
             image_size=data.image_size,
+            channels=data.channels,
+            classes=data.class_names,
             label=data.label,
             limit_records=data.limit_records,
             dataset_size=data.dataset_size,
+            person=data.person,
+            images_per_person=data.images_per_person,
+            dataset_persons=data.dataset_persons,
         )
     except records.DataError as error:
         raise ConfigError(str(error)) from error
+    # Those of an earlier start are declared by now, and were read all the same.
+    read_off = tuple(
+        name for name in records.READ_OFF if name in data.read_off or name in dataset.read_off
+    )
+    return dataclasses.replace(dataset, read_off=read_off)
+
+
+def declare(config: RunConfig, dataset: records.Dataset) -> RunConfig:
+    """The settings of a run with every public fact of its records declared.
+
+    Args:
+      config: the settings that the records were loaded with.
+      dataset: the records.
+
+    Returns:
+      The settings, with those that the data set or its records said, and which of them were read
+      off the records. Loading with them reads nothing public off the records.
+
+    Raises:
+      ConfigError: if what was read is out of the setting's range.
+    """
+    found = dict(dataset.found)
+    if 'classes' in found:
+        found['classes'] = join_classes(found['classes'])
+    read_off = ','.join(dataset.read_off) or None
+    data = dataclasses.replace(config.data, **found, read_off_records=read_off)
+    return dataclasses.replace(config, data=data)

@@ -104,7 +104,7 @@ def run(config: RunConfig) -> str:
             lambda record, text=noise_text: text not in record.getMessage()
         )
     run_dir = _run_dir(config)
-    _check_run_dir(run_dir, config)
+    config = _check_run_dir(run_dir, config)
     state_dir = run_folder.state_dir(config, run_dir)
     strategy = _make_strategy(config)
     with contextlib.ExitStack() as stack:
@@ -113,6 +113,7 @@ def run(config: RunConfig) -> str:
             spent = _as_config_error(lambda: ledger.Ledger(run_dir / _LEDGER), ledger.LedgerError)
             stack.callback(spent.close)
         dataset = _load(config)
+        config = run_folder.declare(config, dataset)
         if config.run.evaluate:
             evaluate.check_records(dataset)
         state = None
@@ -506,7 +507,10 @@ class _Run:
             ),
             # Without where things are on this machine.
             config_text=self._config.to_flags(
-                dataset=statement['dataset'], data_dir=None, tfds_manual_dir=None
+                dataset=statement['dataset'],
+                person=_public_rule(self._config.data.person),
+                data_dir=None,
+                tfds_manual_dir=None,
             ),
         )
         if settings.export:
@@ -660,7 +664,16 @@ def _run_dir(config: RunConfig) -> pathlib.Path:
     return pathlib.Path('runs') / f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
 
 
-def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
+def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
+    """Checks that a run can start, or continue, in this folder.
+
+    Returns:
+      The settings; those of a run to resume with the public facts that its first start declared or
+      read off the records.
+
+    Raises:
+      ConfigError: if it cannot.
+    """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
@@ -674,7 +687,7 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
                 f'The run folder {run_dir} is not empty: give --resume to go on with it, or '
                 'another --run_dir.'
             )
-        return
+        return config
     flagfile = run_dir / _FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
@@ -682,6 +695,7 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
     # As settings to resume with: those of a changed run do not start another.
     before = run_folder.read_settings(run_dir)
+    config = config.with_public_facts_of(before)
     may_change = budget.MAY_CHANGE - {'dataset'}
     if config.run.change_mechanism:
         may_change |= budget.MECHANISM
@@ -697,6 +711,7 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> None:
                 f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
                 f'--flagfile={flagfile}, or start a new run folder.'
             )
+    return config
 
 
 def _holds_private_state(plan: ledger.Plan) -> bool:
@@ -764,6 +779,8 @@ def _public_facts(dataset: records.Dataset) -> dict:
         'dataset_size': dataset.declared_size,
         'image_shape': train.image_shape,
         'num_classes': train.num_classes,
+        'images_per_person': dataset.images_per_person,
+        'persons': dataset.persons,
     }
 
 
@@ -771,6 +788,13 @@ def _public_name(dataset: str) -> str:
     """The data set's name without where it is on this machine."""
     scheme, colon, path = dataset.partition(':')
     return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
+
+
+def _public_rule(person: str | None) -> str | None:
+    """The value of --person without where a table is on this machine."""
+    if person is None or not person.startswith('csv:'):
+        return person
+    return f'csv:{pathlib.Path(person.removeprefix("csv:")).name}'
 
 
 def _check_parameters(plan: ledger.Plan, parameters: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tf_efsgd.data import records
+from tf_efsgd.data import records, split
 from tf_efsgd.data.records import DataError, Records
 
 
@@ -134,32 +134,17 @@ def test_shuffling_or_removing_records_moves_no_other(tmp_path, limit, monkeypat
             assert _rows(fewer.test) == _rows(before.test) - gone
 
 
-def test_the_label_and_every_pixel_count_for_the_hash():
-    images = np.zeros([4, 5, 5], np.uint8)
-    images[2, 0, 0] = 1
-    images[3, 4, 4] = 1
-    digests = records._digests(images, np.array([0, 1, 0, 0]))
-    assert len({tuple(row) for row in digests}) == 4
-    np.testing.assert_array_equal(digests[:1], records._digests(images[:1], np.array([0])))
-
-
-def test_hashes_never_change():
-    # SHA-256 of the label, 4 bytes little endian, and the image: a change here moves records.
-    digest = records._digests([b'image'], np.array([3]))
-    assert digest.tolist() == [[0x6B4250FF2A734B6E, 0x89543FFFC17B7B8D]]
-
-
 def test_limit_is_drawn_independently_of_the_split():
-    digests = records._digests(_noise_images(8000, 3, 3), np.zeros(8000, int))
+    digests = split.digests_of(_noise_images(8000, 3, 3, 1))
     uniform = digests / 2.0**64
     assert abs(np.corrcoef(uniform.T)[0, 1]) < 0.05  # 4.5 standard deviations.
     np.testing.assert_allclose(uniform.mean(axis=0), 0.5, atol=0.015)
 
 
 def test_hashing_60000_records_is_fast():
-    images, labels = np.zeros([60_000, 28, 28], np.uint8), np.zeros(60_000, np.uint8)
+    images = np.zeros([60_000, 28, 28, 1], np.uint8)
     start = time.process_time()  # A busy machine is no failure.
-    records._digests(images, labels)
+    split.digests_of(images)
     assert time.process_time() - start < 2
 
 
@@ -333,10 +318,10 @@ def test_folder_with_train_and_test(tmp_path):
 
 def test_either_side_of_a_split_may_stay_empty(tmp_path, monkeypatch):
     dataset = _write_folder(tmp_path, {'only': _files(3, 0)})
-    monkeypatch.setattr(records, '_TEST_THRESHOLD', 0)
+    monkeypatch.setattr(split, '_TEST_THRESHOLD', 0)
     loaded = records.load(dataset)
     assert (len(loaded.train), loaded.test) == (3, None)
-    monkeypatch.setattr(records, '_TEST_THRESHOLD', 2**64 - 1)
+    monkeypatch.setattr(split, '_TEST_THRESHOLD', 2**64 - 1)
     _error('no training records left', dataset)
 
 
@@ -444,7 +429,7 @@ def test_an_unreadable_image_is_named(tmp_path, fault, place):
 def test_images_of_two_sizes_need_image_size(tmp_path, count):
     files = {**_files(count, 0), 'odd.png': _png(_grey(1, 7, 9, 1))}
     dataset = _write_train(tmp_path, {'a': files})
-    _error([str(tmp_path / 'test' / 'a' / 'odd.png'), '7x7', '6x6', '--image_size'], dataset)
+    _error([str(tmp_path / 'train' / 'a' / 'odd.png'), '7x7', '6x6', '--image_size'], dataset)
     assert records.load(dataset, image_size=5).train.images.shape == (count + 1, 5, 5, 1)
 
 
@@ -457,8 +442,16 @@ def test_train_and_test_of_two_sizes_need_image_size(tmp_path):
 
 def test_folders_without_images_are_named(tmp_path):
     _error([str(tmp_path), 'no class folders'], f'folder:{tmp_path}')
-    dataset = _write_folder(tmp_path, {'full': _files(1, 0), 'empty': {}})
-    _error([str(tmp_path / 'empty'), 'no .png, .jpg, .jpeg images'], dataset)
+    dataset = _write_folder(tmp_path, {'empty': {}, 'too': {}})
+    _error([str(tmp_path), 'no .png, .jpg, .jpeg images'], dataset)
+    _write_folder(tmp_path / 'train', {'a': _files(1, 0)})
+    _write_folder(tmp_path / 'test', {'a': {}})
+    _error([str(tmp_path / 'test'), 'no .png, .jpg, .jpeg images'], dataset)
+
+
+def test_images_one_folder_too_deep_are_no_empty_class(tmp_path):
+    dataset = _write_folder(tmp_path, {'cat': _files(2, 0), 'dog/rex': _files(2, 9)})
+    _error([str(tmp_path / 'dog'), 'no .png, .jpg, .jpeg images of its own', '--person'], dataset)
 
 
 # What a user gets wrong.
@@ -511,46 +504,6 @@ def test_a_set_without_images_is_refused():
     for features in (text, depth, number):
         with pytest.raises(DataError, match='cannot be used'):
             records._find_label(features, 'some_set', 'Male')
-
-
-@pytest.fixture
-def own_tfds(tmp_path, monkeypatch):
-    """Prepares a small data set with TFDS: 200 images 5x7 of 3 classes; returns how to load it."""
-    import tensorflow_datasets as tfds
-
-    images = _noise_images(200, 5, 7, 3)
-
-    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        name = 'own_set'
-        VERSION = tfds.core.Version('1.0.0')
-        pkg_dir_path = tmp_path
-
-        def _info(self):
-            features = {
-                'image': tfds.features.Image(shape=(5, 7, 3)),
-                'label': tfds.features.ClassLabel(names=['x', 'y', 'z']),
-                'id': np.int64,
-            }
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return self.splits
-
-        def _generate_examples(self, numbers):
-            for i in numbers:
-                yield i, {'image': images[i], 'label': i % 3, 'id': i}
-
-    def load(splits, **kwargs):
-        folder = tmp_path / '_'.join(splits)
-        builder = Builder(data_dir=folder)
-        builder.splits = {
-            name: builder._generate_examples(numbers) for name, numbers in splits.items()
-        }
-        monkeypatch.setattr(records, '_tfds_builder', lambda name, data_dir: builder)
-        return records.load('own_set', **kwargs)
-
-    return load, images
 
 
 def _wanted(images, numbers):
@@ -619,7 +572,7 @@ def test_celeb_a_schema(test_data):
     names, partial, get_label = records._find_label(builder.info.features, 'celeb_a', 'Eyeglasses')
     assert names == ('not Eyeglasses', 'Eyeglasses')
     stream = records._tfds_stream(builder, 'validation', partial, get_label)
-    part = records._part_of_stream(stream, 1200, 16, str)
+    part = records._part_of_stream(stream, 1200, 16, 3, str)
     assert part.images.shape == (1200, 16, 16, 3)
     whole = builder.as_dataset(split='validation', shuffle_files=False).take(1200)
     wanted = [int(record['attributes']['Eyeglasses']) for record in whole.as_numpy_iterator()]

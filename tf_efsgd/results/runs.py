@@ -78,7 +78,7 @@ class Run:
             before = config.from_flagfile(path.read_text(encoding='utf-8'))
         except (OSError, config.ConfigError) as error:
             raise config.ConfigError(f'{path} cannot be read: {error}') from error
-        changed = _differences(before, self.settings)
+        changed = _differences(before, self.settings.with_public_facts_of(before))
         if changed:
             raise config.ConfigError(
                 f'{self.folder} was run with other settings: {"; ".join(changed)}. Move it away, '

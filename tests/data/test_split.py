@@ -1,0 +1,176 @@
+"""Which records are tested on: by their pixels alone, and each by itself."""
+
+import gzip
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.data import records, split
+
+
+def _noise_image(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape or (6, 6, 1), dtype=np.uint8)
+
+
+def _png(pixels, compression=-1):
+    return tf.io.encode_png(pixels, compression=compression).numpy()
+
+
+def _write(root, classes):
+    """Writes images, {class: {file: bytes}}, and returns the data set's name."""
+    for name, files in classes.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for file, data in files.items():
+            (root / name / file).write_bytes(data)
+    return f'folder:{root}'
+
+
+def _pixels(part):
+    return {image.tobytes() for image in part.images}
+
+
+def test_hashes_never_change():
+    # A change here moves records between the splits.
+    image = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    assert split.digest(image).tolist() == [0x74F425D32C2B9930, 0xE31751AE451BAC62]
+    ada = split.digests_of_persons(['Ada'])
+    assert ada.tolist() == [[0x9CEC3DAFFCA37EB8, 0xA4B887AD85B9E646]]
+
+
+def test_shape_and_every_pixel_count_for_the_hash():
+    images = [np.zeros(shape, np.uint8) for shape in ((4, 5, 1), (5, 4, 1), (20, 1, 1), (2, 10, 1))]
+    for place in ((0, 0, 0), (3, 4, 0)):
+        images.append(images[0].copy())
+        images[-1][place] = 1
+    colour = np.zeros([4, 5, 3], np.uint8)
+    colour[3, 4, 2] = 1
+    digests = split.digests_of([*images, colour])
+    assert len({tuple(row) for row in digests}) == len(images) + 1
+    np.testing.assert_array_equal(split.digest(images[0]), digests[0])
+    assert split.digests_of([]).shape == (0, 2)
+
+
+def test_grey_hashes_alike_with_one_channel_and_with_three():
+    grey = _noise_image(1)
+    np.testing.assert_array_equal(split.digest(np.repeat(grey, 3, -1)), split.digest(grey))
+
+
+def test_persons_and_records_have_hashes_of_their_own():
+    digests = split.digests_of_persons([f'{i}' for i in range(4000)])
+    assert abs(split.is_tested_on(digests).mean() - 0.1048) < 0.02  # 4 standard deviations.
+    text = np.frombuffer(b'Ada', np.uint8).reshape(1, 3, 1)
+    assert not np.array_equal(split.digest(text), split.digests_of_persons(['Ada'])[0])
+
+
+def _encodings(grey):
+    """Lossless files of one grey picture, all with other bytes."""
+
+    def chunk(kind, data):
+        checksum = struct.pack('>I', zlib.crc32(kind + data))
+        return struct.pack('>I', len(data)) + kind + data + checksum
+
+    height, width = grey.shape[:2]
+    rows = b''.join(b'\0' + row.tobytes() for row in grey)
+    header = chunk(b'IHDR', struct.pack('>2I5B', width, height, 8, 0, 0, 0, 0))
+    comment = chunk(b'tEXt', b'Comment\0taken twice')
+    data = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    opaque = np.concatenate([grey, 0 * grey + 255], -1)
+    return [
+        _png(grey, 0),
+        _png(grey, 9),
+        _png(np.repeat(grey, 3, -1)),
+        _png(opaque),
+        b'\x89PNG\r\n\x1a\n' + header + comment + data,
+    ]
+
+
+def test_all_encodings_of_a_picture_fall_on_one_side(tmp_path):
+    kinds = len(_encodings(_noise_image(0)))
+    files = {
+        f'{i:02}_{kind}.png': data
+        for i in range(40)
+        for kind, data in enumerate(_encodings(_noise_image(i)))
+    }
+    assert len(set(files.values())) == 40 * kinds
+    loaded = records.load(_write(tmp_path, {'x': files}), channels=1)
+    assert len(loaded.train) + len(loaded.test) == 40 * kinds
+    assert loaded.test is not None
+    assert not _pixels(loaded.train) & _pixels(loaded.test)
+    assert len({tuple(row) for row in loaded.digests}) == len(_pixels(loaded.train))
+
+
+def test_a_picture_under_two_labels_falls_on_one_side(tmp_path):
+    files = {f'{i:02}.png': _png(_noise_image(i)) for i in range(60)}
+    loaded = records.load(_write(tmp_path, {'a': files, 'b': files}))
+    assert loaded.test is not None
+    assert not _pixels(loaded.train) & _pixels(loaded.test)
+    of_idx = np.stack([_noise_image(i)[..., 0] for i in range(60)] * 2)
+    header = struct.pack('>4I', 2051, *of_idx.shape)
+    (tmp_path / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(header + of_idx.tobytes()))
+    labels = struct.pack('>2I', 2049, 120) + bytes([0] * 60 + [1] * 60)
+    (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels)
+    again = records.load(f'idx:{tmp_path}')
+    # The same pictures as files and as an array: the same sides.
+    assert _pixels(again.test) == _pixels(loaded.test)
+    assert _pixels(again.train) == _pixels(loaded.train)
+
+
+@pytest.mark.parametrize('limit', [None, 150])
+def test_a_record_of_a_new_class_that_sorts_first_moves_no_other(tmp_path, limit):
+    declared = {'limit_records': limit, 'dataset_size': 270}
+    files = {
+        name: {f'{i}.png': _png(_noise_image(100 * n + i)) for i in range(100)}
+        for n, name in enumerate(('b', 'c', 'd'))
+    }
+    dataset = _write(tmp_path, files)
+    before = records.load(dataset, **declared)
+    new = _noise_image(9999)
+    _write(tmp_path, {'a': {'new.png': _png(new)}})
+    after = records.load(dataset, **declared)
+    assert after.train.class_names == ('a', 'b', 'c', 'd')
+    for one, other in ((before.train, after.train), (before.test, after.test)):
+        assert _pixels(one) == _pixels(other) - {new.tobytes()}
+        assert len(one) > 10
+    # Declared, the class is there before its first record is, and no label moves either.
+    classes = ('a', 'b', 'c', 'd')
+    (tmp_path / 'a' / 'new.png').unlink()
+    empty = records.load(dataset, classes=classes, **declared)
+    assert empty.train.num_classes == 4 and 0 not in empty.train.labels
+    rows = set(zip(map(bytes, after.train.images), after.train.labels.tolist()))
+    assert set(zip(map(bytes, empty.train.images), empty.train.labels.tolist())) <= rows
+
+
+def test_the_side_of_a_record_does_not_depend_on_the_size_it_is_cropped_and_resized_to(tmp_path):
+    rng = np.random.default_rng(5)
+    files = {
+        f'{i:03}.png': _png(rng.integers(0, 256, (8, 14, 3), dtype=np.uint8)) for i in range(90)
+    }
+    dataset = _write(tmp_path, {'x': files})
+    native, small = records.load(dataset), records.load(dataset, image_size=4, channels=1)
+    assert len(native.test) == len(small.test) > 0
+    np.testing.assert_array_equal(native.digests, small.digests)
+    # What is cropped away counts too: two pictures with the same middle are two pictures.
+    wide = [rng.integers(0, 256, (8, 14, 3), dtype=np.uint8) for _ in range(2)]
+    wide[1][:, 3:11] = wide[0][:, 3:11]
+    assert not np.array_equal(*split.digests_of(wide))
+
+
+def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
+    files = {f'{i:03}.png': _png(_noise_image(i)) for i in range(80)}
+    loaded = records.load(_write(tmp_path, {'x': files}), limit_records=50)
+    assert 20 < len(loaded.train) < 75
+    assert loaded.digests.dtype == np.uint64
+    np.testing.assert_array_equal(loaded.digests, split.digests_of(loaded.train.images))
+
+
+def test_an_image_of_the_size_that_is_declared_keeps_its_pixels(tmp_path):
+    # A run that read its size off the records declares it when it is resumed.
+    files = {f'{i}.png': _png(_noise_image(i, 9, 11, 3)) for i in range(5)}
+    _write(tmp_path / 'train', {'x': files})
+    _write(tmp_path / 'test', {'x': files})
+    native = records.load(f'folder:{tmp_path}').train.images
+    declared = records.load(f'folder:{tmp_path}', image_size=9).train.images
+    np.testing.assert_array_equal(native, declared)

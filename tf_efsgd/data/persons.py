@@ -1,0 +1,244 @@
+"""Whose an image is, and which of a person's images are kept.
+
+Formal guarantees:
+  - Whose an image is depends on that image alone: on where it lies, on its row in a table, on its
+    name or on a feature of it. An image without a person is refused.
+  - Which images a person keeps depends on that person's own images alone: on the hashes of their
+    pixels and, of equal pixels, on their labels. Another person's images have no part in it.
+  - A person is the same string in all classes and in both splits.
+
+Names of persons are private: no error here holds one, but for what is in the path of an image.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import pathlib
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.data.errors import DataError
+
+_FORMS = 'folder, csv:FILE, name:REGEX (of a folder: data set) or the name of a TFDS feature'
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How an image is given to a person.
+
+    Attributes:
+      kind: 'folder', 'csv', 'name' or 'feature'.
+      value: the file, the pattern, or the feature's name with / between levels; '' of 'folder'.
+    """
+
+    kind: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> Rule:
+        """Reads the value of --person.
+
+        Args:
+          text: 'folder', 'csv:FILE', 'name:REGEX', 'feature:NAME' or NAME.
+
+        Raises:
+          DataError: if it is none of these.
+        """
+        kind, has_kind, value = text.partition(':')
+        if text == 'folder':
+            return cls('folder', '')
+        if not has_kind:
+            kind, value = 'feature', text
+        if kind not in ('csv', 'name', 'feature') or not value:
+            raise DataError(f'--person must be {_FORMS}. Received: {text!r}')
+        if kind == 'name':
+            try:
+                groups = re.compile(value).groups
+            except re.error as error:
+                raise DataError(
+                    f'--person=name: needs a regular expression, and this is none: {error}. '
+                    f'Received: {value!r}'
+                ) from error
+            if not groups:
+                raise DataError(
+                    '--person=name: needs a group in its regular expression, the part of the name '
+                    f'that is the person, e.g. name:^([^_]+)_. Received: {value!r}'
+                )
+        return cls(kind, value)
+
+    def __str__(self) -> str:
+        return f'{self.kind}:{self.value}' if self.value else self.kind
+
+
+def of_files(rule: Rule, root: pathlib.Path) -> Callable[[str, str], str]:
+    """How to tell whose a file of a folder: data set is.
+
+    Args:
+      rule: of the kind 'folder', 'csv' or 'name'.
+      root: the data set's folder, which the rows of a table are relative to, and so is the table
+        where its own path is not absolute.
+
+    Returns:
+      A function of an image's path and of its path below its class folder, that returns the person.
+      It raises DataError, with the path, for an image without one.
+
+    Raises:
+      DataError: if the rule is of another kind, or the table cannot be used.
+    """
+    if rule.kind == 'folder':
+        return _required(rule, lambda path, below: pathlib.PurePath(below).parts[:-1][:1])
+    if rule.kind == 'name':
+        pattern = re.compile(rule.value)
+
+        def first_group(path, below):
+            found = pattern.search(os.path.basename(path))
+            return [found.group(1)] if found else []
+
+        return _required(rule, first_group)
+    if rule.kind == 'csv':
+        table = _read_table(root / pathlib.Path(rule.value).expanduser())
+        return _required(
+            rule,
+            lambda path, below: [table.get(pathlib.Path(os.path.relpath(path, root)).as_posix())],
+        )
+    raise DataError(f'--person={rule} is for TFDS data sets; a folder: data set takes {_FORMS}')
+
+
+def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
+    def person_of(path: str, below: str) -> str:
+        found = [person for person in find(path, below) if person]
+        if not found:
+            raise DataError(
+                f'{path} has no person by --person={rule.kind}; every image needs one: name it or '
+                'remove the image'
+            )
+        return found[0]
+
+    return person_of
+
+
+def _read_table(path: pathlib.Path) -> dict[str, str]:
+    """Reads a table of persons: a CSV file with a header and the columns `file` and `person`."""
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            rows = csv.DictReader(file, strict=True)
+            columns = [name.strip() for name in rows.fieldnames or []]
+            if not {'file', 'person'} <= set(columns):
+                raise DataError(
+                    f'{path} needs a header with the columns file and person, separated by commas. '
+                    f'Received: {", ".join(columns)[:100] or "nothing"}'
+                )
+            rows.fieldnames = columns
+            table = {}
+            for row in rows:
+                name = posixpath.normpath((row['file'] or '').strip())
+                person = (row['person'] or '').strip()
+                if table.setdefault(name, person) != person:
+                    raise DataError(
+                        f'{path} gives {name} to two persons, again in line {rows.line_num}; an '
+                        'image is of one'
+                    )
+            return table
+    except OSError as error:
+        raise DataError(
+            f'cannot read {path}: {error.strerror}; --person=csv:FILE is relative to the folder of '
+            'the data set, or absolute'
+        ) from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f'{path} is no CSV file in UTF-8: {error}') from error
+
+
+def find_feature(
+    rule: Rule, features: Any, name: str
+) -> tuple[dict[str, Any], Callable[[Any], tf.Tensor]]:
+    """Finds the feature of a TFDS data set that says whose a record is.
+
+    Args:
+      rule: of the kind 'feature'; the name of a group with one feature in it stands for that.
+      features: of the data set, a FeaturesDict.
+      name: of the data set.
+
+    Returns:
+      The features to read, nested as in the data set, and how to take the person, string [], from a
+      record.
+
+    Raises:
+      DataError: if there is no such feature, or it holds neither a whole number nor a text.
+    """
+    if rule.kind != 'feature':
+        raise DataError(
+            f'--person={rule} is for folder: data sets; {name} takes the name of a feature'
+        )
+    levels, feature = [], features
+    for level in rule.value.split('/'):
+        if not _is_group(feature) or level not in feature:
+            raise DataError(
+                f'{name} has no feature {rule.value!r} to use as --person; it has '
+                f'{", ".join(_names(features)[:20])}'
+            )
+        levels.append(level)
+        feature = feature[level]
+    if _is_group(feature) and len(feature) == 1:
+        levels += list(feature)
+        feature = feature[levels[-1]]
+    is_number = not _is_group(feature) and feature.shape == () and feature.tf_dtype.is_integer
+    is_text = not _is_group(feature) and feature.shape == () and feature.tf_dtype == tf.string
+    if not (is_number or is_text):
+        raise DataError(
+            f'the feature {rule.value!r} of {name} cannot be a person: it must be one whole number '
+            f'or text. Received: {", ".join(_names(feature)[:20]) or feature}'
+        )
+    partial: Any = True
+    for level in reversed(levels):
+        partial = {level: partial}
+
+    def take(record: Any) -> tf.Tensor:
+        for level in levels:
+            record = record[level]
+        return tf.strings.as_string(record) if is_number else record
+
+    return partial, take
+
+
+def _is_group(feature: Any) -> bool:
+    return hasattr(feature, 'keys')
+
+
+def _names(features: Any, prefix: str = '') -> list[str]:
+    if not _is_group(features):
+        return [prefix] if prefix else []
+    return [
+        name
+        for key in features
+        for name in _names(features[key], f'{prefix}/{key}' if prefix else key)
+    ]
+
+
+def first_images(
+    persons: np.ndarray, digests: np.ndarray, labels: np.ndarray, images_per_person: int
+) -> np.ndarray:
+    """Which images are kept: of each person those with the smallest hashes.
+
+    Args:
+      persons: names, [N].
+      digests: of the pixels, uint64 [N, 2]; see `split.digest`.
+      labels: integers [N]; they decide between equal pixels.
+      images_per_person: how many of a person are kept at most, at least 1.
+
+    Returns:
+      bool [N].
+    """
+    _, codes = np.unique(persons, return_inverse=True)
+    order = np.lexsort([labels, digests[:, 1], digests[:, 0], codes])
+    kept, counts = np.zeros(len(persons), bool), {}
+    for i in order:
+        counts[codes[i]] = counts.get(codes[i], 0) + 1
+        kept[i] = counts[codes[i]] <= images_per_person
+    return kept
