@@ -84,6 +84,8 @@ _MAY_IMPORT = {
     'privacy.accounting': [],
     'privacy.ledger': [],
     'privacy.run_state': ['files'],
+    'privacy.seen_records': ['files'],
+    'state': ['config', 'privacy.run_state', 'privacy.seen_records'],
     'monitoring': ['progress'],
     'checkpoints': ['files'],
     'evaluation': ['evaluation'],
@@ -117,7 +119,8 @@ _MAY_IMPORT = {
 # no TensorFlow.
 _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras']
 _WITHOUT = dict.fromkeys(
-    ['privacy.accounting', 'privacy.ledger', 'plan']
+    ['privacy.accounting', 'privacy.ledger', 'privacy.run_state', 'privacy.seen_records']
+    + ['plan', 'state']
     + ['results', 'results.__main__', 'results.grids', 'results.runs', 'results.tables'],
     _TENSORFLOW,
 )

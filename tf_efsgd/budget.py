@@ -24,6 +24,7 @@ MAY_CHANGE = frozenset(
         'clipping',
         'microbatch_size',
         'log_nonprivate_diagnostics',
+        'dataset_budget',
     }
 )
 # With --change_mechanism: the privacy settings, but for what the whole run has in common.

@@ -113,12 +113,14 @@ class Dataset:
       train: the records to train on, at least one.
       test: records that training never sees; None when there are none.
       declared_size: number of training records as declared, public; about len(train).
+      digests: uint64 [N, 2], a hash of each training record's picture, before any resizing.
     """
 
     name: str
     train: Records
     test: Records | None
     declared_size: int
+    digests: np.ndarray
 
 
 class _Part(NamedTuple):
@@ -127,6 +129,7 @@ class _Part(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     digests: np.ndarray  # uint64 [N, 2]: the hash that splits and the hash that limits.
+    pictures: np.ndarray  # uint64 [N, 2]: a hash of the image alone.
 
     def select(self, mask: np.ndarray) -> _Part:
         return _Part(*(column[mask] for column in self))
@@ -219,7 +222,8 @@ def _make_dataset(
     for part in (train, test):
         images = _with_channels(part.images, channels)
         records.append(Records(images, part.labels, len(class_names), class_names))
-    return Dataset(name, records[0], records[1] if len(records[1]) else None, declared_size)
+    test_records = records[1] if len(records[1]) else None
+    return Dataset(name, records[0], test_records, declared_size, train.pictures)
 
 
 def _read(
@@ -293,6 +297,7 @@ def _resize(images: tf.Tensor, image_size: int) -> tf.Tensor:
 def _part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | None) -> _Part:
     """A part from images uint8 [N, H, W] that are in memory already."""
     digests = _digests(np.ascontiguousarray(images), labels)
+    pictures = _digests(np.ascontiguousarray(images), np.zeros_like(labels))
     height, width = images.shape[1:]
     side = min(height, width)
     rows, columns = _centre(height, width, side)
@@ -304,7 +309,7 @@ def _part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | No
                 for start in range(0, len(images), _RESIZE_BATCH)
             ]
         images = np.concatenate(chunks)
-    return _Part(np.ascontiguousarray(images), labels.astype(np.int32), digests)
+    return _Part(np.ascontiguousarray(images), labels.astype(np.int32), digests, pictures)
 
 
 def _decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -374,7 +379,7 @@ def _part_of_stream(
         .as_numpy_iterator()
     )
     images, labels = None, np.empty([count], np.int32)
-    digests, done = np.empty([count, 2], np.uint64), 0
+    digests, pictures, done = *np.empty([2, count, 2], np.uint64), 0
     while done < count:
         try:
             encoded, batch_labels, rgb, is_grey = next(batches)
@@ -393,10 +398,11 @@ def _part_of_stream(
         images[done:end] = rgb[..., : images.shape[-1]]
         labels[done:end] = batch_labels
         digests[done:end] = _digests(encoded, batch_labels)
+        pictures[done:end] = _digests(encoded, np.zeros_like(batch_labels))
         done = end
     if images is None:
         raise DataError(f'there is no {describe(0)}: the data set is empty; use another one')
-    return _Part(images[:done], labels[:done], digests[:done])
+    return _Part(images[:done], labels[:done], digests[:done], pictures[:done])
 
 
 def _blame(

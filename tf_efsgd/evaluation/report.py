@@ -35,6 +35,9 @@ _LABELS = {
     'dataset_size': 'Records',
     'record': 'One record',
     'not_covered': 'Not covered',
+    'other_runs': 'Other runs on the same records',
+    'together': 'All of these runs together',
+    'other_runs_not_known': 'Other runs of which nothing is known',
     'software': 'Software',
 }
 
