@@ -168,7 +168,10 @@ def run(values: flags.FlagValues) -> None:
         if items:
             print(f'\n{folder}. To remove something: --remove=NAME, or --remove={_ALL}.')
         return
-    for item in remove(folder, name):
+    removed = remove(folder, name)
+    if not removed:
+        print('There was nothing to remove.')
+    for item in removed:
         print(f'Removed {item.name}: {item.what}.')
         if item.is_run:
             print(

@@ -269,6 +269,15 @@ def test_a_run_that_was_resumed_with_other_records_used_both(folder):
         assert use.run_id == 'one' and 18_000 <= use.count <= 20_000
 
 
+def test_a_whole_sketch_within_another_makes_that_no_whole_one():
+    hashes = np.random.default_rng(1).integers(0, 2**56, 60_000).astype(np.uint64)
+    large = seen_records.Sketch.of(hashes)
+    small = seen_records.Sketch.of(large.kept[:100])
+    assert small.is_whole
+    for union in (large.union(small), small.union(large)):
+        assert union.below == large.below and union.count(hashes) == 60_000
+
+
 def _start_together(folder, run_id, budget, barrier, results):
     barrier.wait()
     try:
@@ -315,6 +324,8 @@ def test_a_key_is_made_once_even_without_the_lock(folder):
         worker.join()
     assert len(keys) == 1 and len(*keys) == 32
     assert [path.name for path in folder.iterdir()] == ['seen.key']
+    seen_records._make_key(folder / 'seen.key')  # By a process that saw none.
+    assert keys == {seen_records._key(folder)}
 
 
 # What is written.

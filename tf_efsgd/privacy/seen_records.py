@@ -170,7 +170,7 @@ class OtherRuns:
         count = f'{"" if use.is_exact else "about "}{use.count:,} of these records'
         line = (
             f'{count} {"was" if use.count == 1 else "were"} used by run {use.run_id} '
-            f'({use.dataset}, {use.date}) with {use.promise}'
+            f'({use.dataset}, {use.date[:10]}) with {use.promise}'
         )
         if not use.promise.is_proven:
             return (
@@ -232,10 +232,10 @@ class OtherRuns:
         if total.is_proven and total.epsilon <= budget:
             return
         cause = f'this run alone may spend {self.own}'
-        if self.uses:
+        if self.uses and self.own.is_proven:
             runs = ', '.join(use.run_id for use in self.uses)
             cause = f'with what other runs on these records may spend ({runs}), {self._sum_text()}'
-        left = budget - others.epsilon
+        left = budget - others.epsilon if others.is_proven else 0.0
         hint = f'Left is ε = {_rounded_down(left)}' if left > 0 else 'Nothing is left'
         raise SeenRecordsError(
             f'The budget of these records would be passed: {cause}. {hint}. Ask for less, use '
