@@ -55,6 +55,15 @@ def test_a_second_run_on_the_same_records_is_told_of_the_first(folder):
     assert third.together.epsilon == 25.0 and len(third.uses) == 2
 
 
+def test_of_many_runs_the_newest_are_named_and_all_are_in_the_sums(folder):
+    for i in range(8):
+        others = _count(folder, f'run{i}', _digests(0, 20), budget=80.0)
+    first, *named, together = others.lines()
+    assert first == '2 earlier runs used these records, and:' and len(named) == 5
+    assert 'ε ≤ 80, δ ≤ 8e-05 (sums over all 8 runs)' in together
+    assert len(others.to_statement()['other_runs']) == 7
+
+
 def test_other_records_are_not_taken_for_the_same(folder):
     _count(folder, 'one', _digests(0, 3000))
     _count(folder, 'large', _digests(3000, 33_000))

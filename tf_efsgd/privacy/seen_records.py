@@ -65,6 +65,8 @@ _KEY_BYTES, _DIGEST_BYTES = 32, 16
 # 10,000 hashes of 56 bits take 93 KB in a file.
 _MOST_KEPT, _HASH_BYTES = 10_000, 7
 _ALL = 2 ** (8 * _HASH_BYTES)
+# Other runs that are named at the start, the newest ones; all are in the sums and the statement.
+_SHOWN = 5
 
 
 class SeenRecordsError(ValueError):
@@ -161,7 +163,12 @@ class OtherRuns:
     def lines(self) -> list[str]:
         """What is said at the start, on the terminal alone: the numbers of records are private."""
         lines = [f'WARNING: {text}' for text in self.not_known]
-        lines += [self._line(use) for use in self.uses]
+        earlier = len(self.uses) - _SHOWN
+        if earlier > 0:
+            lines.append(
+                f'{earlier} earlier run{"s" if earlier > 1 else ""} used these records, and:'
+            )
+        lines += [self._line(use) for use in self.uses[-_SHOWN:]]
         if self.uses:
             lines.append(f'Together with this run: {self._sum_text()}.')
         return lines
@@ -205,7 +212,9 @@ class OtherRuns:
             entries['together'] = {
                 **self.together.to_json(),
                 'rule': 'the sums of ε and δ of this run and of all in other_runs, of which each '
-                'counts with all that it may spend, as if it had used all of these records',
+                'counts with all that it may spend, as if it had used all of these records; for '
+                'runs that were chosen after others were seen they hold when the totals are fixed '
+                'first',
                 'found_by': 'comparing the records themselves with what was remembered on the '
                 'machine of this run when it was last started; this is not covered by ε',
             }
