@@ -48,6 +48,7 @@ _OTHER = {
     'warm_start_share': 0.3,
     'warm_start_noise_multiplier': None,
     'learned_features_share': 0.4,
+    'dataset_budget': 12.5,
     'warm_start_steps': 77,
     'learned_features_steps': 78,
     'warm_start_weight': 3.5,

@@ -106,6 +106,8 @@ _MAY_IMPORT = {
     'privacy.accounting': [],
     'privacy.ledger': [],
     'privacy.run_state': ['files'],
+    'privacy.seen_records': ['files', 'rounding'],
+    'state': ['config', 'privacy.run_state', 'privacy.seen_records'],
     'monitoring': ['progress', 'rounding'],
     'checkpoints': ['files'],
     'evaluation': ['evaluation'],
@@ -149,7 +151,7 @@ _MAY_IMPORT = {
 _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras']
 _WITHOUT = dict.fromkeys(
     ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mechanism']
-    + ['budget', 'plan', 'rounding']
+    + ['privacy.run_state', 'privacy.seen_records', 'budget', 'plan', 'rounding', 'state']
     + ['results', 'results.__main__', 'results.grids', 'results.runs', 'results.tables'],
     _TENSORFLOW,
 )

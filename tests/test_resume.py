@@ -146,7 +146,9 @@ def test_a_run_that_nobody_remembers_needs_a_flag(run, monkeypatch, capsys):
     _train_with(_other_pixel, monkeypatch)
     _resume(run, '--resume_unverified')
     assert 'not checked' in capsys.readouterr().out
-    assert len(list((run.parent / 'state').glob('*.json'))) == 1
+    run_id = ledger.Ledger.read(run / 'ledger.jsonl').run_id
+    remembered = {path.name for path in (run.parent / 'state').glob('*.json')}
+    assert remembered == {f'{run_id}.json', f'{run_id}.seen.json'}
     assert tiny_run.statement(run)['unverified_resumes'] == 1
     assert ledger.Ledger.read(run / 'ledger.jsonl').unverified_resumes == 1
 
@@ -462,7 +464,8 @@ def test_diagnostics_are_written_apart_and_warned_of(tmp_path, capsys):
 
 
 def test_no_byte_of_a_stopped_run_holds_what_is_remembered_of_it(stopped):
-    state = json.loads(next((stopped / 'state').glob('*.json')).read_text())
+    run_id = ledger.Ledger.read(stopped / 'run' / 'ledger.jsonl').run_id
+    state = json.loads((stopped / 'state' / f'{run_id}.json').read_text())
     secrets = [state['key'].encode(), state['records'].encode(), bytes.fromhex(state['key'])]
     for path in (stopped / 'run').rglob('*'):
         content = path.read_bytes() if path.is_file() else b''

@@ -30,6 +30,7 @@ MAY_CHANGE = frozenset(
         'clipping',
         'microbatch_size',
         'log_nonprivate_diagnostics',
+        'dataset_budget',
     }
 )
 # With --change_mechanism: the privacy settings, but for what the whole run has in common.
@@ -59,6 +60,10 @@ NOT_COVERED = (
     'the declared number of records, the image size, the channels, the classes and all settings, '
     'which are public',
     'the time that steps take',
+)
+# Where they were not declared; what it was stands behind it.
+NOT_COVERED_READ_OFF = (
+    'what was read off the records once, before the start, and is published with all settings'
 )
 NOT_COVERED_PER_IMAGE = (
     'several records of one person: the guarantee is per record (one image with its label); '
@@ -630,9 +635,16 @@ def make_statement(
         'tested_not_proven': list(TESTED),
         'not_covered': [
             *NOT_COVERED,
+            *_read_off(config),
             *(NOT_COVERED_PER_IMAGE if plan.images_per_person is None else NOT_COVERED_PER_PERSON),
         ],
     }
+
+
+def _read_off(config: RunConfig) -> list[str]:
+    """What of the public facts was not declared but read off the records."""
+    names = [name.replace('_', ' ') for name in config.data.read_off]
+    return [f'{NOT_COVERED_READ_OFF}: {", ".join(names)}'] if names else []
 
 
 def _noise_statement(spent: ledger.Ledger, epsilon: accounting.Epsilon) -> dict:

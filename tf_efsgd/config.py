@@ -227,6 +227,15 @@ class PrivacyConfig:
         'learns from images of the generator that was fitted to the first, features of its layers '
         'are released like those of pixels, and the generator is fitted to both. 0 leaves it out.',
     )
+    dataset_budget: float | None = _setting(
+        'float',
+        None,
+        'Epsilon that all runs on this machine may spend together on these records, above 0: a '
+        'run that would pass it is refused before it spends anything. Other runs are found in '
+        '--state_dir by their records and count with all that they may spend, if they share any; '
+        'of runs on more than 10,000 records a sample is kept, which can miss a few dozen shared '
+        'ones. Default: no limit; the sum is shown.',
+    )
     secure_noise: bool = _setting(
         'boolean',
         False,
@@ -375,8 +384,9 @@ class RunSettings:
     state_dir: str | None = _setting(
         'string',
         None,
-        "Where the fingerprint of a run's records, its ledger's last position and classifiers of "
-        'real images are kept, outside the run folder and for you alone. Default: '
+        "Where the fingerprint of a run's records, its ledger's last position, what it may spend "
+        'on which records and classifiers of real images are kept, outside the run folder and for '
+        'you alone; python -m tf_efsgd.state lists and removes it. Default: '
         '$XDG_STATE_HOME/tf_efsgd or ~/.local/state/tf_efsgd.',
     )
     checkpoint_steps: int = _setting(
@@ -580,6 +590,7 @@ _RANGES = (
     ('privacy', 'warm_start_share', 0, 1),
     ('privacy', 'warm_start_noise_multiplier', 0.0, _ANY),
     ('privacy', 'learned_features_share', 0, 1.0),
+    ('privacy', 'dataset_budget', 0.0, _ANY),
     ('model', 'latent_dim', 1, _ANY),
     ('model', 'generator_width', 1, _ANY),
     ('model', 'discriminator_width', 1, _ANY),

@@ -45,7 +45,14 @@ from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import accounting, learned_features, ledger, run_state, warm_start
+from tf_efsgd.privacy import (
+    accounting,
+    learned_features,
+    ledger,
+    run_state,
+    seen_records,
+    warm_start,
+)
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.version import __version__
 
@@ -130,13 +137,16 @@ def run(config: RunConfig) -> str:
             _check_parameters(spent.plan, parameters)
         with strategy.scope():
             _compile(gan, config, plan)
-        _describe(plan, gan, run_dir, spent)
+        promised = None if plan.event is None else budget.promised_epsilon(plan, spent)
+        _describe(plan, gan, run_dir, promised)
+        run_id = ledger.new_run_id() if spent is None else spent.run_id
+        other_runs = _count_run(config, state_dir, run_id, plan, promised, dataset)
         if spent is None:
-            spent, state = _start(config, run_dir, state_dir, plan, dataset)
+            spent, state = _start(config, run_dir, state_dir, run_id, plan, dataset)
             stack.callback(spent.close)
             stack.callback(state.close)
 
-        trained = _Run(config, run_dir, state_dir, dataset, spent, state, gan, strategy)
+        trained = _Run(config, run_dir, state_dir, dataset, spent, state, gan, strategy, other_runs)
         trained.restore()
         if plan != spent.plan:
             trained.change(plan)
@@ -149,9 +159,34 @@ def run(config: RunConfig) -> str:
     return str(run_dir)
 
 
-def _start(config, run_dir, state_dir, plan, dataset) -> tuple[ledger.Ledger, run_state.RunState]:
+def _count_run(config, state_dir, run_id, plan, promised, dataset) -> seen_records.OtherRuns:
+    """Counts the run among those on its records, before it is charged, and says which these are."""
+    promise = seen_records.Promise(
+        epsilon=math.inf if promised is None else promised.headline,
+        delta=plan.target_delta or 0.0,
+        unit=seen_records.IMAGE if plan.images_per_person is None else seen_records.PERSON,
+    )
+    other_runs = _as_config_error(
+        lambda: seen_records.count_run(
+            state_dir,
+            run_id,
+            plan.dataset,
+            dataset.digests,
+            promise,
+            config.privacy.dataset_budget,
+        ),
+        seen_records.SeenRecordsError,
+    )
+    for line in other_runs.lines():
+        print(line)
+    return other_runs
+
+
+def _start(
+    config, run_dir, state_dir, run_id, plan, dataset
+) -> tuple[ledger.Ledger, run_state.RunState]:
     """Makes the run folder; the ledger comes last: a folder without one was never trained in."""
-    train, run_id = dataset.train, ledger.new_run_id()
+    train = dataset.train
 
     def start():
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -163,7 +198,12 @@ def _start(config, run_dir, state_dir, plan, dataset) -> tuple[ledger.Ledger, ru
         spent = ledger.Ledger(run_dir / _LEDGER, plan, run_id)
         return spent, state
 
-    return _as_config_error(start, (ledger.LedgerError, run_state.RunStateError))
+    try:
+        return _as_config_error(start, (ledger.LedgerError, run_state.RunStateError))
+    except BaseException:  # It was never charged.
+        run_state.forget(state_dir, run_id)
+        seen_records.forget(state_dir, run_id)
+        raise
 
 
 def _remembered(config, run_dir, state_dir, spent, dataset) -> run_state.RunState:
@@ -210,7 +250,9 @@ def _verify(config, state_dir, spent, train, state) -> None:
 class _Run:
     """A run folder and what goes on in it."""
 
-    def __init__(self, config, run_dir, state_dir, dataset, spent, state, gan, strategy):
+    def __init__(
+        self, config, run_dir, state_dir, dataset, spent, state, gan, strategy, other_runs
+    ):
         self._config = config
         self._dir = run_dir
         self._state_dir = state_dir
@@ -219,6 +261,7 @@ class _Run:
         self._state = state
         self._gan = gan
         self._strategy = strategy
+        self._other_runs = other_runs
         self._is_restored = False
         folder = self._dir / 'checkpoints'
         self._checkpoints = checkpoints.RunCheckpoints(
@@ -591,7 +634,10 @@ class _Run:
 
     def _statement(self) -> dict:
         applied = int(self._gan.private_steps.numpy())
-        return budget.make_statement(self._config, self._ledger, applied, _software())
+        return {
+            **budget.make_statement(self._config, self._ledger, applied, _software()),
+            **self._other_runs.to_statement(),
+        }
 
     def _export(self, statement: dict) -> str:
         target = self._dir / 'export' / '1'
@@ -874,7 +920,9 @@ def _software() -> dict[str, str]:
     }
 
 
-def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledger | None) -> None:
+def _describe(
+    plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, epsilon: accounting.Epsilon | None
+) -> None:
     height, width, channels = plan.image_shape
     print(
         f'{plan.dataset}: {plan.dataset_size} records, {height}x{width}x{channels}, '
@@ -884,7 +932,6 @@ def _describe(plan: ledger.Plan, gan: gans.EFSGDGan, run_dir, spent: ledger.Ledg
     if plan.event is None:
         print('NOT PRIVATE: no clipping, no noise.')
         return
-    epsilon = budget.promised_epsilon(plan, spent)
     promised, times_units = rounding.up(epsilon.headline), budget.delta_times_units(plan)
     parts = []
     if plan.warm_start_event is not None:

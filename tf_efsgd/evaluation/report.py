@@ -41,6 +41,9 @@ _LABELS = {
     'dataset_size': 'Records',
     'persons': 'Persons',
     'record': 'One record',
+    'other_runs': 'Other runs on the same records',
+    'together': 'All of these runs together',
+    'other_runs_not_known': 'Other runs of which nothing is known',
     'software': 'Software',
 }
 

@@ -52,6 +52,24 @@ def prepare_folder(folder: str | os.PathLike) -> None:
         )
 
 
+def is_trained(folder: str | os.PathLike, run_id: str) -> bool:
+    """Whether a process trains a run now."""
+    try:
+        with open(pathlib.Path(folder) / f'{run_id}.lock') as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def forget(folder: str | os.PathLike, run_id: str) -> None:
+    """Removes what is remembered of a run that nobody trains; nothing happens without it."""
+    for suffix in ('.json', '.lock'):
+        (pathlib.Path(folder) / f'{run_id}{suffix}').unlink(missing_ok=True)
+
+
 class RunState:
     """The remembered state of one run, for this process alone until `close`.
 
