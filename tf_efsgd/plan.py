@@ -280,7 +280,6 @@ def format_forecast(plan: Forecast, parameters: int | None = None) -> str:
 def _format_budget(plan: Forecast) -> str:
     settings = plan.settings
     values = [
-        ('unit of privacy', plan.plan.unit_of_privacy, ''),
         *_step_values(plan),
         *_warm_start_values(plan),
         ('δ', f'{settings.target_delta:g}', _describe_delta(plan.plan)),
@@ -292,7 +291,8 @@ def _format_budget(plan: Forecast) -> str:
     title = f'Error feedback: {settings.error_feedback}'
     if plan.event is None:
         title = 'The warm start alone: it takes the whole budget, and no private steps are run'
-    return '\n'.join([title, *lines, *_remarks(plan)])
+    unit = f'Unit of privacy: {plan.plan.unit_of_privacy}'
+    return '\n'.join([unit, title, *lines, *_remarks(plan)])
 
 
 def _describe_delta(plan: ledger.Plan) -> str:
@@ -672,7 +672,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     config.define_flags(flag_values)
     for field in dataclasses.fields(config.PrivacyConfig):
         flags.declare_key_flag(field.name, flag_values)
-    flags.declare_key_flag('dataset_size', flag_values)
+    for name in ('dataset_size', 'images_per_person', 'dataset_persons'):
+        flags.declare_key_flag(name, flag_values)
     flags.DEFINE_integer(
         'parameters',
         None,
@@ -732,7 +733,15 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
             raise config.ConfigError(
                 '--plot draws private steps, and --warm_start_share=1 runs none: leave it out.'
             )
-    plan = forecast(settings, flag_values.dataset_size, flag_values.parameters)
+    images_per_person, persons = flag_values.images_per_person, flag_values.dataset_persons
+    if (images_per_person is None) != (persons is None):
+        raise config.ConfigError(
+            '--images_per_person and --dataset_persons, the number of persons, go together here. '
+            f'Received: --images_per_person={images_per_person} --dataset_persons={persons}.'
+        )
+    plan = forecast(
+        settings, flag_values.dataset_size, flag_values.parameters, images_per_person, persons
+    )
     text = format_forecast(plan, flag_values.parameters)
     if flag_values.plot is not None:
         plot(plan, flag_values.plot)
