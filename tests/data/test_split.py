@@ -155,7 +155,13 @@ def test_the_side_of_a_record_does_not_depend_on_the_size_it_is_cropped_and_resi
     # What is cropped away counts too: two pictures with the same middle are two pictures.
     wide = [rng.integers(0, 256, (8, 14, 3), dtype=np.uint8) for _ in range(2)]
     wide[1][:, 3:11] = wide[0][:, 3:11]
-    assert not np.array_equal(*split.digests_of(wide))
+    files = {f'{i}.png': _png(image) for i, image in enumerate(wide)}
+    _write(tmp_path / 'train', {'x': files})
+    _write(tmp_path / 'test', {'x': files})
+    pair = records.load(dataset, image_size=4)
+    np.testing.assert_array_equal(*pair.train.images)
+    np.testing.assert_array_equal(pair.digests, split.digests_of(wide))
+    assert not np.array_equal(*pair.digests)
 
 
 def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
