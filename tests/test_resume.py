@@ -142,7 +142,11 @@ def test_a_run_that_nobody_remembers_needs_a_flag(run, monkeypatch, capsys):
     shutil.rmtree(run.parent / 'state')
     os.mkdir(run.parent / 'state')
     assert '--resume_unverified' in _refusal(run)
-    # Then only the public facts are compared, and the run is remembered again.
+    # Then only the public facts are compared, their number too, and the run is remembered again.
+    with monkeypatch.context() as patch:
+        _train_with(lambda images, labels: (images[1:], labels[1:]), patch)
+        said = _refusal(run, '--resume_unverified')
+        assert 'dataset_size was 1602, is 1601' in said
     _train_with(_other_pixel, monkeypatch)
     _resume(run, '--resume_unverified')
     assert 'not checked' in capsys.readouterr().out

@@ -233,6 +233,7 @@ def _verify(config, state_dir, spent, train, state) -> None:
         state.check_records(train.images, train.labels)
         spent.check_position(state.position)
     elif config.run.resume_unverified:
+        _check_count(config, spent.plan, train)
         print(
             'WARNING: nothing is remembered of this run here: whether its records and its ledger '
             'are the last ones is not checked (--resume_unverified). The statement says so.'
@@ -244,6 +245,17 @@ def _verify(config, state_dir, spent, train, state) -> None:
             f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
             'verified: resume on the machine and as the user it was started by, give its '
             '--state_dir, or, if you are sure that both are the last ones, --resume_unverified.'
+        )
+
+
+def _check_count(config: RunConfig, plan: ledger.Plan, train: records.Records) -> None:
+    """Raises where the number of records was read off them and is another one now."""
+    is_exact = 'dataset_size' in config.data.read_off and config.data.limit_records is None
+    if is_exact and len(train) != plan.dataset_size:
+        raise ConfigError(
+            'The data set is not the one that the run was started with: dataset_size was '
+            f'{plan.dataset_size}, is {len(train)}. Resume with the same data, or start a new run '
+            'folder.'
         )
 
 
