@@ -47,8 +47,9 @@ MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig))
 # Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
 LARGEST_EPSILON = 100.0
 
-# Most numbers that the releases before the first step have, for what their noise adds to delta.
-_DRAWS_OF_WARM_START = 2**28
+# Classes that are counted where nobody says how many, for what the noise of the releases before the
+# first step adds to delta.
+_ASSUMED_CLASSES = 1000
 # Numbers of images of one person that the statement has an epsilon for, where it is per image.
 IMAGES_PER_PERSON = (2, 5, 10)
 
@@ -78,12 +79,15 @@ PROVEN = (
     'to a release before the first step',
     'what is released are integers on a public grid, their noise has the exact law of a discrete '
     'Gaussian, and both together are post-processing of the Gaussian mechanism that is accounted',
+    'adding up the clipped gradients of a step in floating point moves neighbours apart by less '
+    f'than half of an allowance of {grid.SLACK:g} of the clipping norm, in steps of up to 1,024 '
+    'records or twice the expected number; more of them come with a probability below 1e-80',
     'the noise multipliers that are accounted are lowered by what rounding to the grid costs, and '
     'delta by what the noise is off its law',
 )
 TESTED = (
-    'the float32 arithmetic of clipping and adding up a step is held to half of an allowance of '
-    f'{grid.SLACK:g} of the clipping norm by adversarial batches; the whole allowance is accounted',
+    'the norm by which a gradient is clipped is off by its float32 arithmetic; adversarial batches '
+    'hold that to the other half of the allowance, and the whole allowance is accounted',
     'the features of one record do not depend on the other records that are computed beside it',
 )
 
@@ -229,20 +233,22 @@ def _check_proven(plan: ledger.Plan) -> None:
     epsilon = planned_epsilon(plan)
     if not epsilon.is_proven:
         raise ConfigError(
-            'No ε as large as that can be proven, since the noise is drawn with 128 bits: '
-            f'choose --target_epsilon=30 or less. Received: {plan.target_epsilon:g}.'
+            'No ε as large as that can be proven, since the noise is drawn with 128 bits: choose '
+            f'--target_epsilon={math.floor(grid.largest_epsilon(plan.target_delta, _draws(plan)))} '
+            f'or less. Received: {plan.target_epsilon:g}.'
         )
 
 
 def _mechanism(privacy: PrivacyConfig, noise_multiplier: float) -> Mechanism:
-    return Mechanism(
-        noise_multiplier=noise_multiplier,
-        **{
-            field.name: getattr(privacy, field.name)
-            for field in dataclasses.fields(Mechanism)
-            if field.name != 'noise_multiplier'
-        },
-    )
+    settings = {
+        field.name: getattr(privacy, field.name)
+        for field in dataclasses.fields(Mechanism)
+        if field.name != 'noise_multiplier'
+    }
+    try:
+        return Mechanism(noise_multiplier=noise_multiplier, **settings)
+    except ValueError as error:
+        raise ConfigError(f'--{error}') from error
 
 
 def _with_mechanism(
@@ -394,7 +400,10 @@ def _spent(spent: ledger.Ledger):
 def _draws(plan: ledger.Plan) -> int:
     """How many numbers of noise a run of this plan draws at most."""
     of_steps = plan.train_steps * mechanism_of(plan).coordinates(plan.private_parameters)
-    return of_steps + (_DRAWS_OF_WARM_START if plan.warm_start_event is not None else 0)
+    if plan.warm_start_event is None:
+        return of_steps
+    # Of either release.
+    return of_steps + 2 * grid.LARGEST_FEATURES * (plan.num_classes or _ASSUMED_CLASSES)
 
 
 def _proven(epsilon: accounting.Epsilon, *plans: ledger.Plan) -> accounting.Epsilon:

@@ -419,7 +419,14 @@ class _Run:
         path, plan = self._dir / _WARM_START, self._ledger.first_plan
         is_private = plan.event is not None
         if path.exists():
-            return np.load(path, allow_pickle=False)
+            sums = np.load(path, allow_pickle=False)
+            if sums.dtype != np.int64 or sums.shape != (plan.num_classes, features.size):
+                raise ConfigError(
+                    f'{path} is not what this run released: integers of shape '
+                    f'{(plan.num_classes, features.size)}. Put the file back from a backup, or '
+                    f'start a new run folder. Received: {sums.dtype} of shape {sums.shape}.'
+                )
+            return sums
         if is_private and not self._ledger.warm_start_is_due:
             return None
         sums = self._release(features, 0)

@@ -17,8 +17,6 @@ import numpy as np
 from tf_efsgd.privacy import grid
 from tf_efsgd.privacy.mechanism import Mechanism
 
-# Numbers in a sum over all records, at most.
-_LARGEST_CLASS_SUM = 2**27
 # Keeps the measured covariance of repeated noise invertible; relative to the variances.
 _RIDGE = 1e-6
 
@@ -71,7 +69,7 @@ class Claim:
 
     def draws(self, steps: int) -> int:
         """How many numbers of noise one run of so many releases draws."""
-        return steps * self.mechanism.coordinates(self.parameters or _LARGEST_CLASS_SUM)
+        return steps * self.mechanism.coordinates(self.parameters or grid.LARGEST_FEATURES)
 
     @property
     def feeds_back(self) -> bool:

@@ -10,9 +10,11 @@ Formal guarantees, for every record, whatever its gradient:
   - a gradient with a non-finite entry adds exactly zero, by selection: nothing raises, stops or
     skips because of it, and no other record's part changes.
 
-Norms, clipping and the sums over at most `PART` records are float32, the sums of these parts
-float64; norms are computed after scaling by the largest entry, so they neither overflow nor
-underflow. What float32 rounds is not proven but tested: `grid.SLACK` is an allowance for it.
+Gradients, norms and clipping are float32; norms are computed after scaling by the largest entry, so
+they neither overflow nor underflow. Sums are float32 over a few records (`records_per_part`) and
+float64 over these parts. What float32 rounds is counted: `grid.SLACK` is an allowance for it. One
+half covers the sums of any records, which is proven; the other half what a record's norm is off its
+gradient, which is tested.
 """
 
 from __future__ import annotations
@@ -22,12 +24,26 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
-# Records that are added up in float32.
-PART = 256
+# Records that are added up in float32 at most, and times the batch size at most. With n records in
+# a batch and m in a part, adding up in float32 is off by n m 2^-24 clipping norms at most, for
+# either of two neighbours. At 2^14 that is half of the allowance for twice the expected batch.
+_LARGEST_PART, _LARGEST_PRODUCT = 32, 2**14
 # Below this, gradients are treated as if their largest entry were this: 1 / it is still finite.
 _TINY = 1e-30
 # Between these a sum of squares has lost nothing to underflow or overflow that matters.
 _SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-20, 1e34
+
+
+def records_per_part(expected_batch_size: int | None) -> int:
+    """How many records are added up in float32.
+
+    Args:
+      expected_batch_size: B; None where nothing is claimed.
+
+    Returns:
+      An integer from 1 to 32.
+    """
+    return min(_LARGEST_PART, max(1, _LARGEST_PRODUCT // (expected_batch_size or 1)))
 
 
 def per_example_gradients(
@@ -133,11 +149,12 @@ class BatchGradients:
         kept = {v: tf.where(finite[:, tf.newaxis], g, 0.0) for v, g in gradients.items()}
         return kept, tf.where(finite, norms, 0.0)
 
-    def weighted_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+    def weighted_sums(self, weights: tf.Tensor, part_size: int = 1) -> list[tf.Tensor]:
         """Sums over the batch, see `_sum_of_parts`.
 
         Args:
           weights: float32 [K, batch], K known.
+          part_size: how many records are added up in float32, see `records_per_part`.
 
         Returns:
           Per variable float64 [K, *variable.shape].
@@ -150,32 +167,29 @@ class BatchGradients:
                 for v, shape in zip(self._variables, shapes)
             ]
 
-        def plain(records):
+        def plain(of_part, take):
             return in_order(
                 {
                     variable.ref(): total
                     for part in self._parts
-                    for variable, total in zip(
-                        part.variables, part.weighted_sums(weights[:, records], records)
-                    )
+                    for variable, total in zip(part.variables, part.weighted_sums(of_part, take))
                 }
             )
 
         def exact():
             gradients, _ = self._by_the_second_way()
             return _sum_of_parts(
-                batch,
-                lambda records: in_order(
-                    {
-                        v: _weighted_sums(weights[:, records], g[records])
-                        for v, g in gradients.items()
-                    }
+                weights,
+                lambda of_part, take: in_order(
+                    {v: _weighted_sums(of_part, take(g)) for v, g in gradients.items()}
                 ),
                 shapes,
+                part_size,
             )
 
-        batch = _batch_size(weights, axis=1)
-        return tf.cond(self._is_plain, lambda: _sum_of_parts(batch, plain, shapes), exact)
+        return tf.cond(
+            self._is_plain, lambda: _sum_of_parts(weights, plain, shapes, part_size), exact
+        )
 
 
 def clip_weights(
@@ -206,6 +220,7 @@ def clipped_sums(
     gradients: Sequence[tf.Tensor | None],
     l2_norm_clip: float,
     residual_l2_norm_clip: float,
+    part_size: int = 1,
 ) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
     """Sums of c = g min(1, C1/|g|) and of r = (g - c) min(1, C2/|g - c|) over a batch.
 
@@ -217,6 +232,7 @@ def clipped_sums(
       gradients: per variable float32 [batch, *shape], or None for an all-zero gradient.
       l2_norm_clip: C1, in [1e-9, 1e9]: `Mechanism` refuses others.
       residual_l2_norm_clip: C2, likewise (up to 1e12).
+      part_size: how many records are added up in float32, see `records_per_part`.
 
     Returns:
       (clipped_grad_sum, residual_grad_sum): per variable float64 [*shape] or None. Private.
@@ -228,9 +244,10 @@ def clipped_sums(
     weights = tf.math.divide_no_nan(tf.stack(lengths), scaled_norm)
 
     sums = _sum_of_parts(
-        _batch_size(scaled[0]),
-        lambda records: [_weighted_sums(weights[:, records], g[records]) for g in scaled],
+        weights,
+        lambda of_part, take: [_weighted_sums(of_part, take(g)) for g in scaled],
         [[2, g.shape[1]] for g in scaled],
+        part_size,
     )
     shapes = [g.shape[1:] for g in present]
     clipped = iter([tf.reshape(s[0], shape) for s, shape in zip(sums, shapes)])
@@ -241,45 +258,58 @@ def clipped_sums(
     )
 
 
+# Takes the records of a part out of [batch, ...].
+Take = Callable[[tf.Tensor], tf.Tensor]
+
+
 def _sum_of_parts(
-    batch: int | tf.Tensor,
-    sums_of: Callable[[slice], list[tf.Tensor]],
+    weights: tf.Tensor,
+    sums_of: Callable[[tf.Tensor, Take], list[tf.Tensor]],
     shapes: Sequence[Sequence[int]],
+    part_size: int,
 ) -> list[tf.Tensor]:
-    """Adds up float32 sums over parts of at most `PART` records in float64.
+    """Adds up weighted sums over a few records, float32, in float64.
 
     Args:
-      batch: number of records; a tensor where it is not known.
-      sums_of: the float32 sums over the records of one part.
+      weights: float32 [K, batch].
+      sums_of: maps a part's weights [K, n] and a function that takes its records out of [batch,
+        ...] to the float32 sums over that part.
       shapes: of these sums.
+      part_size: n, at most.
 
     Returns:
       float64 tensors.
     """
+    batch = weights.shape[1]
+    if batch is not None and batch <= part_size:
+        return [tf.cast(s, tf.float64) for s in sums_of(weights, lambda x: x)]
+    is_static = batch is not None
+    batch = batch if is_static else tf.shape(weights)[1]
 
-    def add_part(start, totals):
-        sums = sums_of(slice(start, start + PART))
-        return start + PART, [total + tf.cast(s, tf.float64) for total, s in zip(totals, sums)]
+    def add_part(number, totals):
+        first = number * part_size
+        # XLA wants to know how many there are. So the last part begins earlier where that is known,
+        # and whom it takes for the second time weighs nothing.
+        start = tf.minimum(first, batch - part_size) if is_static else first
+        size = part_size if is_static else tf.minimum(part_size, batch - start)
 
-    if isinstance(batch, int) and batch <= PART:
-        return [tf.cast(s, tf.float64) for s in sums_of(slice(None))]
-    start, totals = 0, [tf.zeros(shape, tf.float64) for shape in shapes]
-    if isinstance(batch, int):  # XLA wants slices whose size is known.
-        while start < batch:
-            start, totals = add_part(start, totals)
-        return totals
+        def take(x):
+            rest = [-1 if length is None else length for length in x.shape[1:]]
+            return tf.slice(x, [start, *[0] * len(rest)], [size, *rest])
+
+        of_part = tf.transpose(take(tf.transpose(weights)))
+        of_part = tf.where(start + tf.range(size) >= first, of_part, 0.0)
+        sums = sums_of(of_part, take)
+        return number + 1, [total + tf.cast(s, tf.float64) for total, s in zip(totals, sums)]
+
+    count = -(-batch // part_size)
     _, totals = tf.while_loop(
-        lambda start, _: start < batch,
+        lambda number, _: number < count,
         add_part,
-        (tf.constant(start), totals),
+        (tf.constant(0), [tf.zeros(shape, tf.float64) for shape in shapes]),
         parallel_iterations=1,
     )
     return totals
-
-
-def _batch_size(x: tf.Tensor, axis: int = 0) -> int | tf.Tensor:
-    size = x.shape[axis]
-    return tf.shape(x)[axis] if size is None else size
 
 
 def _flat(gradients: tf.Tensor) -> tf.Tensor:

@@ -65,6 +65,10 @@ _ROUNDING = 1e-12
 # than float32 for numbers of the size of a clipping norm, of a class sum.
 _NOISELESS_STEP = 2.0**-40
 _NOISELESS_CLASS_SUM_STEP = 2.0**-26
+# Features that a release before the first step may have for a class.
+LARGEST_FEATURES = 2**18
+# Below it float64 would round steps themselves.
+_SMALLEST_STEP = 1e-290
 
 
 # Steps.
@@ -79,8 +83,15 @@ def step(stddev: float, l2_norm_clip: float) -> float:
 
     Returns:
       gamma = stddev / s; without noise a step of its own, never 0.
+
+    Raises:
+      ValueError: if the noise is so small that the step has no number.
     """
-    return stddev / STDDEV if stddev else min(l2_norm_clip, 1.0) * _NOISELESS_STEP
+    if not stddev:
+        return min(l2_norm_clip, 1.0) * _NOISELESS_STEP
+    if stddev / STDDEV < _SMALLEST_STEP:
+        raise ValueError(f'The noise is too small for a grid. Received: stddev={stddev!r}.')
+    return stddev / STDDEV
 
 
 def class_sum_step(noise_multiplier: float) -> float:
@@ -182,6 +193,12 @@ def log2_delta_of_draws(epsilon: float, draws: int) -> float:
 def is_negligible(epsilon: float, delta: float, draws: int) -> bool:
     """Whether what the draws add to delta fits into what `accounted_delta` keeps back for it."""
     return log2_delta_of_draws(epsilon, draws) <= math.log2(delta * _RESERVE)
+
+
+def largest_epsilon(delta: float, draws: int) -> float:
+    """The largest epsilon that `is_negligible` allows, at least one draw presumed."""
+    log2_factor = math.log2(delta * _RESERVE) - math.log2(max(1, draws)) - _LOG2_ERROR
+    return max(0.0, log2_factor * math.log(2.0))
 
 
 # The table of one x_i.

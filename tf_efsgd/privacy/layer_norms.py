@@ -39,9 +39,12 @@ from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 # The Gram form is taken when it needs fewer products than the direct one times this: its matrices
 # [T, T] are small, which costs more per product. Measured, see tests/benchmarks.
 _GRAM_ADVANTAGE = 1.0
-# The Gram form squares before it adds, so where an example's positions cancel, what is left may be
-# rounding: below this share of |A|^2 |G|^2 / T it is not believed, and G is computed.
+# Where an example's positions cancel, what is left may be rounding, and another in the norm than in
+# the sum: below this share of |A|^2 |G|^2 / T both are made of the gradient itself.
 _CANCELLED = 1e-2
+# The direct form adds before it squares, as the sums do, and bears more: this share of
+# |A|^2 |G|^2 T.
+_CANCELLED_SUMS = 2.0**-28
 # And where |A|^2 or |G|^2 is above this, the other may have lost squares that count.
 _LARGEST_FACTOR = 1e8
 # Bytes of patches to make at a time. Measured: smaller blocks take longer, larger ones more memory.
@@ -51,6 +54,10 @@ _OTHER_ROWS = (
     'is called on a batch axis that is not that of the losses: views, patches or time steps of a '
     'record are on it, or what does not depend on the records'
 )
+
+
+# Takes some examples out of [batch, ...].
+Take = Callable[[tf.Tensor], tf.Tensor]
 
 
 class UnsupportedLayerError(ValueError):
@@ -81,9 +88,18 @@ class PerExample:
         """The gradients themselves."""
         return self
 
-    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
-        """Sums over some records for their weights [K, n]: per variable float32 [K, *shape]."""
-        sums = [tf.matmul(weights, _flat(g)[records]) for g in self.gradients]
+    def weighted_sums(self, weights: tf.Tensor, take: Take = lambda x: x) -> list[tf.Tensor]:
+        """Sums over some records.
+
+        Args:
+          weights: float32 [K, n], of these records.
+          take: takes them out of [batch, ...].
+
+        Returns:
+          Per variable float32 [K, *shape]. Every record's gradient is computed by itself, and only
+          then they are added up.
+        """
+        sums = [tf.matmul(weights, take(_flat(g))) for g in self.gradients]
         return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
 
     @classmethod
@@ -156,10 +172,8 @@ class Products:
 
     def is_exact(self) -> tf.Tensor:
         """As in `PerExample`."""
-        if self._products is not None:
-            return tf.ones([tf.shape(self._inputs)[0]], tf.bool)
         found = self.squared_norms()
-        if self._positions == 1:
+        if self._positions == 1 or self._products is not None:
             sizes = [self._sizes(self._inputs), self._sizes(self._gradients)]
         else:
             sizes = [tf.linalg.trace(gram) for gram in self._gram]
@@ -167,7 +181,9 @@ class Products:
         if self._positions == 1:
             return in_range
         most = tf.reduce_sum(sizes[0] * sizes[1], axis=1)
-        return in_range & (found >= _CANCELLED / self._positions * most)
+        positions = tf.cast(tf.shape(self._inputs)[-2], tf.float32)
+        least = _CANCELLED / positions if self._products is None else _CANCELLED_SUMS * positions
+        return in_range & (found >= least * most)
 
     def exact(self) -> PerExample:
         """As in `PerExample`."""
@@ -176,18 +192,15 @@ class Products:
             products = tf.matmul(self._inputs, self._gradients, transpose_a=True)
         return PerExample(self.variables, [self._to_variable(products)])
 
-    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
+    def weighted_sums(self, weights: tf.Tensor, take: Take = lambda x: x) -> list[tf.Tensor]:
         """As in `PerExample`."""
         _, groups, _, fan_in = self._inputs.shape
         fan_out = self._gradients.shape[-1]
         count = weights.shape[0]
-        if self._products is not None:
-            flat = tf.reshape(self._products[records], [-1, groups * fan_in * fan_out])
-            sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
-        else:
+        if self._positions == 1:
             # One matrix product for all weights, the smaller factor weighted: per group
-            # [m, batch T] x [batch T, K p], or [K m, batch T] x [batch T, p].
-            factors = [self._inputs[records], self._gradients[records]]
+            # [m, n] x [n, K p], or [K m, n] x [n, p].
+            factors = [take(self._inputs), take(self._gradients)]
             lighter = int(fan_out <= fan_in)
             factors[lighter] = _repeat_weighted(factors[lighter], weights)
             sums = tf.matmul(*map(_positions_together, factors), transpose_a=True)
@@ -198,6 +211,14 @@ class Products:
                 sums = tf.transpose(
                     tf.reshape(sums, [groups, count, fan_in, fan_out]), [1, 0, 2, 3]
                 )
+            return [self._to_variable(sums)]
+        # Not over records and positions at once: float32 would round as often as there are both.
+        if self._products is not None:
+            products = take(self._products)
+        else:
+            products = tf.matmul(take(self._inputs), take(self._gradients), transpose_a=True)
+        flat = tf.reshape(products, [-1, groups * fan_in * fan_out])
+        sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
         return [self._to_variable(sums)]
 
     @classmethod
@@ -219,8 +240,6 @@ class Convolution:
       images: what it goes over, float32 [batch, H, W, C].
       positions: what it has there, float32 [batch, h, w, ...].
       factors: from any examples of these two to A and G as `Products` takes them.
-      weighted_sum: from weights [n] of some records, and which these are, to the sum of their
-        weighted gradients, shaped like the kernel.
     """
 
     layer: tf.keras.layers.Layer
@@ -228,7 +247,6 @@ class Convolution:
     images: tf.Tensor
     positions: tf.Tensor
     factors: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
-    weighted_sum: Callable[[tf.Tensor, slice], tf.Tensor]
 
     @property
     def bytes_of_example(self) -> int | None:
@@ -243,8 +261,9 @@ class Convolution:
 class Patches:
     """`Products` of convolutions, whose A is many times larger than the images it is cut out of.
 
-    A is made for the norms alone, of some examples at a time. The sums need none: they are what
-    the convolution's own gradient gives.
+    A is made of some examples at a time, for the norms and once more for the sums. Norm and sum are
+    of the same products: a convolution's own gradient adds up in another order, and where positions
+    cancel, what clipping takes for nothing could come out of it.
 
     Args:
       calls: of one layer.
@@ -288,13 +307,9 @@ class Patches:
         """As in `PerExample`."""
         return self.products().exact()
 
-    def weighted_sums(self, weights: tf.Tensor, records: slice = slice(None)) -> list[tf.Tensor]:
+    def weighted_sums(self, weights: tf.Tensor, take: Take = lambda x: x) -> list[tf.Tensor]:
         """As in `PerExample`."""
-        of_weights = [
-            tf.add_n([call.weighted_sum(one, records) for call in self._calls])
-            for one in tf.unstack(weights)
-        ]
-        return [tf.stack(of_weights)]
+        return self.products(take).weighted_sums(weights)
 
     @classmethod
     def join(cls, parts: Sequence[Patches]) -> Patches:
@@ -466,8 +481,7 @@ def conv2d_computation(
             sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
-        call = Convolution(layer_instance, kernel, inputs, gradients, factors, weighted_sum)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -513,8 +527,7 @@ def conv2d_transpose_computation(
             sums = _in_kernel_order(sums[:, 0], gradients, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
-        call = Convolution(layer_instance, kernel, gradients, inputs, factors, weighted_sum)
+        call = Convolution(layer_instance, kernel, gradients, inputs, factors)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -559,8 +572,7 @@ def depthwise_conv2d_computation(
             sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        weighted_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
-        call = Convolution(layer_instance, kernel, inputs, gradients, factors, weighted_sum)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -788,20 +800,6 @@ def _part_of(call: Convolution, to_kernel) -> Products | Patches:
         factors = call.factors(call.images, call.positions)
         return Products(call.kernel, *factors, to_kernel)
     return Patches([call], to_kernel)
-
-
-def _kernel_gradient(layer, kernel, inputs, gradients) -> Callable[[tf.Tensor, slice], tf.Tensor]:
-    """The `weighted_sum` of a `Convolution`."""
-
-    def weighted_sum(weights, records):
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(kernel)
-            # Its value is not used, so a graph does not compute it.
-            base_vars, _ = _before_activation(layer, inputs[records], tape)
-        weighted = gradients[records] * tf.reshape(weights, [-1, 1, 1, 1])
-        return tape.gradient(base_vars, kernel, weighted)
-
-    return weighted_sum
 
 
 def _patches(images: tf.Tensor, layer) -> tf.Tensor:

@@ -25,6 +25,8 @@ ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
 ASSUMED_PARAMETERS = 2**20
 # Clipping squares lengths in float32: beyond these they would underflow or overflow.
 _SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9
+# With a smaller share the noise on the residual leaves float32.
+_SMALLEST_SHARE = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,11 @@ class Mechanism:
             'one of ' + ', '.join(ERROR_FEEDBACK_MODES),
         )
         require(is_norm(self.residual_l2_norm_clip), 'residual_l2_norm_clip', norms)
-        require(0 <= self.residual_share < 1, 'residual_share', 'in [0, 1)')
+        require(
+            self.residual_share == 0 or _SMALLEST_SHARE <= self.residual_share < 1,
+            'residual_share',
+            f'0, or at least {_SMALLEST_SHARE:g} and below 1',
+        )
         require(0 <= self.feedback_decay < 1, 'feedback_decay', 'in [0, 1)')
         require(
             self.feedback_l2_norm_clip is None or is_norm(self.feedback_l2_norm_clip),

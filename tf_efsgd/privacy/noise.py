@@ -291,8 +291,9 @@ def to_grid(total: tf.Tensor, step: float) -> tf.Tensor:
 
     Returns:
       int64, in steps. Two sums come at most 1 step further apart in each number. What would leave
-      int64 is cut off there, which brings no two sums further apart.
+      int64 is cut off there, which brings no two sums further apart. What is no number is 0.
     """
+    total = tf.where(tf.math.is_nan(total), tf.zeros_like(total), total)
     scaled = tf.clip_by_value(total / step, -_LARGEST_INTEGER, _LARGEST_INTEGER)
     return tf.cast(tf.round(scaled), tf.int64)
 

@@ -264,6 +264,10 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             self._parameters = ASSUMED_PARAMETERS
 
         @property
+        def _part_size(self) -> int:
+            return clipping.records_per_part(self.expected_batch_size)
+
+        @property
         def _is_wrapped_by_loss_scale_optimizer(self) -> bool:
             """What Keras' `LossScaleOptimizer` marks the optimizer by that it wraps."""
             return False
@@ -336,7 +340,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """
             check_float32(var_list)
             gradients = _batch_gradients(models, losses_of, var_list)
-            return private_step.batch_sums(self.mechanism, gradients)
+            return private_step.batch_sums(self.mechanism, gradients, self._part_size)
 
         def batch_delivered_sum(
             self,
@@ -347,7 +351,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """The same for generated images, which need no privacy: what of theirs arrives."""
             check_float32(var_list)
             gradients = _batch_gradients(models, losses_of, var_list)
-            return private_step.batch_delivered_sum(self.mechanism, gradients)
+            return private_step.batch_delivered_sum(self.mechanism, gradients, self._part_size)
 
         def delivered_sums(
             self, clipped_grad_sum: Sequence[tf.Tensor], residual_grad_sum: Sequence[tf.Tensor]
@@ -431,7 +435,9 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             return public_gradient
 
         def _dense_clipped_sums(self, gradients, var_list):
-            clipped, residual = private_step.clipped_sums(self.mechanism, gradients)
+            clipped, residual = private_step.clipped_sums(
+                self.mechanism, gradients, self._part_size
+            )
 
             def dense(sums):
                 return [

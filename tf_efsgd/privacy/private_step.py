@@ -28,33 +28,33 @@ _WHOLE_RESIDUAL = 1e12
 
 
 def clipped_sums(
-    mechanism: Mechanism, gradients: Sequence[tf.Tensor | None]
+    mechanism: Mechanism, gradients: Sequence[tf.Tensor | None], part_size: int = 1
 ) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
     """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
-    return clipping.clipped_sums(gradients, *_clips(mechanism))
+    return clipping.clipped_sums(gradients, *_clips(mechanism), part_size)
 
 
 def batch_sums(
-    mechanism: Mechanism, gradients: clipping.BatchGradients
+    mechanism: Mechanism, gradients: clipping.BatchGradients, part_size: int = 1
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """The private sums of one step, as `clipped_sums`, from one backward pass over a batch."""
     weights = _weights(mechanism, gradients.norms)
     if not mechanism.has_buffer:
-        clipped = [s[0] for s in gradients.weighted_sums(weights[:1])]
+        clipped = [s[0] for s in gradients.weighted_sums(weights[:1], part_size)]
         return clipped, [tf.zeros_like(s) for s in clipped]
-    sums = gradients.weighted_sums(weights)
+    sums = gradients.weighted_sums(weights, part_size)
     return [s[0] for s in sums], [s[1] for s in sums]
 
 
 def batch_delivered_sum(
-    mechanism: Mechanism, gradients: clipping.BatchGradients
+    mechanism: Mechanism, gradients: clipping.BatchGradients, part_size: int = 1
 ) -> list[tf.Tensor]:
     """`delivered_sums` of `batch_sums`, with one sum less to make where that is possible."""
     if mechanism.hides_buffer:
-        return delivered_sums(mechanism, *batch_sums(mechanism, gradients))
+        return delivered_sums(mechanism, *batch_sums(mechanism, gradients, part_size))
     weights = _weights(mechanism, gradients.norms)
     arrives = tf.reduce_sum(weights if mechanism.feeds_back else weights[:1], axis=0, keepdims=True)
-    return _to_float32([s[0] for s in gradients.weighted_sums(arrives)])
+    return _to_float32([s[0] for s in gradients.weighted_sums(arrives, part_size)])
 
 
 def _clips(mechanism):

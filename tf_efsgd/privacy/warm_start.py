@@ -136,7 +136,9 @@ def on_grid(phi: tf.Tensor, step: tf.Tensor, largest_squared_norm: tf.Tensor) ->
       int64 [n, size], in steps: round(phi / gamma), scaled down and rounded again for as long as
       the sum of squares, an integer, is above the bound.
     """
-    exact = tf.cast(phi, tf.float64) / step
+    # No number of a row may be longer than the whole row: so their squares fit into int64.
+    most = tf.sqrt(tf.cast(largest_squared_norm, tf.float64))
+    exact = tf.clip_by_value(tf.cast(phi, tf.float64) / step, -most, most)
 
     def squared_norms(rounded):
         return tf.reduce_sum(rounded * rounded, axis=1)
@@ -277,7 +279,15 @@ def release(
     Returns:
       Noisy sums, int64 [num_classes, features.size], in steps of
       `grid.class_sum_step(noise_multiplier)`.
+
+    Raises:
+      ValueError: if there are more features than are accounted for.
     """
+    if features.size > grid.LARGEST_FEATURES:
+        raise ValueError(
+            f'A release has at most {grid.LARGEST_FEATURES} features for a class, since so many draws '
+            f'are accounted. Received: {features.size}.'
+        )
     sums = sum_over_records(images, labels, num_classes, features, noise_multiplier)
     if noise_multiplier:
         step_noise = noise_source.next([tf.TensorShape(sums.shape)])
