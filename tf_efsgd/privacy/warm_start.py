@@ -285,7 +285,7 @@ def release(
     """
     if features.size > grid.LARGEST_FEATURES:
         raise ValueError(
-            f'A release has at most {grid.LARGEST_FEATURES} features for a class, since so many draws '
+            f'A release has at most {grid.LARGEST_FEATURES} features for a class: so many draws '
             f'are accounted. Received: {features.size}.'
         )
     sums = sum_over_records(images, labels, num_classes, features, noise_multiplier)
