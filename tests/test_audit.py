@@ -537,7 +537,9 @@ def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
     # At the usual 95% honest code would fail once in a while.
     confidence = f'--confidence={_CONFIDENCE}'
     assert _run_cli(monkeypatch, *_QUICK, '--target_delta=0.1', confidence) == 0
-    titles, row = capsys.readouterr().out.splitlines()[1:]
+    titles, row, warm_start, *attacks = capsys.readouterr().out.splitlines()[1:]
+    assert warm_start.startswith('warm start') and 'consistent with the account' in warm_start
+    assert sum('no guess is refuted' in line for line in attacks) == 8
     values = dict(zip(titles.split(), row.split()))
     assert values['audit'] == 'mechanism'
     # One line: what the confidence allows to prove, less the delta.
@@ -554,7 +556,7 @@ def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
 def test_command_says_none_where_nothing_is_accounted(monkeypatch, capsys):
     arguments = ('--error_feedback=hidden', '--train_steps=9', '--sampling_probability=1')
     assert _run_cli(monkeypatch, *arguments, '--runs=30', '--target_delta=1e-5') == 0
-    titles, row = capsys.readouterr().out.splitlines()[1:]
+    titles, row, *_ = capsys.readouterr().out.splitlines()[1:]
     assert dict(zip(titles.split(), row.split()))['account'] == 'none'
     assert 'consistent' not in row
 
@@ -588,8 +590,8 @@ def test_confidence_is_that_of_the_whole_table(monkeypatch):
         return []
 
     monkeypatch.setattr(mechanism_audit, 'audit', audit)
-    assert _run_cli(monkeypatch, *_QUICK, '--error_feedback=all', '--confidence=0.94') == 0
-    # Three modes at two deltas.
+    assert _run_cli(monkeypatch, *_QUICK, '--error_feedback=all', '--confidence=0.92') == 0
+    # Three modes and the warm start at two deltas.
     assert asked == pytest.approx([0.99] * 3)
 
 

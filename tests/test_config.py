@@ -22,6 +22,7 @@ _OTHER = {
     'person': r'name:^([^_]+)_#=\d',
     'dataset_persons': 456,
     'read_off_records': 'channels,image_size',
+    'allow_large_delta': True,
     'label': 'Smiling',
     'limit_records': 1234,
     'dataset_size': 2345,

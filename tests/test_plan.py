@@ -252,7 +252,7 @@ def test_a_plan_for_persons_says_so_and_needs_more_noise():
         (person, 'one person, with up to 5 images and their labels', '700 persons that is 0.07;'),
     ):
         text = plan.format_forecast(result)
-        assert text.splitlines()[1].split(maxsplit=3) == ['unit', 'of', 'privacy', unit]
+        assert text.splitlines()[0] == f'Unit of privacy: {unit}'
         _assert_said(text, said)
     _assert_said(plan.format_forecast(person), '1,048,576 parameters, 5 images of a person')
     # Delta counts persons.

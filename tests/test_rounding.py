@@ -89,16 +89,13 @@ def _in_the_bar(epsilon, forecast, capsys):
 
 
 def _in_the_first_line_of_a_run(epsilon, forecast, capsys):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(budget, 'promised_epsilon', lambda *_: epsilon)
+    class Networks:
+        def count_params(self):
+            return 7
 
-        class Networks:
-            def count_params(self):
-                return 7
+        generator = discriminator = property(lambda self: self)
 
-            generator = discriminator = property(lambda self: self)
-
-        runner._describe(forecast.plan, Networks(), 'run', None)
+    runner._describe(forecast.plan, Networks(), 'run', epsilon)
     return [capsys.readouterr().out.split('ε of the whole run = ')[1].split()[0]]
 
 

@@ -74,8 +74,8 @@ def test_the_second_run_says_so_at_the_start_and_in_its_statement(two):
     count = _sketch(base, one)['records']
     (line,) = (line for line in printed['two'].splitlines() if 'of these records' in line)
     assert line.startswith(f'{count:,} of these records were used by run {one} (digits, 20')
-    assert line.endswith('with ε = 1, δ = 1e-05.')
-    assert 'Together with this run: ε ≤ 2, δ ≤ 2e-05 (sums over all 2 runs).' in printed['two']
+    assert line.endswith('with ε = 1, δ = 1e-5.')
+    assert 'Together with this run: ε ≤ 2, δ ≤ 2e-5 (sums over all 2 runs).' in printed['two']
 
     assert tiny_run.statement(base / 'one')['other_runs'] == []
     statement = tiny_run.statement(base / 'two')
@@ -127,7 +127,7 @@ def test_a_resumed_run_does_not_count_itself(two, capsys):
     _run(base / 'two', '--resume', '--noexport', dataset_budget=2)
     printed = capsys.readouterr().out
     assert _run_id(base / 'one') in printed and _run_id(base / 'two') not in printed
-    assert 'ε ≤ 2, δ ≤ 2e-05 (sums over all 2 runs)' in printed
+    assert 'ε ≤ 2, δ ≤ 2e-5 (sums over all 2 runs)' in printed
     before = (base / 'two' / 'ledger.jsonl').read_bytes()
     with pytest.raises(config.ConfigError, match='budget of these records would be passed'):
         _run(base / 'two', '--resume', '--noexport', dataset_budget=1.9)
@@ -236,7 +236,7 @@ def test_what_is_remembered_is_listed(folder):
     code, text = _state(folder)
     assert code == 0
     lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert 'run on folder:faces: 9 records, ε = 10, δ = 1e-05' in lines['a' * 32]
+    assert 'run on folder:faces: 9 records, ε = 10, δ = 1e-5' in lines['a' * 32]
     assert 'damaged: its epsilon is not counted' in lines['b' * 32]
     assert 'without a sketch' in lines['c' * 32]
     assert 'classifiers that learned from real images' in lines['classifiers']

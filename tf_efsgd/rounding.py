@@ -1,4 +1,4 @@
-"""Upper bounds as text: rounded up, in one way everywhere."""
+"""Bounds as text: an upper one rounded up, a lower one down, in one way everywhere."""
 
 from __future__ import annotations
 
@@ -17,9 +17,18 @@ def up(value: float, digits: int = 4) -> str:
       '1.1' for 1.1, '9.28' for 9.27911, '4,798' for 4797.2, '1.001e+9' for 1000000001, 'none' for
       infinity.
     """
+    return _rounded(value, digits, decimal.ROUND_CEILING)
+
+
+def down(value: float, digits: int = 4) -> str:
+    """A lower bound, or what is left to spend, never above what it is; as `up`."""
+    return _rounded(value, digits, decimal.ROUND_FLOOR)
+
+
+def _rounded(value, digits, direction):
     if math.isinf(value) or math.isnan(value):
         return 'none'
-    context = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING)
+    context = decimal.Context(prec=digits, rounding=direction)
     rounded = context.create_decimal(decimal.Decimal(repr(float(value))))
     if rounded and not 1e-4 <= rounded < 10**9:
         return f'{rounded.normalize():e}'

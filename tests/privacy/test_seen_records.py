@@ -49,8 +49,8 @@ def test_a_second_run_on_the_same_records_is_told_of_the_first(folder):
     others = _count(folder, 'two', _digests(0, 9000), Promise(5.0, 1e-6, IMAGE))
     first, together = others.lines()
     assert first.startswith('9,000 of these records were used by run one (folder:faces, 20')
-    assert first.endswith('with ε = 10, δ = 1e-05.')
-    assert together == 'Together with this run: ε ≤ 15, δ ≤ 1.1e-05 (sums over all 2 runs).'
+    assert first.endswith('with ε = 10, δ = 1e-5.')
+    assert together == 'Together with this run: ε ≤ 15, δ ≤ 1.1e-5 (sums over all 2 runs).'
     third = _count(folder, 'three', _digests(0, 9000))
     assert third.together.epsilon == 25.0 and len(third.uses) == 2
 
@@ -60,7 +60,7 @@ def test_of_many_runs_the_newest_are_named_and_all_are_in_the_sums(folder):
         others = _count(folder, f'run{i}', _digests(0, 20), budget=80.0)
     first, *named, together = others.lines()
     assert first == '2 earlier runs used these records, and:' and len(named) == 5
-    assert 'ε ≤ 80, δ ≤ 8e-05 (sums over all 8 runs)' in together
+    assert 'ε ≤ 80, δ ≤ 8e-5 (sums over all 8 runs)' in together
     assert len(others.to_statement()['other_runs']) == 7
 
 
@@ -172,7 +172,7 @@ def test_sums_are_never_below_the_exact_ones():
 
 @pytest.mark.parametrize(
     ('value', 'shown'),
-    [(9.99983, '10'), (20.0, '20'), (1.10004, '1.101'), (3e-5, '3e-05'), (12345.1, '12350')],
+    [(9.99983, '10'), (20.0, '20'), (1.10004, '1.101'), (3e-5, '3e-5'), (12345.1, '12,350')],
 )
 def test_a_bound_is_shown_rounded_up(value, shown):
     assert seen_records._rounded_up(value) == shown
@@ -207,7 +207,7 @@ def test_units_of_privacy_are_not_mixed_up(folder):
     assert image.together.epsilon == 5.0 and image.together.unit == IMAGE
     delta = 1e-5 + (1 + math.exp(2.0)) * 1e-6
     assert delta <= image.together.delta < delta * (1 + 1e-9)
-    assert 'for one person; for one image, as in this run: ε = 4, δ = 8.39e-06' in image.lines()[0]
+    assert 'for one person; for one image, as in this run: ε = 4, δ = 8.39e-6' in image.lines()[0]
     person = _count(folder, 'more people', digests, Promise(1.0, 1e-6, PERSON))
     assert not person.together.is_proven
     assert 'for one image; for one person, as in this run: no proven ε' in '\n'.join(person.lines())

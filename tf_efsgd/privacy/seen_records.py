@@ -37,7 +37,6 @@ import base64
 import contextlib
 import dataclasses
 import datetime
-import decimal
 import fcntl
 import fractions
 import hashlib
@@ -245,7 +244,7 @@ class OtherRuns:
             runs = ', '.join(use.run_id for use in self.uses)
             cause = f'with what other runs on these records may spend ({runs}), {self._sum_text()}'
         left = budget - others.epsilon if others.is_proven else 0.0
-        hint = f'Left is ε = {_rounded_down(left)}' if left > 0 else 'Nothing is left'
+        hint = f'Left is ε = {rounding.down(left)}' if left > 0 else 'Nothing is left'
         raise SeenRecordsError(
             f'The budget of these records would be passed: {cause}. {hint}. Ask for less, use '
             'other records, or raise the budget; python -m tf_efsgd.state lists what is '
@@ -592,8 +591,3 @@ def _sum_up(values: Iterable[float]) -> float:
 
 def _rounded_up(value: float) -> str:
     return rounding.up(float(f'{value:.15g}'))  # A sum of three floats 1e-5 is shown as 3e-5.
-
-
-def _rounded_down(value: float) -> str:
-    exact = decimal.Decimal(f'{value:.15g}')
-    return f'{float(decimal.Context(prec=4, rounding=decimal.ROUND_FLOOR).create_decimal(exact)):g}'
