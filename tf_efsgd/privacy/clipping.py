@@ -281,24 +281,25 @@ def _sum_of_parts(
       float64 tensors.
     """
     batch = weights.shape[1]
+    zeros = [tf.zeros(shape, tf.float64) for shape in shapes]
+    if batch == 0:  # TensorFlow's convolutions over no images can have another shape.
+        return zeros
     if batch is not None and batch <= part_size:
         return [tf.cast(s, tf.float64) for s in sums_of(weights, lambda x: x)]
-    is_static = batch is not None
-    batch = batch if is_static else tf.shape(weights)[1]
+    batch = tf.shape(weights)[1] if batch is None else batch
+    # All parts of one size, as XLA wants it: the last one begins earlier, and whom it takes for the
+    # second time weighs nothing.
+    size = tf.minimum(part_size, batch)
 
     def add_part(number, totals):
-        first = number * part_size
-        # XLA wants to know how many there are. So the last part begins earlier where that is known,
-        # and whom it takes for the second time weighs nothing.
-        start = tf.minimum(first, batch - part_size) if is_static else first
-        size = part_size if is_static else tf.minimum(part_size, batch - start)
+        start = tf.minimum(number * part_size, batch - size)
 
         def take(x):
             rest = [-1 if length is None else length for length in x.shape[1:]]
             return tf.slice(x, [start, *[0] * len(rest)], [size, *rest])
 
         of_part = tf.transpose(take(tf.transpose(weights)))
-        of_part = tf.where(start + tf.range(size) >= first, of_part, 0.0)
+        of_part = tf.where(start + tf.range(size) >= number * part_size, of_part, 0.0)
         sums = sums_of(of_part, take)
         return number + 1, [total + tf.cast(s, tf.float64) for total, s in zip(totals, sums)]
 
@@ -306,7 +307,7 @@ def _sum_of_parts(
     _, totals = tf.while_loop(
         lambda number, _: number < count,
         add_part,
-        (tf.constant(0), [tf.zeros(shape, tf.float64) for shape in shapes]),
+        (tf.constant(0), zeros),
         parallel_iterations=1,
     )
     return totals
