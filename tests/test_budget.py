@@ -134,7 +134,7 @@ def test_an_epsilon_that_cannot_be_proven_is_no_target_and_no_headline():
         _plan(_HIDDEN, '--target_epsilon=60')
     assert str(caught.value) == (
         'No ε as large as that can be proven, since the noise is drawn with 128 bits: choose '
-        '--target_epsilon=30 or less. Received: 60.'
+        '--target_epsilon=44 or less. Received: 60.'
     )
     # At a noise that was given there is no epsilon, whatever the accountants say.
     plan = _plan(_HIDDEN, '--noise_multiplier=7')

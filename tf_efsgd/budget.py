@@ -230,12 +230,11 @@ def _calibrated(plan: ledger.Plan, privacy: PrivacyConfig) -> ledger.Plan:
 
 def _check_proven(plan: ledger.Plan) -> None:
     """Raises ConfigError where a target is so large that no epsilon could be stated for it."""
-    epsilon = planned_epsilon(plan)
-    if not epsilon.is_proven:
+    if not planned_epsilon(plan).is_proven:
+        largest = rounding.down(grid.largest_epsilon(plan.target_delta, _draws(plan)), 2)
         raise ConfigError(
             'No ε as large as that can be proven, since the noise is drawn with 128 bits: choose '
-            f'--target_epsilon={math.floor(grid.largest_epsilon(plan.target_delta, _draws(plan)))} '
-            f'or less. Received: {plan.target_epsilon:g}.'
+            f'--target_epsilon={largest} or less. Received: {plan.target_epsilon:g}.'
         )
 
 

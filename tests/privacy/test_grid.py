@@ -152,6 +152,11 @@ def test_delta_of_the_draws_is_counted_in_logs():
     assert grid.log2_delta_of_draws(3.0, 0) == -math.inf
 
 
+def test_a_noise_without_a_step_is_refused():
+    with pytest.raises(ValueError, match='too small for a grid. Received: stddev=1e-300'):
+        grid.step(1e-300, 1.0)
+
+
 @pytest.mark.parametrize('draws', [2 * 10**5, 2**28, 10**10])
 def test_an_epsilon_ends_where_the_draws_show_in_delta(draws):
     assert grid.is_negligible(30.0, 1e-5, draws)
@@ -159,6 +164,9 @@ def test_an_epsilon_ends_where_the_draws_show_in_delta(draws):
     assert not grid.is_negligible(math.inf, 1e-5, draws)
     # What is kept back is what may be used: both together are delta.
     kept = 1e-5 - grid.accounted_delta(1e-5)
+    largest = grid.largest_epsilon(1e-5, draws)
+    assert grid.is_negligible(largest - 1e-6, 1e-5, draws)
+    assert not grid.is_negligible(largest + 1e-6, 1e-5, draws)
     edge = next(e / 100 for e in range(5000) if not grid.is_negligible(e / 100, 1e-5, draws))
     assert 2 ** grid.log2_delta_of_draws(edge - 0.01, draws) <= kept * (1 + 1e-9)
     assert 2 ** grid.log2_delta_of_draws(edge, draws) > kept

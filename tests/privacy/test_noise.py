@@ -405,6 +405,15 @@ def test_secure_noise_is_all_the_operating_systems_bits(monkeypatch):
     assert set(drawn.tolist()) == {int(grid.alias_table()[2][0]) * sum(grid.SCALES)}
 
 
+def test_rounding_to_the_grid():
+    total = tf.constant([0.26, -0.26, 0.1, 1e300, -1e300, float('nan')], tf.float64)
+    rounded = noise.to_grid(total, 0.1)
+    assert rounded.dtype == tf.int64
+    # What leaves the integers is cut off, so that noise still fits; what is no number is nothing.
+    assert rounded.numpy().tolist() == [3, -3, 1, 2**62, -(2**62), 0]
+    np.testing.assert_array_equal(noise.from_grid(rounded[:2], 0.1), np.float32([0.3, -0.3]))
+
+
 # Random inputs of records.
 
 

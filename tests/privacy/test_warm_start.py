@@ -115,6 +115,12 @@ def test_contributions_are_integers_within_the_bound(seed, sigma, length, one):
     assert np.sum(kept**2) <= 16
 
 
+def test_more_features_than_are_accounted_are_refused(features, monkeypatch):
+    monkeypatch.setattr(grid, 'LARGEST_FEATURES', features.size - 1)
+    with pytest.raises(ValueError, match=f'Received: {features.size}'):
+        _release(_images(2), [0, 1], features, 0.7)
+
+
 def test_a_record_does_not_depend_on_its_place_or_its_neighbours(features):
     """Tested, not proven: a row's features are the same to the last bit wherever it stands."""
     rng = np.random.default_rng(3)
