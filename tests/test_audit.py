@@ -524,7 +524,9 @@ def test_a_mistake_that_the_mechanism_finds_is_one_line(monkeypatch, capsys):
     assert _run_cli(monkeypatch, '--residual_share=1') == 2
     written = capsys.readouterr()
     assert written.out == ''
-    assert written.err == 'tf_efsgd: --residual_share must be in [0, 1). Received: 1.0.\n'
+    assert written.err == (
+        'tf_efsgd: --residual_share must be 0, or at least 1e-09 and below 1. Received: 1.0.\n'
+    )
 
 
 _QUICK = ('--error_feedback=none', '--train_steps=1', '--sampling_probability=1', '--runs=1000')
@@ -542,8 +544,8 @@ def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
     assert sum('no guess is refuted' in line for line in attacks) == 8
     values = dict(zip(titles.split(), row.split()))
     assert values['audit'] == 'mechanism'
-    # One line: what the confidence allows to prove, less the delta.
-    ceiling = math.log(1000 * 0.9 / -math.log((1 - _CONFIDENCE) / 2))
+    # Two lines share what the confidence allows to prove, less the delta.
+    ceiling = math.log(1000 * 0.9 / -math.log((1 - _CONFIDENCE) / 4))
     assert float(values['ceiling']) == pytest.approx(ceiling, abs=0.01)
     assert 0.4 < float(values['bound']) < float(values['account'])
     # One Gaussian of everybody, by its closed form; PLD is a little above it.

@@ -94,7 +94,7 @@ def test_a_run_is_resumed_without_reading_them_again(base, how, monkeypatch):
     assert (base / 'run/config.flags').read_text() == before
 
 
-def test_images_that_came_later_change_no_public_fact(base):
+def test_images_that_came_later_change_no_public_fact(base, monkeypatch):
     rng = np.random.default_rng(4)
     for name in ('dog', 'owl'):
         path = base / 'images' / name / 'patient-new' / '1.png'
@@ -104,6 +104,10 @@ def test_images_that_came_later_change_no_public_fact(base):
     with pytest.raises(config.ConfigError, match='fingerprint'):
         _run(base, '--train_steps=2', '--resume')
     shutil.rmtree(base / 'state')
+    # Where nothing is remembered, by their number.
+    with pytest.raises(config.ConfigError, match='dataset_size was [0-9]+, is '):
+        _run(base, '--train_steps=2', '--resume', '--resume_unverified')
+    monkeypatch.setattr(runner, '_check_count', lambda *_: None)
     _run(base, '--train_steps=2', '--resume', '--resume_unverified')
     plan = json.loads((base / 'run/ledger.jsonl').read_text().splitlines()[0])
     assert (plan['image_shape'], plan['num_classes']) == ([8, 8, 1], 3)
