@@ -577,6 +577,9 @@ class EFSGDGan(tf.keras.Model):
         """Random (images, labels, draws), to try the private loss on; no two are alike."""
         count, draws = _NUM_MADE_UP, np.random.default_rng(0)
         images = draws.uniform(-1.0, 1.0, [count, *self.discriminator.input_shape[1:]])
+        # Of different contrast: a batch's extremes must tell who else is in it.
+        contrast = np.resize([1.0, 0.1, 0.4], count)
+        images *= contrast.reshape([-1] + [1] * (images.ndim - 1))
         return (
             tf.constant(images, tf.float32),
             tf.constant(np.arange(count) % min(2, self.num_classes), tf.int32),

@@ -222,6 +222,8 @@ def _why_refused(node) -> str | None:
             f'it draws random numbers of its own ({node.op} in {node.name!r}), which go by a '
             "record's place in the batch and not by the record; leave that layer out"
         )
+    if 'PyFunc' in node.op:
+        return f'it calls Python ({node.op} in {node.name!r}), which may do anything'
     if not definition.is_stateful or _HARMLESS.fullmatch(node.op):
         return None
     if _WRITES.search(node.op):
