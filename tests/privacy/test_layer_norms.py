@@ -575,8 +575,7 @@ def test_positions_that_cancel(mode):
         sums = batch.weighted_sums(tf.constant([[1.0, 0.0]]))
         return part.squared_norms(), part.is_exact(), batch.norms, sums[0][0]
 
-    squared, is_exact, norms, total = _MODES[mode](norms_of)(inputs, gradients)
-    assert abs(np.sqrt(max(float(squared[0]), 0)) / wanted[0] - 1) > 0.1
+    _, is_exact, norms, total = _MODES[mode](norms_of)(inputs, gradients)
     np.testing.assert_array_equal(is_exact, [False, True])
     np.testing.assert_allclose(norms, wanted, rtol=1e-6)
     np.testing.assert_allclose(total, np.outer(a, a) * -(2.0**-13), rtol=1e-6)
@@ -595,7 +594,7 @@ def test_factors_whose_squares_vanish(of_input, positions):
         ),
         layer_norms.PerExample([tf.Variable([0.0])], [tf.constant([[1e-3]])]),
     ]
-    assert parts[0]._products is None and float(parts[0].squared_norms()[0]) == 0
+    assert parts[0]._products is None
     gradients = clipping.BatchGradients(parts, [part.variables[0] for part in parts])
     np.testing.assert_allclose(gradients.norms, [300 * 1e-2 * positions], rtol=1e-5)
 

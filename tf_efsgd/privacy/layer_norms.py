@@ -156,10 +156,11 @@ class Products:
             return tf.reduce_sum(tf.square(self._products), axis=[1, 2, 3])
         if self._positions == 1:  # |a|^2 |g|^2
             return tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
-        self._gram = [
-            tf.matmul(part, part, transpose_b=True) for part in (self._inputs, self._gradients)
-        ]
-        return tf.reduce_sum(self._gram[0] * self._gram[1], axis=[1, 2, 3])
+        # In float32 the products of many channels, most of one sign, would round the norm down.
+        factors = [tf.cast(part, tf.float64) for part in (self._inputs, self._gradients)]
+        self._gram = [tf.matmul(part, part, transpose_b=True) for part in factors]
+        squares = tf.reduce_sum(self._gram[0] * self._gram[1], axis=[1, 2, 3])
+        return tf.cast(squares, tf.float32)
 
     @property
     def _positions(self) -> int | None:
@@ -176,7 +177,7 @@ class Products:
         if self._positions == 1 or self._products is not None:
             sizes = [self._sizes(self._inputs), self._sizes(self._gradients)]
         else:
-            sizes = [tf.linalg.trace(gram) for gram in self._gram]
+            sizes = [tf.cast(tf.linalg.trace(gram), tf.float32) for gram in self._gram]
         in_range = tf.reduce_all(tf.maximum(*sizes) <= _LARGEST_FACTOR, axis=1)
         if self._positions == 1:
             return in_range
