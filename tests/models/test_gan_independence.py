@@ -150,6 +150,30 @@ def test_other_ways_to_mix_examples_are_refused(layer, message):
         _compile(_make_gan(_discriminator(layer())))
 
 
+def _seen_through(look):
+    """The discriminator, behind a look at the whole batch of images."""
+    images = tf.keras.Input(_SHAPE)
+    return tf.keras.Model(images, _discriminator()(_LAYERS.Lambda(look)(images)))
+
+
+def test_the_extremes_of_a_batch_are_found():
+    # Of so many pixels that images of one contrast all have nearly the same.
+    images = tf.keras.Input([32, 32, 3])
+    x = _LAYERS.Lambda(lambda x: x / tf.reduce_max(tf.abs(x)))(images)
+    logits = _LAYERS.Dense(_CLASSES)(_LAYERS.Flatten()(x))
+    with pytest.raises(ValueError, match='the loss of a record is .* in a batch of'):
+        _compile(_make_gan(tf.keras.Model(images, {'logits': logits})))
+
+
+def test_python_that_calls_itself_stateless_is_refused():
+    def look(x):
+        same = tf.numpy_function(lambda value: value, [x], tf.float32, stateful=False)
+        return tf.ensure_shape(same, x.shape) + 0.0 * x
+
+    with pytest.raises(ValueError, match='it calls Python'):
+        _compile(_make_gan(_seen_through(look)))
+
+
 def test_weights_that_are_zero_at_first_hide_nothing_and_are_left_alone(monkeypatch):
     discriminator = _discriminator(_MixesLater())
     gan = _make_gan(discriminator)

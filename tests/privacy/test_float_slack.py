@@ -159,6 +159,29 @@ def test_a_record_whose_positions_cancel_is_clipped_all_the_same(scale, filters)
         assert _distance(sums, nothing) <= _ALLOWED
 
 
+@pytest.mark.parametrize('shape', [(16, 512, 64), (64, 1152, 256), (100, 1024, 256)])
+def test_the_gram_form_takes_no_record_for_shorter_than_it_is(shape):
+    """Half of the positions pull one way, half nearly as much the other, over many channels."""
+    positions, channels, filters = shape
+    first = np.arange(positions) < positions // 2
+    pull = np.where(first, 1.0 + 2 * np.sqrt(0.02 * positions) / positions, -1.0)
+    for more in 2.0 ** -np.arange(12, 20) * 1.02:
+        inputs = np.where(first, 0.9, 0.9 + more)[:, np.newaxis] * np.ones(channels)
+        gradients = np.zeros([positions, filters])
+        gradients[:, 0] = pull
+        kernel = tf.Variable(tf.zeros([channels, filters]))
+        part = layer_norms.Products(
+            kernel,
+            tf.constant(inputs[np.newaxis, np.newaxis], tf.float32),
+            tf.constant(gradients[np.newaxis, np.newaxis], tf.float32),
+            lambda sums: sums[:, 0],
+        )
+        assert part._products is None
+        sums = private_step.batch_sums(_MECHANISM, clipping.BatchGradients([part], [kernel]))
+        nothing = [[tf.zeros_like(s) for s in of_purpose] for of_purpose in sums]
+        assert _distance(sums, nothing) <= _ALLOWED
+
+
 @pytest.mark.parametrize('big', [15, 63])
 @pytest.mark.parametrize('size', [16, 32])
 def test_many_positions_round_no_more_than_records_do(size, big):
