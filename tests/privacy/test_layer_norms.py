@@ -581,6 +581,64 @@ def test_positions_that_cancel(mode):
     np.testing.assert_allclose(total, np.outer(a, a) * -(2.0**-13), rtol=1e-6)
 
 
+@pytest.mark.parametrize(('positions', 'dtype'), [(16, tf.float32), (49, tf.float64)])
+def test_a_gram_form_that_is_trusted_is_right_to_a_share_of_the_slack(positions, dtype):
+    # Pairs of positions cancel but for a part that shrinks from record to record.
+    draws = np.random.default_rng(4)
+    kept = np.float32(2.0 ** -np.linspace(0, 12, 40))[:, np.newaxis, np.newaxis]
+    a = np.abs(draws.normal(size=[40, 1, positions, 512])).astype(np.float32)
+    g = draws.normal(size=[40, positions, 64]).astype(np.float32)
+    half = positions // 2
+    a[:, 0, half : 2 * half] = a[:, 0, :half]
+    g[:, half : 2 * half] = -g[:, :half] * (1 - kept)
+    g[:, 2 * half :] = 0
+    g = g[:, np.newaxis]
+    part = layer_norms.Products(
+        tf.Variable(tf.zeros([512, 64])), tf.constant(a), tf.constant(g), lambda sums: sums[:, 0]
+    )
+    found, trusted = part.squared_norms().numpy(), part.is_exact().numpy()
+    assert part._products is None and part._gram[0].dtype == dtype
+    true = np.linalg.norm(
+        np.einsum('btm,btp->bmp', a[:, 0].astype(np.float64), g[:, 0].astype(np.float64)),
+        axis=(1, 2),
+    )
+    assert np.abs(np.sqrt(found[trusted]) / true[trusted] - 1).max() < 2**-9
+    assert trusted[:5].all()
+    if dtype == tf.float32:
+        assert not trusted[-5:].any()
+
+
+def test_public_sums_are_weighted_sums():
+    # Of a model with every kind of part, for images that need no privacy.
+    model = tf.keras.Sequential(
+        [
+            tf.keras.layers.Conv2D(4, 4, 2, 'same', 'channels_last', activation='relu'),
+            tf.keras.layers.Conv2D(3, 1),
+            tf.keras.layers.GroupNormalization(3),
+            tf.keras.layers.Conv2DTranspose(2, 3, 2),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(2),
+        ]
+    )
+    model.build([None, 8, 8, 2])
+    draws = np.random.default_rng(5)
+    images = tf.constant(draws.normal(size=[5, 8, 8, 2]), tf.float32)
+    for scale in [1.0, 1e-25]:  # The second way is taken for the other.
+        gradients = clipping.BatchGradients(
+            layer_norms.gradients_by_layer(
+                model,
+                lambda scale=scale: tf.reduce_sum(tf.square(model(images)), axis=1) * scale,
+                model.trainable_variables,
+            ),
+            model.trainable_variables,
+        )
+        weights = tf.constant(draws.uniform(size=[2, 5]), tf.float32)
+        wanted = gradients.weighted_sums(weights)
+        for actual, exact in zip(gradients.public_sums(weights), wanted):
+            assert actual.dtype == tf.float32
+            np.testing.assert_allclose(actual, exact, rtol=1e-4, atol=1e-5 * np.abs(exact).max())
+
+
 @pytest.mark.parametrize('positions', [1, 2])
 @pytest.mark.parametrize('of_input', [1e-20, 1e18])
 def test_factors_whose_squares_vanish(of_input, positions):

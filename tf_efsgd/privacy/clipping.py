@@ -161,35 +161,58 @@ class BatchGradients:
         """
         shapes = [[weights.shape[0], *v.shape] for v in self._variables]
 
-        def in_order(sums):
-            return [
-                tf.reshape(sums[v.ref()], shape) if v.ref() in sums else tf.zeros(shape)
-                for v, shape in zip(self._variables, shapes)
-            ]
-
         def plain(of_part, take):
-            return in_order(
-                {
-                    variable.ref(): total
-                    for part in self._parts
-                    for variable, total in zip(part.variables, part.weighted_sums(of_part, take))
-                }
+            return self._in_order(
+                self._by_variable(lambda p: p.weighted_sums(of_part, take)), shapes
             )
 
         def exact():
             gradients, _ = self._by_the_second_way()
-            return _sum_of_parts(
-                weights,
-                lambda of_part, take: in_order(
-                    {v: _weighted_sums(of_part, take(g)) for v, g in gradients.items()}
-                ),
-                shapes,
-                part_size,
-            )
+
+            def sums_of(of_part, take):
+                sums = {v: _weighted_sums(of_part, take(g)) for v, g in gradients.items()}
+                return self._in_order(sums, shapes)
+
+            return _sum_of_parts(weights, sums_of, shapes, part_size)
 
         return tf.cond(
             self._is_plain, lambda: _sum_of_parts(weights, plain, shapes, part_size), exact
         )
+
+    def public_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """`weighted_sums` of images that need no privacy, as fast as TensorFlow adds them up.
+
+        Args:
+          weights: float32 [K, batch], K known.
+
+        Returns:
+          Per variable float32 [K, *variable.shape].
+        """
+        shapes = [[weights.shape[0], *v.shape] for v in self._variables]
+
+        def plain():
+            return self._in_order(self._by_variable(lambda p: p.public_sums(weights)), shapes)
+
+        def exact():
+            gradients, _ = self._by_the_second_way()
+            sums = {v: _weighted_sums(weights, g) for v, g in gradients.items()}
+            return self._in_order(sums, shapes)
+
+        return tf.cond(self._is_plain, plain, exact)
+
+    def _by_variable(self, sums_of):
+        return {
+            variable.ref(): total
+            for part in self._parts
+            for variable, total in zip(part.variables, sums_of(part))
+        }
+
+    def _in_order(self, sums, shapes):
+        """Of all variables; zeros for those that the loss does not use."""
+        return [
+            tf.reshape(sums[v.ref()], shape) if v.ref() in sums else tf.zeros(shape)
+            for v, shape in zip(self._variables, shapes)
+        ]
 
 
 def clip_weights(

@@ -39,9 +39,13 @@ from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 # The Gram form is taken when it needs fewer products than the direct one times this: its matrices
 # [T, T] are small, which costs more per product. Measured, see tests/benchmarks.
 _GRAM_ADVANTAGE = 1.0
-# Where an example's positions cancel, what is left may be rounding, and another in the norm than in
-# the sum: below this share of |A|^2 |G|^2 / T both are made of the gradient itself.
-_CANCELLED = 1e-2
+# The Gram form in float32 is off by at most (m + p + T + 4) 2^-24 (sum_t |a_t| |g_t|)^2. At this
+# times (m + p + T + 4) of that square, the norm is right to 2^-9; below it, where positions cancel,
+# norm and sum are both made of the gradient itself.
+_LEAST_SHARE = 2.0**-16
+# Positions that have nothing to do with each other leave 1 / T of that square. Where the share
+# above comes near it, the Gram form is computed in float64.
+_FLOAT32_SHARE = 0.25
 # The direct form adds before it squares, as the sums do, and bears more: this share of
 # |A|^2 |G|^2 T.
 _CANCELLED_SUMS = 2.0**-28
@@ -102,6 +106,10 @@ class PerExample:
         sums = [tf.matmul(weights, take(_flat(g))) for g in self.gradients]
         return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
 
+    def public_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """`weighted_sums` of all examples, in any order: for images that need no privacy."""
+        return self.weighted_sums(weights)
+
     @classmethod
     def join(cls, calls: Sequence[PerExample]) -> PerExample:
         """Of several calls of one layer: gradients add."""
@@ -156,11 +164,19 @@ class Products:
             return tf.reduce_sum(tf.square(self._products), axis=[1, 2, 3])
         if self._positions == 1:  # |a|^2 |g|^2
             return tf.reduce_sum(self._sizes(self._inputs) * self._sizes(self._gradients), axis=1)
-        # In float32 the products of many channels, most of one sign, would round the norm down.
-        factors = [tf.cast(part, tf.float64) for part in (self._inputs, self._gradients)]
+        factors = [tf.cast(part, self._gram_dtype()) for part in (self._inputs, self._gradients)]
         self._gram = [tf.matmul(part, part, transpose_b=True) for part in factors]
-        squares = tf.reduce_sum(self._gram[0] * self._gram[1], axis=[1, 2, 3])
-        return tf.cast(squares, tf.float32)
+        of_positions = tf.reduce_sum(self._gram[0] * self._gram[1], axis=3)
+        return tf.cast(tf.reduce_sum(tf.cast(of_positions, tf.float64), axis=[1, 2]), tf.float32)
+
+    def _least_share(self) -> float:
+        return _LEAST_SHARE * (
+            self._inputs.shape[-1] + self._gradients.shape[-1] + self._positions + 4
+        )
+
+    def _gram_dtype(self):
+        rare = self._least_share() * self._positions <= _FLOAT32_SHARE
+        return tf.float32 if rare else tf.float64
 
     @property
     def _positions(self) -> int | None:
@@ -174,16 +190,24 @@ class Products:
     def is_exact(self) -> tf.Tensor:
         """As in `PerExample`."""
         found = self.squared_norms()
+        gram = None
         if self._positions == 1 or self._products is not None:
             sizes = [self._sizes(self._inputs), self._sizes(self._gradients)]
         else:
-            sizes = [tf.cast(tf.linalg.trace(gram), tf.float32) for gram in self._gram]
+            gram = [tf.cast(tf.linalg.diag_part(of_part), tf.float32) for of_part in self._gram]
+            sizes = [tf.reduce_sum(of_positions, axis=2) for of_positions in gram]
         in_range = tf.reduce_all(tf.maximum(*sizes) <= _LARGEST_FACTOR, axis=1)
         if self._positions == 1:
             return in_range
-        most = tf.reduce_sum(sizes[0] * sizes[1], axis=1)
-        positions = tf.cast(tf.shape(self._inputs)[-2], tf.float32)
-        least = _CANCELLED / positions if self._products is None else _CANCELLED_SUMS * positions
+        if gram is not None:
+            aligned = tf.reduce_sum(tf.sqrt(gram[0]) * tf.sqrt(gram[1]), axis=2)
+            most = tf.reduce_sum(tf.square(aligned), axis=1)
+            in_float32 = self._gram_dtype() == tf.float32
+            # In float64 the norm is right, and the products that are summed set the limit.
+            least = self._least_share() if in_float32 else _CANCELLED_SUMS * self._positions**2
+        else:
+            most = tf.reduce_sum(sizes[0] * sizes[1], axis=1)
+            least = _CANCELLED_SUMS * tf.cast(tf.shape(self._inputs)[-2], tf.float32)
         return in_range & (found >= least * most)
 
     def exact(self) -> PerExample:
@@ -195,31 +219,41 @@ class Products:
 
     def weighted_sums(self, weights: tf.Tensor, take: Take = lambda x: x) -> list[tf.Tensor]:
         """As in `PerExample`."""
-        _, groups, _, fan_in = self._inputs.shape
-        fan_out = self._gradients.shape[-1]
-        count = weights.shape[0]
         if self._positions == 1:
-            # One matrix product for all weights, the smaller factor weighted: per group
-            # [m, n] x [n, K p], or [K m, n] x [n, p].
-            factors = [take(self._inputs), take(self._gradients)]
-            lighter = int(fan_out <= fan_in)
-            factors[lighter] = _repeat_weighted(factors[lighter], weights)
-            sums = tf.matmul(*map(_positions_together, factors), transpose_a=True)
-            if lighter:
-                sums = tf.reshape(sums, [groups, fan_in, count, fan_out])
-                sums = tf.transpose(sums, [2, 0, 1, 3])
-            else:
-                sums = tf.transpose(
-                    tf.reshape(sums, [groups, count, fan_in, fan_out]), [1, 0, 2, 3]
-                )
-            return [self._to_variable(sums)]
+            return self._contracted(weights, take(self._inputs), take(self._gradients))
         # Not over records and positions at once: float32 would round as often as there are both.
         if self._products is not None:
             products = take(self._products)
         else:
             products = tf.matmul(take(self._inputs), take(self._gradients), transpose_a=True)
-        flat = tf.reshape(products, [-1, groups * fan_in * fan_out])
-        sums = tf.reshape(tf.matmul(weights, flat), [count, groups, fan_in, fan_out])
+        return self._added_up(weights, products)
+
+    def public_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """As in `PerExample`."""
+        if self._products is not None:
+            return self._added_up(weights, self._products)
+        return self._contracted(weights, self._inputs, self._gradients)
+
+    def _added_up(self, weights, products):
+        shape = products.shape[1:]
+        flat = tf.reshape(products, [-1, math.prod(shape)])
+        return [self._to_variable(tf.reshape(tf.matmul(weights, flat), [-1, *shape]))]
+
+    def _contracted(self, weights, inputs, gradients):
+        """Over examples and positions at once."""
+        _, groups, _, fan_in = inputs.shape
+        fan_out = gradients.shape[-1]
+        count = weights.shape[0]
+        # One matrix product for all weights, the smaller factor weighted: per group
+        # [m, n T] x [n T, K p], or [K m, n T] x [n T, p].
+        factors = [inputs, gradients]
+        lighter = int(fan_out <= fan_in)
+        factors[lighter] = _repeat_weighted(factors[lighter], weights)
+        sums = tf.matmul(*map(_positions_together, factors), transpose_a=True)
+        if lighter:
+            sums = tf.transpose(tf.reshape(sums, [groups, fan_in, count, fan_out]), [2, 0, 1, 3])
+        else:
+            sums = tf.transpose(tf.reshape(sums, [groups, count, fan_in, fan_out]), [1, 0, 2, 3])
         return [self._to_variable(sums)]
 
     @classmethod
@@ -241,6 +275,8 @@ class Convolution:
       images: what it goes over, float32 [batch, H, W, C].
       positions: what it has there, float32 [batch, h, w, ...].
       factors: from any examples of these two to A and G as `Products` takes them.
+      public_sum: from weights [batch] to the sum of weighted gradients, shaped like the kernel, as
+        TensorFlow adds it up: over examples and positions at once.
     """
 
     layer: tf.keras.layers.Layer
@@ -248,6 +284,7 @@ class Convolution:
     images: tf.Tensor
     positions: tf.Tensor
     factors: Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+    public_sum: Callable[[tf.Tensor], tf.Tensor]
 
     @property
     def bytes_of_example(self) -> int | None:
@@ -311,6 +348,17 @@ class Patches:
     def weighted_sums(self, weights: tf.Tensor, take: Take = lambda x: x) -> list[tf.Tensor]:
         """As in `PerExample`."""
         return self.products(take).weighted_sums(weights)
+
+    def public_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
+        """As in `PerExample`."""
+        return [
+            tf.stack(
+                [
+                    tf.add_n([call.public_sum(one) for call in self._calls])
+                    for one in tf.unstack(weights)
+                ]
+            )
+        ]
 
     @classmethod
     def join(cls, parts: Sequence[Patches]) -> Patches:
@@ -482,7 +530,8 @@ def conv2d_computation(
             sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        call = Convolution(layer_instance, kernel, inputs, gradients, factors)
+        public_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors, public_sum)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -528,7 +577,8 @@ def conv2d_transpose_computation(
             sums = _in_kernel_order(sums[:, 0], gradients, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        call = Convolution(layer_instance, kernel, gradients, inputs, factors)
+        public_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, gradients, inputs, factors, public_sum)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -573,7 +623,8 @@ def depthwise_conv2d_computation(
             sums = _in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
             return tf.reshape(sums, [-1, *kernel.shape])
 
-        call = Convolution(layer_instance, kernel, inputs, gradients, factors)
+        public_sum = _kernel_gradient(layer_instance, kernel, inputs, gradients)
+        call = Convolution(layer_instance, kernel, inputs, gradients, factors, public_sum)
         return [_part_of(call, to_kernel), *_bias(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
@@ -801,6 +852,19 @@ def _part_of(call: Convolution, to_kernel) -> Products | Patches:
         factors = call.factors(call.images, call.positions)
         return Products(call.kernel, *factors, to_kernel)
     return Patches([call], to_kernel)
+
+
+def _kernel_gradient(layer, kernel, inputs, gradients) -> Callable[[tf.Tensor], tf.Tensor]:
+    """From weights [batch] to the sum of weighted gradients of a layer's kernel."""
+
+    def weighted_sum(weights):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(kernel)
+            # Its value is not used, so a graph does not compute it.
+            base_vars, _ = _before_activation(layer, inputs, tape)
+        return tape.gradient(base_vars, kernel, gradients * tf.reshape(weights, [-1, 1, 1, 1]))
+
+    return weighted_sum
 
 
 def _patches(images: tf.Tensor, layer) -> tf.Tensor:

@@ -199,7 +199,8 @@ def counter(step: tf.Tensor, purpose: int, variable: int) -> tf.Tensor:
     Args:
       step: uint64 [], in [0, 2^40).
       purpose: in [0, 2^4), e.g. `CLIPPED_GRAD_SUM`.
-      variable: position of the variable in the update, in [0, 2^20).
+      variable: position in the update of the variable, or of the first of those drawn together, in
+        [0, 2^20).
 
     Returns:
       uint64 [2], low word first. Draws advance the low word, one per four numbers, so a variable

@@ -351,7 +351,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """The same for generated images, which need no privacy: what of theirs arrives."""
             check_float32(var_list)
             gradients = _batch_gradients(models, losses_of, var_list)
-            return private_step.batch_delivered_sum(self.mechanism, gradients, self._part_size)
+            return private_step.batch_delivered_sum(self.mechanism, gradients)
 
         def delivered_sums(
             self, clipped_grad_sum: Sequence[tf.Tensor], residual_grad_sum: Sequence[tf.Tensor]
