@@ -72,6 +72,7 @@ def why_not_fast(
     losses_of: independence.LossesOf,
     variables: Sequence[tf.Variable],
     records: Any,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why `batch_sums` cannot clip this loss; None if nothing shows that.
 
@@ -85,17 +86,20 @@ def why_not_fast(
       losses_of: maps records [batch, ...] to the WHOLE loss of each, float32 [batch].
       variables: what the step updates.
       records: made up, of any kind: `independence.NUM_RECORDS` different ones, at least 3.
+      crowds: made up, in which clipped sums are tried, see `independence.why_not_alone`.
 
     Returns:
       Which layer is in the way and why.
     """
 
-    def gradient_of_row(batch, row):
-        return layer_norms.gradient_of_row(models, lambda: losses_of(batch), variables, row)
+    def clipped_sum(batch, weights, lengths):
+        return layer_norms.clipped_sum(
+            models, lambda: losses_of(batch), variables, weights, lengths
+        )
 
     try:
         layer_norms.check_layers(models, variables)
-        reason = independence.why_not_alike(gradient_of_row, losses_of, variables, records)
+        reason = independence.why_not_alike(clipped_sum, losses_of, variables, records, crowds)
     except layer_norms.UnsupportedLayerError as error:
         return str(error)
     except tf.errors.InvalidArgumentError as error:
@@ -110,9 +114,10 @@ def why_not_alone(
     variables: Sequence[tf.Variable],
     records: Any,
     run_eagerly: bool = False,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why the private loss of a record is not its own, see `independence.why_not_alone`."""
-    return independence.why_not_alone(losses_of, variables, records, run_eagerly)
+    return independence.why_not_alone(losses_of, variables, records, run_eagerly, crowds)
 
 
 def _first_line(error: Exception) -> str:
