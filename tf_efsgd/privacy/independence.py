@@ -46,9 +46,10 @@ _TWO_BATCHES = (((0, 1), (0, 1)), ((1, 0, 2), (0, 2)))
 _RELATIVE = 1e-3
 _OF_WHOLE_GRADIENT = 1e-5
 _OF_LOSS = 1e-6
-# What the others of a crowd may add otherwise because of one record, in clipping norms: what the
-# account allows for.
-_OF_SUM = grid.SLACK
+# What the others of a crowd may add otherwise because of two more records, in clipping norms: an
+# eighth of what the account allows for, which rounding in clipping and adding up has to share. In
+# the networks of this package it is about 1e-6.
+_OF_SUM = grid.SLACK / 8
 # Of a crowd, whose norms say what a gradient's usual norm is.
 _OF_USUAL_NORM = 4
 
