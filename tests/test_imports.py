@@ -99,7 +99,7 @@ _MAY_IMPORT = {
         'privacy.noise',
     ],
     'privacy.drop_in': [],
-    'privacy.independence': [],
+    'privacy.independence': ['privacy.grid'],
     'privacy.optimizer': ['privacy'],
     'privacy.warm_start': ['privacy.grid', 'privacy.noise'],
     'privacy.learned_features': ['privacy.warm_start'],

@@ -10,7 +10,7 @@ from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import independence
+from tf_efsgd.privacy import independence, layer_norms
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 
 _LAYERS = tf.keras.layers
@@ -183,7 +183,7 @@ def test_weights_that_are_zero_at_first_hide_nothing_and_are_left_alone(monkeypa
     for old, new in zip(before, discriminator.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
     # With the weights as they are alone, nothing is to be seen of it.
-    monkeypatch.setattr(independence, '_random_weights', lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(independence, '_random_weights', lambda *_, **__: contextlib.nullcontext())
     _compile(gan)
 
 
@@ -401,3 +401,248 @@ def test_more_replicas_than_images_of_a_batch(strategy):
     one = train(tf.distribute.get_strategy().scope(), 1)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# Mixers planted in every way that came to mind, behind what they may hide behind.
+
+
+class _BehindAVariable(_LAYERS.Layer):
+    """Adds the mean of the batch as often as a variable says, which is zero at first."""
+
+    def __init__(self, make, act=tf.identity, **kwargs):
+        super().__init__(**kwargs)
+        factor = make(self)
+        # Keras is not told of it: it finds the variables of attributes.
+        self._factor = lambda: act(factor)
+
+    def call(self, inputs):
+        factor = tf.cast(self._factor(), inputs.dtype)
+        return inputs + factor * tf.reduce_mean(inputs, axis=0)
+
+
+def _of_a_frozen_layer(layer):
+    dense = _LAYERS.Dense(1, kernel_initializer='zeros', use_bias=False, trainable=False)
+    dense.build([None, 1])
+    return dense.kernel
+
+
+_HIDDEN = {
+    'plain': lambda: _BehindAVariable(lambda _: _FACTOR),
+    'weight': lambda: _BehindAVariable(
+        lambda layer: layer.add_weight(name='w', shape=[], initializer='zeros'), trainable=False
+    ),
+    'frozen': lambda: _BehindAVariable(_of_a_frozen_layer),
+    'vector': lambda: _BehindAVariable(lambda _: _FACTORS),
+    'positive': lambda: _BehindAVariable(lambda _: _FACTOR, tf.nn.relu),
+    'negative': lambda: _BehindAVariable(lambda _: _FACTOR, lambda x: tf.nn.relu(-x)),
+    'large': lambda: _BehindAVariable(lambda _: _FACTORS, lambda x: tf.nn.relu(tf.abs(x) - 3.0)),
+    'switch': lambda: _BehindAVariable(lambda _: _SWITCH),
+    'counter': lambda: _BehindAVariable(lambda _: _STEP, lambda x: x > 1000),
+    'by its handle': lambda: _BehindAVariable(
+        lambda _: _FACTOR, lambda x: tf.raw_ops.ReadVariableOp(resource=x.handle, dtype=tf.float32)
+    ),
+}
+_FACTOR = tf.Variable(0.0, trainable=False)
+_FACTORS = tf.Variable([0.0, 0.0, 0.0, 0.0], trainable=False)
+_SWITCH = tf.Variable(False, trainable=False)
+_STEP = tf.Variable(0, trainable=False, dtype=tf.int64)
+
+
+@pytest.mark.parametrize('clipping', ['fast', 'vectorized'])
+@pytest.mark.parametrize('name', _HIDDEN)
+def test_mixers_behind_a_variable_are_found_and_leave_it_alone(name, clipping):
+    with pytest.raises(ValueError, match='the (loss|gradient) of a record.* in a batch of'):
+        _compile(_make_gan(_discriminator(_HIDDEN[name]())), clipping=clipping)
+    assert _FACTOR.numpy() == 0.0 and not _FACTORS.numpy().any()
+    assert not _SWITCH.numpy() and _STEP.numpy() == 0
+
+
+def test_what_is_hidden_is_found_under_a_strategy_and_restored_on_every_replica(strategy):
+    with strategy.scope():
+        factor = tf.Variable([-0.0, 0.1, np.nan, 1e-45], trainable=False)
+        before = [v.numpy().tobytes() for v in strategy.experimental_local_results(factor)]
+        layer = _BehindAVariable(lambda _: factor, lambda x: tf.where(tf.abs(x) > 0.3, x, 0.0))
+        with pytest.raises(ValueError, match='of a record.* in a batch of'):
+            _compile(_make_gan(_discriminator(layer)))
+    after = [v.numpy().tobytes() for v in strategy.experimental_local_results(factor)]
+    assert len(after) == 2 and after == before
+
+
+def _square(factor):
+    def losses_of(records):
+        return tf.reduce_sum(records, axis=1) * factor * factor
+
+    return losses_of
+
+
+def test_variables_are_restored_whatever_is_raised(monkeypatch):
+    kept = tf.Variable([-0.0, np.nan, 1e-45, 0.3]), tf.Variable(7), tf.Variable(True)
+    before = [variable.numpy().tobytes() for variable in kept]
+    trained = tf.Variable(0.3)
+
+    def losses_of(records):
+        more = tf.reduce_sum(tf.where(tf.math.is_finite(kept[0]), kept[0], 0.0))
+        more += tf.cast(kept[1], tf.float32) + tf.cast(kept[2], tf.float32)
+        return _square(trained + more)(records)
+
+    records = tf.constant(np.random.default_rng(0).normal(size=[6, 3]), tf.float32)
+    calls = []
+
+    def fails(*_):
+        calls.append([variable.numpy().tobytes() for variable in kept] != before)
+        if calls[-1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(independence, '_why_different', fails)
+    with pytest.raises(KeyboardInterrupt):
+        independence.why_not_alone(losses_of, [trained], records)
+    assert calls[-1]
+    assert [variable.numpy().tobytes() for variable in kept] == before
+    assert trained.numpy() == np.float32(0.3)
+
+
+def test_integers_that_have_no_other_value_and_variances_are_no_reason_to_refuse():
+    place = tf.Variable(1, trainable=False)
+    variance = tf.Variable([0.3, 1.0, 0.5, 0.2], trainable=False)
+
+    class Innocent(_LAYERS.Layer):
+        def call(self, inputs):
+            chosen = tf.gather(tf.constant([0.3, 0.7]), place)
+            return chosen * inputs / tf.sqrt(variance)
+
+    _compile(_make_gan(_discriminator(Innocent())))
+    np.testing.assert_array_equal(variance, np.float32([0.3, 1.0, 0.5, 0.2]))
+    assert place.numpy() == 1
+
+
+def _in_large_batches(mixed, size):
+    return lambda x: tf.where(tf.shape(x)[0] >= size, mixed(x), x)
+
+
+# Each maps a batch of images, or of features, to one of the same shape.
+_MIXERS = {
+    'min max': lambda x: (x - tf.reduce_min(x)) / (tf.reduce_max(x) - tf.reduce_min(x)),
+    'over max': lambda x: x / tf.reduce_max(x),
+    'clip_by_norm': lambda x: tf.clip_by_norm(x, 3.0),
+    'clip_by_global_norm': lambda x: tf.clip_by_global_norm([x], 3.0)[0][0],
+    'l2_normalize': lambda x: tf.math.l2_normalize(x, axis=0),
+    'softmax': lambda x: tf.nn.softmax(x, axis=0),
+    'log_softmax': lambda x: tf.nn.log_softmax(x, axis=0),
+    'sort': lambda x: tf.sort(x, axis=0),
+    'cumsum': lambda x: tf.cumsum(x, axis=0),
+    'reverse cumsum': lambda x: tf.cumsum(x, axis=0, reverse=True),
+    'cumprod': lambda x: tf.math.cumprod(x, axis=0),
+    'roll': lambda x: tf.roll(x, 1, axis=0),
+    'reverse': lambda x: tf.reverse(x, axis=[0]),
+    'moments': lambda x: (
+        tf.nn.batch_normalization(x, *tf.nn.moments(x, [0]), None, None, 1e-3)
+    ),
+    'median': lambda x: x - tf.sort(x, axis=0)[tf.shape(x)[0] // 2],
+    'extremes': lambda x: tf.clip_by_value(x, -1.0, tf.reduce_max(x[:1])),
+    'place': lambda x: x * tf.reshape(
+        tf.range(tf.shape(x)[0], dtype=tf.float32), [-1] + [1] * (x.shape.rank - 1)
+    ),
+    'rank over the batch': lambda x: x * tf.linalg.norm(x),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('where', ['images', 'features'])
+@pytest.mark.parametrize('name', _MIXERS)
+def test_planted_mixers_are_refused(name, where):
+    if where == 'images':
+        discriminator = _seen_through(_MIXERS[name])
+    else:
+        discriminator = _discriminator(_LAYERS.Lambda(_MIXERS[name]))
+    with pytest.raises(ValueError, match='a loss of which'):
+        _compile(_make_gan(discriminator))
+
+
+_IN_CROWDS = {
+    # Far below a thousandth of a gradient, which adds up.
+    'little': lambda x: x + 4e-5 * tf.reduce_sum(x, axis=0),
+    'little, of one': lambda x: x + 5e-5 * x[:1],
+    'from 100 on': _in_large_batches(lambda x: x - tf.reduce_mean(x, axis=0), 100),
+    'sorted from 100 on': _in_large_batches(lambda x: tf.sort(x, axis=0), 100),
+    # The largest images that there are reach it, 2000 of them.
+    'clip_by_norm': lambda x: tf.clip_by_norm(x, 100.0),
+    'clip_by_global_norm': lambda x: tf.clip_by_global_norm([x], 100.0)[0][0],
+}
+
+
+@pytest.mark.parametrize('clipping', ['fast', 'vectorized'])
+@pytest.mark.parametrize('name', _IN_CROWDS)
+def test_mixers_that_only_a_crowd_shows_are_refused(name, clipping):
+    gan = _make_gan(_seen_through(_IN_CROWDS[name]))
+    with pytest.raises(ValueError, match='two records more move what .* others add to the sum'):
+        _compile(gan, discriminator_optimizer=_private(expected_batch_size=256), clipping=clipping)
+
+
+def test_a_crowd_is_no_larger_than_the_parts_of_a_batch():
+    gan = _make_gan(_seen_through(_IN_CROWDS['from 100 on']))
+    optimizer = _private(expected_batch_size=256)
+    _compile(gan, discriminator_optimizer=optimizer, microbatch_size=64)
+    _compile(gan)  # Of 4 records on average.
+
+
+def test_what_fast_clipping_adds_up_is_tried_in_crowds():
+    model = tf.keras.Sequential([tf.keras.Input([3]), _LAYERS.Dense(2)])
+    variables = model.trainable_variables
+    records = tf.constant(np.random.default_rng(0).normal(size=[40, 3]), tf.float32)
+
+    def losses_of(batch):
+        return tf.reduce_sum(model(batch), axis=1)
+
+    def reason(error):
+        def sums(batch, weights, lengths):
+            norms, exact, sums = layer_norms.clipped_sum(
+                model, lambda: losses_of(batch), variables, weights, lengths
+            )
+            # Of single rows it is far below what is looked at.
+            off = error * tf.reduce_sum(batch) * tf.reduce_sum(weights)
+            return norms, exact, [total + off for total in sums]
+
+        return independence.why_not_alike(sums, losses_of, variables, records[:6], [records])
+
+    assert reason(0.0) is None
+    assert 'two records more move what 36 others add' in reason(1e-4)
+
+
+def _attends(x):
+    return _LAYERS.MultiHeadAttention(2, 3)(x, x)
+
+
+_INNOCENT = {
+    'layer norm': lambda x: _LAYERS.LayerNormalization()(x),
+    'group norm': lambda x: _LAYERS.GroupNormalization(2)(x),
+    'dense': lambda x: _LAYERS.Dense(3, 'relu')(x),
+    'conv': lambda x: _LAYERS.Conv2D(3, 3, 2, activation='relu')(x),
+    'transposed conv': lambda x: _LAYERS.Conv2DTranspose(3, 3, 2)(x),
+    'embedding': lambda x: _LAYERS.Embedding(9, 4)(
+        _LAYERS.Lambda(lambda x: tf.cast(4.0 * (tf.tanh(x[..., 0]) + 1.0), tf.int32))(x)
+    ),
+    'resize': lambda x: _LAYERS.Resizing(12, 12)(x),
+    'attention': lambda x: _attends(_LAYERS.Reshape([64, 4])(x)),
+    'softmax': lambda x: _LAYERS.Softmax(axis=[1, 2])(x),
+    'pooling': lambda x: _LAYERS.MaxPool2D()(x),
+    'frozen': lambda x: _LAYERS.BatchNormalization(trainable=False)(x),
+    'lstm': lambda x: _LAYERS.LSTM(3)(_LAYERS.Reshape([64, 4])(x)),
+    'l2': lambda x: _LAYERS.UnitNormalization()(x),
+}
+
+
+@pytest.mark.parametrize('name', _INNOCENT)
+def test_innocent_layers_are_accepted(name):
+    images = tf.keras.Input(_SHAPE)
+    x = _INNOCENT[name](_LAYERS.Conv2D(4, 3, padding='same')(images))
+    logits = _LAYERS.Dense(_CLASSES)(_LAYERS.Flatten()(x))
+    gan = _make_gan(tf.keras.Model(images, {'logits': logits}))
+    _compile(gan, discriminator_optimizer=_private(expected_batch_size=128))
+
+
+@pytest.mark.parametrize('reconstruction', ['head', 'generator', 'none'])
+def test_the_networks_of_this_package_are_accepted(reconstruction):
+    discriminator = build_discriminator(
+        _SHAPE, _CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
+    )
+    gan = _make_gan(discriminator)
+    _compile(gan, discriminator_optimizer=_private(expected_batch_size=256), clipping='fast')

@@ -1,5 +1,6 @@
 """Tests of the accounting: golden values, calibration, sampling probability, the meter."""
 
+import dataclasses
 import fractions
 import json
 import math
@@ -7,6 +8,8 @@ import math
 import dp_accounting
 import pytest
 from dp_accounting import pld, rdp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tf_efsgd.privacy import accounting
 
@@ -302,6 +305,31 @@ def test_the_filter_is_at_one_order_fixed_by_the_plan():
         return at_order.get_epsilon(_DELTA)
 
     assert epsilon(left) <= allowed.epsilon < epsilon(left + 1)
+
+
+@pytest.mark.parametrize('missing', [1e-10, 7e-10, 1e-6])
+def test_the_filter_never_rounds_up(missing):
+    event = accounting.step_event(0.3, 2.0)
+    allowed = accounting.RenyiFilter.of_plan(event, 20, _DELTA)
+    # A budget that is short of 20 steps by a billionth of one.
+    short = fractions.Fraction(missing) * allowed.budget / 20
+    short = dataclasses.replace(allowed, budget=allowed.budget - short)
+    assert short.steps_left([], event) == 19
+    assert short.steps_left([(event, 7)], event) == 12
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.floats(1e-4, 0.5), st.floats(0.5, 5.0), st.sampled_from([3, 20, 8_000, 450_000]),
+    st.floats(0.0, 1.0), st.floats(0.0, 1.0),
+)  # fmt: skip
+def test_an_unchanged_event_gets_its_planned_steps(q, sigma, steps, first, second):
+    event = accounting.step_event(q, sigma)
+    allowed = accounting.RenyiFilter.of_plan(event, steps, _DELTA)
+    spent = [int(first * steps)]
+    spent.append(int(second * (steps - spent[0])))
+    left = allowed.steps_left([(event, count) for count in spent], event)
+    assert left == steps - sum(spent)
 
 
 # Far from usual settings.

@@ -626,12 +626,25 @@ def test_dp_event():
     _release(optimizer, few, [np.zeros([1, *v.shape]) for v in few])
     assert optimizer.dp_event == dp_accounting.GaussianDpEvent(effective)
     many = [tf.Variable(tf.zeros([2**20 + 5]))]
-    _release(optimizer, many, [np.zeros([1, 2**20 + 5])])
+    with pytest.warns(UserWarning, match='read when it counted 1048576 .* Received: 1048581'):
+        _release(optimizer, many, [np.zeros([1, 2**20 + 5])])
     effective = grid.effective_noise_multiplier(1.3, 2**21 + 10)
     assert optimizer.dp_event == dp_accounting.GaussianDpEvent(effective)
+    assert optimizer.dp_event_of(few) == dp_accounting.GaussianDpEvent(effective)
+    assert _make(noise_multiplier=1.3).dp_event_of(many) == optimizer.dp_event
     assert _make(noise_multiplier=0.0).dp_event == non_private
+    assert _make(noise_multiplier=0.0).dp_event_of(many) == non_private
     assert _make(noise_multiplier=1.3, expected_batch_size=None).dp_event == non_private
     assert _make(noise_multiplier=1.3, error_feedback='hidden').dp_event == non_private
+
+
+def test_slots_that_are_restored_say_how_many_parameters_there_are():
+    many = [tf.Variable(tf.zeros([2**20 + 5]))]
+    optimizer = _make(noise_multiplier=1.3)
+    # As Keras does when it loads a model, before any step.
+    optimizer._create_all_weights(many)
+    assert optimizer.dp_event == _make(noise_multiplier=1.3).dp_event_of(many)
+    assert optimizer.dp_event != _make(noise_multiplier=1.3).dp_event
 
 
 @pytest.mark.parametrize(

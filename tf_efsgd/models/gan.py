@@ -11,6 +11,7 @@ one update for both networks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -35,6 +36,8 @@ _TARGET = 2
 
 # Of records to try the private loss on: two times three, so that others confirm what some show.
 _NUM_MADE_UP = 6
+# Made-up records in a batch of the size of the run's, and pixels of them.
+_SMALLEST_CROWD, _LARGEST_CROWD, _LARGEST_CROWD_PIXELS = 20, 256, 2**20
 
 CLIPPINGS = ('auto', 'fast', 'vectorized')
 
@@ -205,6 +208,7 @@ class EFSGDGan(tf.keras.Model):
             self.private_variables,
             self._make_up_records(),
             self.run_eagerly,
+            self._make_up_crowds(),
         )
         if reason is not None:
             raise ValueError(
@@ -224,6 +228,7 @@ class EFSGDGan(tf.keras.Model):
             self._losses_of_made_up,
             self.private_variables,
             self._make_up_records(),
+            self._make_up_crowds(),
         )
         if reason is None:
             return 'fast'
@@ -573,9 +578,9 @@ class EFSGDGan(tf.keras.Model):
     def _losses_of_made_up(self, records) -> tf.Tensor:
         return self._losses_of_records(*records)
 
-    def _make_up_records(self):
+    def _make_up_records(self, count: int = _NUM_MADE_UP):
         """Random (images, labels, draws), to try the private loss on; no two are alike."""
-        count, draws = _NUM_MADE_UP, np.random.default_rng(0)
+        draws = np.random.default_rng(0)
         images = draws.uniform(-1.0, 1.0, [count, *self.discriminator.input_shape[1:]])
         # Of different contrast: a batch's extremes must tell who else is in it.
         contrast = np.resize([1.0, 0.1, 0.4], count)
@@ -588,6 +593,28 @@ class EFSGDGan(tf.keras.Model):
                 for name, shape in self._drawn_shapes().items()
             },
         )
+
+    def _make_up_crowds(self):
+        """Made-up records as many as a batch of the run, four unusual ones last.
+
+        One crowd is of different contrast, one of the largest images there are, all -1 and 1: a
+        norm over the batch passes its limit with these.
+        """
+        mean = self._expected_batch_size
+        # Six standard deviations above the mean; what a part has at most; what memory has.
+        limits = [mean + 6 * math.sqrt(mean), _LARGEST_CROWD]
+        if self._microbatch_size is not None:
+            limits.append(self._microbatch_size)
+        pixels = math.prod(self.discriminator.input_shape[1:])
+        limits.append(_LARGEST_CROWD_PIXELS / pixels)
+        count = max(_SMALLEST_CROWD, math.ceil(min(limits))) + 4
+        images, *rest = self._make_up_records(count)
+        light, dark = (tf.fill(images.shape[1:], value) for value in (1.0, -1.0))
+        some, others = images[:-4], tf.where(images[:-4] < 0, -1.0, 1.0)
+        return [
+            (tf.concat([crowd, [light, strange[0], dark, strange[1]]], axis=0), *rest)
+            for crowd, strange in ((some, others), (others, some))
+        ]
 
     def _losses_of_generated(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
         """(Adversarial losses, logits of their realness), each [n]."""

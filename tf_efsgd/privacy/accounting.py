@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import fractions
 import math
 from collections.abc import Sequence
 
@@ -387,12 +388,12 @@ class RenyiFilter:
 
     Attributes:
       order: alpha > 1.
-      budget: the divergence that may be spent at this order.
+      budget: the divergence that may be spent at this order, exactly.
       epsilon: of (epsilon, delta) at that budget.
     """
 
     order: float
-    budget: float
+    budget: fractions.Fraction
     epsilon: float
 
     @classmethod
@@ -408,17 +409,21 @@ class RenyiFilter:
         for one, count in parts:
             accountant.compose(one, count)
         epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
-        budget = sum(count * _divergence(one, order) for one, count in parts)
+        budget = sum(count * _exact_divergence(one, order) for one, count in parts)
         return cls(float(order), budget, float(epsilon))
 
     def steps_left(
         self, spent: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
     ) -> int:
         """How many steps of `event` the budget still allows after what was spent."""
-        used = sum(count * _divergence(one, self.order) for one, count in spent)
-        # The last digit of a sum must not cost a step: an unchanged event gets its planned steps.
-        left = (self.budget - used) / _divergence(event, self.order)
-        return max(0, math.floor(left + 1e-9))
+        # In fractions: rounding must not cost an unchanged event the last of its planned steps, nor
+        # an allowance for rounding give another one a step that passes the budget.
+        used = sum(count * _exact_divergence(one, self.order) for one, count in spent)
+        return max(0, math.floor((self.budget - used) / _exact_divergence(event, self.order)))
+
+
+def _exact_divergence(event: dp_accounting.DpEvent, order: float) -> fractions.Fraction:
+    return fractions.Fraction(_divergence(event, order))
 
 
 def _divergence(event: dp_accounting.DpEvent, order: float) -> float:

@@ -3,16 +3,18 @@
 Clipping bounds what one record does to the sum only if its loss depends on that record, the
 variables, and randomness of its own. Nothing here proves that. The loss is traced and searched for
 what it must not hold, and then tried on made-up records: alone and in batches of several sizes, in
-several places, with the weights as they are and with random ones, so that a part that is zero at
-first hides nothing.
+several places, and in a crowd, as large as the batches of the run. Whatever variables the loss
+reads (frozen ones and those of no layer too) have their own values at first and then random ones,
+so that a part that is zero at first hides nothing.
 
-What is compared is the loss and the whole gradient, before anything is clipped: in a clipped sum a
-difference may be gone.
+Of single records the loss and the whole gradient are compared, before anything is clipped: in a
+clipped sum a difference may be gone. Of a crowd the sum is, where many small differences add up.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +23,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
+from tensorflow.python.ops import resource_variable_ops
+
+from tf_efsgd.privacy import grid
 
 # Of made-up records: three are in use at a time, and three others confirm what they show. One may
 # lie so close to the kink of an activation that it falls on the other side of it in a batch.
@@ -41,15 +46,37 @@ _TWO_BATCHES = (((0, 1), (0, 1)), ((1, 0, 2), (0, 2)))
 _RELATIVE = 1e-3
 _OF_WHOLE_GRADIENT = 1e-5
 _OF_LOSS = 1e-6
+# What the others of a crowd may add otherwise because of two more records, in clipping norms: an
+# eighth of what the account allows for, which rounding in clipping and adding up has to share. In
+# the networks of this package it is about 1e-6.
+_OF_SUM = grid.SLACK / 8
+# Of a crowd, whose norms say what a gradient's usual norm is.
+_OF_USUAL_NORM = 4
+
+# Random weights, round by round: how far single numbers and vectors are moved (kernels get the same
+# law in each) and in which direction, and how far integers are. A variance that was made negative
+# says nothing; one round in which all is finite is needed.
+_ROUNDS = ((0.1, 'any', 0), (1.0, 'up', 1), (1.0, 'down', 0), (8.0, 'any', 1_000_003))
+# Every crowd has a round of its own: each costs what steps of the run do.
+# What the gradients of a crowd are weighted with, crowd by crowd: (factor of 1 / their usual norm,
+# whether signs are random). Many small differences may agree, or differ in sign.
+_SIGNED = ((1.0, False), (1.0, True))
+# Clipped to a far shorter norm, as all may be, and to the usual one.
+_CLIPPED = ((1e3, False), (1.0, False))
 
 # Ops that TensorFlow calls stateful although they only read, hand on, or stop.
 _HARMLESS = re.compile(
     r'VarHandleOp|ReadVariableOp|ResourceGather(Nd)?|Assert|NoOp|'
     r'(Stateful)?PartitionedCall|(Stateless)?(If|While|Case)|TensorArray\w*|'
-    r'(Mutable)?HashTable(V2|OfTensorsV2)?|LookupTable(Find|Size)(V2)?|CudnnRNN(V2|V3)?'
+    r'(Mutable)?HashTable(V2|OfTensorsV2)?|LookupTable(Find|Size)(V2)?|CudnnRNN(Backprop)?(V2|V3)?'
 )
 _RANDOM = re.compile(r'Random|Rng|Multinomial|Truncated|Sampler|Stateful(Uniform|Standard)|Shuffle')
 _WRITES = re.compile(r'Assign|ResourceApply|ResourceScatter|ResourceSparseApply|Insert|Import')
+
+_NOT_FINITE = 'it is not finite on random records, so that nothing can be said of it'
+
+# Which row of a batch is looked at.
+_ROW = tf.TensorSpec([], tf.int32)
 
 LossesOf = Callable[[Any], tf.Tensor]
 
@@ -59,10 +86,11 @@ def why_not_alone(
     variables: Sequence[tf.Variable],
     records: Any,
     run_eagerly: bool = False,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why the loss of a record is not its own; None if nothing shows that.
 
-    Call it outside of replica contexts. It leaves the variables as they were.
+    Call it outside of replica contexts. It leaves all variables as they were.
 
     Args:
       losses_of: maps records [batch, ...], as `records`, to the WHOLE loss of each, float32
@@ -71,6 +99,9 @@ def why_not_alone(
       records: made up, a tensor or structure of tensors [n, ...], all n different: `NUM_RECORDS`,
         at least 3.
       run_eagerly: try it without a graph, as it will be run.
+      crowds: made up as `records`, [n, ...] each, n at least 6 and as large as a batch of the run
+        may be. What all but the last few add to a sum must not depend on the last few: put unusual
+        records there.
 
     Returns:
       What is wrong, as the rest of a sentence.
@@ -78,43 +109,59 @@ def why_not_alone(
     trial = _Trial(losses_of, variables, records, run_eagerly)
     found = _once(trial.refused_op)
     return found or _by_trying(
-        variables,
+        _once(lambda: _handles(trial.graph)),
         lambda first: _why_different(trial.alone(first), trial.row, first, _BATCHES),
+        lambda i: _why_sums_move(trial.weighted_sum, trial.gradient_norm, crowds[i:], _SIGNED[i:]),
     )
 
 
 def why_not_alike(
-    gradient_of_row: Callable[[Any, tf.Tensor], tuple[tf.Tensor, list[tf.Tensor]]],
+    clipped_sum: Callable[
+        [Any, tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
+    ],
     losses_of: LossesOf,
     variables: Sequence[tf.Variable],
     records: Any,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why gradients that are made another way are not those of the losses; None if they are.
 
     Args:
-      gradient_of_row: maps (records [batch, ...], int32 []) to the gradient of the loss of the
-        record in that row, alone among the others: (its norm as it is used for clipping, float32
-        []; per variable float32 [*variable.shape]). It is traced for batches of any size.
+      clipped_sum: maps (records [batch, ...], weights, lengths) to what `layer_norms.clipped_sum`
+        gives. It is traced for batches of any size.
       losses_of: as in `why_not_alone`, as the next ones.
       variables: what the private step updates.
       records: made up.
+      crowds: likewise.
 
     Returns:
       What is wrong, as the rest of a sentence.
     """
     trial = _Trial(losses_of, variables, records, run_eagerly=True)
-    other = trial.function(gradient_of_row, is_eager=False)
+    other = trial.function(
+        lambda batch, limits: clipped_sum(batch, *tf.unstack(limits)),
+        is_eager=False,
+        second=tf.TensorSpec([2, None], tf.float32),
+    )
 
     # First: what it says of a layer is more to the point than what the layer says.
     _once(other.compiled.get_concrete_function)
 
     def row_of(batch, row):
-        norm, gradients = other(trial.take(batch), tf.constant(row))
-        return _Found(None, float(norm), _arrays(gradients))
+        limits = [np.eye(len(batch))[row], np.full(len(batch), np.inf)]
+        norms, exact, gradients = other(trial.take(batch), tf.constant(limits, tf.float32))
+        # Where positions cancel, the norm that is used for clipping is that of the gradient itself.
+        norm = float(norms[row]) if exact[row] else None
+        return _Found(None, norm, _arrays(gradients))
+
+    def sum_of(crowd, weights):
+        limits = tf.constant([weights, np.ones(len(weights))], tf.float32)
+        return _arrays(other(crowd, limits)[-1])
 
     return _by_trying(
-        variables,
+        _once(lambda: _handles(other.compiled.get_concrete_function().graph)),
         lambda first: _why_different(trial.alone(first), row_of, first, _TWO_BATCHES),
+        lambda i: _why_sums_move(sum_of, trial.gradient_norm, crowds[i:], _CLIPPED[i:]),
     )
 
 
@@ -148,23 +195,26 @@ class _Trial:
         self._number = int(tf.nest.flatten(self._records)[0].shape[0])
         self._traced = self.function(self._loss_and_gradient, is_eager=False)
         self._plain = self._loss_and_gradient if run_eagerly else self._traced
+        self._weighted = self.function(
+            self._weighted_gradient, run_eagerly, second=tf.TensorSpec([None], tf.float32)
+        )
 
-    def function(self, body, is_eager: bool):
-        """`body(records, row)` for batches of any size, which its graph does not know."""
+    def function(self, body, is_eager: bool, second=_ROW):
+        """`body(records, second)` for batches of any size, which its graph does not know."""
         if is_eager:
             return body
         flat = tf.nest.flatten(self._records)
         compiled = tf.function(
-            lambda parts, row: body(tf.nest.pack_sequence_as(self._records, parts), row),
+            lambda parts, second: body(tf.nest.pack_sequence_as(self._records, parts), second),
             input_signature=[
                 [tf.TensorSpec([None, *part.shape[1:]], part.dtype) for part in flat],
-                tf.TensorSpec([], tf.int32),
+                second,
             ],
             autograph=False,
         )
 
-        def call(records, row):
-            return compiled(tf.nest.flatten(records), row)
+        def call(records, second):
+            return compiled(tf.nest.flatten(records), second)
 
         call.compiled = compiled
         return call
@@ -181,6 +231,26 @@ class _Trial:
             loss = losses[row]
         gradients = tape.gradient(loss, self._variables, unconnected_gradients='zero')
         return tf.shape(losses)[0], loss, [tf.convert_to_tensor(g) for g in gradients]
+
+    def _weighted_gradient(self, records, weights):
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(self._variables)
+            total = tf.tensordot(weights, self._losses_of(records), 1)
+        gradients = tape.gradient(total, self._variables, unconnected_gradients='zero')
+        return [tf.convert_to_tensor(g) for g in gradients]
+
+    def weighted_sum(self, records, weights: np.ndarray) -> list[np.ndarray]:
+        """Of the gradients of the losses of a batch."""
+        return _arrays(self._weighted(records, tf.constant(weights, tf.float32)))
+
+    def gradient_norm(self, record) -> float:
+        """Of a record in a batch of its own."""
+        return _norm(_arrays(self._plain(record, tf.constant(0))[-1]))
+
+    @property
+    def graph(self) -> tf.Graph:
+        """Of one row's loss and gradient."""
+        return self._traced.compiled.get_concrete_function().graph
 
     def take(self, batch: Sequence[int]):
         """These records, by their numbers."""
@@ -200,7 +270,7 @@ class _Trial:
 
     def refused_op(self) -> str | None:
         """What is in the graph of the loss that must not be there."""
-        graph = self._traced.compiled.get_concrete_function().graph.as_graph_def()
+        graph = self.graph.as_graph_def()
         functions = [function.node_def for function in graph.library.function]
         for node in (node for nodes in [graph.node, *functions] for node in nodes):
             reason = _why_refused(node)
@@ -234,19 +304,44 @@ def _why_refused(node) -> str | None:
     return f'it does something besides computing a number ({node.op} in {node.name!r})'
 
 
-def _by_trying(variables, why_different: Callable[[int], str | None]) -> str | None:
-    """Tries with the weights as they are, and with random ones."""
+def _by_trying(
+    handles: Sequence[tf.Tensor],
+    why_different: Callable[[int], str | None],
+    why_sums_move: Callable[[int], str | None],
+) -> str | None:
+    """Tries with the variables as they are, in round 0, and with random ones."""
 
-    def attempt():
+    def rows():
+        first = why_different(0)
         # A difference is one only if other records show it too.
-        return why_different(0) and why_different(_IN_USE)
+        return first and (why_different(_IN_USE) if first != _NOT_FINITE else first)
 
-    for weights in (contextlib.nullcontext(), _random_weights(variables)):
-        with weights:
-            reason = _once(attempt)
-        if reason:
+    reason = _once(rows) or _once(lambda: why_sums_move(0))
+    if reason:
+        return reason
+    is_finite = False
+    for number in range(1, 1 + len(_ROUNDS)):
+
+        def attempt(number=number):
+            return rows() or why_sums_move(number)
+
+        reason = _in_round(number, handles, attempt)
+        if reason and reason != _NOT_FINITE:
             return reason
-    return None
+        is_finite |= reason is None
+    return None if is_finite else _NOT_FINITE
+
+
+def _in_round(number, handles, function):
+    with _random_weights(handles, number) as moved_integers:
+        try:
+            return _once(function)
+        except tf.errors.OpError:
+            if not moved_integers:
+                raise
+    # An integer may be a place in a table, which has no place with this number.
+    with _random_weights(handles, number, integers=False):
+        return _once(function)
 
 
 def _once(function):
@@ -270,7 +365,7 @@ def _caught(function):
 
 def _why_different(alone: list[_Found], row_of, first: int, batches) -> str | None:
     if not all(found.is_finite for found in alone):
-        return 'it is not finite on random records, so that nothing can be said of it'
+        return _NOT_FINITE
     for batch, rows in batches:
         for row in rows:
             found = row_of([first + i for i in batch], row)
@@ -304,23 +399,119 @@ def _arrays(gradients) -> list[np.ndarray]:
     return [np.asarray(gradient, np.float64) for gradient in gradients]
 
 
+def _why_sums_move(sum_of, norm_of, crowds, weights) -> str | None:
+    """Whether records move what the others of the first crowd, if there is one, add to a sum."""
+    for crowd, (factor, has_signs) in list(zip(crowds, weights))[:1]:
+        # Two pairs of records that come and go: what one shows the other must show too.
+        first, second = (
+            functools.partial(_why_sum_moves, sum_of, norm_of, crowd, factor, has_signs, pair)
+            for pair in (0, 1)
+        )
+        reason = first()
+        return reason and (second() if reason != _NOT_FINITE else reason)
+    return None
+
+
+def _why_sum_moves(sum_of, norm_of, crowd, factor, has_signs, pair) -> str | None:
+    others = np.arange(int(tf.nest.flatten(crowd)[0].shape[0]) - 4)
+    first, last = len(others) + 2 * pair, len(others) + 2 * pair + 1
+
+    def take(numbers):
+        return tf.nest.map_structure(lambda part: tf.gather(part, numbers), crowd)
+
+    usual = max(norm_of(take([number])) for number in others[:_OF_USUAL_NORM])
+    if not math.isfinite(usual):
+        return _NOT_FINITE
+    if not usual:  # Nothing is learned, so nothing moves.
+        return None
+    signs = np.random.default_rng(0).choice([-1.0, 1.0] if has_signs else [1.0], len(others))
+    weights = signs * factor / usual
+    without = sum_of(take(others), weights)
+    # The two have no weight themselves.
+    among = sum_of(take([first, *others, last]), np.pad(weights, 1))
+    moved = _norm([a - b for a, b in zip(among, without)])
+    if moved <= _OF_SUM:
+        return None
+    return (
+        f'two records more move what {len(others)} others add to the sum by {moved:.3g} clipping '
+        'norms'
+    )
+
+
+def _norm(gradients) -> float:
+    return math.hypot(*[float(np.linalg.norm(gradient)) for gradient in gradients])
+
+
+def _handles(graph: tf.Graph) -> list[tf.Tensor]:
+    """Of every variable that the graph reads, whoever owns it, on the replica it was traced for.
+
+    Through its handle, since not everything that reads a variable tells the graph which one.
+    """
+    resources = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]
+    return [handle for handle in resources if _dtype_of(handle) is not None]
+
+
+def _dtype_of(handle) -> tf.DType | None:
+    """None for tables and the like."""
+    data = resource_variable_ops.get_eager_safe_handle_data(handle)
+    if data is None or not data.is_set or len(data.shape_and_type) != 1:
+        return None
+    return tf.dtypes.as_dtype(data.shape_and_type[0].dtype)
+
+
 @contextlib.contextmanager
-def _random_weights(variables: Sequence[tf.Variable]) -> Iterator[None]:
-    """Gives the variables random values, and then back what they had, to the last bit.
+def _random_weights(
+    handles: Sequence[tf.Tensor], number: int, integers: bool = True
+) -> Iterator[bool]:
+    """Gives variables random values, and then back what they had, to the last bit.
 
     What is zero at first, as many a last kernel is, hides what lies before it.
+
+    Args:
+      handles: of variables of any type.
+      number: of the round, from 1, see `_ROUNDS`.
+      integers: whether those and booleans get other values too.
+
+    Yields:
+      Whether an integer or boolean has another value.
     """
-    draws = np.random.default_rng(0)
-    before = [variable.numpy() for variable in variables]
-    try:
-        for variable, value in zip(variables, before):
-            noise = draws.normal(size=value.shape)
-            if value.ndim > 1:
-                new = noise / math.sqrt(math.prod(value.shape[:-1]))
+    draws = np.random.default_rng(number)
+    has_moved_integers = False
+    with contextlib.ExitStack() as restored:
+        for handle in handles:
+            dtype = _dtype_of(handle)
+            before = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy()
+            if dtype.is_floating or dtype.is_complex:
+                new = _random_floats(before, number, draws)
+            elif integers and (dtype.is_integer or dtype.is_bool):
+                new = _other_integers(before, number)
+                has_moved_integers |= not np.array_equal(new, before)
             else:
-                new = value + 0.1 * noise
-            variable.assign(new.astype(value.dtype))
-        yield
-    finally:
-        for variable, value in zip(variables, before):
-            variable.assign(value)
+                continue
+            # Before it is changed; all are restored, whatever one of them raises.
+            restored.callback(_assign, handle, before, dtype)
+            _assign(handle, new, dtype)
+        yield has_moved_integers
+
+
+def _random_floats(before: np.ndarray, number: int, draws: np.random.Generator) -> np.ndarray:
+    distance, direction, _ = _ROUNDS[number - 1]
+    noise = draws.normal(size=before.shape)
+    if before.ndim > 1:
+        return noise / math.sqrt(math.prod(before.shape[:-1]))
+    # At least half the distance: what multiplies a difference must not be small by chance.
+    lengths = distance * (0.5 + np.abs(noise))
+    signs = {'up': 1.0, 'down': -1.0, 'any': np.where(noise < 0, -1.0, 1.0)}[direction]
+    return before + signs * lengths
+
+
+def _other_integers(before: np.ndarray, number: int) -> np.ndarray:
+    moved_by = _ROUNDS[number - 1][-1]
+    if before.dtype == bool:
+        return before ^ bool(moved_by)
+    return before + np.asarray(moved_by).astype(before.dtype)
+
+
+def _assign(handle: tf.Tensor, value: np.ndarray, dtype: tf.DType) -> None:
+    value = tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype), dtype)
+    tf.raw_ops.AssignVariableOp(resource=handle, value=value)

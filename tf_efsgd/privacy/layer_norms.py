@@ -1060,35 +1060,35 @@ def gradients_by_layer(
     return parts
 
 
-def gradient_of_row(
+def clipped_sum(
     models: Models,
     losses_of: Callable[[], tf.Tensor],
     variables: Sequence[tf.Variable],
-    row: tf.Tensor,
-) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """What `gradients_by_layer` makes of one example among the others.
+    weights: tf.Tensor,
+    lengths: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """A sum of what `gradients_by_layer` makes of examples, the short way: to try, not to release.
 
     Args:
       models: as in `gradients_by_layer`, as the next ones.
       losses_of: of the batch.
       variables: what the step updates.
-      row: int32 [], of that example.
+      weights: float32 [batch], >= 0, what gradients are multiplied with.
+      lengths: float32 [batch], the norms that they have after that at most.
 
     Returns:
-      (its norm, float32 []; its gradient, per variable float32 [*variable.shape]).
+      (their norms, float32 [batch]; bool [batch], whether that is what is used for clipping, or
+      the norm of the gradient itself; the sum, per variable float32 [*variable.shape]).
     """
     parts = gradients_by_layer(models, losses_of, variables)
-    squared = tf.add_n([part.squared_norms() for part in parts])
+    norms = tf.sqrt(tf.add_n([part.squared_norms() for part in parts]))
     exact = tf.reduce_all(tf.stack([part.is_exact() for part in parts]), axis=0)
-    weights = tf.one_hot([row], tf.shape(squared)[0])
+    weights = tf.where(weights * norms > lengths, lengths / norms, weights)[tf.newaxis]
     found = {}
     for part in parts:
         for variable, total in zip(part.variables, part.weighted_sums(weights)):
             found[variable.ref()] = tf.reshape(total, variable.shape)
-    gradients = [found.get(v.ref(), tf.zeros(v.shape)) for v in variables]
-    # Where positions cancel, the norm that is used for clipping is that of the gradient itself.
-    norm = tf.where(exact[row], tf.sqrt(squared[row]), tf.linalg.global_norm(gradients))
-    return norm, gradients
+    return norms, exact, [found.get(v.ref(), tf.zeros(v.shape)) for v in variables]
 
 
 def reason_of(error: tf.errors.InvalidArgumentError) -> str | None:

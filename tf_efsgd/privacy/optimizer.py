@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,7 @@ def why_not_fast(
     losses_of: independence.LossesOf,
     variables: Sequence[tf.Variable],
     records: Any,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why `batch_sums` cannot clip this loss; None if nothing shows that.
 
@@ -85,17 +87,20 @@ def why_not_fast(
       losses_of: maps records [batch, ...] to the WHOLE loss of each, float32 [batch].
       variables: what the step updates.
       records: made up, of any kind: `independence.NUM_RECORDS` different ones, at least 3.
+      crowds: made up, in which clipped sums are tried, see `independence.why_not_alone`.
 
     Returns:
       Which layer is in the way and why.
     """
 
-    def gradient_of_row(batch, row):
-        return layer_norms.gradient_of_row(models, lambda: losses_of(batch), variables, row)
+    def clipped_sum(batch, weights, lengths):
+        return layer_norms.clipped_sum(
+            models, lambda: losses_of(batch), variables, weights, lengths
+        )
 
     try:
         layer_norms.check_layers(models, variables)
-        reason = independence.why_not_alike(gradient_of_row, losses_of, variables, records)
+        reason = independence.why_not_alike(clipped_sum, losses_of, variables, records, crowds)
     except layer_norms.UnsupportedLayerError as error:
         return str(error)
     except tf.errors.InvalidArgumentError as error:
@@ -110,9 +115,10 @@ def why_not_alone(
     variables: Sequence[tf.Variable],
     records: Any,
     run_eagerly: bool = False,
+    crowds: Sequence[Any] = (),
 ) -> str | None:
     """Why the private loss of a record is not its own, see `independence.why_not_alone`."""
-    return independence.why_not_alone(losses_of, variables, records, run_eagerly)
+    return independence.why_not_alone(losses_of, variables, records, run_eagerly, crowds)
 
 
 def _first_line(error: Exception) -> str:
@@ -134,6 +140,10 @@ def check_float32(variables: Sequence[tf.Variable]) -> None:
                 "computed in that. Build the model with dtype='float32'. "
                 f'Received: variable {variable.name!r} of {variable.dtype.base_dtype.name}.'
             )
+
+
+def _num_parameters(variables: Sequence[tf.Variable]) -> int:
+    return sum(variable.shape.num_elements() for variable in variables)
 
 
 def _jacobian(tape, loss: tf.Tensor, variables: Sequence[tf.Variable]) -> list[tf.Tensor]:
@@ -262,6 +272,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             self._own_randomness = noise.NoiseKeyVariables()
             self._released = False
             self._parameters = ASSUMED_PARAMETERS
+            # How many `dp_event` counted when it was last read.
+            self._parameters_claimed = None
 
         @property
         def _part_size(self) -> int:
@@ -288,13 +300,43 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """The `DpEvent` of one step on the sampled records (sampling not included).
 
             It counts what releasing so many parameters on a grid costs: 2^20 of them, or those of
-            the largest step so far where that is more. `NonPrivateDpEvent` without noise, with a
-            hidden buffer, and when sums are divided by the size of the batch, which is private
-            under add-or-remove-one neighbours.
+            the largest step so far, or of the slots so far, where that is more. So before the first
+            step it is NOT a bound for a model of more than 2^20 parameters: read it again after
+            that (a warning says so), or ask `dp_event_of`.
+
+            `NonPrivateDpEvent` without noise, with a hidden buffer, and when sums are divided by
+            the size of the batch, which is private under add-or-remove-one neighbours.
             """
+            self._parameters_claimed = self._parameters
+            return self._event(self._parameters)
+
+        def dp_event_of(self, var_list: Sequence[tf.Variable]) -> dp_accounting.DpEvent:
+            """`dp_event` of a step that updates these variables, true before the first one too.
+
+            Args:
+              var_list: all variables that a step updates.
+
+            Returns:
+              As `dp_event`; of 2^20 parameters at least.
+            """
+            return self._event(max(self._parameters, _num_parameters(var_list)))
+
+        def _event(self, parameters):
             if self.expected_batch_size is None:
                 return dp_accounting.NonPrivateDpEvent()
-            return self.mechanism.dp_event(self._parameters)
+            return self.mechanism.dp_event(parameters)
+
+        def _count_parameters(self, var_list):
+            self._parameters = max(self._parameters, _num_parameters(var_list))
+            claimed = self._parameters_claimed
+            if claimed is not None and claimed < self._parameters:
+                warnings.warn(
+                    f'dp_event was read when it counted {claimed} parameters, but a step updates '
+                    'more: what follows from it is too small an epsilon. Read dp_event again, or '
+                    f'use dp_event_of(variables). Received: {self._parameters} parameters.',
+                    stacklevel=2,
+                )
+                self._parameters_claimed = None
 
         def clipped_sums(
             self,
@@ -413,8 +455,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             """
             replica = tf.distribute.get_replica_context()
             has_buffer = self.mechanism.has_buffer
-            parameters = sum(variable.shape.num_elements() for variable in var_list)
-            self._parameters = max(self._parameters, parameters)
+            self._count_parameters(var_list)
             if replica.num_replicas_in_sync > 1:
                 sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
                 clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
@@ -462,6 +503,8 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
             An HDF5 file knows them by their order alone.
             """
             super()._create_slots(var_list)
+            # Restored ones are made before the first step.
+            self._count_parameters(var_list)
             if self.mechanism.has_buffer:
                 for variable in var_list:
                     self.add_slot(variable, _BUFFER)
