@@ -716,7 +716,7 @@ def _read_own(folder: pathlib.Path, key: bytes, run_id: str) -> tuple[Memory | N
 
 
 def _check_own_persons(old: Memory, new: Memory) -> None:
-    """Raises SeenRecordsError where a resumed run has other persons than before, as far as known."""
+    """Raises SeenRecordsError where a resumed run is known to have other persons than before."""
     if old.rule is not None and not new.has_persons_of(old):
         raise SeenRecordsError(
             'The persons of this run are not the ones that it was started with: its rule, or its '
