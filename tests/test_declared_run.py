@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny_run
 
 from tf_efsgd import config, run_folder, runner
+from tf_efsgd.data import split
 from tf_efsgd.privacy import ledger
 
 _LINES = (
@@ -166,3 +168,116 @@ def test_a_shared_report_does_not_say_where_a_table_is():
     assert runner._public_rule('csv:/home/me/who.csv') == 'csv:who.csv'
     assert runner._public_rule('name:^(a)/') == 'name:^(a)/'
     assert runner._public_rule(None) is None
+
+
+# Records that moved.
+
+
+def _content(folder):
+    return {p: p.read_bytes() for p in folder.rglob('*') if p.is_file() and p.suffix != '.lock'}
+
+
+def test_records_that_moved_are_the_same_records(base, tmp_path):
+    (base / 'images').rename(tmp_path / 'pictures')
+    before = (base / 'run/ledger.jsonl').read_text()
+    moved = f'--dataset=folder:{tmp_path}/pictures'
+    _run(base, '--train_steps=2', '--resume', '--export', moved)
+    assert (base / 'run/ledger.jsonl').read_text() == before
+    settings = run_folder.read_settings(base / 'run')
+    assert settings.data.dataset == f'folder:{tmp_path}/pictures'
+    # The data set keeps its name, and later starts know the place.
+    statement = base / 'run/export/1/assets.extra/privacy_statement.json'
+    assert json.loads(statement.read_text())['dataset'] == 'folder:images'
+    assert 'pictures' not in (base / 'run/report.html').read_text()
+    lines = [f'--run_dir={base}/run', f'--state_dir={base}/state', '--resume']
+    runner.run(config.from_flagfile('\n'.join([(base / 'run/config.flags').read_text(), *lines])))
+
+
+def test_other_records_in_another_folder_are_refused(base, tmp_path):
+    shutil.copytree(base / 'images', tmp_path / 'pictures')
+    # The same number of records of the same names and sizes.
+    for path in (tmp_path / 'pictures').rglob('*.png'):
+        path.write_bytes(_png(np.random.default_rng(len(path.name))))
+    before = _content(base)
+    for how in ('one other', 'all others'):
+        if how == 'one other':
+            folder = tmp_path / 'nearly'
+            shutil.copytree(base / 'images', folder)
+            settings = config.from_flagfile((base / 'run/config.flags').read_text())
+            path = _trained_on(settings, folder)
+            path.unlink()
+        else:
+            folder = tmp_path / 'pictures'
+        with pytest.raises(config.ConfigError, match='records are not the ones') as caught:
+            _run(base, '--train_steps=2', '--resume', f'--dataset=folder:{folder}')
+        assert '\n' not in str(caught.value) and 'fingerprint' in str(caught.value)
+    assert _content(base) == before
+
+
+def _trained_on(settings, folder):
+    """One of the images that a run on this folder keeps to train on."""
+    kept = {image.tobytes() for image in run_folder.load_records(settings).train.images}
+    for path in sorted(folder.rglob('*.png')):
+        if tf.io.decode_png(path.read_bytes(), 1).numpy().tobytes() in kept:
+            return path
+    raise AssertionError('no image')
+
+
+def test_another_data_set_is_no_place(base):
+    for dataset in ('digits', f'idx:{base}/images'):
+        with pytest.raises(config.ConfigError, match='--dataset was folder:'):
+            _run(base, '--train_steps=2', '--resume', f'--dataset={dataset}')
+
+
+def test_where_nothing_is_remembered_a_moved_folder_keeps_its_name(base, tmp_path):
+    (base / 'images').rename(tmp_path / 'pictures')
+    shutil.rmtree(base / 'state')
+    more = ['--train_steps=2', '--resume', '--resume_unverified']
+    with pytest.raises(config.ConfigError, match='dataset was folder:images, is folder:pictures'):
+        _run(base, *more, f'--dataset=folder:{tmp_path}/pictures')
+    (tmp_path / 'pictures').rename(tmp_path / 'images')
+    _run(base, *more, f'--dataset=folder:{tmp_path}/images')
+
+
+def test_a_table_of_persons_may_move_and_not_change(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(runner._Run, 'restore', tiny_run.cut)
+    text = 'file,person\n'
+    for number, path in enumerate(sorted((base / 'images').rglob('*.png'))):
+        row = f'{"ab"[number % 2]}/{number}.png'
+        (base / 'flat' / row).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, base / 'flat' / row)
+        text += f'{row},{path.parent.name}\n'
+    (base / 'who.csv').write_text(text)
+    lines = [f'--run_dir={base}/by_table', '--train_steps=2']
+    moved = ['--resume', f'--dataset=folder:{tmp_path}/pictures', *lines]
+
+    with pytest.raises(tiny_run.PowerCut):
+        _run(base, f'--dataset=folder:{base}/flat', f'--person=csv:{base}/who.csv', *lines)
+    (base / 'who.csv').rename(tmp_path / 'persons.csv')
+    (base / 'flat').rename(tmp_path / 'pictures')
+    table = f'--person=csv:{tmp_path}/persons.csv'
+    with pytest.raises(tiny_run.PowerCut):
+        _run(base, *moved, table)
+
+    # The same records, of which some are another person's.
+    is_trained = {
+        name: not split.is_tested_on(split.digests_of_persons([name]))[0]
+        for name in ('patient-3', *(f'new-{i}' for i in range(99)))
+    }
+    new = next(name for name in is_trained if name != 'patient-3' and is_trained[name])
+    assert is_trained['patient-3']
+    changed = text.replace(',patient-3\n', f',{new}\n')
+    assert changed != text
+    before = _content(base)
+    for content in (changed, text + 'a/none.png,nobody\n'):
+        (tmp_path / 'persons.csv').write_text(content)
+        with pytest.raises(config.ConfigError, match='persons of this run are not'):
+            _run(base, *moved, table)
+        assert _content(base) == before
+    with pytest.raises(config.ConfigError, match='--person was csv:.*, is folder'):
+        _run(base, *moved, '--person=folder')
+    # The order of the rows says nothing.
+    header, *rows = text.splitlines()
+    (tmp_path / 'persons.csv').write_text('\n'.join([header, *sorted(rows, reverse=True)]))
+    with pytest.raises(tiny_run.PowerCut):
+        _run(base, *moved, table)

@@ -54,6 +54,7 @@ _FILES = {
     'nonprivate/metrics.html',
     'nonprivate/metrics.json',
     'nonprivate/NOT_COVERED.txt',
+    'nonprivate/other_runs.json',
 }
 
 

@@ -1,5 +1,6 @@
 """A second run on the same records says what both may spend, and keeps a budget over all runs."""
 
+import fcntl
 import json
 import math
 import os
@@ -85,7 +86,16 @@ def test_the_second_run_says_so_at_the_start_and_in_its_statement(two):
     assert statement['together']['epsilon'] == pytest.approx(2 * epsilon, rel=1e-15)
     assert 0.99 * tiny_run.TARGET < epsilon <= tiny_run.TARGET
     report = (base / 'two' / 'report.html').read_text()
-    assert 'Other runs on the same records' in report and one in report
+    assert 'Other runs on a data set of the same name' in report and one in report
+    for name, shared in (('one', []), ('two', [count])):
+        # Unconditional, and what was found is apart.
+        lines = [line for line in tiny_run.statement(base / name)['not_covered']]
+        assert lines[-1] == seen_records.NOT_COVERED_COMPARED
+        assert lines[-1] in (base / name / 'report.html').read_text()
+        path = base / name / 'nonprivate' / 'other_runs.json'
+        found = json.loads(path.read_text())['other_runs']
+        assert [entry['shared_records'] for entry in found] == shared
+        assert (path.parent / 'NOT_COVERED.txt').exists()
 
 
 def test_what_a_run_may_spend_is_what_its_statement_says_it_spent(two):
@@ -187,6 +197,30 @@ def test_a_run_is_counted_before_there_is_a_ledger(tmp_path, monkeypatch):
         _run(tmp_path / 'one')
 
 
+@pytest.mark.parametrize('when', ['new', 'resumed'])
+def test_what_is_remembered_of_a_run_is_not_removed_while_it_starts(
+    tmp_path, start, monkeypatch, when
+):
+    """Between being counted and having its ledger, when `--remove` comes from another process."""
+    if when == 'resumed':
+        start(tmp_path / 'one')
+    count_run, messages = seen_records.count_run, []
+
+    def count_and_remove(folder, run_id, *rest):
+        others = count_run(folder, run_id, *rest)
+        for name in (run_id, 'all'):
+            with pytest.raises(config.ConfigError, match='is trained by a process now') as caught:
+                state.remove(folder, name)
+            messages.append(str(caught.value))
+        return others
+
+    monkeypatch.setattr(seen_records, 'count_run', count_and_remove)
+    start(tmp_path / 'one', *(['--resume'] if when == 'resumed' else []))
+    run_id = _run_id(tmp_path / 'one')
+    assert len(messages) == 2 and all(run_id in message for message in messages)
+    assert {'seen.key', f'{run_id}.seen.json', f'{run_id}.json'} < set(_names(tmp_path / 'state'))
+
+
 def test_a_change_of_the_mechanism_raises_what_a_run_counts_for(tmp_path, start, monkeypatch):
     start(tmp_path / 'one')
     one = _run_id(tmp_path / 'one')
@@ -286,6 +320,35 @@ def test_a_run_in_training_is_not_removed(folder, name):
     run.close()
     state.remove(folder, name)
     assert _names(folder) != before
+
+
+def test_a_damaged_sketch_that_is_kept_is_listed_and_removed_alone(folder):
+    path = folder / f'{"a" * 32}.seen.json'
+    path.write_text('{')
+    digests = np.arange(18, dtype=np.uint64).reshape(9, 2)
+    promise = seen_records.Promise(10.0, 1e-5, seen_records.IMAGE)
+    seen_records.count_run(folder, 'a' * 32, 'folder:faces', digests, promise)
+    before = _names(folder)
+    name = f'{path.name}.1.damaged'
+    assert name in before and 'that was damaged' in _state(folder)[1]
+    assert _state(folder, f'--remove={name}')[0] == 0
+    assert _names(folder) == [other for other in before if other != name]
+
+
+def test_nothing_is_counted_while_something_is_removed(folder, monkeypatch):
+    removed, events = state._remove, []
+
+    def remove(item):
+        with open(folder / 'seen.lock') as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(run_state.RunStateError, match='another process'):
+            run_state.RunState(folder, 'a' * 32)
+        events.append(item.name)
+        removed(item)
+
+    monkeypatch.setattr(state, '_remove', remove)
+    state.remove(folder, 'a' * 32)
+    assert events == ['a' * 32] and not list(folder.glob('aaa*'))
 
 
 def test_a_folder_that_is_not_there_is_not_made(tmp_path):

@@ -18,8 +18,9 @@ from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig
 from tf_efsgd.privacy import accounting, grid, ledger
 from tf_efsgd.privacy.mechanism import Mechanism
 
-# Where things are, what computes them and what is shown; never what is computed. The data set's
-# place is compared by its records.
+# Where things are, what computes them and what is shown; never what is computed. Of the data set
+# only the place may change, and so may that of a table of persons, see `without_place`: what is in
+# them is compared.
 MAY_CHANGE = frozenset(
     {
         'dataset',
@@ -43,6 +44,8 @@ MECHANISM = frozenset(field.name for field in dataclasses.fields(PrivacyConfig))
     'learned_features_share',
     *MAY_CHANGE,
 }
+
+_PLACED_DATASETS = ('folder:', 'idx:')
 
 # Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
 LARGEST_EPSILON = 100.0
@@ -540,14 +543,36 @@ def epsilon_by_images_per_person(spent: ledger.Ledger) -> dict[int, float | None
     return found
 
 
-def settings_hash(config: RunConfig) -> str:
-    """Of the settings that a resumed run must share with its first start."""
+def without_place(value: object, name: str) -> object:
+    """A setting without where things are on this machine.
+
+    Args:
+      value: of the setting.
+      name: of the setting; `folder:PATH` and `idx:PATH` of `dataset`, and `csv:FILE` of `person`,
+        lose what stands behind the colon.
+    """
+    if (name, value is None) == ('dataset', False) and value.startswith(_PLACED_DATASETS):
+        return value.partition(':')[0]
+    if (name, value is None) == ('person', False) and value.startswith('csv:'):
+        return 'csv'
+    return value
+
+
+def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
+    """Of the settings that a resumed run must share with its first start.
+
+    Args:
+      config: the settings.
+      has_place: with the path of a table of persons, as earlier versions did.
+    """
     changes = {
         field.name: None
         for group in (config.data, config.privacy, config.model, config.training, config.run)
         for field in dataclasses.fields(group)
         if group is config.run or field.name in MAY_CHANGE | MECHANISM
     }
+    if not has_place:
+        changes['person'] = without_place(config.data.person, 'person')
     return hashlib.sha256(config.to_flags(**changes).encode()).hexdigest()
 
 

@@ -49,6 +49,14 @@ def write_atomically(
     sync(path.parent)
 
 
+def is_at(handle: int, path: str | os.PathLike) -> bool:
+    """Whether an open file is the one that has this name now."""
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def sync(path: str | os.PathLike) -> None:
     """Waits until a file's content, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import importlib.metadata
 import io
+import json
 import logging
 import math
 import os
@@ -65,6 +66,8 @@ _LEDGER, _FLAGFILE = run_folder.LEDGER, run_folder.FLAGFILE
 _WARM_START = 'warm_start.npy'
 # The same of the second release, with what it is about.
 _LEARNED_FEATURES = 'learned_features.npz'
+# In RUN/nonprivate/: which other runs used these records, and how many of them.
+_OTHER_RUNS = 'other_runs.json'
 
 
 _NOT_PRIVATE_NOTE = """\
@@ -139,12 +142,12 @@ def run(config: RunConfig) -> str:
             _compile(gan, config, plan)
         promised = None if plan.event is None else budget.promised_epsilon(plan, spent)
         _describe(plan, gan, run_dir, promised)
-        run_id = ledger.new_run_id() if spent is None else spent.run_id
-        other_runs = _count_run(config, state_dir, run_id, plan, promised, dataset)
         if spent is None:
-            spent, state = _start(config, run_dir, state_dir, run_id, plan, dataset)
+            spent, state, other_runs = _start(config, run_dir, state_dir, plan, promised, dataset)
             stack.callback(spent.close)
             stack.callback(state.close)
+        else:
+            other_runs = _count_run(config, state_dir, spent.run_id, plan, promised, dataset)
 
         trained = _Run(config, run_dir, state_dir, dataset, spent, state, gan, strategy, other_runs)
         trained.restore()
@@ -152,6 +155,9 @@ def run(config: RunConfig) -> str:
             trained.change(plan)
         if config.run.change_mechanism:
             files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
+        else:
+            _note_place(run_dir, config)
+        trained.note_other_runs()
         with _without_private_text(config.privacy.log_nonprivate_diagnostics):
             trained.warm_start()
             trained.fit()
@@ -174,6 +180,7 @@ def _count_run(config, state_dir, run_id, plan, promised, dataset) -> seen_recor
             dataset.digests,
             promise,
             config.privacy.dataset_budget,
+            _persons(dataset),
         ),
         seen_records.SeenRecordsError,
     )
@@ -182,34 +189,54 @@ def _count_run(config, state_dir, run_id, plan, promised, dataset) -> seen_recor
     return other_runs
 
 
-def _start(
-    config, run_dir, state_dir, run_id, plan, dataset
-) -> tuple[ledger.Ledger, run_state.RunState]:
-    """Makes the run folder; the ledger comes last: a folder without one was never trained in."""
-    train = dataset.train
+def _persons(dataset: records.Dataset) -> seen_records.Persons | None:
+    """Whose the records are; None where a record is not given to a person."""
+    if dataset.images_per_person is None:
+        return None
+    rule = dataset.person_rule
+    return seen_records.Persons(rule.content, dataset.person_digests, rule.public)
 
-    def start():
+
+def _start(
+    config, run_dir, state_dir, plan, promised, dataset
+) -> tuple[ledger.Ledger, run_state.RunState, seen_records.OtherRuns]:
+    """Counts the run and makes its folder; the ledger comes last: without one, none was trained.
+
+    The run's lock is taken before it is counted, so that what is remembered of it is not removed
+    while it starts.
+    """
+    train, run_id = dataset.train, ledger.new_run_id()
+
+    def start(state):
         run_dir.mkdir(parents=True, exist_ok=True)
         files.write_atomically(run_dir / _FLAGFILE, config.to_flags())
         if plan.event is None:
             files.write_atomically(run_dir / 'NOT_PRIVATE.txt', _NOT_PRIVATE_NOTE)
-        state = run_state.RunState(state_dir, run_id)
         state.remember_records(train.images, train.labels, ledger.START)
-        spent = ledger.Ledger(run_dir / _LEDGER, plan, run_id)
-        return spent, state
+        return ledger.Ledger(run_dir / _LEDGER, plan, run_id)
 
+    errors = (ledger.LedgerError, run_state.RunStateError)
+    state = None
     try:
-        return _as_config_error(start, (ledger.LedgerError, run_state.RunStateError))
+        state = _as_config_error(lambda: run_state.RunState(state_dir, run_id), errors)
+        other_runs = _count_run(config, state_dir, run_id, plan, promised, dataset)
+        return _as_config_error(lambda: start(state), errors), state, other_runs
     except BaseException:  # It was never charged.
-        run_state.forget(state_dir, run_id)
         seen_records.forget(state_dir, run_id)
+        run_state.forget(state_dir, run_id)
+        if state is not None:
+            state.close()
         raise
 
 
 def _remembered(config, run_dir, state_dir, spent, dataset) -> run_state.RunState:
     """What is remembered of the run to resume, if its records and its ledger fit."""
-    _check_public_facts(spent.plan, _public_facts(dataset))
-    if budget.settings_hash(config) != spent.first_plan.settings_sha256:
+    facts = _public_facts(dataset)
+    if budget.without_place(config.data.dataset, 'dataset') != config.data.dataset:
+        del facts['dataset']  # Its folder may have another name now; its records are compared.
+    _check_public_facts(spent.plan, facts)
+    hashes = (budget.settings_hash(config), budget.settings_hash(config, has_place=True))
+    if spent.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
             'The settings are not those that the run was started with, by the hash of them in its '
             f'ledger: {run_dir / _FLAGFILE} was changed. Start a new run folder.'
@@ -234,6 +261,7 @@ def _verify(config, state_dir, spent, train, state) -> None:
         spent.check_position(state.position)
     elif config.run.resume_unverified:
         _check_count(config, spent.plan, train)
+        _check_public_facts(spent.plan, {'dataset': _public_name(config.data.dataset)})
         print(
             'WARNING: nothing is remembered of this run here: whether its records and its ledger '
             'are the last ones is not checked (--resume_unverified). The statement says so.'
@@ -280,6 +308,13 @@ class _Run:
             folder, gan, holds_private_state=_holds_private_state(spent.plan)
         )
         self._fit_checkpoints = folder / 'warm_start'
+
+    def note_other_runs(self) -> None:
+        """Writes what comparing the records with those of other runs has found, apart."""
+        files.write_atomically(
+            run_folder.nonprivate_dir(self._dir) / _OTHER_RUNS,
+            json.dumps(self._other_runs.to_nonprivate(), indent=2) + '\n',
+        )
 
     def restore(self) -> None:
         """Goes on from the last checkpoint, if there is one."""
@@ -653,10 +688,10 @@ class _Run:
 
     def _statement(self) -> dict:
         applied = int(self._gan.private_steps.numpy())
-        return {
-            **budget.make_statement(self._config, self._ledger, applied, _software()),
-            **self._other_runs.to_statement(),
-        }
+        statement = budget.make_statement(self._config, self._ledger, applied, _software())
+        if 'not_covered' in statement:  # Without privacy nothing is.
+            statement['not_covered'].append(self._other_runs.not_covered)
+        return {**statement, **self._other_runs.to_statement()}
 
     def _export(self, statement: dict) -> str:
         target = self._dir / 'export' / '1'
@@ -761,7 +796,7 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
     # As settings to resume with: those of a changed run do not start another.
     before = run_folder.read_settings(run_dir)
     config = config.with_public_facts_of(before)
-    may_change = budget.MAY_CHANGE - {'dataset'}
+    may_change = budget.MAY_CHANGE
     if config.run.change_mechanism:
         may_change |= budget.MECHANISM
     for group in ('data', 'privacy', 'model', 'training'):
@@ -769,7 +804,9 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
         changed = [
             f'--{field.name} was {getattr(old, field.name)}, is {getattr(new, field.name)}'
             for field in dataclasses.fields(new)
-            if field.name not in may_change and getattr(old, field.name) != getattr(new, field.name)
+            if (field.name not in may_change or field.name == 'dataset')
+            and budget.without_place(getattr(old, field.name), field.name)
+            != budget.without_place(getattr(new, field.name), field.name)
         ]
         if changed:
             raise ConfigError(
@@ -853,6 +890,14 @@ def _public_name(dataset: str) -> str:
     """The data set's name without where it is on this machine."""
     scheme, colon, path = dataset.partition(':')
     return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
+
+
+def _note_place(run_dir: pathlib.Path, config: RunConfig) -> None:
+    """Writes into RUN/config.flags where the records are now, if they are the run's but moved."""
+    before = run_folder.read_settings(run_dir)
+    place = {'dataset': config.data.dataset, 'person': config.data.person}
+    if any(getattr(before.data, name) != value for name, value in place.items()):
+        files.write_atomically(run_dir / _FLAGFILE, before.to_flags(**place))
 
 
 def _public_rule(person: str | None) -> str | None:

@@ -6,6 +6,7 @@ which records were used with what epsilon, classifiers that learned from real im
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import pathlib
@@ -63,7 +64,10 @@ def find_items(folder: pathlib.Path) -> list[Item]:
     runs, items = {}, []
     for path in sorted(folder.iterdir()):
         suffix = next((s for s in _RUN_SUFFIXES if path.name.endswith(s)), None)
-        if '.tmp-' in path.name:
+        if path.name.endswith(seen_records.DAMAGED):
+            what = 'sketch of a run that was damaged: while it is here, its epsilon is not known'
+            items.append(_item(path.name, what, path))
+        elif '.tmp-' in path.name:
             items.append(_item(path.name, 'left over from a crash', path))
         elif path.name in _OTHERS:
             items.append(_item(path.name, _OTHERS[path.name], path))
@@ -131,25 +135,53 @@ def remove(folder: pathlib.Path, name: str) -> list[Item]:
       ConfigError: if there is no such thing, or a process trains a run of it; nothing is removed.
       OSError: if something cannot be removed.
     """
-    items = [item for item in find_items(folder) if item.is_ours]
-    chosen = [item for item in items if name in (item.name, _ALL)]
+    if not _chosen(folder, name):
+        return []
+    # A run that starts takes its own lock before it is counted, and is counted under this one: none
+    # is counted while this removes, and whichever is counted already has a lock that is seen here.
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(seen_records.locked(folder))
+        chosen = _chosen(folder, name)
+        runs = [item for item in chosen if item.is_run]
+        for item in runs:
+            _check_not_trained(run_state.is_trained(folder, item.name), item, name)
+        for item in runs:
+            try:
+                locks.enter_context(run_state.lock(folder, item.name))
+            except run_state.RunStateError:
+                _check_not_trained(True, item, name)
+        for item in chosen:
+            _remove(item)
+        for item in runs:  # Some had none before.
+            (folder / f'{item.name}.lock').unlink(missing_ok=True)
+    return chosen
+
+
+def _chosen(folder: pathlib.Path, name: str) -> list[Item]:
+    chosen = [item for item in find_items(folder) if item.is_ours and name in (item.name, _ALL)]
     if not chosen and name != _ALL:
         raise config.ConfigError(
             f'{folder} has nothing to remove by that name: give a run id or a name of its table, '
             f'or {_ALL}. Received: --remove={name}.'
         )
-    for item in chosen:
-        if item.is_run and run_state.is_trained(folder, item.name):
-            raise config.ConfigError(
-                f'Run {item.name} is trained by a process now: wait for it or stop it first. '
-                f'Received: --remove={name}.'
-            )
-    for path in (path for item in chosen for path in item.paths):
+    return chosen
+
+
+def _check_not_trained(is_trained: bool, item: Item, name: str) -> None:
+    if is_trained:
+        raise config.ConfigError(
+            f'Run {item.name} is trained by a process now: wait for it or stop it first. '
+            f'Received: --remove={name}.'
+        )
+
+
+def _remove(item: Item) -> None:
+    # The lock comes last: until then nobody else has the run.
+    for path in sorted(item.paths, key=lambda path: path.suffix == '.lock'):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
-    return chosen
 
 
 def run(values: flags.FlagValues) -> None:

@@ -1,11 +1,14 @@
 """Which runs used the same records, and what they may spend together."""
 
+import contextlib
 import dataclasses
+import fcntl
 import fractions
 import hashlib
 import json
 import math
 import multiprocessing
+import os
 import stat
 import time
 
@@ -218,15 +221,161 @@ def test_units_of_privacy_are_not_mixed_up(folder):
 
 def test_the_statement_says_the_sums_and_no_number_of_records(folder):
     _count(folder, 'one', _digests(0, 7321))
-    assert _count(folder, 'new', _digests(8000, 9000)).to_statement() == {'other_runs': []}
-    statement = _count(folder, 'two', _digests(0, 7321)).to_statement()
+    others = _count(folder, 'two', _digests(0, 7321))
+    statement = others.to_statement()
     assert statement['other_runs'] == [
         {'run': 'one', 'epsilon': 10.0, 'delta': 1e-5, 'record': 'image'}
     ]
     together = statement['together']
     assert (together['epsilon'], together['delta'], together['record']) == (20.0, 2e-5, 'image')
-    assert 'not covered by ε' in together['found_by'] and 'sums of ε and δ' in together['rule']
+    assert together['runs'] == 2
+    assert 'not by comparing records' in together['found_by']
+    assert 'sums of ε and δ' in together['rule']
     assert '7321' not in json.dumps(statement) and '7,321' not in json.dumps(statement)
+    (found,) = others.to_nonprivate()['other_runs']
+    assert (found['run'], found['shared_records'], found['is_exact']) == ('one', 7321, True)
+
+
+@pytest.mark.parametrize('dataset', ['folder:faces', 'folder:guesses'])
+@pytest.mark.parametrize('secret', [_digests(0, 9000), _digests(0, 1)], ids=['9000', '1'])
+def test_the_statement_is_the_same_whichever_records_are_shared(folder, dataset, secret):
+    """Otherwise a run on guessed records is a test of membership in another run."""
+    _count(folder, 'one', secret)
+    found = {}
+    for name, guess in (('all', secret), ('one', secret[:1]), ('none', _digests(9000, 9001))):
+        others = seen_records.count_run(folder, 'guess', dataset, guess, _TEN)
+        found[name] = others.to_statement(), others.not_covered
+        # The terminal and nonprivate/ say it.
+        assert bool(others.uses) == (name != 'none') == bool(others.to_nonprivate()['other_runs'])
+        (folder / 'guess.seen.json').unlink()
+    assert found['all'] == found['one'] == found['none']
+    statement, line = found['all']
+    assert len(statement['other_runs']) == (dataset == 'folder:faces')
+    assert statement['together']['epsilon'] == (20.0 if dataset == 'folder:faces' else 10.0)
+    # The sum that holds whatever the records.
+    assert statement['together_with_all']['epsilon'] == 20.0
+    assert statement['together_with_all']['runs'] == 2
+    assert line == seen_records.NOT_COVERED_COMPARED
+
+
+def test_where_nothing_could_be_compared_the_statement_says_that(folder):
+    (folder / 'seen.key').mkdir()
+    others = _count(folder, 'one', _digests(0, 9))
+    assert others.not_covered == seen_records.NOT_COVERED_NOT_COMPARED
+    statement = others.to_statement()
+    assert statement['together']['epsilon'] is statement['together_with_all']['epsilon'] is None
+    assert statement['other_runs_not_known'] == 1
+
+
+# Persons.
+
+
+_PERSON = Promise(2.0, 1e-6, PERSON)
+
+
+def _persons(count, rule=b'folder', public_rule='folder', shift=0, images=3):
+    """Every three records are of one person."""
+    codes = [(i + shift) // images for i in range(count)]
+    names = np.array([[code, code + 7] for code in codes], np.uint64)
+    return seen_records.Persons(rule, names, public_rule)
+
+
+def _count_persons(folder, run_id, persons, budget=None):
+    digests = _digests(0, len(persons.names))
+    return seen_records.count_run(folder, run_id, 'folder:faces', digests, _PERSON, budget, persons)
+
+
+@pytest.mark.parametrize('count', [30, 20_000])
+def test_of_the_same_persons_the_sums_hold(folder, count):
+    _count_persons(folder, 'one', _persons(count))
+    others = _count_persons(folder, 'two', _persons(count), budget=4.0)
+    assert others.together == Promise(4.0, 2e-6, PERSON)
+    assert others.to_statement()['together']['epsilon'] == 4.0
+    # Records that came with other persons change nothing.
+    more = _persons(count + 30)
+    assert _count_persons(folder, 'three', more).together.epsilon == 6.0
+
+
+_OTHER_PERSONS = {
+    'rule': _persons(30, b'name:^(.)', 'name:^(.)'),
+    'table': _persons(30, b'csv:[1]', None),
+    'names': _persons(30, shift=1),
+    'one record': None,
+    'not known': None,
+}
+
+
+@pytest.mark.parametrize('how', _OTHER_PERSONS)
+def test_of_other_persons_nothing_is_claimed_together(folder, how):
+    first, second = _persons(30), _OTHER_PERSONS[how] or _persons(30)
+    if how == 'table':
+        first = _persons(30, b'csv:[0]', None)
+    elif how == 'one record':
+        second.names[17] = second.names[0]
+    _count_persons(folder, 'one', first)
+    if how == 'not known':
+        _write_format_1(folder / 'one.seen.json')
+    before = (folder / 'one.seen.json').read_bytes()
+    with pytest.raises(
+        seen_records.SeenRecordsError, match=r'another rule or table.*\(one\)'
+    ) as at:
+        _count_persons(folder, 'two', second, budget=1000.0)
+    assert '\n' not in str(at.value) and '(one)' in str(at.value)
+    assert str(at.value).endswith('Received: --dataset_budget=1000.0.')
+    assert not (folder / 'two.seen.json').exists()
+    others = _count_persons(folder, 'two', second)
+    assert not others.together.is_proven and others.to_nonprivate()['together']['epsilon'] is None
+    line, together = others.lines()
+    assert 'by another rule or table of persons' in line and 'ε is proven for both' in line
+    assert together == 'Together with this run: no ε holds.'
+    assert others.to_nonprivate()['other_runs'][0]['same_persons'] is False
+    # The statement goes by public facts: the text of the rule, and nothing of a table.
+    public = others.to_statement()['together']['epsilon']
+    assert public == (4.0 if how in ('names', 'one record') else None)
+    assert before == (folder / 'one.seen.json').read_bytes()
+    # For one image both hold, whoever is a person.
+    images = _count(folder, 'three', _digests(0, 30), Promise(1.0, 1e-6, IMAGE))
+    assert images.together.epsilon == 9.0
+
+
+def _write_format_1(path):
+    """As the version before this one wrote it."""
+    values = json.loads(path.read_text())
+    values = {k: v for k, v in values.items() if k not in ('tag', 'rule', 'public_rule', 'persons')}
+    values['format'] = 1
+    values['tag'] = seen_records._tag(path.with_name('seen.key').read_bytes(), values)
+    path.write_text(json.dumps(values))
+
+
+def test_whether_two_tables_are_equal_is_not_in_the_statement(folder):
+    table = _persons(30, b'csv:[0]', None)
+    _count_persons(folder, 'one', table)
+    others = _count_persons(folder, 'two', table)
+    assert others.together.epsilon == 4.0
+    other_table = _count_persons(folder, 'two, instead', _persons(30, b'csv:[1]', None))
+    for found in (others, other_table):
+        assert found.to_statement()['together']['epsilon'] is None
+
+
+def test_a_run_is_not_resumed_with_other_persons(folder):
+    _count_persons(folder, 'one', _persons(30))
+    before = (folder / 'one.seen.json').read_bytes()
+    for persons in (_persons(30, shift=1), _persons(30, b'csv:[0]', None)):
+        with pytest.raises(seen_records.SeenRecordsError, match='persons of this run are not'):
+            _count_persons(folder, 'one', persons)
+    assert (folder / 'one.seen.json').read_bytes() == before
+    # What an earlier version wrote says nothing of them, and does from now on.
+    _write_format_1(folder / 'one.seen.json')
+    assert _count_persons(folder, 'one', _persons(30)).lines() == []
+    assert (folder / 'one.seen.json').read_bytes() == before
+
+
+def test_neither_a_rule_nor_a_person_is_in_a_sketch(folder):
+    _count_persons(folder, 'one', _persons(30, b'csv:secret', None))
+    content = (folder / 'one.seen.json').read_bytes()
+    assert b'secret' not in content
+    plain = hashlib.sha256(b'csv:secret').hexdigest().encode()
+    assert plain not in content and json.loads(content)['rule'] not in (None, plain.decode())
 
 
 # The budget.
@@ -441,6 +590,7 @@ def test_a_damaged_key_is_named_and_only_a_budget_refuses(folder, content):
         path.mkdir()
     else:
         path.write_bytes(content)
+        path.chmod(0o600)
     others = _count(folder, 'one', _digests(0, 100))
     (line,) = others.lines()
     assert line.startswith(f'WARNING: {path}: ') and '--state_dir' in line
@@ -482,3 +632,90 @@ def test_a_forgotten_run_counts_no_more(folder):
     seen_records.forget(folder, 'one')
     seen_records.forget(folder, 'one')
     assert _count(folder, 'two', _digests(0, 100), budget=10.0).uses == ()
+
+
+@pytest.mark.parametrize('damage', [_cut, _lower_epsilon, _fewer_records, _list])
+def test_a_damaged_sketch_of_the_run_itself_is_not_known_and_kept(folder, damage):
+    digests = _digests(0, 100)
+    _count(folder, 'one', digests)
+    path, aside = folder / 'one.seen.json', folder / 'one.seen.json.1.damaged'
+    damage(path)
+    damaged = path.read_bytes()
+    with pytest.raises(seen_records.SeenRecordsError, match='cannot be kept: .*one.seen.json, of'):
+        _count(folder, 'one', digests, budget=1000.0)
+    assert path.read_bytes() == damaged and not aside.exists()
+    others = _count(folder, 'one', digests)
+    assert others.lines()[0].startswith(f'WARNING: {path}, of this run itself, cannot be used')
+    assert aside.read_bytes() == damaged and stat.S_IMODE(aside.stat().st_mode) == 0o600
+    # From then on every start says so, until it is removed.
+    for run_id in ('one', 'two'):
+        with pytest.raises(seen_records.SeenRecordsError, match=f'{aside} was damaged'):
+            _count(folder, run_id, digests, budget=1000.0)
+        others = _count(folder, run_id, digests)
+        assert f'--remove={aside.name}' in others.lines()[0]
+        assert others.to_statement()['other_runs_not_known'] == 1
+        assert others.to_statement()['together_with_all']['epsilon'] is None
+    damage(path)
+    _count(folder, 'one', digests)
+    assert (folder / 'one.seen.json.2.damaged').exists() and aside.read_bytes() == damaged
+    for kept in folder.glob('*.damaged'):
+        kept.unlink()
+    assert _count(folder, 'two', digests, budget=20.0).not_known == ()
+
+
+def test_a_sketch_of_the_run_itself_that_cannot_be_read_is_not_known(folder):
+    _count(folder, 'one', _digests(0, 100))
+    _folder_in_its_place(folder / 'one.seen.json')
+    with pytest.raises(seen_records.SeenRecordsError, match='cannot be kept: .*one.seen.json'):
+        _count(folder, 'one', _digests(0, 100), budget=1000.0)
+    assert _count(folder, 'one', _digests(0, 100)).lines()[0].startswith('WARNING: ')
+
+
+def test_a_folder_that_cannot_be_listed_is_not_known(folder, monkeypatch):
+    """Its mode may be 0300; glob finds nothing there and says nothing."""
+    _count(folder, 'one', _digests(0, 100))
+
+    def refuse(path='.'):
+        raise PermissionError(13, 'Permission denied', str(path))
+
+    monkeypatch.setattr(os, 'listdir', refuse)
+    monkeypatch.setattr(os, 'scandir', refuse)
+    others = _count(folder, 'two', _digests(0, 100))
+    assert f'{folder}: Permission denied' in others.lines()[0] and not others.is_compared
+    with pytest.raises(seen_records.SeenRecordsError, match='cannot be kept: .*Permission denied'):
+        _count(folder, 'two', _digests(0, 100), budget=1000.0)
+
+
+def test_rights_of_others_are_taken_away_and_said(folder):
+    _count(folder, 'one', _digests(0, 100))
+    for name, mode in (('seen.key', 0o640), ('one.seen.json', 0o602)):
+        (folder / name).chmod(mode)
+    folder.chmod(0o770)
+    first, second, third = _count(folder, 'two', _digests(100, 200), budget=10.0).lines()
+    assert 'seen.key could be used by other users' in first and 'one.seen.json could' in second
+    assert f'chmod 700 {folder}' in third
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    folder.chmod(0o700)
+    assert _count(folder, 'three', _digests(200, 300)).lines() == []
+
+
+@pytest.mark.parametrize('which', ['of the folder', 'of a run'])
+def test_a_lock_that_is_removed_while_it_is_taken_is_taken_anew(folder, which, monkeypatch):
+    flock, removed = fcntl.flock, []
+
+    def flock_and_remove(handle, operation):
+        flock(handle, operation)
+        if not removed:
+            removed.extend(folder.glob('*.lock'))
+            removed[0].unlink()
+
+    monkeypatch.setattr(fcntl, 'flock', flock_and_remove)
+    with contextlib.ExitStack() as stack:
+        if which == 'of a run':
+            stack.enter_context(run_state.lock(folder, 'one'))
+        else:
+            stack.enter_context(seen_records.locked(folder))
+        (path,) = removed
+        with open(path) as other, pytest.raises(BlockingIOError):
+            flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

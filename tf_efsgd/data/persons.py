@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import pathlib
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,27 @@ class Rule:
         return f'{self.kind}:{self.value}' if self.value else self.kind
 
 
-def of_files(rule: Rule, root: pathlib.Path) -> Callable[[str, str], str]:
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What decides whose an image is, wherever it is stored on this machine.
+
+    Attributes:
+      content: the rule and, of a table, its rows; private then.
+      public: the rule as text where that is all of it, None of a table.
+    """
+
+    content: bytes
+    public: str | None
+
+    @classmethod
+    def of(cls, rule: Rule, table: Mapping[str, str] | None = None) -> Identity:
+        """That of a rule, and of the persons by file that its table says."""
+        if rule.kind == 'csv':
+            return cls(f'csv:{json.dumps(sorted(table.items()))}'.encode(), None)
+        return cls(str(rule).encode('utf-8', 'surrogatepass'), str(rule))
+
+
+def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str], Identity]:
     """How to tell whose a file of a folder: data set is.
 
     Args:
@@ -86,14 +107,16 @@ def of_files(rule: Rule, root: pathlib.Path) -> Callable[[str, str], str]:
         where its own path is not absolute.
 
     Returns:
-      A function of an image's path and of its path below its class folder, that returns the person.
-      It raises DataError, with the path, for an image without one.
+      A function of an image's path and of its path below its class folder, that returns the person,
+      and the identity of the rule. The function raises DataError, with the path, for an image
+      without a person.
 
     Raises:
       DataError: if the rule is of another kind, or the table cannot be used.
     """
     if rule.kind == 'folder':
-        return _required(rule, lambda path, below: pathlib.PurePath(below).parts[:-1][:1])
+        found = _required(rule, lambda path, below: pathlib.PurePath(below).parts[:-1][:1])
+        return found, Identity.of(rule)
     if rule.kind == 'name':
         pattern = re.compile(rule.value)
 
@@ -101,13 +124,14 @@ def of_files(rule: Rule, root: pathlib.Path) -> Callable[[str, str], str]:
             found = pattern.search(os.path.basename(path))
             return [found.group(1)] if found else []
 
-        return _required(rule, first_group)
+        return _required(rule, first_group), Identity.of(rule)
     if rule.kind == 'csv':
         table = _read_table(root / pathlib.Path(rule.value).expanduser())
-        return _required(
+        found = _required(
             rule,
             lambda path, below: [table.get(pathlib.Path(os.path.relpath(path, root)).as_posix())],
         )
+        return found, Identity.of(rule, table)
     raise DataError(f'--person={rule} is for TFDS data sets; a folder: data set takes {_FORMS}')
 
 

@@ -113,6 +113,9 @@ class Dataset:
       images_per_person: at most so many records are of one person; None where a record is not
         given to a person.
       persons: number of persons among the training records as declared, public; None like that.
+      person_rule: what decides whose a record is; None like that.
+      person_digests: of the name of each training record's person, uint64 [N, 2]; None like that.
+        Private, and in memory only.
       found: what the caller left open and the data set, or its records, said: values by the name of
         the argument of `load` that declares it. With them the same data set is read again without
         reading anything public off its records.
@@ -126,6 +129,8 @@ class Dataset:
     digests: np.ndarray | None = None
     images_per_person: int | None = None
     persons: int | None = None
+    person_rule: persons_.Identity | None = None
+    person_digests: np.ndarray | None = None
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
     read_off: tuple[str, ...] = ()
 
@@ -145,7 +150,7 @@ class _Part(NamedTuple):
 class _Source(NamedTuple):
     """A data set as it was read. Without a test part, the train part is still to be split.
 
-    `found` and `read_off` are as in Dataset.
+    `found`, `read_off` and `person_rule` are as in Dataset.
     """
 
     train: _Part
@@ -153,6 +158,7 @@ class _Source(NamedTuple):
     class_names: tuple[str, ...]
     found: tuple[str, ...] = ()
     read_off: tuple[str, ...] = ()
+    person_rule: persons_.Identity | None = None
 
 
 class _Wanted(NamedTuple):
@@ -284,6 +290,8 @@ def load(
         digests=train.digests,
         images_per_person=images_per_person,
         persons=declared_persons,
+        person_rule=source.person_rule,
+        person_digests=None if images_per_person is None else _deciding(train, images_per_person),
         found={name: facts[name] for name in (*source.found, *source.read_off, *counted)},
         read_off=tuple(name for name in READ_OFF if name in (*source.read_off, *counted)),
     )
@@ -683,7 +691,9 @@ def _read_folder(root: pathlib.Path, wanted: _Wanted) -> _Source:
     names = wanted.classes or tuple(path.name for path in _subfolders(train_root))
     if not names:
         raise DataError(f'{train_root} has no class folders; put images into {train_root}/<class>/')
-    person_of = None if wanted.rule is None else persons_.of_files(wanted.rule, root)
+    person_of, identity = None, None
+    if wanted.rule is not None:
+        person_of, identity = persons_.of_files(wanted.rule, root)
     read_off = ('channels',) if wanted.channels is None else ()
     read_off += ('image_size',) if wanted.image_size is None else ()
 
@@ -697,6 +707,7 @@ def _read_folder(root: pathlib.Path, wanted: _Wanted) -> _Source:
         names,
         found=() if wanted.classes else ('classes',),
         read_off=read_off,
+        person_rule=identity,
     )
 
 
@@ -836,7 +847,8 @@ def _read_prepared(builder: Any, name: str, wanted: _Wanted, label: str) -> _Sou
 
     held_out = next((split for split in ('test', 'validation') if split in splits), None)
     test = read(held_out) if held_out else None
-    return _Source(read('train'), test, names, read_off=read_off)
+    identity = None if wanted.rule is None else persons_.Identity.of(wanted.rule)
+    return _Source(read('train'), test, names, read_off=read_off, person_rule=identity)
 
 
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -41,8 +41,9 @@ _LABELS = {
     'dataset_size': 'Records',
     'persons': 'Persons',
     'record': 'One record',
-    'other_runs': 'Other runs on the same records',
+    'other_runs': 'Other runs on a data set of the same name',
     'together': 'All of these runs together',
+    'together_with_all': 'All runs that are remembered there together',
     'other_runs_not_known': 'Other runs of which nothing is known',
     'software': 'Software',
 }

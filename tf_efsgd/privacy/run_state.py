@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import secrets
+from typing import IO
 
 import numpy as np
 
@@ -70,6 +71,31 @@ def forget(folder: str | os.PathLike, run_id: str) -> None:
         (pathlib.Path(folder) / f'{run_id}{suffix}').unlink(missing_ok=True)
 
 
+def lock(folder: str | os.PathLike, run_id: str) -> IO[str]:
+    """Takes the lock of a run: who has it trains the run, or removes what is remembered of it.
+
+    Returns:
+      The open file; closing it lets go.
+
+    Raises:
+      RunStateError: if another process has it.
+    """
+    path = pathlib.Path(folder) / f'{run_id}.lock'
+    while True:
+        file = open(path, 'w', opener=_for_the_user_alone)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise RunStateError(
+                'This run, or a copy of its folder, is trained by another process. Wait for it or '
+                'stop it, then resume.'
+            ) from error
+        if files.is_at(file.fileno(), path):  # Otherwise it was removed before it was locked.
+            return file
+        file.close()
+
+
 class RunState:
     """The remembered state of one run, for this process alone until `close`.
 
@@ -84,20 +110,19 @@ class RunState:
     def __init__(self, folder: str | os.PathLike, run_id: str):
         self._path = pathlib.Path(folder) / f'{run_id}.json'
         self._state = None
-        self._lock = open(self._path.with_suffix('.lock'), 'w', opener=_for_the_user_alone)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self.close()
-            raise RunStateError(
-                'This run, or a copy of its folder, is trained by another process. Wait for it or '
-                'stop it, then resume.'
-            ) from error
+        self._lock = lock(folder, run_id)
         try:
             if self._path.exists():
                 self._state = json.loads(self._path.read_text())
                 bytes.fromhex(self._state['key'] + self._state['records'])
+        except OSError as error:
+            self.close()
+            raise RunStateError(
+                f'{self._path} cannot be read ({error.strerror}): make it readable for you. '
+                f'Received: run {run_id}.'
+            ) from error
         except (KeyError, TypeError, ValueError) as error:
+            self.close()
             raise RunStateError(
                 f'{self._path} is damaged. Remove it, and resume with --resume_unverified.'
             ) from error
