@@ -71,7 +71,7 @@ setuptools.setup(
     extras_require={
         'dev': ['pytest>=7.4', 'pytest-xdist>=3.3', 'hypothesis>=6.80', 'mpmath>=1.2', 'ruff>=0.5'],
         'report': ['matplotlib>=3.7'],
-        # For tests/benchmarks/opacus_step.py; ghost clipping came with Opacus 1.5.
+        # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
         'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],
     },
 )

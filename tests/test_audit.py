@@ -12,11 +12,11 @@ import pathlib
 import subprocess
 import sys
 
-import account_by_hand as by_hand
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from helpers import account_by_hand as by_hand
 from scipy import special, stats
 
 from tf_efsgd.audit import __main__ as cli

@@ -7,8 +7,9 @@ import time
 import pytest
 import tqdm
 
-from tf_efsgd import monitoring, progress
+from tf_efsgd import progress
 from tf_efsgd.evaluation.progress import progress_bar
+from tf_efsgd.training import callbacks as monitoring
 
 _STEPS = 1800  # One a second.
 

@@ -11,10 +11,10 @@ import sys
 import textwrap
 import time
 
-import account_by_hand as by_hand
 import numpy as np
 import pytest
 from absl import flags
+from helpers import account_by_hand as by_hand
 from matplotlib import image
 
 from tf_efsgd import config

@@ -10,12 +10,15 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tf_efsgd import budget, config, monitoring, plan, rounding, runner
+from tf_efsgd import budget, config, rounding
 from tf_efsgd.audit import __main__ as audit
 from tf_efsgd.audit import findings
-from tf_efsgd.evaluation import report
+from tf_efsgd.cli import plan
 from tf_efsgd.privacy import accounting
+from tf_efsgd.reporting import report
 from tf_efsgd.results import tables
+from tf_efsgd.run import runner
+from tf_efsgd.training import callbacks as monitoring
 
 _PACKAGE = pathlib.Path(rounding.__file__).parent
 

@@ -13,7 +13,6 @@ from tf_efsgd.version import __version__
 
 if TYPE_CHECKING:
     from tf_efsgd.models.discriminator import build_discriminator
-    from tf_efsgd.models.gan import EFSGDGan
     from tf_efsgd.models.generator import build_generator, draw_inputs
     from tf_efsgd.models.layers import NoiseInjection
     from tf_efsgd.models.losses import NonSaturatingLosses
@@ -23,9 +22,10 @@ if TYPE_CHECKING:
         ErrorFeedbackDPKerasSGDOptimizer,
         make_error_feedback_optimizer_class,
     )
+    from tf_efsgd.training.gan import EFSGDGan
 
 _MODULES = {
-    'EFSGDGan': 'models.gan',
+    'EFSGDGan': 'training.gan',
     'ErrorFeedbackDPKerasAdamOptimizer': 'privacy.optimizer',
     'ErrorFeedbackDPKerasSGDOptimizer': 'privacy.optimizer',
     'NoiseInjection': 'models.layers',

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from toy_images import toy as _toy
+from helpers.toy_images import toy as _toy
 
 from tf_efsgd.data.records import Records
 from tf_efsgd.evaluation import classifiers

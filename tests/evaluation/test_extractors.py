@@ -8,8 +8,8 @@ import tarfile
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_inception
-from toy_images import toy
+from helpers import tiny_inception
+from helpers.toy_images import toy
 
 from tf_efsgd.evaluation import classifiers, extractors
 

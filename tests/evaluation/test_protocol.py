@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from toy_images import toy
+from helpers.toy_images import toy
 
 from tf_efsgd.evaluation import classifiers, extractors, protocol
 

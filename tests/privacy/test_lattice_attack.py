@@ -6,9 +6,9 @@ The sampler of earlier versions is kept in `old_sampler`, so that the attack is 
 import dataclasses
 
 import numpy as np
-import old_sampler
 import pytest
 import tensorflow as tf
+from helpers import old_sampler
 
 from tf_efsgd.audit import lattice
 from tf_efsgd.data import records

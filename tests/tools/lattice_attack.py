@@ -10,8 +10,8 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import old_sampler  # noqa: E402
 import tensorflow as tf  # noqa: E402
+from helpers import old_sampler
 
 from tf_efsgd import budget, config  # noqa: E402
 from tf_efsgd.audit import lattice  # noqa: E402

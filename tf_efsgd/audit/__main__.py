@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from tf_efsgd import rounding
-from tf_efsgd.config import ConfigError, exit_with, parse_arguments
+from tf_efsgd.cli.arguments import exit_with, parse_arguments
+from tf_efsgd.config import ConfigError
 
 if TYPE_CHECKING:
     from tf_efsgd.audit.findings import Finding

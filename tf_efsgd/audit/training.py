@@ -20,13 +20,13 @@ from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.data import poisson, records
-from tf_efsgd.models import gan as gans
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy import accounting, clipping, noise
 from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
+from tf_efsgd.training import gan as gans
 
 # The declared number of records N: the record under audit and the others.
 DATASET_SIZE = 100

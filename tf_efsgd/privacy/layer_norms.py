@@ -37,7 +37,7 @@ import tensorflow as tf
 from tensorflow_privacy.privacy.fast_gradient_clipping import layer_registry
 
 # The Gram form is taken when it needs fewer products than the direct one times this: its matrices
-# [T, T] are small, which costs more per product. Measured, see tests/benchmarks.
+# [T, T] are small, which costs more per product. Measured, see tests/tools.
 _GRAM_ADVANTAGE = 1.0
 # The Gram form in float32 is off by at most (m + p + T + 4) 2^-24 (sum_t |a_t| |g_t|)^2. At this
 # times (m + p + T + 4) of that square, the norm is right to 2^-9; below it, where positions cancel,

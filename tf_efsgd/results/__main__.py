@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from tf_efsgd.config import ConfigError, exit_with, parse_arguments
+from tf_efsgd.cli.arguments import exit_with, parse_arguments
+from tf_efsgd.config import ConfigError
 from tf_efsgd.results import tables
 from tf_efsgd.results.grids import GRIDS, Row, make_config
 from tf_efsgd.results.runs import LAUNCHER, Run, Signals

@@ -1,0 +1,636 @@
+"""The planner: its numbers against formulas of their own, its words, its mistakes and its speed."""
+
+import dataclasses
+import math
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import dp_accounting
+import numpy as np
+import pytest
+from absl import flags
+from helpers import account_by_hand
+from scipy import stats
+
+from tf_efsgd import config, rounding
+from tf_efsgd.cli import plan
+from tf_efsgd.privacy import accounting, ledger
+
+_REPO = pathlib.Path(__file__).resolve().parents[2]
+# No two alike, so that one in the place of another is noticed.
+_SETTINGS = config.PrivacyConfig(
+    noise_multiplier=1.1,
+    l2_norm_clip=0.7,
+    residual_l2_norm_clip=0.4,
+    residual_share=0.3,
+    feedback_decay=0.8,
+    expected_batch_size=16,
+    train_steps=60,
+)
+# Quick to account for.
+_QUICK = ['--dataset_size=2000', '--expected_batch_size=20', '--train_steps=300']
+
+
+# What is accounted at: a part is kept back for the error of the draws.
+_DELTA = account_by_hand.accounted_delta(1e-5)
+
+
+def _effective(sigma, parameters=2**20, sums=2):
+    return account_by_hand.effective_step(sigma, sums * parameters)
+
+
+def _bounds(event, steps, delta=_DELTA):
+    return accounting.compute_epsilon(event, steps, delta)
+
+
+def _ask(*arguments):
+    flag_values = flags.FlagValues()
+    plan.define_flags(flag_values)
+    flag_values(['plan', *arguments])
+    return plan.answer(flag_values)
+
+
+def _run(*arguments, cwd):
+    """Runs the planner in its own process."""
+    paths = [str(_REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    return subprocess.run(
+        [sys.executable, '-m', 'tf_efsgd.plan', *arguments],
+        cwd=cwd,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+# The noise.
+
+
+def _simulate(settings, coordinates=40_000):
+    """Noise alone through release and feedback: the last update, and all of them plus the rest."""
+    rng = np.random.default_rng(7)
+    sigma, share, decay = 1.1, settings.residual_share, settings.feedback_decay
+    buffer = total = np.zeros(coordinates)
+    for _ in range(settings.train_steps):
+        a = rng.normal(size=coordinates) * sigma / math.sqrt(1 - share) * settings.l2_norm_clip
+        r = rng.normal(size=coordinates) * sigma / math.sqrt(share) * settings.residual_l2_norm_clip
+        waiting = buffer + r / settings.expected_batch_size
+        given_back = (1 - decay) * waiting
+        buffer = waiting - given_back
+        update = a / settings.expected_batch_size + given_back
+        total = total + update
+    return update.std(), (total + buffer).std()
+
+
+def test_noise_of_error_feedback_is_that_of_its_recursion():
+    settings = dataclasses.replace(_SETTINGS, residual_l2_norm_clip=1.3)
+    noise = plan.compute_noise(settings, 1.1)['update with error feedback, A/B + d']
+    one_step, accumulated = _simulate(settings)
+    # Four standard errors of a standard deviation of 40,000 draws.
+    assert noise.one_step == pytest.approx(one_step, rel=0.015)
+    assert noise.accumulated == pytest.approx(accumulated, rel=0.015)
+    # A factor that is wrong would be seen: the whole of R, (1 - b)/(1 + b) of it without the root,
+    # 1 - b, none.
+    a, r = 1.1 * 0.7 / math.sqrt(0.7) / 16, 1.1 * 1.3 / math.sqrt(0.3) / 16
+    for wrong in (r, r / 9, r * 0.2, 0.0):
+        assert abs(math.hypot(a, wrong) / one_step - 1) > 0.03
+
+
+def test_noise_of_plain_dp_sgd_and_of_the_averaged_gradient():
+    noise = plan.compute_noise(_SETTINGS, 1.1)
+    assert noise['averaged gradient A/B'].one_step == pytest.approx(1.1 / math.sqrt(0.7) * 0.7 / 16)
+    for clip in (0.7, 1.1):  # C1, and C1 + C2.
+        plain = noise[f'plain DP-SGD, clipped at {clip:g}']
+        assert plain.one_step == pytest.approx(1.1 * clip / 16)
+        assert plain.accumulated == pytest.approx(1.1 * clip / 16 * math.sqrt(60))
+    # Over many steps error feedback never beats plain DP-SGD clipped at C1 + C2.
+    feedback = noise['update with error feedback, A/B + d']
+    assert feedback.accumulated >= noise['plain DP-SGD, clipped at 1.1'].accumulated
+
+
+def test_without_a_residual_error_feedback_is_dp_sgd():
+    off = plan.compute_noise(dataclasses.replace(_SETTINGS, residual_share=0.0), 1.1)
+    none = plan.compute_noise(dataclasses.replace(_SETTINGS, error_feedback='none'), 1.1)
+    assert list(none) == ['plain DP-SGD, clipped at 0.7']
+    assert off['update with error feedback, A/B + d'] == none['plain DP-SGD, clipped at 0.7']
+
+
+# The budget.
+
+
+def test_golden_values():
+    # At the noise that is accounted as 1.
+    sigma = account_by_hand.noise_for_step(1.0, 2 * 2**20)
+    assert _effective(sigma) == pytest.approx(1.0, rel=1e-12) and 1.009 < sigma < 1.012
+    settings = config.PrivacyConfig(
+        noise_multiplier=sigma, expected_batch_size=128, train_steps=450_000
+    )
+    result = plan.forecast(settings, 60_000)
+    assert result.epsilon.pld == pytest.approx(9.279, abs=0.002)
+    assert result.epsilon.rdp == pytest.approx(9.970, abs=0.002)
+    assert result.epsilon.headline == result.epsilon.pld
+    assert result.epochs == 960
+    text = plan.format_forecast(result)
+    _assert_said(
+        text,
+        f'ε                     {rounding.up(result.epsilon.pld)} ',
+        f'RDP {rounding.up(result.epsilon.rdp)}',
+        '  1           is accounted: the grid of the releases, 1,048,576 parameters',
+        'times 60,000 images that is 0.6; it must be below 1',
+    )
+
+
+def test_calibration_keeps_to_the_target():
+    settings = config.PrivacyConfig(target_epsilon=0.4, expected_batch_size=20, train_steps=300)
+    result = plan.forecast(settings, 2_000)
+    assert 0.396 <= result.epsilon.headline <= 0.4
+    event = accounting.step_event(0.01 + 2**-33, _effective(result.noise_multiplier))
+    assert _bounds(event, 300).headline == pytest.approx(result.epsilon.headline, rel=1e-4)
+    # What the grid costs is in it: without it the budget would not be used up.
+    ideal = accounting.step_event(0.01 + 2**-33, result.noise_multiplier)
+    assert _bounds(ideal, 300).headline < 0.396
+
+
+def test_fewer_parameters_cost_less():
+    settings = config.PrivacyConfig(target_epsilon=0.4, expected_batch_size=20, train_steps=300)
+    few, many = (plan.forecast(settings, 2_000, n) for n in (1_000, 10**9))
+    for result, parameters in ((few, 1_000), (many, 10**9)):
+        assert result.event.event.noise_multiplier == pytest.approx(
+            _effective(result.noise_multiplier, parameters), rel=1e-9
+        )
+        assert 0.396 <= result.epsilon.headline <= 0.4
+    assert 1.1 * few.noise_multiplier < many.noise_multiplier
+
+
+def test_a_hidden_buffer_costs_what_the_closed_form_says():
+    settings = dataclasses.replace(_SETTINGS, error_feedback='hidden', noise_multiplier=3.3)
+    result = plan.forecast(settings, 1_000)
+    # Only one sum is released, and its noise is over what a record moves it by.
+    mu = math.sqrt(60) / _effective(3.3 * 0.7 / (0.7 + 2 * 0.4), sums=1)
+    epsilon = result.epsilon.headline
+    assert result.epsilon.accountant == 'closed form'
+    delta = stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(
+        epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu)
+    )
+    assert delta == pytest.approx(_DELTA, rel=1e-4)
+    # Beside it what plain DP-SGD accounting says, at the noise really added.
+    plain = plan.forecast(dataclasses.replace(settings, error_feedback='none'), 1_000)
+    ideal = accounting.step_event(accounting.sampling_probability(16, 1_000), 3.3)
+    assert result.unproven == _bounds(ideal, 60, 1e-5).headline and plain.unproven is None
+    assert result.unproven == pytest.approx(plain.epsilon.headline, rel=0.03)
+    assert result.unproven < epsilon / 10
+    text = plan.format_forecast(result)
+    assert 'unproven' in text and 'the buffer is not noised' in text
+    assert f'moves every update by at most {(0.7 + 2 * 0.4) / 16:.3g}' in text
+    assert f'moves it by at most {0.7 / 16:.3g}' in plan.format_forecast(plain)
+
+
+def test_a_hidden_buffer_is_calibrated_by_the_closed_form():
+    text = _ask(*_QUICK, '--error_feedback=hidden', '--target_epsilon=7')
+    spent = [line.split()[1] for line in text.splitlines() if line.startswith('ε  ')]
+    assert spent == ['7']
+
+
+def test_the_table_is_an_upper_bound_around_what_was_asked_for():
+    settings = config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=400)
+    table = plan.forecast(settings, 2_000).table
+    assert table.steps == [50, 100, 200, 400, 800, 1600]
+    assert table.noise_multipliers == [1.5, 2.1, 3.0, 4.2, 6.0]
+    exact = _bounds(accounting.step_event(0.01, _effective(3.0)), 400)
+    assert table.epsilons[3][2] == pytest.approx(exact.rdp)
+    assert table.epsilons[3][2] >= exact.headline
+    epsilons = np.array(table.epsilons)
+    assert (np.diff(epsilons, axis=0) > 0).all() and (np.diff(epsilons, axis=1) < 0).all()
+
+
+def test_what_is_printed():
+    text = _ask(*_QUICK, '--noise_multiplier=3')
+    result = plan.forecast(
+        config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=300), 2_000
+    )
+    marked = [line for line in text.splitlines() if '[' in line and 'asked' not in line]
+    assert len(marked) == 1 and marked[0].split()[0] == '300'
+    assert float(marked[0].split('[')[1].split(']')[0]) == pytest.approx(
+        result.epsilon.rdp, rel=1e-3
+    )
+    assert 'by RDP: an upper bound' in text
+    assert 'WARNING' not in text
+    assert max(len(line) for line in text.splitlines()) <= 100
+
+
+def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
+    large = [*_QUICK, '--noise_multiplier=3', '--target_delta=0.0005']  # 1 / 2,000
+    said = (
+        '--target_delta=0.0005 must be below 1 / number of images = 0.0005: giving away one image '
+        'whole would pass it. Lower --target_delta, or say --allow_large_delta.'
+    )
+    with pytest.raises(config.ConfigError, match=re.escape(said)):
+        _ask(*large)
+    warning = 'WARNING: δ is not below 1 / images: giving away one image whole would pass.'
+    text = _ask(*large, '--allow_large_delta')
+    _assert_said(text, warning, '0.0005      times 2,000 images that is 1; it must be below 1')
+    small = _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0004')
+    assert 'WARNING' not in small
+    # 0.0004 times 2,000, rounded up.
+    _assert_said(small, '0.0004      times 2,000 images that is 0.8; it must be below 1')
+
+
+def test_a_plan_for_persons_says_so_and_needs_more_noise():
+    settings = config.PrivacyConfig(
+        target_epsilon=0.4, target_delta=1e-4, expected_batch_size=20, train_steps=300
+    )
+    image = plan.forecast(settings, 2_000)
+    person = plan.forecast(settings, 2_000, images_per_person=5, persons=700)
+    assert person.noise_multiplier > 3 * image.noise_multiplier
+    for result in (image, person):
+        assert 0.396 <= result.epsilon.headline <= 0.4
+    for result, unit, said in (
+        (image, 'one image with its label', 'times 2,000 images that is 0.2; it'),
+        (person, 'one person, with up to 5 images and their labels', '700 persons that is 0.07;'),
+    ):
+        text = plan.format_forecast(result)
+        assert text.splitlines()[0] == f'Unit of privacy: {unit}'
+        _assert_said(text, said)
+    _assert_said(plan.format_forecast(person), '1,048,576 parameters, 5 images of a person')
+    # Delta counts persons.
+    with pytest.raises(config.ConfigError, match='1 / number of persons = 0.1: giving away one p'):
+        plan.forecast(
+            dataclasses.replace(settings, target_delta=0.1), 2_000, images_per_person=5, persons=10
+        )
+
+
+def test_pld_above_rdp_is_warned_of():
+    warned = _ask('--dataset_size=60000', '--expected_batch_size=256', '--noise_multiplier=150')
+    _assert_said(warned, 'by RDP, the smallest bound (PLD', 'WARNING: PLD gives')
+
+
+@pytest.mark.parametrize('mechanism', ['private', 'none', 'hidden'])
+def test_so_much_noise_that_nothing_is_spent(mechanism):
+    text = _ask(
+        '--dataset_size=20',
+        '--expected_batch_size=20',
+        '--train_steps=1',
+        '--noise_multiplier=1e5',
+        f'--error_feedback={mechanism}',
+    )
+    _assert_said(text, '1 private steps', 'epochs                1 ')
+
+
+def test_no_minutes_are_spent_on_what_is_not_private():
+    started = time.process_time()
+    text = _ask(*_QUICK, '--train_steps=9000', '--noise_multiplier=0.25')
+    assert time.process_time() - started < 32
+    event = accounting.step_event(0.01 + 2**-33, _effective(0.25))
+    ideal = accounting.rdp_epsilon_of([(event, 9_000)], _DELTA)
+    assert ideal > 500  # By PLD it would take minutes.
+    _assert_said(text, 'far above anything private')
+    _assert_said(text, f'of exact real-valued noise: {rounding.up(ideal)}')
+    assert [line.split()[1] for line in text.splitlines() if line.startswith('ε  ')] == ['none']
+
+
+def test_the_length_of_the_noise_grows_with_the_root_of_the_parameters():
+    def one_step(*more):
+        text = _ask(*_QUICK, '--noise_multiplier=3', '--error_feedback=none', *more)
+        (line,) = [line for line in text.splitlines() if 'plain DP-SGD, clipped at 1 ' in line]
+        return float(line.split()[-2]), text
+
+    alone, text = one_step()
+    assert alone == pytest.approx(3 / 20) and '--parameters' in text
+    length, text = one_step('--parameters=400')
+    assert length == pytest.approx(20 * 3 / 20) and '400 parameters' in text
+
+
+@pytest.mark.slow
+def test_calibration_of_the_longest_run_is_fast():
+    settings = config.PrivacyConfig(
+        target_epsilon=10.0, expected_batch_size=128, train_steps=450_000
+    )
+    started = time.process_time()
+    result = plan.forecast(settings, 60_000)
+    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure, and
+    # with room: on a busy core that counts longer, too.
+    assert time.process_time() - started < 32
+    assert 9.98 <= result.epsilon.headline <= 10
+
+
+# The picture.
+
+
+def test_the_picture_is_written(tmp_path):
+    image = pytest.importorskip('matplotlib.image')
+    target = tmp_path / 'out.png'
+    text = _ask(*_QUICK, '--noise_multiplier=3', f'--plot={target}')
+    assert str(target) in text
+    pixels = image.imread(target)[..., :3]
+    assert min(pixels.shape[:2]) > 400
+    # The mark, in crimson, is in both halves.
+    crimson = np.abs(pixels - np.array([0xDC, 0x14, 0x3C]) / 255).max(axis=-1) < 0.02
+    for half in np.array_split(crimson[:, : int(0.8 * crimson.shape[1])], 2, axis=1):
+        assert half.sum() > 30
+
+
+@pytest.mark.parametrize('name', ['no/such/out.png', 'out.nothing', 'out'])
+def test_a_picture_that_cannot_be_written_is_refused_before_anything_is_computed(
+    name, tmp_path, monkeypatch
+):
+    pytest.importorskip('matplotlib')
+    monkeypatch.setattr(plan, 'forecast', lambda *_: pytest.fail('computed'))
+    with pytest.raises(config.ConfigError, match='--plot'):
+        _ask(*_QUICK, '--noise_multiplier=3', f'--plot={tmp_path / name}')
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib', None)
+    monkeypatch.setattr(plan, 'forecast', lambda *_: pytest.fail('computed'))
+    with pytest.raises(config.ConfigError, match=r'pip install tf_efsgd\[report\]'):
+        _ask(*_QUICK, '--noise_multiplier=3', f'--plot={tmp_path / "out.png"}')
+
+
+# The ledger.
+
+_STEP = accounting.event_to_dict(accounting.step_event(0.02, 3.0))
+_PLAN = ledger.Plan(
+    dataset='mnist',
+    dataset_size=3_000,
+    image_shape=(28, 28, 1),
+    num_classes=10,
+    event=_STEP,
+    unproven_event=None,
+    expected_batch_size=60,
+    mechanism={'noise_multiplier': 3.0, 'l2_norm_clip': 0.3},
+    private_parameters=1_234,
+    warm_start_event=None,
+    warm_start_noise_multiplier=None,
+    learned_features_share=0.0,
+    train_steps=400,
+    target_delta=1e-5,
+    target_epsilon=None,
+    steps_per_entry=30,
+    settings_sha256='abc',
+)
+
+
+def _hidden(noise_multiplier):
+    return dataclasses.replace(
+        _PLAN,
+        mechanism={
+            **{'noise_multiplier': noise_multiplier, 'l2_norm_clip': 1.0},
+            **{'residual_l2_norm_clip': 0.5, 'error_feedback': 'hidden'},
+        },
+        event=accounting.event_to_dict(dp_accounting.GaussianDpEvent(noise_multiplier / 2.0)),
+        unproven_event=accounting.event_to_dict(accounting.step_event(0.02, noise_multiplier)),
+    )
+
+
+def _write(folder, first, *later, torn=False):
+    """A ledger with 30 + 30 + 7 steps under each plan."""
+    path = folder / 'ledger.jsonl'
+    book = ledger.Ledger(path, first)
+    for i, one in enumerate((first, *later)):
+        if i:
+            book.change_plan(one)
+        for count in (30, 30, 7):
+            book.reserve(count)
+    book.close()
+    if torn:
+        with open(path, 'ab') as file:
+            file.write(b'{"kind": "steps", "cou')
+    return path
+
+
+def _spent(path):
+    book = ledger.Ledger.read(path)
+    return book, plan.compute_spending(book)
+
+
+def _assert_said(text, *parts):
+    for part in parts:
+        assert part in text, text
+
+
+def test_a_ledger_is_printed_event_by_event(tmp_path):
+    path = _write(tmp_path, _PLAN, torn=True)
+    before = path.read_bytes()
+    text = _ask(f'--ledger={path}')
+    spent = _bounds(accounting.step_event(0.02, 3.0), 97)
+    whole = _bounds(accounting.step_event(0.02, 3.0), 400)
+    _assert_said(
+        text,
+        f'Spent: ε = {rounding.up(spent.headline)} at δ = 1e-05, by PLD',
+        f'RDP {rounding.up(spent.rdp)}',
+        '97 steps reserved, 303 of 400 remain',
+        f'the whole plan: ε = {rounding.up(whole.headline)}',
+        'mnist, 3,000 records of 28x28x1 in 10 classes',
+        'noise multiplier 3, as accounted, on a Poisson sample, probability 0.02',
+        'Plan, for one image with its label:',
+        'noise given, δ = 1e-05, times 3,000 images that is 0.03; it must be below 1',
+        'l2_norm_clip 0.3',
+    )
+    rows = [line.split()[:6] for line in text.splitlines() if ' of ' in line and ' to ' in line]
+    assert [' '.join(row) for row in rows] == [
+        '1 to 60 2 of 30',
+        '61 to 67 1 of 7',
+        '68 to 97 1 of 30',
+    ]
+    assert text.count('torn line') == 1 and 'torn line' in text.split('68 to 97')[1]
+    assert path.read_bytes() == before
+    every = _ask(f'--ledger={path}', '--ledger_entries')
+    _assert_said(every, '1 to 30 ', '31 to 60 ', '61 to 67 ')
+
+
+def test_an_open_ledger_can_be_read_and_an_empty_one_is_spent_nothing(tmp_path):
+    path = tmp_path / 'ledger.jsonl'
+    book = ledger.Ledger(path, _PLAN)
+    _assert_said(_ask(f'--ledger={path}'), 'Spent: ε = 0 ', '0 steps reserved', 'none')
+    book.close()
+
+
+def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
+    later = dataclasses.replace(
+        _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 4.0))
+    )
+    path = _write(tmp_path, _PLAN, later)
+    book, spending = _spent(path)
+    whole = _bounds(accounting.step_event(0.02, 3.0), 400)
+    assert spending.spent.headline == pytest.approx(whole.rdp)
+    assert spending.spent.pld < whole.pld
+    _assert_said(
+        plan.format_spending(book, spending, False),
+        f'Spent: ε = {rounding.up(whole.rdp)} at δ = 1e-05, by the RDP filter',
+        f'fixed in advance only: ε = {rounding.up(spending.spent.pld)}, by PLD',
+        'noise multiplier 3, as accounted',
+        'noise multiplier 4, as accounted',
+        '134 steps reserved, 266 of 400 remain',
+    )
+
+
+@pytest.mark.parametrize(
+    'later',
+    [
+        # Less noise than the budget of the first plan allows, and more of the same steps.
+        dataclasses.replace(
+            _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 1.5))
+        ),
+        dataclasses.replace(_PLAN, train_steps=401),
+    ],
+    ids=['less noise', 'more steps'],
+)
+def test_a_change_beyond_the_budget_of_the_first_plan_proves_nothing(later, tmp_path):
+    first = dataclasses.replace(_PLAN, train_steps=80)
+    text = _ask(f'--ledger={_write(tmp_path, first, later)}')
+    _assert_said(text, 'Spent: ε = none', 'WARNING', 'no ε is proven')
+
+
+def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
+    _, spending = _spent(_write(tmp_path, _hidden(9.0)))
+    # 67 steps of a shift of (1 + 2 * 0.5) at noise 9.
+    honest = accounting.gaussian_epsilon(math.sqrt(67) * 2 / 9.0, _DELTA)
+    plain = _bounds(accounting.step_event(0.02, 9.0), 67, 1e-5)
+    assert spending.spent.headline == pytest.approx(honest)
+    assert spending.unproven == plain.headline
+    _assert_said(
+        _ask(f'--ledger={tmp_path / "ledger.jsonl"}'),
+        f'Spent: ε = {rounding.up(honest)}',
+        f'unproven, by plain DP-SGD accounting: ε = {rounding.up(plain.headline)}',
+        'the buffer is not noised',
+    )
+
+
+def test_a_hidden_buffer_that_was_changed_is_accounted_for(tmp_path):
+    # PLD of more such steps takes more memory than there is, so it is left alone.
+    path = _write(tmp_path, _hidden(9.0), _hidden(12.0))
+    _, spending = _spent(path)
+    mu = math.sqrt(67 * (2 / 9.0) ** 2 + 67 * (2 / 12.0) ** 2)
+    assert spending.spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA))
+    assert spending.spent.accountant == 'RDP filter' and math.isinf(spending.spent.pld)
+    assert math.isfinite(spending.spent.headline)
+    # No run of ours changes such a mechanism; all steps are taken for those of the first plan.
+    plain = _bounds(accounting.step_event(0.02, 9.0), 134, 1e-5)
+    assert spending.unproven == plain.headline
+
+
+def test_a_run_that_is_not_private_says_so(tmp_path):
+    public = dataclasses.replace(_PLAN, event=None, target_delta=None, mechanism={})
+    text = _ask(f'--ledger={_write(tmp_path, public)}')
+    _assert_said(text, 'NOT PRIVATE: no ε holds', '67 steps reserved')
+    assert 'Spent' not in text
+
+
+_ALONE = ['--dataset_size=60000', '--target_epsilon=1', '--warm_start_share=1']
+
+
+def test_a_warm_start_alone_is_planned_without_steps():
+    text = _ask(*_ALONE)
+    # sigma = 3.7306 spends epsilon 1 at delta 1e-5; what is kept back of delta costs 1e-4 of it.
+    _assert_said(text, 'no private steps are run', 'warm start σ          3.730', 'closed form')
+    for absent in ('sampling probability', 'epochs', 'None', 'Error feedback'):
+        assert absent not in text
+
+
+def test_two_releases_are_planned_as_one():
+    one, two = _ask(*_ALONE), _ask(*_ALONE, '--learned_features_share=0.2')
+    added = [line for line in two.splitlines() if line not in one.splitlines()]
+    assert len(added) == 1
+    # 3.7307 / sqrt(0.8) and 3.7307 / sqrt(0.2).
+    _assert_said(added[0], 'made as two', '4.171', '8.342', 'charged as one')
+
+
+def test_a_ledger_of_two_releases_says_so(tmp_path):
+    warm = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 3.0}
+    planned = dataclasses.replace(
+        _PLAN,
+        warm_start_event=warm,
+        warm_start_noise_multiplier=3.1,
+        learned_features_share=0.2,
+    )
+    book = ledger.Ledger(tmp_path / 'ledger.jsonl', planned)
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 1)
+    book.close()
+    text = _ask(f'--ledger={tmp_path / "ledger.jsonl"}')
+    # 3.1 / sqrt(0.8) and 3.1 / sqrt(0.2): of the noise that is drawn, not of what is accounted.
+    _assert_said(
+        text,
+        'one Gaussian release with noise multiplier 3.1, not sampled',
+        'made as two releases, with noise multipliers 3.46591 and 6.93181',
+    )
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'said'),
+    [
+        ([*_QUICK], 'neither'),
+        ([*_QUICK, '--noise_multiplier=1', '--target_epsilon=1'], 'both'),
+        ([*_QUICK, '--noise_multiplier=0'], '--noise_multiplier'),
+        ([*_QUICK, '--noise_multiplier=nan'], '--noise_multiplier'),
+        ([*_QUICK, '--noise_multiplier=1', '--target_delta=1'], '--target_delta'),
+        ([*_QUICK, '--noise_multiplier=1', '--residual_share=1'], '--residual_share'),
+        ([*_QUICK, '--noise_multiplier=1', '--error_feedback=open'], '--error_feedback'),
+        ([*_QUICK, '--noise_multiplier=1', '--expected_batch_size=2001'], '2001'),
+        ([*_QUICK, '--noprivate'], '--noprivate'),
+        (['--noise_multiplier=1'], '--dataset_size'),
+        ([*_QUICK, '--target_epsilon=1e-9'], 'target_epsilon'),
+        (['--ledger=no/such/ledger.jsonl'], 'missing'),
+        (['--ledger=x', '--plot=x.png'], '--plot'),
+        ([*_ALONE, '--plot=x.png'], '--plot'),
+        ([*_ALONE, '--learned_features_share=1'], 'at least 0 and below 1'),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else '',
+)
+def test_mistakes_are_named(arguments, said):
+    with pytest.raises(ValueError) as caught:
+        _ask(*arguments)
+    assert said in str(caught.value)
+
+
+def _altered(folder):
+    path = _write(folder, _PLAN)
+    path.write_bytes(path.read_bytes().replace(b'"count": 30', b'"count": 29', 1))
+    return path
+
+
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path):
+    for arguments, said in (
+        ([*_QUICK], 'neither'),
+        ([*_QUICK, '--no_such_flag=1'], 'no_such_flag'),
+        ([*_QUICK, '--noise_multiplier=1', 'mnist'], 'mnist'),
+        ([f'--ledger={_altered(tmp_path)}'], 'altered'),
+        ([f'--ledger={tmp_path}'], str(tmp_path)),
+    ):
+        finished = _run(*arguments, cwd=tmp_path)
+        assert finished.returncode == 2, finished.stderr
+        assert finished.stdout == ''
+        assert finished.stderr.startswith('tf_efsgd: ') and said in finished.stderr
+        assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_a_flagfile_of_a_run_is_understood(tmp_path):
+    finished = _run(
+        '--flagfile=mnist.flags', '--dataset_size=60000', '--error_feedback=hidden', cwd=tmp_path
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ''
+    _assert_said(finished.stdout, '256 of 60,000 records', 'calibrated for ε ≤ 10')
+
+
+def test_the_planner_needs_no_tensorflow():
+    program = (
+        'import sys\nfrom tf_efsgd import plan\n'
+        "print([name for name in ('tensorflow', 'keras', 'matplotlib') if name in sys.modules])"
+    )
+    finished = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=_REPO,
+        env={**os.environ, 'PYTHONPATH': str(_REPO)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert finished.stdout.strip() == '[]', finished.stderr

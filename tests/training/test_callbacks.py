@@ -1,0 +1,196 @@
+"""The callbacks: what is reserved before it runs, and what is shown."""
+
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tf_efsgd.training import callbacks as monitoring
+
+
+def _run(callbacks, logs):
+    """Calls callbacks as fit does, one step for each entry of logs."""
+    for callback in callbacks:
+        callback.on_train_begin()
+    for batch, log in enumerate(logs):
+        for callback in callbacks:
+            callback.on_train_batch_begin(batch)
+        for callback in callbacks:
+            callback.on_train_batch_end(batch, log)
+    for callback in callbacks:
+        callback.on_train_end()
+
+
+class _Ledger:
+    """Counts what is reserved, and how much was when each step ran."""
+
+    def __init__(self, budget):
+        self.budget, self.entries = budget, []
+
+    def reserve(self, steps):
+        if steps > self.remaining():
+            raise ValueError('passes the budget')
+        self.entries.append(steps)
+
+    def remaining(self):
+        return self.budget - sum(self.entries)
+
+
+@pytest.mark.parametrize(('per_entry', 'entries'), [(3, [3, 3, 1]), (1, [1] * 7), (50, [7])])
+def test_every_step_is_reserved_before_it_runs(per_entry, entries):
+    ledger = _Ledger(7)
+    budget = monitoring.Budget(ledger.reserve, ledger.remaining, per_entry)
+    for step in range(7):
+        budget.on_train_batch_begin(step)
+        assert sum(ledger.entries) >= step + 1
+        assert sum(ledger.entries) < step + 1 + per_entry
+    assert ledger.entries == entries
+    with pytest.raises(ValueError, match='passes the budget'):
+        budget.on_train_batch_begin(7)
+    assert sum(ledger.entries) == 7
+
+
+def test_a_resumed_run_reserves_only_what_is_left():
+    ledger = _Ledger(7)
+    ledger.reserve(5)
+    budget = monitoring.Budget(ledger.reserve, ledger.remaining, 3)
+    budget.on_train_batch_begin(0)
+    assert ledger.entries == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ('first', 'last', 'saved'), [(0, 7, [3, 6, 7]), (4, 7, [6, 7]), (0, 6, [3, 6]), (6, 7, [7])]
+)
+def test_steps_count_over_resumes_and_the_last_is_always_due(first, last, saved):
+    done = []
+    _run([monitoring.Checkpoint(done.append, first, last, every=3)], [{}] * (last - first))
+    assert done == saved
+
+
+def test_scalars_of_two_runs_are_read_back_as_one(tmp_path):
+    for first, last in ((0, 4), (4, 6)):
+        writer = tf.summary.create_file_writer(str(tmp_path), filename_suffix=f'.{first}')
+        scalars = monitoring.TensorBoardScalars(
+            writer, first, last, every=2, epsilon=lambda steps: 0.3 * steps
+        )
+        logs = [{'loss': 10.0 * step, 'count': tf.constant(step)} for step in range(first, last)]
+        _run([scalars], logs)
+        writer.close()
+    assert len(list(tmp_path.iterdir())) == 2
+    entries = monitoring.read_scalars(str(tmp_path))
+    wanted = [(2, 10.0, 1.0, 0.6), (4, 30.0, 3.0, 1.2), (6, 50.0, 5.0, 1.8)]
+    names = ('step', 'dp/loss', 'dp/count', 'dp/epsilon')
+    assert [e.keys() for e in entries] == [set(names)] * 3
+    found = [[e[name] for name in names] for e in entries]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_all_entries_of_a_long_run_are_read_back(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    _run([monitoring.TensorBoardScalars(writer, 0, 1500, every=1)], [{'loss': 1.0}] * 1500)
+    writer.close()
+    entries = monitoring.read_scalars(str(tmp_path), is_private=False)
+    assert [entry['step'] for entry in entries] == list(range(1, 1501))
+    assert set(entries[0]) == {'step', 'nonprivate/loss'}, 'no epsilon when nothing is private'
+
+
+def test_what_is_planted_in_the_logs_is_not_read_back(tmp_path):
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    _run([monitoring.TensorBoardScalars(writer, 0, 2, every=2, epsilon=float)], [{}] * 2)
+    with writer.as_default(step=2):
+        for tag in ('nonprivate/loss', 'loss', 'dpx/loss', 'x/dp/loss'):
+            tf.summary.scalar(tag, 0.3)
+    writer.close()
+    assert monitoring.read_scalars(str(tmp_path)) == [{'step': 2, 'dp/epsilon': 2.0}]
+    entries = monitoring.read_scalars(str(tmp_path), is_private=False)
+    assert [entry.keys() for entry in entries] == [{'step', 'nonprivate/loss'}]
+
+
+@pytest.mark.parametrize(
+    ('channels', 'columns', 'rows'), [(1, 2, 2), (3, 2, 2), (1, 3, 1), (1, 1, 3)]
+)
+def test_a_grid_holds_one_image_per_cell(channels, columns, rows):
+    images = np.arange(rows * columns * 4 * channels).reshape(-1, 2, 2, channels).astype(np.uint8)
+    grid = monitoring.image_grid(images, columns)
+    # 2 pixels are enlarged to 56, with a white margin of 2 on each side.
+    cell, factor = 60, 28
+    assert grid.shape == (rows * cell, columns * cell, channels)
+    assert grid.dtype == np.uint8
+    for i, image in enumerate(images):
+        top, left = i // columns * cell, i % columns * cell
+        shown = grid[top : top + cell, left : left + cell]
+        np.testing.assert_array_equal(shown[2:-2:factor, 2:-2:factor], image)
+        np.testing.assert_array_equal(shown[29, 29], image[0, 0])
+        np.testing.assert_array_equal(shown[30, 29], image[1, 0])
+        frame = np.ones([cell, cell], bool)
+        frame[2:-2, 2:-2] = False
+        assert (shown[frame] == 255).all()
+
+
+def test_large_images_are_not_enlarged():
+    assert monitoring.image_grid(np.zeros([2, 64, 64, 3], np.uint8), 2).shape == (68, 136, 3)
+
+
+@pytest.mark.parametrize(('num_classes', 'columns'), [(3, 3), (1, 1), (40, 16)])
+def test_samples_have_one_class_per_column(num_classes, columns, tmp_path):
+    asked = []
+
+    def generate(labels):
+        asked.append(labels)
+        # The label as shade.
+        return np.tile(labels.astype(np.uint8)[:, None, None, None], [1, 56, 56, 1])
+
+    logs, samples = tmp_path / 'logs', tmp_path / 'samples'
+    samples.mkdir()
+    writer = tf.summary.create_file_writer(str(logs))
+    _run(
+        [monitoring.SampleGrid(writer, str(samples), generate, num_classes, 0, 5, 2, rows=4)],
+        [{}] * 5,
+    )
+    names = sorted(path.name for path in samples.iterdir())
+    assert names == ['step_000002.png', 'step_000004.png', 'step_000005.png']
+    assert (asked[0].dtype, len(asked[0])) == (np.int32, 4 * columns)
+    grid = tf.io.decode_png(tf.io.read_file(str(samples / names[0]))).numpy()
+    assert grid.shape == (4 * 60, columns * 60, 1)
+    np.testing.assert_array_equal(grid[30::60, 30::60, 0], np.tile(np.arange(columns), [4, 1]))
+    # Pictures are no scalars.
+    assert monitoring.read_scalars(str(logs)) == []
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'start'),
+    [
+        (1, 'One class per column: '),
+        (16, 'One class per column: '),
+        (17, 'One class per column, the first 16 of 17: '),
+        (40, 'One class per column, the first 16 of 40: '),
+    ],
+)
+def test_the_caption_names_the_columns_of_the_grid(num_classes, start, tmp_path):
+    asked = []
+
+    def generate(labels):
+        asked.extend(labels)
+        return np.zeros([len(labels), 8, 8, 1], np.uint8)
+
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    monitoring.SampleGrid(writer, str(tmp_path), generate, num_classes, 0, 1, 1).on_due({})
+    names = tuple(f'class {i}' for i in range(num_classes))
+    shown = ', '.join(names[label] for label in sorted(set(asked)))
+    assert monitoring.SampleGrid.caption(names) == start + shown
+
+
+@pytest.mark.parametrize(
+    ('epsilon', 'wanted'),
+    [
+        (lambda steps: 0.12341 * steps, 'ε≤0.3703 of 0.3703'),  # 0.37023, rounded up.
+        (lambda steps: 1.1, 'ε≤1.1 of 1.1'),
+        (lambda steps: math.inf, 'ε≤none of none'),
+        (None, 'NOT PRIVATE'),
+    ],
+)
+def test_the_progress_bar_shows_epsilon_or_that_there_is_none(epsilon, wanted, capsys):
+    _run([monitoring.ProgressBar(0, 3, 1, epsilon)], [{}] * 3)
+    shown = capsys.readouterr().err
+    assert wanted in shown and '3/3' in shown

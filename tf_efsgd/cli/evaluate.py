@@ -1,0 +1,138 @@
+"""Measures a run's generator against real images: python -m tf_efsgd.evaluate --run_dir=RUN.
+
+Writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's state
+folder; nowhere else, and nothing of it goes back into training. NOT covered by epsilon.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from typing import TYPE_CHECKING
+
+from absl import app, flags, logging
+
+from tf_efsgd import config
+from tf_efsgd.cli import arguments
+
+if TYPE_CHECKING:
+    from tf_efsgd.evaluation.extractors import Inception
+
+# What may be given again: where the records of the run are now.
+_PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
+_OVERRIDES = ('evaluation_images', 'evaluation_runs', 'evaluation_epochs', 'state_dir', *_PLACES)
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags; names and meaning as in training where both have them."""
+    flags.DEFINE_string(
+        'run_dir', None, 'The run folder; its settings are used.', flag_values=flag_values
+    )
+    names = config.define_flags(
+        flag_values,
+        evaluation_images=60_000,
+        evaluation_runs=3,
+        evaluation_epochs=10,
+        state_dir=None,
+        **dict.fromkeys(_PLACES),
+    )
+    flags.DEFINE_string(
+        'inception_weights',
+        None,
+        'Frozen graph (.pb) of the 2015 Inception network, or the .tgz it is published in: FID is '
+        'then measured too. On CPUs that takes hours; --evaluation_images shortens it.',
+        flag_values=flag_values,
+    )
+    flags.DEFINE_boolean(
+        'download_inception',
+        False,
+        'Download that network, once, to --state_dir.',
+        flag_values=flag_values,
+    )
+    own = ('run_dir', 'inception_weights', 'download_inception')
+    arguments.show_in_help([*own, *names], flag_values)
+
+
+def run(values: flags.FlagValues) -> str:
+    """Evaluates the run that the flags name.
+
+    Returns:
+      The path of the page that was written.
+
+    Raises:
+      ConfigError: if a flag is wrong, or the run or its records cannot be had.
+    """
+    if values.run_dir is None:
+        raise config.ConfigError('Give --run_dir, the folder of the run to evaluate.')
+    if values.inception_weights is not None and values.download_inception:
+        raise config.ConfigError('Give --inception_weights or --download_inception, not both.')
+    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    from tf_efsgd.evaluation import extractors
+    from tf_efsgd.run import evaluate
+    from tf_efsgd.run import folder as run_folder
+
+    run_dir = pathlib.Path(values.run_dir).expanduser()
+    given = {name: values[name].value for name in _OVERRIDES}
+    overrides = [f'--{name}={value}' for name, value in given.items() if value is not None]
+    run_config = run_folder.read_settings(run_dir, *overrides)
+    state_dir = run_folder.state_dir(run_config, run_dir)
+    try:
+        inception = _inception(values, state_dir / evaluate.DOWNLOADS)
+    except extractors.ExtractorError as error:
+        raise config.ConfigError(str(error)) from error
+    try:
+        dataset = run_folder.load_records(run_config)
+    except config.ConfigError as error:
+        hint = 'If the records are elsewhere now, give --dataset or --data_dir.'
+        raise config.ConfigError(f'{error}. {hint}') from error
+    spent = evaluate.read_ledger(run_dir, dataset)
+    if not run_folder.check_records(state_dir, spent.run_id, dataset.train):
+        print(
+            f'{state_dir} remembers nothing of this run: whether these are its records is not '
+            'checked.'
+        )
+    return evaluate.evaluate_run(
+        run_config, run_dir, dataset, state_dir / evaluate.CLASSIFIERS, inception=inception
+    )
+
+
+def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | None:
+    from tf_efsgd.evaluation import extractors
+
+    path = values.inception_weights
+    if values.download_inception:
+        path = extractors.download_inception(folder)
+    if path is None:
+        print(
+            'No FID: it needs the 2015 Inception network, see --inception_weights=PATH or '
+            '--download_inception. domain FID is measured instead.'
+        )
+        return None
+    return extractors.Inception(path)
+
+
+def _main(rest: list[str]) -> None:
+    del rest
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    try:
+        print(run(flags.FLAGS))
+    except config.ConfigError as error:
+        arguments.exit_with(error)
+    except OSError as error:
+        print(f'tf_efsgd: {error}.', file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('\ntf_efsgd: interrupted; RUN/nonprivate is as it was.', file=sys.stderr)
+        sys.exit(130)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    define_flags()
+    app.run(_main, flags_parser=arguments.parse_arguments)
+
+
+if __name__ == '__main__':
+    main()

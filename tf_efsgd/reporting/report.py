@@ -1,0 +1,354 @@
+"""The page of a run that may be shared: pictures, curves, and the privacy statement in words."""
+
+from __future__ import annotations
+
+import html
+import io
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tf_efsgd import rounding
+from tf_efsgd.reporting import pages
+
+# What the entries of the statement are called in the table; others go by their key alone.
+_LABELS = {
+    'unit_of_privacy': 'Unit of privacy',
+    'private': 'Private',
+    'mechanism': 'Mechanism',
+    'private_step_updates': 'Networks in the private step',
+    'target_epsilon': 'ε at most (budget)',
+    'epsilon': 'ε spent',
+    'epsilon_pld': 'ε by privacy loss distributions',
+    'epsilon_rdp': 'ε by Rényi DP',
+    'epsilon_of_the_ideal_mechanism': 'ε, were the noise real numbers',
+    'delta': 'δ',
+    'delta_times_units': 'δ times the number of images, or of persons',
+    'neighboring_relation': 'Neighbouring data sets',
+    'sampling': 'Sampling',
+    'sampling_probability': 'Sampling probability',
+    'noise_multiplier': 'Noise multiplier',
+    'noise_multiplier_accounted': 'Noise multiplier that is accounted',
+    'private_parameters': 'Parameters of a private step',
+    'noise': 'How the noise is drawn',
+    'l2_norm_clip': 'Clipping norm',
+    'steps': 'Private steps',
+    'expected_batch_size': 'Expected batch size',
+    'accountant': 'Accountant',
+    'dataset': 'Data set',
+    'dataset_size': 'Records',
+    'persons': 'Persons',
+    'record': 'One record',
+    'other_runs': 'Other runs on a data set of the same name',
+    'together': 'All of these runs together',
+    'together_with_all': 'All runs that are remembered there together',
+    'other_runs_not_known': 'Other runs of which nothing is known',
+    'software': 'Software',
+}
+
+# The tag of ε in a run's logs.
+_EPSILON = 'dp/epsilon'
+
+# What has a place of its own on a page that promises something; the table shows the rest.
+_LISTS = {
+    'proven': 'Proven',
+    'tested_not_proven': 'Tested, not proven',
+    'not_covered': 'Not covered',
+}
+_BY_IMAGES = 'epsilon_by_images_per_person'
+
+_NEIGHBOURS = {
+    'ADD_OR_REMOVE_ONE': 'One data set is the other with {} added or removed',
+    'REPLACE_ONE': 'One data set is the other with {} replaced by another',
+    'REPLACE_SPECIAL': 'One data set is the other with {} replaced by an empty one',
+}
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    private: bool,
+    statement: Mapping[str, Any],
+    samples_png: str | None,
+    sample_caption: str,
+    history: Sequence[Mapping[str, Any]],
+    config_text: str,
+) -> None:
+    """Writes the page of a run as one HTML file, whole or not at all.
+
+    A page that says it is private says so of all that is on it: hand it only what the run
+    released, and no evaluation against real images.
+
+    Args:
+        path: the file to write; one that exists is replaced.
+        title: the heading.
+        private: whether everything on the page is covered by (ε, δ)-differential privacy.
+        statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
+            >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
+            `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
+        samples_png: path of a PNG of generated images, or None when there is none yet.
+        sample_caption: what stands below the picture.
+        history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
+            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
+            number itself where there is one; what is not finite is left out. With `private`, all
+            tags must begin with `dp/`.
+        config_text: the flags of the run.
+
+    Raises:
+        ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
+            or `samples_png` is not a PNG.
+        FileNotFoundError: if `samples_png` does not exist.
+    """
+    if private:
+        _check_claim(statement, history)
+    sections = [
+        _banner(private, statement),
+        pages.section('Generated images', _samples(samples_png, sample_caption)),
+        pages.section('What this means', _promise(statement) if private else _no_promise()),
+        pages.section('Curves', _curves(history)),
+        pages.section('Privacy statement', _facts(private, statement)),
+        pages.section('Flags', _flags(config_text, statement)),
+    ]
+    pages.write_page(path, title, sections)
+
+
+def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError unless statement and history fit a page that may be shared."""
+    epsilon, delta = statement.get('epsilon'), statement.get('delta')
+    is_number = pages.is_number
+    if not (is_number(epsilon) and epsilon >= 0 and is_number(delta) and 0 <= delta < 1):
+        raise ValueError(
+            'A private report needs a statement with a finite epsilon >= 0 and a delta in [0, 1). '
+            f'Received: epsilon={epsilon!r}, delta={delta!r}.'
+        )
+    times_units, unit = statement.get('delta_times_units'), statement.get('unit_of_privacy')
+    if not (is_number(times_units) and times_units >= 0 and unit):
+        raise ValueError(
+            'A private report needs a statement that says what its unit of privacy is, and delta '
+            f'times how many there are. Received: unit_of_privacy={unit!r}, '
+            f'delta_times_units={times_units!r}.'
+        )
+    empty = [name for name in _LISTS if not statement.get(name)]
+    if empty:
+        raise ValueError(
+            'A private report needs a statement that says what is proven, what is only tested and '
+            f'what is not covered. Received none of: {", ".join(empty)}.'
+        )
+    if statement.get('private') is False:
+        raise ValueError('private=True, but the statement says private: False.')
+    uncovered = sorted(
+        {k for entry in history for k in entry if k != 'step' and not k.startswith('dp/')}
+    )
+    if uncovered:
+        raise ValueError(
+            'A private report holds released curves only; leave the others to the non-private '
+            f'folder. Received: {", ".join(uncovered)}.'
+        )
+
+
+def _banner(private: bool, statement: Mapping[str, Any]) -> str:
+    if not private:
+        return pages.banner(
+            'NOT PRIVATE: do not share this page',
+            'What it shows is not covered by differential privacy and may reveal training images.',
+            may_be_shared=False,
+        )
+    return pages.banner(
+        'This page may be shared: it holds only what is covered by (ε, δ)-differential privacy',
+        f'<div>Unit of privacy: {html.escape(str(statement["unit_of_privacy"]))}</div>'
+        f'<div>ε = {rounding.up(float(statement["epsilon"]))}, δ = {float(statement["delta"])!r}; '
+        f'δ times the number of {_units(statement)} is '
+        f'{rounding.up(float(statement["delta_times_units"]), 2)}</div>',
+        may_be_shared=True,
+    )
+
+
+def _counts_persons(statement: Mapping[str, Any]) -> bool:
+    return statement.get('persons') is not None
+
+
+def _units(statement: Mapping[str, Any]) -> str:
+    """What delta counts, and how many are declared."""
+    number, name = statement.get('dataset_size'), 'images'
+    if _counts_persons(statement):
+        number, name = statement['persons'], 'persons'
+    return name if number is None else f'{name}, {number:,},'
+
+
+def _facts(private: bool, statement: Mapping[str, Any]) -> str:
+    """The statement as a table, without what a page that promises something shows elsewhere."""
+    elsewhere = (*_LISTS, _BY_IMAGES) if private else ()
+    return pages.facts(
+        {key: item for key, item in statement.items() if key not in elsewhere}, _LABELS
+    )
+
+
+def _samples(samples_png: str | None, caption: str) -> str:
+    if samples_png is None:
+        return '<p>No samples have been drawn yet.</p>'
+    with open(samples_png, 'rb') as file:
+        return pages.picture(file.read(), 'Grid of generated images', caption)
+
+
+def _promise(statement: Mapping[str, Any]) -> str:
+    """The guarantee in plain words, with its numbers."""
+    epsilon, delta = float(statement['epsilon']), float(statement['delta'])
+    unit = html.escape(str(statement['unit_of_privacy']))
+    record = html.escape(str(statement.get('record', 'one image with its label')))
+    relation = str(statement.get('neighboring_relation', 'ADD_OR_REMOVE_ONE'))
+    one = 'one person' if _counts_persons(statement) else 'one record'
+    neighbours = html.escape(_NEIGHBOURS.get(relation, relation).format(one))
+    whose = 'persons whose images' if _counts_persons(statement) else 'images that'
+    detected = _detection_bound(0.01, epsilon, delta)
+    weak = (
+        ' By itself that is a weak promise; only a smaller ε makes a stronger one.'
+        if detected > 0.5
+        else ''
+    )
+    lists = ''.join(
+        f'<p><b>{heading}:</b></p>\n{pages.value(statement[name])}\n'
+        for name, heading in _LISTS.items()
+    )
+    return f"""
+<p><b>ε and δ</b> bound what anyone can learn about {unit} from all that this run
+released, whatever else they know. With or without {one}, the probability of any outcome
+differs by a factor of at most <span>e<sup>ε</sup> = {rounding.up(_exp(epsilon))}</span>, plus
+<span>δ = {delta!r}</span>. The smaller both are, the better.</p>
+<p><b>For example:</b> a test that wrongly accuses 1 in 100 {whose} were not used for training
+can rightly name at most {_percent(detected)} of those that were.{weak}</p>
+<p><b>One record</b> is {record}.</p>
+{_several_images(statement)}
+<p><b>Neighbouring data sets:</b> {neighbours} (<code>{html.escape(relation)}</code>).</p>
+{lists}"""
+
+
+def _several_images(statement: Mapping[str, Any]) -> str:
+    """What the promise is to a person with more images than one."""
+    if _counts_persons(statement):
+        return (
+            '<p><b>Several images of one person</b> are covered: the unit of privacy is the '
+            'person, with all the images of theirs that were kept.</p>'
+        )
+    found = statement.get(_BY_IMAGES)
+    if not found:
+        return (
+            '<p><b>Several images of one person</b> are protected less than one, and how much '
+            'less was not computed for this run.</p>'
+        )
+    rows = ''.join(
+        f'<tr><th>{html.escape(str(images))} images</th><td>'
+        f'{rounding.up(math.inf if epsilon is None else float(epsilon))}</td></tr>'
+        for images, epsilon in found.items()
+    )
+    none = ''
+    if any(epsilon is None for epsilon in found.values()):
+        none = (
+            '<p>Where it says none, the bound is so large that it cannot be proven for noise that '
+            'is drawn with 128 bits: a person with so many images has no protection to rely on.'
+            '</p>'
+        )
+    return (
+        '<p><b>Several images of one person</b> are protected less than one. For all of them '
+        f'together, at the same δ, ε for K images of one person is:</p>\n'
+        f'<table class="figures">{rows}</table>\n{none}'
+    )
+
+
+def _no_promise() -> str:
+    return (
+        '<p>No guarantee of differential privacy holds for what this page shows: it may reveal '
+        'which images were used, and generated images may repeat them. Keep the page, and '
+        'everything it was made from, as confidential as the training data.</p>'
+    )
+
+
+def _flags(config_text: str, statement: Mapping[str, Any]) -> str:
+    no_effect = ''
+    if statement.get('steps') == 0:
+        no_effect = '<p>There were no private steps: the settings of those had no effect.</p>'
+    return f'{no_effect}<pre>{html.escape(config_text)}</pre>'
+
+
+def _detection_bound(false_alarms: float, epsilon: float, delta: float) -> float:
+    """The most true detections that (ε, δ)-DP allows a test with this rate of false alarms.
+
+    Both sides of the trade-off of Kairouz, Oh and Viswanath 2015, eq. 2.
+    """
+    return min(
+        _exp(epsilon) * false_alarms + delta,
+        1 - _exp(-epsilon) * (1 - delta - false_alarms),
+        1.0,
+    )
+
+
+def _exp(x: float) -> float:
+    """The exponential of x, infinite where floats end."""
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _percent(share: float) -> str:
+    """A share in [0, 1] as a percentage, rounded up."""
+    return f'{math.ceil(share * 1000) / 10:g} %'
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> str:
+    """One small plot per float in the history, ε first."""
+    names = dict.fromkeys(k for entry in history for k in (_EPSILON, *entry) if k != 'step')
+    curves = {name: points for name in names if (points := _points(history, name))}
+    if not curves:
+        return '<p>Nothing has been logged yet.</p>'
+    try:
+        if any(len(points) > 1 for points in curves.values()):
+            import matplotlib.figure  # noqa: F401, the optional extra
+    except ImportError:
+        return (
+            '<p>The curves need matplotlib. Install it with '
+            "<code>pip install 'tf_efsgd[report]'</code> and write the report again.</p>"
+        )
+    figures = [
+        f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'
+        f'{_one_value(name, *points[0]) if len(points) == 1 else _svg(points, f"curve{i}-")}'
+        '</figure>'
+        for i, (name, points) in enumerate(curves.items())
+    ]
+    return '<div class="curves">\n' + '\n'.join(figures) + '\n</div>'
+
+
+def _one_value(name: str, step: float, value: float) -> str:
+    """What stands for a curve of one point."""
+    shown = rounding.up(value) if name == _EPSILON else f'{value:,.4g}'
+    return f'<p>{shown} at step {step:,.0f}</p>'
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
+    """The finite (step, value) pairs of one curve."""
+    pairs = ((entry.get('step'), entry.get(name)) for entry in history)
+    return [(float(x), float(y)) for x, y in pairs if pages.is_number(x) and pages.is_number(y)]
+
+
+def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
+    """A line plot as an SVG element."""
+    # Not pyplot: it keeps figures, and picks a backend, for the whole process.
+    from matplotlib import figure, ticker
+    from matplotlib.backends import backend_svg
+
+    fig = figure.Figure(figsize=(4.4, 2.6), layout='constrained')
+    backend_svg.FigureCanvasSVG(fig)
+    axes = fig.add_subplot()
+    x, y = zip(*points)
+    axes.plot(x, y, color='#1f5fa8', linewidth=1.6)
+    axes.set_xlabel('step')
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_formatter(ticker.StrMethodFormatter('{x:,.0f}'))
+    axes.grid(color='#e3e7ec', linewidth=0.8)
+    axes.spines[['top', 'right']].set_visible(False)
+    buffer = io.StringIO()
+    no_metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
+    fig.savefig(buffer, format='svg', metadata=no_metadata, transparent=True)
+    svg = buffer.getvalue()
+    svg = svg[svg.index('<svg') :].strip()  # An XML header has no place inside HTML.
+    # Ids must differ between the plots of one page.
+    return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{id_prefix}', svg)

@@ -1,0 +1,335 @@
+"""Measures a run's generator against real images.
+
+Writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's state
+folder; nowhere else, and nothing of it goes back into training. NOT covered by epsilon.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import shutil
+import time
+from typing import TYPE_CHECKING, Any
+
+from tf_efsgd import config
+from tf_efsgd.version import __version__
+
+if TYPE_CHECKING:
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd.config import RunConfig
+    from tf_efsgd.data.records import Dataset, Records
+    from tf_efsgd.evaluation.extractors import Inception
+
+# Folders in the state folder.
+CLASSIFIERS, DOWNLOADS = 'classifiers', 'downloads'
+
+_SEED = 102
+_GENERATE_BATCH = 500
+_HPARAMS_FOLDER = 'evaluation'
+
+
+def check_records(dataset: Dataset) -> None:
+    """Raises ConfigError where there are too few records; not how many there are, which is private.
+
+    Args:
+      dataset: its records.
+    """
+    from tf_efsgd.evaluation import protocol
+
+    if len(dataset.train) < protocol.LEAST_TRAIN:
+        raise config.ConfigError(
+            f'An evaluation needs at least {protocol.LEAST_TRAIN} training images, and there are '
+            'fewer: leave it out with --noevaluate.'
+        )
+
+
+def evaluate_run(
+    run_config: RunConfig,
+    run_dir: pathlib.Path,
+    dataset: Dataset,
+    cache_dir: pathlib.Path,
+    *,
+    untrained_classifiers: bool = True,
+    inception: Inception | None = None,
+) -> str:
+    """Evaluates the last checkpoint of a run, into RUN/nonprivate.
+
+    Args:
+      run_config: the settings of the run, with the sizes of the evaluation.
+      run_dir: the run folder.
+      dataset: its records.
+      cache_dir: where classifiers that learned from real images are kept, outside `run_dir`.
+      untrained_classifiers: see `protocol.Sizes`.
+      inception: the network for the FID; None leaves it out.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ConfigError: if the run's ledger, checkpoint and records do not fit together.
+    """
+    from tf_efsgd.evaluation import extractors, protocol
+    from tf_efsgd.reporting import metrics_page
+    from tf_efsgd.run import folder as run_folder
+
+    check_records(dataset)
+    started = time.monotonic()
+    train, test, settings = dataset.train, dataset.test, run_config.run
+    spent = read_ledger(run_dir, dataset)
+    generator, step = _trained_generator(run_config, run_dir, train)
+    untrained = untrained_generator(run_config, train)
+    sizes = protocol.Sizes(
+        settings.evaluation_images,
+        settings.evaluation_runs,
+        settings.evaluation_epochs,
+        untrained_classifiers,
+    )
+    provenance = _provenance(run_config, run_dir, spent, step)
+    print(
+        f'Evaluating {sizes.images} generated images of step {step} (NOT covered by epsilon).',
+        flush=True,
+    )
+    measured = protocol.measure(
+        lambda labels: generate(generator, labels, _SEED, 'generating'),
+        lambda labels: generate(untrained, labels, _SEED),
+        train,
+        test,
+        sizes,
+        extractors.RealClassifiers(train, cache_dir, verbose=True),
+        inception=inception,
+        verbose=True,
+    )
+    minutes = (time.monotonic() - started) / 60
+    metrics = {
+        'note': 'Measured on real images: not covered by the privacy guarantee.',
+        'steps': step,
+        **measured.metrics,
+        'provenance': {
+            **provenance,
+            'evaluation_minutes': round(minutes, 2),
+            'sizes': dataclasses.asdict(sizes),
+            'num_images': measured.metrics['num_images'],
+        },
+    }
+    folder = run_folder.nonprivate_dir(run_dir)
+    page = folder / 'metrics.html'
+    metrics_page.write_metrics_page(
+        page,
+        title=f'{spent.plan.dataset}: measured against real images',
+        metrics=metrics,
+        pictures={name: _picture(pairs) for name, pairs in measured.pairs.items()},
+    )
+    _write_json(folder / 'metrics.json', metrics)
+    _write_hparams(folder / 'logs' / _HPARAMS_FOLDER, run_config, metrics)
+    _print_summary(metrics)
+    return str(page)
+
+
+def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model:
+    """The generator of a run before its first step: its initial weights follow from the seed.
+
+    Args:
+      run_config: the settings of the run.
+      train: its records, for the shape of the images and the classes.
+    """
+    import tensorflow as tf
+
+    from tf_efsgd.models import generator
+
+    tf.keras.utils.set_random_seed(run_config.training.seed)  # initial weights: public
+    return generator.build_generator(
+        train.image_shape,
+        train.num_classes,
+        latent_dim=run_config.model.latent_dim,
+        width=run_config.model.generator_width,
+        noise_injection=run_config.model.noise_injection,
+        embedding_stddev=(
+            generator.EMBEDDING_STDDEV_FOR_WARM_START
+            if run_config.privacy.has_warm_start
+            else generator.EMBEDDING_STDDEV
+        ),
+    )
+
+
+def generate(
+    generator: tf.keras.Model, labels: np.ndarray, seed: int, progress: str | None = None
+) -> np.ndarray:
+    """One image per label; the same for the same seed and weights.
+
+    Args:
+      generator: from `build_generator`.
+      labels: int32 [n].
+      seed: of latents and injected noise.
+      progress: what the progress bar is called; None draws none.
+
+    Returns:
+      uint8 [n, H, W, C].
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd.evaluation.progress import progress_bar
+    from tf_efsgd.models.generator import draw_inputs
+    from tf_efsgd.training.gan import to_uint8
+
+    parts = []
+    with progress_bar(progress, len(labels)) as bar:
+        for start in range(0, len(labels), _GENERATE_BATCH):
+            part = tf.constant(labels[start : start + _GENERATE_BATCH])
+            inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))
+            parts.append(to_uint8(generator(inputs)).numpy())
+            bar.update(len(part))
+    return np.concatenate(parts)
+
+
+def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
+    """The ledger of the run, read-only.
+
+    Args:
+      run_dir: the run folder.
+      dataset: its records.
+
+    Raises:
+      ConfigError: if it cannot be read, or is the ledger of other records.
+    """
+    from tf_efsgd.privacy import ledger
+    from tf_efsgd.run import folder as run_folder
+
+    try:
+        spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
+    except ledger.LedgerError as error:
+        raise config.ConfigError(str(error)) from error
+    plan, train = spent.plan, dataset.train
+    of_run = (plan.dataset_size, tuple(plan.image_shape), plan.num_classes)
+    found = (dataset.declared_size, train.image_shape, train.num_classes)
+    if of_run != found:
+        raise config.ConfigError(
+            'The data set is not the one of the run: (records, image shape, classes) was '
+            f'{of_run}. Received: {found}.'
+        )
+    return spent
+
+
+def _trained_generator(
+    run_config: RunConfig, run_dir: pathlib.Path, train: Records
+) -> tuple[tf.keras.Model, int]:
+    """The moving average of the run's generator, and its step.
+
+    From a checkpoint, not from the export: that draws fresh latents at each call, and a run may
+    have none.
+    """
+    from tf_efsgd.run import checkpoints
+
+    generator = untrained_generator(run_config, train)
+    try:
+        return generator, checkpoints.restore_generator(run_dir / 'checkpoints', generator)
+    except checkpoints.CheckpointError as error:
+        raise config.ConfigError(str(error)) from error
+
+
+def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
+    """What the figures belong to: privacy, steps, time, machine."""
+    from tf_efsgd import budget
+    from tf_efsgd.benchmark import __main__ as benchmark
+
+    statement = budget.make_statement(run_config, spent, step, {})
+    wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
+    wanted += ('delta', 'delta_times_units', 'steps')
+    return {
+        'dataset': spent.plan.dataset,
+        **{name: statement[name] for name in wanted if name in statement},
+        'checkpoint_step': step,
+        'seed': run_config.training.seed,
+        'training_minutes': _training_minutes(run_dir),
+        'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
+        'machine': benchmark.describe_machine(benchmark.machine()),
+        'tf_efsgd': __version__,
+    }
+
+
+def _training_minutes(run_dir: pathlib.Path) -> float | None:
+    """From the first line of the ledger to the last entry of the log, pauses included."""
+    from tf_efsgd.run import folder as run_folder
+    from tf_efsgd.training import callbacks as monitoring
+
+    with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
+        started = json.loads(file.readline())['time']
+    ended = monitoring.last_log_time(str(run_dir / 'logs'))
+    if ended is None:
+        return None
+    return round((ended - datetime.datetime.fromisoformat(started).timestamp()) / 60, 2)
+
+
+def _picture(pairs) -> bytes:
+    """A PNG of images above their nearest training images."""
+    import numpy as np
+    import tensorflow as tf
+
+    from tf_efsgd.training import callbacks as monitoring
+
+    rows = np.concatenate([pairs.images, pairs.nearest])
+    return tf.io.encode_png(monitoring.image_grid(rows, len(pairs.images))).numpy()
+
+
+def _write_json(path: pathlib.Path, metrics: dict[str, Any]) -> None:
+    from tf_efsgd import files
+
+    files.write_atomically(path, json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
+
+
+def _write_hparams(folder: pathlib.Path, run_config: RunConfig, metrics: dict[str, Any]) -> None:
+    """Settings and scores for TensorBoard's HParams; those of an earlier evaluation go."""
+    import tensorflow as tf
+    from tensorboard.plugins.hparams import api as hparams
+
+    shutil.rmtree(folder, ignore_errors=True)
+    settings = {
+        name: value
+        for group in ('privacy', 'model', 'training')
+        for name, value in dataclasses.asdict(getattr(run_config, group)).items()
+        if value is not None
+    }
+    writer = tf.summary.create_file_writer(str(folder))
+    with writer.as_default(step=metrics['steps']):
+        hparams.hparams({'dataset': metrics['provenance']['dataset'], **settings})
+        for name, value in _scores(metrics).items():
+            tf.summary.scalar(f'nonprivate/{name}', value)
+    writer.close()
+
+
+def _scores(metrics: dict[str, Any]) -> dict[str, float]:
+    """The main figures, by name."""
+    places = {
+        'gen2real_cnn': ('gen2real_cnn', 'accuracy'),
+        'gen2real_mlp': ('gen2real_mlp', 'accuracy'),
+        'real2gen_cnn': ('real2gen_cnn', 'accuracy'),
+        'domain_is': ('domain_is', 'value'),
+        'domain_fid_test': ('domain_fid', 'test'),
+        'domain_fid_train': ('domain_fid', 'train'),
+        'fid_test': ('fid', 'test'),
+        'fid_train': ('fid', 'train'),
+        'precision': ('precision_recall', 'precision'),
+        'recall': ('precision_recall', 'recall'),
+    }
+    found = {name: metrics.get(group, {}).get(key) for name, (group, key) in places.items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _print_summary(metrics: dict[str, Any]) -> None:
+    if 'gen2real_cnn' in metrics:
+        cnn = metrics['gen2real_cnn']
+        spread = '' if cnn['spread'] is None else f' ± {cnn["spread"]:.1%}'
+        print(
+            f'gen2real CNN accuracy: {cnn["accuracy"]:.1%}{spread} on {cnn["num_test"]} real images'
+            f' (NOT covered by epsilon); {cnn["real"]["accuracy"]:.1%} for a CNN that learned from '
+            'real ones.'
+        )
+    else:
+        print('No gen2real: it needs a test split and at least two classes.')
+    others = {k: v for k, v in _scores(metrics).items() if not k.startswith('gen2real_cnn')}
+    print('  ' + ', '.join(f'{name} {value:.4g}' for name, value in others.items()))

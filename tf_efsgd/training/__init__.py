@@ -1,0 +1,1 @@
+"""Public fitting, and the steps around the private one."""
