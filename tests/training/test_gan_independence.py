@@ -178,7 +178,7 @@ def test_weights_that_are_zero_at_first_hide_nothing_and_are_left_alone(monkeypa
     discriminator = _discriminator(_MixesLater())
     gan = _make_gan(discriminator)
     before = discriminator.get_weights()
-    with pytest.raises(ValueError, match='the loss of a record is'):
+    with pytest.raises(ValueError, match='the (loss|gradient) of a record'):
         _compile(gan)
     for old, new in zip(before, discriminator.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
