@@ -17,7 +17,7 @@ from tf_efsgd.cli import plan
 from tf_efsgd.privacy import accounting
 from tf_efsgd.reporting import report
 from tf_efsgd.results import tables
-from tf_efsgd.run import runner
+from tf_efsgd.run import messages
 from tf_efsgd.training import callbacks as monitoring
 
 _PACKAGE = pathlib.Path(rounding.__file__).parent
@@ -98,7 +98,7 @@ def _in_the_first_line_of_a_run(epsilon, forecast, capsys):
 
         generator = discriminator = property(lambda self: self)
 
-    runner._describe(forecast.plan, Networks(), 'run', epsilon)
+    messages.describe(forecast.plan, Networks(), 'run', epsilon)
     return [capsys.readouterr().out.split('ε of the whole run = ')[1].split()[0]]
 
 
@@ -116,7 +116,7 @@ _STATEMENT = {
 
 def _in_the_last_line_of_a_run(epsilon, forecast, capsys):
     stated = budget._or_none(epsilon.headline)
-    runner._print_result({**_STATEMENT, 'epsilon': stated}, {})
+    messages.result({**_STATEMENT, 'epsilon': stated}, {})
     return [capsys.readouterr().out.split('Spent ε = ')[1].split()[0]]
 
 

@@ -9,7 +9,8 @@ from absl import flags
 from tf_efsgd import budget, config
 from tf_efsgd.cli import plan
 from tf_efsgd.data import records
-from tf_efsgd.run import runner
+from tf_efsgd.run import build, runner
+from tf_efsgd.run.context import Sources
 
 _RECORDS, _PARAMETERS = 1602, 5_000
 
@@ -23,13 +24,13 @@ def launch(monkeypatch, tmp_path):
     """Runs the launcher as far as its plan, on the digits, with networks that have a size only."""
     dataset = records.load('digits')
     network = types.SimpleNamespace(private_variables=[tf.zeros([_PARAMETERS - 8]), tf.zeros([8])])
-    monkeypatch.setattr(runner, '_load', lambda *_: dataset)
-    monkeypatch.setattr(runner, '_build', lambda *_: network)
+    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=lambda _: dataset))
+    monkeypatch.setattr(build, 'build_gan', lambda *_: network)
 
-    def stop(gan, settings, found):
+    def stop(gan, settings, found, noise):
         raise _Planned(found)
 
-    monkeypatch.setattr(runner, '_compile', stop)
+    monkeypatch.setattr(build, 'compile_gan', stop)
 
     def launch(*arguments):
         flag_values = flags.FlagValues()

@@ -12,7 +12,8 @@ from tf_efsgd import config
 from tf_efsgd.data import split
 from tf_efsgd.privacy import ledger
 from tf_efsgd.run import folder as run_folder
-from tf_efsgd.run import runner
+from tf_efsgd.run import private_steps, runner, start
+from tf_efsgd.run.context import Sources
 
 _LINES = (
     '--noise_multiplier=1', '--expected_batch_size=20', '--discriminator_steps=1',
@@ -78,7 +79,7 @@ def test_no_person_is_named_in_the_run_folder(started):
 def test_a_run_is_resumed_without_reading_them_again(base, how, monkeypatch):
     before = (base / 'run/config.flags').read_text()
     asked = []
-    load = runner._load
+    load = run_folder.load_records
 
     def load_and_note(settings):
         asked.append(settings.data)
@@ -86,7 +87,7 @@ def test_a_run_is_resumed_without_reading_them_again(base, how, monkeypatch):
         assert dataset.found == {}
         return dataset
 
-    monkeypatch.setattr(runner, '_load', load_and_note)
+    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=load_and_note))
     if how == 'its flagfile':
         lines = [f'--dataset=folder:{base}/images', f'--run_dir={base}/run', '--resume']
         text = '\n'.join([before, *lines, f'--state_dir={base}/state'])
@@ -111,7 +112,7 @@ def test_images_that_came_later_change_no_public_fact(base, monkeypatch):
     # Where nothing is remembered, by their number.
     with pytest.raises(config.ConfigError, match='dataset_size was [0-9]+, is '):
         _run(base, '--train_steps=2', '--resume', '--resume_unverified')
-    monkeypatch.setattr(runner, '_check_count', lambda *_: None)
+    monkeypatch.setattr(start, '_check_count', lambda *_: None)
     _run(base, '--train_steps=2', '--resume', '--resume_unverified')
     plan = json.loads((base / 'run/ledger.jsonl').read_text().splitlines()[0])
     assert (plan['image_shape'], plan['num_classes']) == ([8, 8, 1], 3)
@@ -167,9 +168,9 @@ def test_what_is_said_does_not_depend_on_the_records(started, capsys):
 
 
 def test_a_shared_report_does_not_say_where_a_table_is():
-    assert runner._public_rule('csv:/home/me/who.csv') == 'csv:who.csv'
-    assert runner._public_rule('name:^(a)/') == 'name:^(a)/'
-    assert runner._public_rule(None) is None
+    assert run_folder.public_rule('csv:/home/me/who.csv') == 'csv:who.csv'
+    assert run_folder.public_rule('name:^(a)/') == 'name:^(a)/'
+    assert run_folder.public_rule(None) is None
 
 
 # Records that moved.
@@ -242,7 +243,7 @@ def test_where_nothing_is_remembered_a_moved_folder_keeps_its_name(base, tmp_pat
 
 
 def test_a_table_of_persons_may_move_and_not_change(base, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner._Run, 'restore', tiny_run.cut)
+    monkeypatch.setattr(private_steps, 'restore', tiny_run.cut)
     text = 'file,person\n'
     for number, path in enumerate(sorted((base / 'images').rglob('*.png'))):
         row = f'{"ab"[number % 2]}/{number}.png'

@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing import event_accumulator
 from tf_efsgd import config
 from tf_efsgd.data import records
 from tf_efsgd.evaluation import extractors
+from tf_efsgd.models import sampling
 from tf_efsgd.privacy import ledger, run_state
-from tf_efsgd.run import evaluate, runner
+from tf_efsgd.run import build, context, evaluate
 from tf_efsgd.run import folder as run_folder
-from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import samples
 
 _SMALL = {'evaluation_images': 100, 'evaluation_runs': 1, 'evaluation_epochs': 1}
 
@@ -129,20 +130,20 @@ def test_the_generator_is_the_one_that_drew_the_samples(folder):
     train = run_folder.load_records(settings).train
     generator, step = evaluate._trained_generator(settings, folder, train)
     labels = np.tile(np.arange(10, dtype=np.int32), 8)
-    grid = monitoring.image_grid(evaluate.generate(generator, labels, runner._SAMPLE_SEED), 10)
+    grid = samples.image_grid(sampling.generate(generator, labels, context._SAMPLE_SEED), 10)
     drawn = tf.io.decode_png((folder / 'samples/step_000005.png').read_bytes())
     assert step == 5
     np.testing.assert_array_equal(grid, drawn)
-    untrained = evaluate.untrained_generator(settings, train)
-    other = evaluate.generate(untrained, labels, runner._SAMPLE_SEED)
-    assert not np.array_equal(monitoring.image_grid(other, 10), drawn)
+    untrained = build.untrained_generator(settings, train)
+    other = sampling.generate(untrained, labels, context._SAMPLE_SEED)
+    assert not np.array_equal(samples.image_grid(other, 10), drawn)
 
 
 def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
     settings = run_folder.read_settings(folder)
     dataset = run_folder.load_records(settings)
-    gan = runner._build(settings, dataset.train)
-    untrained = evaluate.untrained_generator(settings, dataset.train)
+    gan = build.build_gan(settings, dataset.train)
+    untrained = build.untrained_generator(settings, dataset.train)
     for one, other in zip(gan.generator.get_weights(), untrained.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -160,7 +161,7 @@ def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
 def test_classes_begin_apart_for_a_warm_start_only(folder, flags, stddev):
     settings = config.from_flagfile(f'--dataset=mnist_10k\n{flags}')
     train = run_folder.load_records(run_folder.read_settings(folder)).train
-    untrained = evaluate.untrained_generator(settings, train)
+    untrained = build.untrained_generator(settings, train)
     (embedding,) = untrained.get_layer('classes').get_weights()
     assert embedding.std() == pytest.approx(stddev, rel=0.2)
 

@@ -20,7 +20,9 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_efsgd.data import poisson
 from tf_efsgd.privacy import learned_features, noise, warm_start
+from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import runner
+from tf_efsgd.run.context import Sources
 from tf_efsgd.training import gan as gans
 
 _DECLARED = 1602
@@ -47,7 +49,7 @@ _RELEASED = re.compile(
 
 def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     """A run without noise, with fixed keys and sampling; returns what it printed, times removed."""
-    load = runner._load
+    load = run_folder.load_records
 
     def load_neighbour(settings):
         dataset = load(settings)
@@ -72,7 +74,7 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     def no_noise(shape, *_, **__):
         return tf.zeros(shape, tf.int64)
 
-    patch.setattr(runner, '_load', load_neighbour)
+    patch.setattr(runner, 'Sources', lambda: Sources(load=load_neighbour))
     patch.setattr(poisson, 'sample_indices', sample)
     patch.setattr(noise, 'integers', no_noise)
     # A graph of its own, which would keep the other one.

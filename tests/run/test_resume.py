@@ -16,6 +16,8 @@ from helpers import tiny_run
 from tf_efsgd import config, rounding
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.run import checkpoints, runner
+from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run.context import Sources
 from tf_efsgd.training import callbacks as monitoring
 
 
@@ -104,7 +106,7 @@ def test_a_second_signal_stops_at_once(monkeypatch):
 
 
 def _train_with(change, monkeypatch):
-    load = runner._load
+    load = run_folder.load_records
 
     def load_changed(settings):
         dataset = load(settings)
@@ -112,7 +114,7 @@ def _train_with(change, monkeypatch):
         train = dataclasses.replace(dataset.train, images=images, labels=labels)
         return dataclasses.replace(dataset, train=train)
 
-    monkeypatch.setattr(runner, '_load', load_changed)
+    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=load_changed))
 
 
 def _other_pixel(images, labels):

@@ -21,6 +21,7 @@ from tf_efsgd import config, rounding
 from tf_efsgd.privacy import accounting
 from tf_efsgd.run import checkpoints
 from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import samples
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 _TAGS = {
@@ -333,7 +334,7 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints.RunCheckpoints, 'save', spy_save)
     monkeypatch.setattr(checkpoints.RunCheckpoints, 'restore_latest', spy_restore)
     with monkeypatch.context() as patch, pytest.raises(_PowerCut):
-        patch.setattr(monitoring.SampleGrid, 'on_due', power_cut)  # At step 5.
+        patch.setattr(samples.SampleGrid, 'on_due', power_cut)  # At step 5.
         tiny_run.run(folder, '--noevaluate')
     assert tiny_run.reserved(folder) == [2, 2, 2]
     assert set(at_save) == {3}
@@ -368,7 +369,7 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
 
 
 def test_the_report_names_the_classes_that_its_picture_shows(tmp_path, monkeypatch):
-    monkeypatch.setattr(monitoring, '_MAX_COLUMNS', 3)
+    monkeypatch.setattr(samples, '_MAX_COLUMNS', 3)
     folder = tmp_path / 'run'
     tiny_run.run(folder, '--noprivate', '--noevaluate', '--noexport', train_steps=1)
     page = (folder / 'report.html').read_text()

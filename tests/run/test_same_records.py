@@ -15,7 +15,8 @@ from helpers import tiny_run
 from tf_efsgd import config
 from tf_efsgd.cli import state
 from tf_efsgd.privacy import ledger, run_state, seen_records
-from tf_efsgd.run import evaluate, runner
+from tf_efsgd.run import evaluate, private_steps
+from tf_efsgd.run import folder as run_folder
 
 
 @pytest.fixture(scope='module')
@@ -40,7 +41,7 @@ def _run(folder, *more, **changes):
 @pytest.fixture
 def start(monkeypatch):
     """Starts a run that a power cut ends when it is ready to train."""
-    monkeypatch.setattr(runner._Run, 'restore', tiny_run.cut)
+    monkeypatch.setattr(private_steps, 'restore', tiny_run.cut)
 
     def start(folder, *more, **changes):
         with pytest.raises(tiny_run.PowerCut):
@@ -109,7 +110,7 @@ def test_what_a_run_may_spend_is_what_its_statement_says_it_spent(two):
 
 def test_neither_key_nor_a_record_s_hash_nor_their_number_is_in_a_run_folder(two):
     base, _ = two
-    digests = runner._load(config.from_flagfile('\n'.join(tiny_run.flags(base)))).digests
+    digests = run_folder.load_records(config.from_flagfile('\n'.join(tiny_run.flags(base)))).digests
     key = (base / 'state' / 'seen.key').read_bytes()
     raw = digests.astype('>u8').tobytes()
     plain = [raw[at : at + 16] for at in range(0, len(raw), 16)]
@@ -180,7 +181,7 @@ def test_a_start_that_fails_is_not_counted(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise ledger.LedgerError('no ledger')
 
-    monkeypatch.setattr(runner.ledger, 'Ledger', fail)
+    monkeypatch.setattr(ledger, 'Ledger', fail)
     with pytest.raises(config.ConfigError, match='no ledger'):
         _run(tmp_path / 'one')
     assert _names(tmp_path / 'state') == ['seen.key', 'seen.lock']
@@ -193,8 +194,8 @@ def test_a_run_is_counted_before_there_is_a_ledger(tmp_path, monkeypatch):
         assert (tmp_path / 'state' / f'{run_id}.seen.json').exists()
         return made(path, plan, run_id)
 
-    monkeypatch.setattr(runner.ledger, 'Ledger', check)
-    monkeypatch.setattr(runner._Run, 'restore', tiny_run.cut)
+    monkeypatch.setattr(ledger, 'Ledger', check)
+    monkeypatch.setattr(private_steps, 'restore', tiny_run.cut)
     with pytest.raises(tiny_run.PowerCut):
         _run(tmp_path / 'one')
 

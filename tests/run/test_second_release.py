@@ -6,9 +6,10 @@ from helpers import account_by_hand as by_hand
 from helpers import tiny_run
 
 from tf_efsgd import budget, config, files
+from tf_efsgd.data import records
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.privacy import grid, learned_features, warm_start
-from tf_efsgd.run import runner
+from tf_efsgd.training import gan
 
 _TWO = {
     'warm_start_share': 0.5,
@@ -36,7 +37,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope='module')
 def truth(finished):
     """What the two releases would have been without noise."""
-    train = runner.records.load('digits').train
+    train = records.load('digits').train
     release = learned_features.Release.from_bytes((finished / 'learned_features.npz').read_bytes())
     classifier = build_classifier(train.image_shape, 10)
     classifier.set_weights(release.classifier)
@@ -88,7 +89,7 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
     sums = learned_features.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
     counts = sums[:, -1] / 0.1
-    train = runner.records.load('digits').train
+    train = records.load('digits').train
     np.testing.assert_allclose(counts, np.bincount(train.labels), rtol=1e-3)
 
 
@@ -288,7 +289,7 @@ def test_a_finished_run_goes_on_with_both_targets(finished, monkeypatch, capsys)
     pulled = []
     monkeypatch.setattr(warm_start, 'fit', tiny_run.cut)
     monkeypatch.setattr(warm_start, 'SumOfTargets', lambda targets: pulled.append(len(targets)))
-    monkeypatch.setattr(runner.gans.EFSGDGan, 'set_target', lambda *_: None)
+    monkeypatch.setattr(gan.EFSGDGan, 'set_target', lambda *_: None)
     tiny_run.run(finished, '--resume', '--noevaluate', **_TWO)
     assert pulled == [2]
     assert 'WARNING' not in capsys.readouterr().out

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import samples
 
 
 def _run(callbacks, logs):
@@ -145,7 +146,7 @@ def test_samples_have_one_class_per_column(num_classes, columns, tmp_path):
     samples.mkdir()
     writer = tf.summary.create_file_writer(str(logs))
     _run(
-        [monitoring.SampleGrid(writer, str(samples), generate, num_classes, 0, 5, 2, rows=4)],
+        [samples.SampleGrid(writer, str(samples), generate, num_classes, 0, 5, 2, rows=4)],
         [{}] * 5,
     )
     names = sorted(path.name for path in samples.iterdir())
@@ -175,10 +176,10 @@ def test_the_caption_names_the_columns_of_the_grid(num_classes, start, tmp_path)
         return np.zeros([len(labels), 8, 8, 1], np.uint8)
 
     writer = tf.summary.create_file_writer(str(tmp_path))
-    monitoring.SampleGrid(writer, str(tmp_path), generate, num_classes, 0, 1, 1).on_due({})
+    samples.SampleGrid(writer, str(tmp_path), generate, num_classes, 0, 1, 1).on_due({})
     names = tuple(f'class {i}' for i in range(num_classes))
     shown = ', '.join(names[label] for label in sorted(set(asked)))
-    assert monitoring.SampleGrid.caption(names) == start + shown
+    assert samples.SampleGrid.caption(names) == start + shown
 
 
 @pytest.mark.parametrize(

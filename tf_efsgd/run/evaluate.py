@@ -12,24 +12,31 @@ import json
 import pathlib
 import shutil
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tf_efsgd import config
+import numpy as np
+import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+
+from tf_efsgd import budget, config, files
+from tf_efsgd.benchmark import __main__ as benchmark
+from tf_efsgd.config import RunConfig
+from tf_efsgd.data.records import Dataset, Records
+from tf_efsgd.evaluation import extractors, protocol
+from tf_efsgd.evaluation.extractors import Inception
+from tf_efsgd.models import sampling
+from tf_efsgd.privacy import ledger
+from tf_efsgd.reporting import metrics_page
+from tf_efsgd.run import build, checkpoints
+from tf_efsgd.run import folder as run_folder
+from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import samples
 from tf_efsgd.version import __version__
-
-if TYPE_CHECKING:
-    import numpy as np
-    import tensorflow as tf
-
-    from tf_efsgd.config import RunConfig
-    from tf_efsgd.data.records import Dataset, Records
-    from tf_efsgd.evaluation.extractors import Inception
 
 # Folders in the state folder.
 CLASSIFIERS, DOWNLOADS = 'classifiers', 'downloads'
 
 _SEED = 102
-_GENERATE_BATCH = 500
 _HPARAMS_FOLDER = 'evaluation'
 
 
@@ -39,8 +46,6 @@ def check_records(dataset: Dataset) -> None:
     Args:
       dataset: its records.
     """
-    from tf_efsgd.evaluation import protocol
-
     if len(dataset.train) < protocol.LEAST_TRAIN:
         raise config.ConfigError(
             f'An evaluation needs at least {protocol.LEAST_TRAIN} training images, and there are '
@@ -73,16 +78,12 @@ def evaluate_run(
     Raises:
       ConfigError: if the run's ledger, checkpoint and records do not fit together.
     """
-    from tf_efsgd.evaluation import extractors, protocol
-    from tf_efsgd.reporting import metrics_page
-    from tf_efsgd.run import folder as run_folder
-
     check_records(dataset)
     started = time.monotonic()
     train, test, settings = dataset.train, dataset.test, run_config.run
     spent = read_ledger(run_dir, dataset)
     generator, step = _trained_generator(run_config, run_dir, train)
-    untrained = untrained_generator(run_config, train)
+    untrained = build.untrained_generator(run_config, train)
     sizes = protocol.Sizes(
         settings.evaluation_images,
         settings.evaluation_runs,
@@ -95,8 +96,8 @@ def evaluate_run(
         flush=True,
     )
     measured = protocol.measure(
-        lambda labels: generate(generator, labels, _SEED, 'generating'),
-        lambda labels: generate(untrained, labels, _SEED),
+        lambda labels: sampling.generate(generator, labels, _SEED, 'generating'),
+        lambda labels: sampling.generate(untrained, labels, _SEED),
         train,
         test,
         sizes,
@@ -130,63 +131,6 @@ def evaluate_run(
     return str(page)
 
 
-def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model:
-    """The generator of a run before its first step: its initial weights follow from the seed.
-
-    Args:
-      run_config: the settings of the run.
-      train: its records, for the shape of the images and the classes.
-    """
-    import tensorflow as tf
-
-    from tf_efsgd.models import generator
-
-    tf.keras.utils.set_random_seed(run_config.training.seed)  # initial weights: public
-    return generator.build_generator(
-        train.image_shape,
-        train.num_classes,
-        latent_dim=run_config.model.latent_dim,
-        width=run_config.model.generator_width,
-        noise_injection=run_config.model.noise_injection,
-        embedding_stddev=(
-            generator.EMBEDDING_STDDEV_FOR_WARM_START
-            if run_config.privacy.has_warm_start
-            else generator.EMBEDDING_STDDEV
-        ),
-    )
-
-
-def generate(
-    generator: tf.keras.Model, labels: np.ndarray, seed: int, progress: str | None = None
-) -> np.ndarray:
-    """One image per label; the same for the same seed and weights.
-
-    Args:
-      generator: from `build_generator`.
-      labels: int32 [n].
-      seed: of latents and injected noise.
-      progress: what the progress bar is called; None draws none.
-
-    Returns:
-      uint8 [n, H, W, C].
-    """
-    import numpy as np
-    import tensorflow as tf
-
-    from tf_efsgd.evaluation.progress import progress_bar
-    from tf_efsgd.models.generator import draw_inputs
-    from tf_efsgd.training.gan import to_uint8
-
-    parts = []
-    with progress_bar(progress, len(labels)) as bar:
-        for start in range(0, len(labels), _GENERATE_BATCH):
-            part = tf.constant(labels[start : start + _GENERATE_BATCH])
-            inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))
-            parts.append(to_uint8(generator(inputs)).numpy())
-            bar.update(len(part))
-    return np.concatenate(parts)
-
-
 def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
     """The ledger of the run, read-only.
 
@@ -197,9 +141,6 @@ def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
     Raises:
       ConfigError: if it cannot be read, or is the ledger of other records.
     """
-    from tf_efsgd.privacy import ledger
-    from tf_efsgd.run import folder as run_folder
-
     try:
         spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
     except ledger.LedgerError as error:
@@ -223,9 +164,7 @@ def _trained_generator(
     From a checkpoint, not from the export: that draws fresh latents at each call, and a run may
     have none.
     """
-    from tf_efsgd.run import checkpoints
-
-    generator = untrained_generator(run_config, train)
+    generator = build.untrained_generator(run_config, train)
     try:
         return generator, checkpoints.restore_generator(run_dir / 'checkpoints', generator)
     except checkpoints.CheckpointError as error:
@@ -234,9 +173,6 @@ def _trained_generator(
 
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
     """What the figures belong to: privacy, steps, time, machine."""
-    from tf_efsgd import budget
-    from tf_efsgd.benchmark import __main__ as benchmark
-
     statement = budget.make_statement(run_config, spent, step, {})
     wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
     wanted += ('delta', 'delta_times_units', 'steps')
@@ -254,9 +190,6 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
 
 def _training_minutes(run_dir: pathlib.Path) -> float | None:
     """From the first line of the ledger to the last entry of the log, pauses included."""
-    from tf_efsgd.run import folder as run_folder
-    from tf_efsgd.training import callbacks as monitoring
-
     with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
         started = json.loads(file.readline())['time']
     ended = monitoring.last_log_time(str(run_dir / 'logs'))
@@ -267,26 +200,17 @@ def _training_minutes(run_dir: pathlib.Path) -> float | None:
 
 def _picture(pairs) -> bytes:
     """A PNG of images above their nearest training images."""
-    import numpy as np
-    import tensorflow as tf
-
-    from tf_efsgd.training import callbacks as monitoring
-
     rows = np.concatenate([pairs.images, pairs.nearest])
-    return tf.io.encode_png(monitoring.image_grid(rows, len(pairs.images))).numpy()
+    return tf.io.encode_png(samples.image_grid(rows, len(pairs.images))).numpy()
 
 
 def _write_json(path: pathlib.Path, metrics: dict[str, Any]) -> None:
-    from tf_efsgd import files
 
     files.write_atomically(path, json.dumps(metrics, indent=2, ensure_ascii=False) + '\n')
 
 
 def _write_hparams(folder: pathlib.Path, run_config: RunConfig, metrics: dict[str, Any]) -> None:
     """Settings and scores for TensorBoard's HParams; those of an earlier evaluation go."""
-    import tensorflow as tf
-    from tensorboard.plugins.hparams import api as hparams
-
     shutil.rmtree(folder, ignore_errors=True)
     settings = {
         name: value

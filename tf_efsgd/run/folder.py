@@ -3,19 +3,120 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import pathlib
 
+from tf_efsgd import budget, files
 from tf_efsgd.config import ConfigError, RunConfig, from_flagfile, join_classes
 from tf_efsgd.data import records
 from tf_efsgd.privacy import run_state
 
 LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
+CHECKPOINTS, SAMPLES, LOGS, REPORT = 'checkpoints', 'samples', 'logs', 'report.html'
+NOT_PRIVATE = 'NOT_PRIVATE.txt'
 
 _NOT_COVERED_NOTE = """\
 What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
 the run: do not share it with anyone who may not see the records.
 """
+
+
+def choose(config: RunConfig) -> pathlib.Path:
+    """The run folder that the settings name; by default runs/<data set>-<time>."""
+    if config.run.run_dir is not None:
+        return pathlib.Path(config.run.run_dir).expanduser()
+    name = public_name(config.data.dataset).replace(':', '-')
+    return pathlib.Path('runs') / f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
+
+
+def public_name(dataset: str) -> str:
+    """The data set's name without where it is on this machine."""
+    scheme, colon, path = dataset.partition(':')
+    return f'{scheme}:{pathlib.Path(path).resolve().name}' if colon else dataset
+
+
+def public_rule(person: str | None) -> str | None:
+    """The value of --person without where a table is on this machine."""
+    if person is None or not person.startswith('csv:'):
+        return person
+    return f'csv:{pathlib.Path(person.removeprefix("csv:")).name}'
+
+
+def check(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
+    """Checks that a run can start, or continue, in a folder.
+
+    Args:
+      run_dir: the run folder; it need not be there.
+      config: the settings.
+
+    Returns:
+      The settings; those of a run to resume with the public facts that its first start declared or
+      read off the records.
+
+    Raises:
+      ConfigError: if it cannot.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
+    found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    # Of a start that was cut off before the ledger was there, only these are left.
+    has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
+    if config.run.resume:
+        return _check_resume(run_dir, config, has_files)
+    if has_files:
+        raise ConfigError(
+            f'The run folder {run_dir} is not empty: give --resume to continue the run in it, or '
+            'another --run_dir.'
+        )
+    return config
+
+
+def _check_resume(run_dir, config, has_files) -> RunConfig:
+    flagfile = run_dir / FLAGFILE
+    if not flagfile.is_file():
+        raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
+    if not has_files:
+        raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
+    # As settings to resume with: those of a changed run do not start another.
+    before = read_settings(run_dir)
+    config = config.with_public_facts_of(before)
+    may_change = budget.MAY_CHANGE
+    if config.run.change_mechanism:
+        may_change |= budget.MECHANISM
+    for group in ('data', 'privacy', 'model', 'training'):
+        old, new = getattr(before, group), getattr(config, group)
+        changed = [
+            f'--{field.name} was {getattr(old, field.name)}, is {getattr(new, field.name)}'
+            for field in dataclasses.fields(new)
+            if (field.name not in may_change or field.name == 'dataset')
+            and budget.without_place(getattr(old, field.name), field.name)
+            != budget.without_place(getattr(new, field.name), field.name)
+        ]
+        if changed:
+            raise ConfigError(
+                f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
+                f'--flagfile={flagfile}, or start a new run folder.'
+            )
+    return config
+
+
+def note_settings(run_dir: pathlib.Path, config: RunConfig) -> None:
+    """Writes into RUN/config.flags what a resumed run changed.
+
+    Where the records are now, if they are the run's but moved; with --change_mechanism everything.
+
+    Args:
+      run_dir: the run folder.
+      config: the settings that it is resumed with.
+    """
+    if config.run.change_mechanism:
+        files.write_atomically(run_dir / FLAGFILE, config.to_flags())
+        return
+    before = read_settings(run_dir)
+    place = {'dataset': config.data.dataset, 'person': config.data.person}
+    if any(getattr(before.data, name) != value for name, value in place.items()):
+        files.write_atomically(run_dir / FLAGFILE, before.to_flags(**place))
 
 
 def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:

@@ -1,4 +1,4 @@
-"""Keras callbacks that show and bound a run: progress bar, TensorBoard, sample grids, budget.
+"""Keras callbacks that show and bound a run: progress bar, TensorBoard, budget, checkpoints.
 
 Only what `EFSGDGan.train_step` returns and generated images are written: functions of private
 releases, so all tags begin with dp/. `NonprivateDiagnostics` alone writes what records show, apart.
@@ -7,20 +7,13 @@ releases, so all tags begin with dp/. `NonprivateDiagnostics` alone writes what 
 from __future__ import annotations
 
 import collections
-import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import progress, rounding
-
-# Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
-_CELL_SIZE = 56
-_MAX_COLUMNS = 16
-_MARGIN = 2
 
 
 class Budget(tf.keras.callbacks.Callback):
@@ -54,8 +47,14 @@ class Budget(tf.keras.callbacks.Callback):
         self._left -= 1
 
 
-class _EveryStep(tf.keras.callbacks.Callback):
-    """Counts the steps of a run, over resumes."""
+class EveryStep(tf.keras.callbacks.Callback):
+    """Counts the steps of a run, over resumes.
+
+    Args:
+      first_step: steps done before, >= 0.
+      last_step: step at which the run ends.
+      every: steps from one time that `on_due` is called to the next.
+    """
 
     def __init__(self, first_step: int, last_step: int, every: int):
         super().__init__()
@@ -64,6 +63,7 @@ class _EveryStep(tf.keras.callbacks.Callback):
         self._every = every
 
     def on_train_batch_end(self, batch, logs=None):
+        """Counts the step."""
         self.step += 1
         if self.step % self._every == 0 or self.step == self._last_step:
             self.on_due(logs or {})
@@ -72,7 +72,7 @@ class _EveryStep(tf.keras.callbacks.Callback):
         """What a subclass does when its step has come."""
 
 
-class ProgressBar(_EveryStep):
+class ProgressBar(EveryStep):
     """Steps per second, time left and epsilon so far.
 
     Args:
@@ -117,7 +117,7 @@ class ProgressBar(_EveryStep):
         self._bar.close()
 
 
-class TensorBoardScalars(_EveryStep):
+class TensorBoardScalars(EveryStep):
     """Writes the released scalars, and epsilon, as dp/<name>; without privacy as nonprivate/<name>.
 
     Args:
@@ -138,7 +138,7 @@ class TensorBoardScalars(_EveryStep):
         """Writes one entry of every scalar."""
         with self._writer.as_default(step=self.step):
             for name, value in logs.items():
-                tf.summary.scalar(f'{_prefix(self._is_private)}/{name}', value)
+                tf.summary.scalar(f'{prefix(self._is_private)}/{name}', value)
             if self._epsilon is not None:
                 tf.summary.scalar('dp/epsilon', self._epsilon(self.step))
         self._writer.flush()
@@ -157,7 +157,7 @@ def write_epsilon(writer, step: int, epsilon: float) -> None:
     writer.flush()
 
 
-class NonprivateDiagnostics(_EveryStep):
+class NonprivateDiagnostics(EveryStep):
     """Writes what real records show, as nonprivate/<name>: NOT covered by epsilon.
 
     Args:
@@ -179,67 +179,7 @@ class NonprivateDiagnostics(_EveryStep):
         self._writer.flush()
 
 
-class SampleGrid(_EveryStep):
-    """Writes a grid of generated images, to samples/step_<step>.png and TensorBoard.
-
-    Args:
-      writer: summary writer of RUN/logs.
-      folder: RUN/samples.
-      generate: labels int32 [n] -> images uint8 [n, H, W, C]; the same latents at each call.
-      num_classes: one column per class, the first 16 at most; see `caption`.
-      first_step: as in `ProgressBar`.
-      last_step: as in `ProgressBar`.
-      every: steps between grids.
-      is_private: whether the images are covered by an epsilon.
-      rows: images per class.
-    """
-
-    def __init__(
-        self,
-        writer,
-        folder: str,
-        generate: Callable[[np.ndarray], np.ndarray],
-        num_classes: int,
-        first_step: int,
-        last_step: int,
-        every: int,
-        is_private: bool = True,
-        rows: int = 8,
-    ):
-        super().__init__(first_step, last_step, every)
-        self._writer = writer
-        self._folder = folder
-        self._generate = generate
-        self._columns = min(num_classes, _MAX_COLUMNS)
-        self._rows = rows
-        self._is_private = is_private
-
-    def on_due(self, logs):
-        """Writes one grid."""
-        labels = np.tile(np.arange(self._columns, dtype=np.int32), self._rows)
-        grid = image_grid(self._generate(labels), self._columns)
-        path = self.path(self._folder, self.step)
-        tf.io.write_file(f'{path}.tmp', tf.io.encode_png(grid))
-        os.replace(f'{path}.tmp', path)
-        with self._writer.as_default(step=self.step):
-            tf.summary.image(f'{_prefix(self._is_private)}/samples', grid[np.newaxis])
-        self._writer.flush()
-
-    @staticmethod
-    def path(folder: str, step: int) -> str:
-        """Where the grid of a step is."""
-        return os.path.join(folder, f'step_{step:06d}.png')
-
-    @staticmethod
-    def caption(class_names: Sequence[str]) -> str:
-        """What stands below a grid: the classes that it shows, by column."""
-        shown = class_names[:_MAX_COLUMNS]
-        of_all = f', the first {len(shown)} of {len(class_names)}'
-        which = of_all if len(shown) < len(class_names) else ''
-        return f'One class per column{which}: {", ".join(shown)}'
-
-
-class Checkpoint(_EveryStep):
+class Checkpoint(EveryStep):
     """Saves the run.
 
     Args:
@@ -301,28 +241,9 @@ class StopOnSignal(tf.keras.callbacks.Callback):
             signal.signal(*self._before.popitem())
 
 
-def _prefix(is_private: bool) -> str:
+def prefix(is_private: bool) -> str:
+    """With what TensorBoard's tags begin: dp, or nonprivate for what no epsilon covers."""
     return 'dp' if is_private else 'nonprivate'
-
-
-def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lays images out in rows, with a margin, enlarged when they are small.
-
-    Args:
-      images: uint8 [rows * columns, H, W, C], row by row.
-      columns: images per row.
-
-    Returns:
-      uint8 [height, width, C].
-    """
-    factor = max(1, _CELL_SIZE // images.shape[1])
-    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
-    margins = [(0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)]
-    images = np.pad(images, margins, constant_values=255)
-    count, height, width, channels = images.shape
-    rows = count // columns
-    grid = images.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(rows * height, columns * width, channels)
 
 
 def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]]:
@@ -339,9 +260,9 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
     events.Reload()
     entries = collections.defaultdict(dict)
-    prefix = f'{_prefix(is_private)}/'
+    start = f'{prefix(is_private)}/'
     for tag in events.Tags()['tensors']:
-        if not tag.startswith(prefix) or tag == f'{prefix}samples':
+        if not tag.startswith(start) or tag == f'{start}samples':
             continue
         for event in events.Tensors(tag):
             value = tf.make_ndarray(event.tensor_proto)

@@ -1,0 +1,68 @@
+"""How a run ends early, and what is said of it then."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import tensorflow as tf
+
+from tf_efsgd.config import ConfigError
+
+_T = TypeVar('_T')
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after a checkpoint; the message says how to continue.
+
+    Attributes:
+      signal_number: of the signal.
+    """
+
+    def __init__(self, signal_number: int, message: str):
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
+class TensorFlowError(Exception):
+    """TensorFlow failed; the message leaves out what it said, which may tell of the records."""
+
+
+def as_config_error(
+    call: Callable[[], _T], error_type: type[Exception] | tuple[type[Exception], ...]
+) -> _T:
+    """Runs `call`; a mistake of the user's found there becomes the launcher's one-line error."""
+    try:
+        return call()
+    except error_type as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def without_private_text(show: bool) -> Iterator[None]:
+    """Turns TensorFlow's errors into ours: their texts hold shapes, and so the size of a batch.
+
+    Args:
+      show: whether TensorFlow's own error is shown all the same.
+
+    Raises:
+      TensorFlowError: in place of TensorFlow's.
+      OSError: if the disk is full.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        if 'No space left' in error.message:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        if show:
+            raise
+        hint = ''
+        if isinstance(error, tf.errors.ResourceExhaustedError):
+            hint = ' It ran out of memory: give a (smaller) --microbatch_size.'
+        raise TensorFlowError(
+            f'TensorFlow failed with a {type(error).__name__}.{hint} Its text can tell the size of '
+            'a batch, which is private; --log_nonprivate_diagnostics shows it.'
+        ) from None

@@ -1,0 +1,94 @@
+"""What a run says on the terminal."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+
+from tf_efsgd import budget, rounding
+from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.training.gan import EFSGDGan
+
+
+def describe(
+    plan: ledger.Plan, gan: EFSGDGan, run_dir: pathlib.Path, epsilon: accounting.Epsilon | None
+) -> None:
+    """Says what will be trained, and what it will spend.
+
+    Args:
+      plan: of the run.
+      gan: compiled.
+      run_dir: the run folder.
+      epsilon: that is promised for the whole run; None without privacy.
+    """
+    height, width, channels = plan.image_shape
+    print(
+        f'{plan.dataset}: {plan.dataset_size} records, {height}x{width}x{channels}, '
+        f'{plan.num_classes} classes. Generator {gan.generator.count_params():,} parameters, '
+        f'discriminator {gan.discriminator.count_params():,}. Run folder: {run_dir}'
+    )
+    if plan.event is None:
+        print('NOT PRIVATE: no clipping, no noise.')
+        return
+    promised, times_units = rounding.up(epsilon.headline), budget.delta_times_units(plan)
+    parts = []
+    if plan.warm_start_event is not None:
+        noise = ' and '.join(f'{value:.4f}' for value in budget.noise_of_releases(plan))
+        parts.append(f'warm start with noise multiplier {noise}')
+    if plan.train_steps:
+        parts.append(
+            f'{plan.train_steps} steps of {plan.expected_batch_size} expected records, '
+            f'noise multiplier {plan.mechanism["noise_multiplier"]:.4f}'
+        )
+    print(
+        f'{" and ".join(parts)}: ε of the whole run = {promised} '
+        f'({epsilon.accountant}) at δ = {plan.target_delta:g}, for {plan.unit_of_privacy}. '
+        f'δ times the number of {plan.name_of_units} is {rounding.up(times_units, 2)}.'
+    )
+    if not epsilon.is_proven:
+        print(
+            'WARNING: the ε of exact real-valued noise would be '
+            f'{rounding.up(epsilon.smallest_bound)}. No ε as large as that can be proven for noise '
+            'that is drawn with 128 bits: the run has none.'
+        )
+    unproven = budget.unproven_epsilon(plan, plan.train_steps)
+    if unproven is not None:
+        print(
+            'WARNING: the error buffer of --error_feedback=hidden is not noised. What a record '
+            'left there comes out again in every later step, so sampling hides nothing and ε is '
+            f'as large as that. Plain DP-SGD accounting would print {rounding.up(unproven)}, which '
+            'is unproven; python -m tf_efsgd.audit shows that it is not true. Checkpoints are '
+            'PRIVATE.'
+        )
+    elif epsilon.accountant == 'RDP':
+        print(
+            f'WARNING: PLD gives {rounding.up(epsilon.pld)}, more than RDP; the smaller one holds.'
+        )
+
+
+def _shown(epsilon: float | None) -> str:
+    return rounding.up(math.inf if epsilon is None else epsilon)
+
+
+def result(statement: dict, found: dict) -> None:
+    """Says what was spent, and where everything is.
+
+    Args:
+      statement: from `budget.make_statement`.
+      found: by name a place, or None.
+    """
+    if 'epsilon' in statement:
+        print(
+            f'Spent ε = {_shown(statement["epsilon"])} '
+            f'at δ = {statement["delta"]:g} ({statement["accountant"]}) '
+            f'in {statement["steps"]} steps, for {statement["unit_of_privacy"]}. δ times their '
+            f'number is {rounding.up(statement["delta_times_units"], 2)}.'
+        )
+        lost = statement['steps'] - statement['applied_steps']
+        if lost:
+            print(f'{lost} of these steps were lost in interruptions; they are charged too.')
+    if not statement['private']:
+        print('NOT PRIVATE: do not share what this run made.')
+    for name, place in found.items():
+        if place is not None:
+            print(f'  {name + ":":<16}{place}')

@@ -1,0 +1,273 @@
+"""Everything before the first step: what can be wrong is found before anything is spent."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+
+from tf_efsgd import budget, files
+from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.data import records
+from tf_efsgd.privacy import accounting, ledger, run_state, seen_records
+from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run.errors import as_config_error
+
+# In RUN/nonprivate/: which other runs used these records, and how many of them.
+_OTHER_RUNS = 'other_runs.json'
+
+_NOT_PRIVATE_NOTE = """\
+NOT PRIVATE. This run was trained without clipping and noise (--noprivate), for comparison. Nothing
+in this folder may be shared with anyone who may not see the records.
+"""
+
+
+def public_facts(dataset: records.Dataset) -> dict:
+    """What a plan says of the records."""
+    train = dataset.train
+    return {
+        'dataset': run_folder.public_name(dataset.name),
+        'dataset_size': dataset.declared_size,
+        'image_shape': train.image_shape,
+        'num_classes': train.num_classes,
+        'images_per_person': dataset.images_per_person,
+        'persons': dataset.persons,
+    }
+
+
+def make_plan(
+    config: RunConfig, book: ledger.Ledger | None, dataset: records.Dataset, parameters: int
+) -> ledger.Plan:
+    """The plan that the run will train by.
+
+    Args:
+      config: the settings.
+      book: the ledger of a run to resume; None for a new run.
+      dataset: the records.
+      parameters: how many parameters a private step updates.
+
+    Raises:
+      ConfigError: if the settings do not fit the records, or the plan of the run to resume.
+    """
+    if book is None:
+        return budget.make_plan(config, public_facts(dataset), parameters)
+    plan = budget.changed_plan(config, book) or book.plan
+    _check_parameters(book.plan, parameters)
+    return plan
+
+
+def count_run(
+    config: RunConfig,
+    state_dir: pathlib.Path,
+    run_id: str,
+    plan: ledger.Plan,
+    promised: accounting.Epsilon | None,
+    dataset: records.Dataset,
+) -> seen_records.OtherRuns:
+    """Counts the run among those on its records, before it is charged, and says which these are.
+
+    Args:
+      config: the settings.
+      state_dir: where things are remembered outside run folders.
+      run_id: of the run.
+      plan: of the run.
+      promised: epsilon of the whole run; None without privacy.
+      dataset: the records.
+
+    Raises:
+      ConfigError: if all runs together would pass --dataset_budget.
+    """
+    promise = seen_records.Promise(
+        epsilon=math.inf if promised is None else promised.headline,
+        delta=plan.target_delta or 0.0,
+        unit=seen_records.IMAGE if plan.images_per_person is None else seen_records.PERSON,
+    )
+    other_runs = as_config_error(
+        lambda: seen_records.count_run(
+            state_dir,
+            run_id,
+            plan.dataset,
+            dataset.digests,
+            promise,
+            config.privacy.dataset_budget,
+            _persons(dataset),
+        ),
+        seen_records.SeenRecordsError,
+    )
+    for line in other_runs.lines():
+        print(line)
+    return other_runs
+
+
+def _persons(dataset: records.Dataset) -> seen_records.Persons | None:
+    """Whose the records are; None where a record is not given to a person."""
+    if dataset.images_per_person is None:
+        return None
+    rule = dataset.person_rule
+    return seen_records.Persons(rule.content, dataset.person_digests, rule.public)
+
+
+def start(
+    config: RunConfig,
+    run_dir: pathlib.Path,
+    state_dir: pathlib.Path,
+    plan: ledger.Plan,
+    promised: accounting.Epsilon | None,
+    dataset: records.Dataset,
+) -> tuple[ledger.Ledger, run_state.RunState, seen_records.OtherRuns]:
+    """Counts a new run and makes its folder; the ledger comes last.
+
+    Without a ledger no run was trained. The run's lock is taken before it is counted, so that what
+    is remembered of it is not removed while it starts.
+
+    Args:
+      config: the settings.
+      run_dir: the run folder to make.
+      state_dir: as in `count_run`.
+      plan: of the run.
+      promised: as in `count_run`.
+      dataset: the records.
+
+    Returns:
+      (its ledger, what is remembered of it, the other runs on its records).
+
+    Raises:
+      ConfigError: if it cannot start; nothing is remembered of it then.
+    """
+    train, run_id = dataset.train, ledger.new_run_id()
+
+    def make(state):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(run_dir / run_folder.FLAGFILE, config.to_flags())
+        if plan.event is None:
+            files.write_atomically(run_dir / run_folder.NOT_PRIVATE, _NOT_PRIVATE_NOTE)
+        state.remember_records(train.images, train.labels, ledger.START)
+        return ledger.Ledger(run_dir / run_folder.LEDGER, plan, run_id)
+
+    errors = (ledger.LedgerError, run_state.RunStateError)
+    state = None
+    try:
+        state = as_config_error(lambda: run_state.RunState(state_dir, run_id), errors)
+        other_runs = count_run(config, state_dir, run_id, plan, promised, dataset)
+        return as_config_error(lambda: make(state), errors), state, other_runs
+    except BaseException:  # It was never charged.
+        seen_records.forget(state_dir, run_id)
+        run_state.forget(state_dir, run_id)
+        if state is not None:
+            state.close()
+        raise
+
+
+def open_ledger(run_dir: pathlib.Path) -> ledger.Ledger:
+    """The ledger of a run to resume.
+
+    Raises:
+      ConfigError: if it cannot be trusted, or another process has it.
+    """
+    return as_config_error(lambda: ledger.Ledger(run_dir / run_folder.LEDGER), ledger.LedgerError)
+
+
+def remembered(
+    config: RunConfig,
+    run_dir: pathlib.Path,
+    state_dir: pathlib.Path,
+    book: ledger.Ledger,
+    dataset: records.Dataset,
+) -> run_state.RunState:
+    """What is remembered of a run to resume.
+
+    Args:
+      config: the settings.
+      run_dir: the run folder.
+      state_dir: as in `count_run`.
+      book: its ledger.
+      dataset: the records.
+
+    Raises:
+      ConfigError: if its settings, records or ledger are not the remembered ones.
+    """
+    facts = public_facts(dataset)
+    if budget.without_place(config.data.dataset, 'dataset') != config.data.dataset:
+        del facts['dataset']  # Its folder may have another name now; its records are compared.
+    _check_public_facts(book.plan, facts)
+    hashes = (budget.settings_hash(config), budget.settings_hash(config, has_place=True))
+    if book.first_plan.settings_sha256 not in hashes:
+        raise ConfigError(
+            'The settings are not those that the run was started with, by the hash of them in its '
+            f'ledger: {run_dir / run_folder.FLAGFILE} was changed. Start a new run folder.'
+        )
+
+    def remember():
+        state = run_state.RunState(state_dir, book.run_id)
+        try:
+            _verify(config, state_dir, book, dataset.train, state)
+        except BaseException:
+            state.close()
+            raise
+        return state
+
+    return as_config_error(remember, (ledger.LedgerError, run_state.RunStateError))
+
+
+def _verify(config, state_dir, book, train, state) -> None:
+    """Raises unless the records and the ledger are the remembered ones, or that was waived."""
+    if state.is_known:
+        state.check_records(train.images, train.labels)
+        book.check_position(state.position)
+    elif config.run.resume_unverified:
+        _check_count(config, book.plan, train)
+        _check_public_facts(book.plan, {'dataset': run_folder.public_name(config.data.dataset)})
+        print(
+            'WARNING: nothing is remembered of this run here: whether its records and its ledger '
+            'are the last ones is not checked (--resume_unverified). The statement says so.'
+        )
+        book.note_unverified_resume()
+        state.remember_records(train.images, train.labels, book.position)
+    else:
+        raise ConfigError(
+            f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
+            'verified: resume on the machine and as the user it was started by, give its '
+            '--state_dir, or, if you are sure that both are the last ones, --resume_unverified.'
+        )
+
+
+def _check_count(config: RunConfig, plan: ledger.Plan, train: records.Records) -> None:
+    """Raises where the number of records was read off them and is another one now."""
+    is_exact = 'dataset_size' in config.data.read_off and config.data.limit_records is None
+    if is_exact and len(train) != plan.dataset_size:
+        raise ConfigError(
+            'The data set is not the one that the run was started with: dataset_size was '
+            f'{plan.dataset_size}, is {len(train)}. Resume with the same data, or start a new run '
+            'folder.'
+        )
+
+
+def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
+    changed = [
+        f'{name} was {getattr(plan, name)}, is {value}'
+        for name, value in facts.items()
+        if value != getattr(plan, name)
+    ]
+    if changed:
+        raise ConfigError(
+            'The data set is not the one that the run was started with: '
+            f'{"; ".join(changed)}. Resume with the same data, or start a new run folder.'
+        )
+
+
+def _check_parameters(plan: ledger.Plan, parameters: int) -> None:
+    """What a step releases is counted by their number."""
+    if parameters != plan.private_parameters:
+        raise ConfigError(
+            f'The networks have {parameters} parameters that private steps update, and '
+            f'{plan.private_parameters} by the ledger: resume with the version of this program '
+            'that the run was started with, or start a new run folder.'
+        )
+
+
+def note_other_runs(run_dir: pathlib.Path, other_runs: seen_records.OtherRuns) -> None:
+    """Writes into RUN/nonprivate what comparing the records with those of other runs has found."""
+    files.write_atomically(
+        run_folder.nonprivate_dir(run_dir) / _OTHER_RUNS,
+        json.dumps(other_runs.to_nonprivate(), indent=2) + '\n',
+    )

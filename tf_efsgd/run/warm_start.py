@@ -1,0 +1,179 @@
+"""The generator is fitted to what is released of all records, before the first private step."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import time
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd import budget, progress
+from tf_efsgd.config import ConfigError
+from tf_efsgd.models import sampling
+from tf_efsgd.models.classifier import build_classifier
+from tf_efsgd.models.generator import draw_inputs
+from tf_efsgd.privacy import learned_features, releases, warm_start
+from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run.context import Context
+from tf_efsgd.run.errors import as_config_error
+from tf_efsgd.training import callbacks
+
+# Of the generated images that the features of the second release are learned from.
+_LEARNED_SEED = 103
+
+
+class WarmStart:
+    """The releases of a run and the fit of its generator to them.
+
+    Args:
+      run: the run.
+    """
+
+    def __init__(self, run: Context):
+        self._run = run
+        plan, train = run.ledger.first_plan, run.dataset.train
+        self._plan = plan
+        self._releases = releases.Releases(
+            run.folder,
+            run.ledger,
+            run.state,
+            train.images,
+            train.labels,
+            budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0),
+            run.new_noise,
+        )
+        self._checkpoints = run.folder / run_folder.CHECKPOINTS / 'warm_start'
+
+    def check(self) -> None:
+        """Holds the releases of earlier starts against the ledger.
+
+        Raises:
+          ConfigError: if they are not what was released.
+        """
+        as_config_error(self._releases.check, ValueError)
+
+    def make(self) -> None:
+        """Releases, fits, and hands the targets on to the steps, as far as it is due.
+
+        Raises:
+          ConfigError: if a release on disk does not fit, or nothing is left after a crash.
+        """
+        run, plan = self._run, self._plan
+        privacy, weight = run.config.privacy, run.config.training.warm_start_weight
+        if not (plan.warm_start_event if run.is_private else privacy.warm_start_share):
+            return
+        if run.is_restored and not weight:
+            return
+        features = warm_start.FeatureMap(plan.image_shape)
+        sums = as_config_error(lambda: self._releases.class_sums(features), releases.ReleaseError)
+        if run.is_private and not run.is_restored:
+            callbacks.write_epsilon(run.writer(), 0, budget.EpsilonSoFar(run.ledger, 0)(0))
+        if sums is None:
+            self._continue_without('warm start')
+            return
+        targets = [warm_start.Target(features, self._releases.class_means(0, sums))]
+        if not run.is_restored:
+            targets = self._fit_to(targets[0])
+        else:
+            release = self._releases.stored_learned_features()
+            if release is not None:
+                targets.append(self._learned_target(release))
+            elif run.ledger.learned_features is not None:
+                name = releases.LEARNED_FEATURES
+                print(f'WARNING: {name} is missing: the steps continue without it.')
+        if weight:
+            run.gan.set_target(warm_start.SumOfTargets(targets), weight)
+
+    def _continue_without(self, what: str) -> None:
+        """After a crash between the charge of a release and its file: it is never made again."""
+        run = self._run
+        if not (run.ledger.plan.train_steps or run.is_restored) and what == 'warm start':
+            raise ConfigError(
+                f'The warm start of {run.folder} was charged, but a crash lost what it released, '
+                'and nothing of the budget is left: start a new run folder.'
+            )
+        print(
+            f'WARNING: the {what} was charged, but a crash lost what it released: training '
+            'continues without it.'
+        )
+        self._releases.give_up_learned_features()  # Without the first release there is no second.
+
+    def _fit_to(self, target: warm_start.Target) -> list[warm_start.Target]:
+        """Fits the generator to what was and what will be released; returns all targets."""
+        run = self._run
+        training, started, targets = run.config.training, time.monotonic(), [target]
+        # A copy outside the strategy: the fit is for one device.
+        generator = tf.keras.models.clone_model(run.gan.generator)
+        generator.set_weights(run.gan.generator.get_weights())
+        release = self._releases.stored_learned_features()
+        if release is None:
+            self._fit_steps(generator, targets, 'warm start', steps=training.warm_start_steps)
+            release = self._release_learned_features(generator)
+        if release is not None:
+            generator.set_weights(release.generator)
+            targets.append(self._learned_target(release))
+            self._fit_steps(
+                generator,
+                targets,
+                'warm start, both releases',
+                steps=training.learned_features_steps,
+                learning_rate=learned_features.LEARNING_RATE,
+                first_step=training.warm_start_steps,
+            )
+        run.gan.generator.set_weights(generator.get_weights())
+        run.gan.ema_generator.set_weights(generator.get_weights())
+        print(f'Fitted the generator in {(time.monotonic() - started) / 60:.1f} minutes.')
+        run.save()
+        shutil.rmtree(self._checkpoints, ignore_errors=True)
+        run.sample_grid(run.writer(), 0, 0).on_due({})
+        return targets
+
+    def _fit_steps(self, generator, targets, description: str, **how) -> None:
+        average = warm_start.fit(
+            generator,
+            draw_inputs,
+            targets,
+            seed=self._run.config.training.seed,
+            checkpoint_dir=self._checkpoints,
+            checkpoint_steps=self._run.config.run.checkpoint_steps,
+            progress=functools.partial(progress.Bar, desc=description, unit='step'),
+            **how,
+        )
+        generator.set_weights(average)
+
+    def _release_learned_features(self, generator) -> learned_features.Release | None:
+        """The second release, of what a classifier of this generator's images sees."""
+        plan = self._plan
+        if not plan.learned_features_share:
+            return None
+        if self._releases.learned_features_are_lost:
+            self._continue_without('second release of the warm start')
+            return None
+        classifier = build_classifier(plan.image_shape, plan.num_classes)
+        with progress.Bar(desc='learning features', unit='epoch') as bar:
+            distances = learned_features.learn(
+                classifier,
+                lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),
+                plan.num_classes,
+                seed=self._run.config.training.seed,
+                callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
+            )
+        if not np.all(np.isfinite(distances)):
+            print('WARNING: no features were learned: the second release is given up.')
+            self._releases.give_up_learned_features()
+            return None
+        return self._releases.release_learned_features(
+            learned_features.LearnedFeatures(classifier, distances, plan.image_shape),
+            distances,
+            classifier.get_weights(),
+            generator.get_weights(),
+        )
+
+    def _learned_target(self, release: learned_features.Release) -> warm_start.Target:
+        plan = self._plan
+        classifier = build_classifier(plan.image_shape, plan.num_classes)
+        classifier.set_weights(release.classifier)
+        features = learned_features.LearnedFeatures(classifier, release.distances, plan.image_shape)
+        return warm_start.Target(features, self._releases.class_means(1, release.sums))

@@ -1,0 +1,96 @@
+"""Sample pictures while a run trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.training import callbacks
+
+# Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
+_CELL_SIZE = 56
+_MAX_COLUMNS = 16
+_MARGIN = 2
+
+
+class SampleGrid(callbacks.EveryStep):
+    """Writes a grid of generated images, to samples/step_<step>.png and TensorBoard.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      folder: RUN/samples.
+      generate: labels int32 [n] -> images uint8 [n, H, W, C]; the same latents at each call.
+      num_classes: one column per class, the first 16 at most; see `caption`.
+      first_step: as in `ProgressBar`.
+      last_step: as in `ProgressBar`.
+      every: steps between grids.
+      is_private: whether the images are covered by an epsilon.
+      rows: images per class.
+    """
+
+    def __init__(
+        self,
+        writer,
+        folder: str,
+        generate: Callable[[np.ndarray], np.ndarray],
+        num_classes: int,
+        first_step: int,
+        last_step: int,
+        every: int,
+        is_private: bool = True,
+        rows: int = 8,
+    ):
+        super().__init__(first_step, last_step, every)
+        self._writer = writer
+        self._folder = folder
+        self._generate = generate
+        self._columns = min(num_classes, _MAX_COLUMNS)
+        self._rows = rows
+        self._is_private = is_private
+
+    def on_due(self, logs):
+        """Writes one grid."""
+        labels = np.tile(np.arange(self._columns, dtype=np.int32), self._rows)
+        grid = image_grid(self._generate(labels), self._columns)
+        path = self.path(self._folder, self.step)
+        tf.io.write_file(f'{path}.tmp', tf.io.encode_png(grid))
+        os.replace(f'{path}.tmp', path)
+        with self._writer.as_default(step=self.step):
+            tf.summary.image(f'{callbacks.prefix(self._is_private)}/samples', grid[np.newaxis])
+        self._writer.flush()
+
+    @staticmethod
+    def path(folder: str, step: int) -> str:
+        """Where the grid of a step is."""
+        return os.path.join(folder, f'step_{step:06d}.png')
+
+    @staticmethod
+    def caption(class_names: Sequence[str]) -> str:
+        """What stands below a grid: the classes that it shows, by column."""
+        shown = class_names[:_MAX_COLUMNS]
+        of_all = f', the first {len(shown)} of {len(class_names)}'
+        which = of_all if len(shown) < len(class_names) else ''
+        return f'One class per column{which}: {", ".join(shown)}'
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Lays images out in rows, with a margin, enlarged when they are small.
+
+    Args:
+      images: uint8 [rows * columns, H, W, C], row by row.
+      columns: images per row.
+
+    Returns:
+      uint8 [height, width, C].
+    """
+    factor = max(1, _CELL_SIZE // images.shape[1])
+    images = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    margins = [(0, 0), (_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)]
+    images = np.pad(images, margins, constant_values=255)
+    count, height, width, channels = images.shape
+    rows = count // columns
+    grid = images.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
+    return grid.reshape(rows * height, columns * width, channels)
