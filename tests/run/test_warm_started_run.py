@@ -163,13 +163,13 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
 def test_a_release_that_is_not_the_charged_one_is_refused(tmp_path, content):
     noted = {'sha256': releases._sha256(b'the sums'), 'version': 7}
     releases._check_release(noted, b'the sums', tmp_path, 7)
-    with pytest.raises(ValueError, match='by the ledger'):
+    with pytest.raises(releases.ReleaseError, match='by the ledger'):
         releases._check_release(noted, content, tmp_path, 7)
 
 
 def test_a_release_of_other_features_is_refused(tmp_path):
     noted = {'sha256': releases._sha256(b'the sums'), 'version': 8}
-    with pytest.raises(config.ConfigError, match='another version'):
+    with pytest.raises(releases.ReleaseError, match='another version'):
         releases._check_release(noted, b'the sums', tmp_path, 7)
 
 

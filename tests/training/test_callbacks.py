@@ -113,7 +113,7 @@ def test_what_is_planted_in_the_logs_is_not_read_back(tmp_path):
 )
 def test_a_grid_holds_one_image_per_cell(channels, columns, rows):
     images = np.arange(rows * columns * 4 * channels).reshape(-1, 2, 2, channels).astype(np.uint8)
-    grid = monitoring.image_grid(images, columns)
+    grid = samples.image_grid(images, columns)
     # 2 pixels are enlarged to 56, with a white margin of 2 on each side.
     cell, factor = 60, 28
     assert grid.shape == (rows * cell, columns * cell, channels)
@@ -130,7 +130,7 @@ def test_a_grid_holds_one_image_per_cell(channels, columns, rows):
 
 
 def test_large_images_are_not_enlarged():
-    assert monitoring.image_grid(np.zeros([2, 64, 64, 3], np.uint8), 2).shape == (68, 136, 3)
+    assert samples.image_grid(np.zeros([2, 64, 64, 3], np.uint8), 2).shape == (68, 136, 3)
 
 
 @pytest.mark.parametrize(('num_classes', 'columns'), [(3, 3), (1, 1), (40, 16)])

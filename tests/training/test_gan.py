@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_float, to_uint8
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
@@ -17,6 +18,7 @@ from tf_efsgd.privacy.optimizer import (
     ErrorFeedbackDPKerasSGDOptimizer,
 )
 from tf_efsgd.training import gan as gans
+from tf_efsgd.training import schedule
 
 _SHAPE, _CLASSES = (8, 8, 1), 3
 _BATCH = 4  # Expected; samples differ from it.
@@ -195,7 +197,7 @@ def test_two_expected_batch_sizes_are_refused():
 
 def _record():
     images, labels = _samples((1,))[0]
-    return gans.to_float(tf.constant(images[0])), tf.constant(labels[0])
+    return to_float(tf.constant(images[0])), tf.constant(labels[0])
 
 
 def test_the_loss_of_a_record_is_the_whole_private_loss():
@@ -420,7 +422,7 @@ def test_the_generator_waits_while_the_discriminator_is_behind():
     bias.assign(50 * tf.ones_like(bias))
     gan.fake_accuracy.assign(0.0)
     assert generator_steps_over(65) == [0] * 63 + [1, 1]
-    assert int(gan.discriminator_steps) == gans.MAX_DISCRIMINATOR_STEPS == 64
+    assert int(gan.discriminator_steps) == schedule.MAX_DISCRIMINATOR_STEPS == 64
 
 
 @pytest.mark.parametrize(
@@ -595,7 +597,7 @@ def test_no_clip_and_no_noise_is_plain_training(reconstruction):
 
 def test_pixels_go_there_and_back():
     pixels = tf.constant(np.arange(256, dtype=np.uint8))
-    floats = gans.to_float(pixels)
+    floats = to_float(pixels)
     assert (float(floats[0]), float(floats[-1])) == (-1.0, 1.0)
-    np.testing.assert_array_equal(gans.to_uint8(floats), pixels)
-    np.testing.assert_array_equal(gans.to_uint8(tf.constant([-9.0, 9.0])), [0, 255])
+    np.testing.assert_array_equal(to_uint8(floats), pixels)
+    np.testing.assert_array_equal(to_uint8(tf.constant([-9.0, 9.0])), [0, 255])

@@ -20,6 +20,7 @@ from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.data import poisson, records
+from tf_efsgd.data.images import to_float
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
@@ -145,7 +146,7 @@ class _Trainer:
         self._noise_key = noise_key
         self._seeds = itertools.repeat(None) if seed is None else itertools.count(seed)
         self._optimizer = _WatchedOptimizer(
-            (gans.to_float(self._records.images[-1]).numpy(), self._records.labels[-1]),
+            (to_float(self._records.images[-1]).numpy(), self._records.labels[-1]),
             **dataclasses.asdict(mechanism),
             expected_batch_size=expected_batch_size,
             learning_rate=_LEARNING_RATE,
@@ -213,7 +214,7 @@ class _Trainer:
             ]
         )
         def step(images, labels, step_noise):
-            self._optimizer.watch(self._gan._loss_of_record, (gans.to_float(images), labels))
+            self._optimizer.watch(self._gan._loss_of_record, (to_float(images), labels))
             self._gan.train_step(((images, labels), step_noise))
             return self._optimizer.evidence
 

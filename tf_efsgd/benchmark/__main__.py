@@ -356,9 +356,9 @@ def drop_in_losses(discriminator, images, labels, generated):
     """The losses of a step, float32 [2 n]: of n records, then of n generated images."""
     import tensorflow as tf
 
+    from tf_efsgd.data.images import to_float
     from tf_efsgd.models import discriminator as names
     from tf_efsgd.models.losses import NonSaturatingLosses as Losses
-    from tf_efsgd.training.gan import to_float
 
     images, count = to_float(images), images.shape[0]
     outputs = discriminator(tf.concat([images, generated], axis=0), training=True)

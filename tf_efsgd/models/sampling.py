@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_uint8
 from tf_efsgd.evaluation.progress import progress_bar
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.training.gan import to_uint8
 
 _BATCH = 500
 

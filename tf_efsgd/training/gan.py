@@ -11,13 +11,23 @@ one update for both networks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_float
 from tf_efsgd.privacy import optimizer as private_optimizer
+from tf_efsgd.training.private_model import (
+    Box,
+    PrivateModel,
+    all_reduce,
+    gradient_of_sum,
+    mean_over_replicas,
+    refuse_other_precision,
+    refuse_wrapped,
+    zeros_like,
+)
+from tf_efsgd.training.schedule import Schedule
 
 LOGITS = 'logits'
 RECONSTRUCTION = 'reconstruction'
@@ -25,24 +35,11 @@ POSTERIOR = 'posterior'
 LATENTS = 'latents'
 LABELS = 'labels'
 
-# Below this accuracy on generated images the discriminator has fallen behind (Bie et al. 2023,
-# Private GANs, Revisited, on the update frequency), and the generator waits, up to the maximum.
-_FAKE_ACCURACY_TARGET = 0.6
-_FAKE_ACCURACY_DECAY = 0.8
-MAX_DISCRIMINATOR_STEPS = 64
-
 # Of public seeds; 0 and 1 are for generated images of the two steps.
 _TARGET = 2
 
-# Of records to try the private loss on: two times three, so that others confirm what some show.
-_NUM_MADE_UP = 6
-# Made-up records in a batch of the size of the run's, and pixels of them.
-_SMALLEST_CROWD, _LARGEST_CROWD, _LARGEST_CROWD_PIXELS = 20, 256, 2**20
 
-CLIPPINGS = ('auto', 'fast', 'vectorized')
-
-
-class EFSGDGan(tf.keras.Model):
+class EFSGDGan(PrivateModel, Schedule):
     """A class-conditional GAN whose discriminator is trained privately.
 
     ```python
@@ -91,20 +88,9 @@ class EFSGDGan(tf.keras.Model):
         self.ema_generator.set_weights(generator.get_weights())
         self.num_classes = discriminator.output[LOGITS].shape[-1]
         self._draw_inputs = draw_inputs
-        self._target = _Box()
-        self._tried = _Box()
+        self._target = Box()
         self._seed = seed
-        self.private_steps = tf.Variable(0, trainable=False, dtype=tf.int64, name='private_steps')
-        self.generator_steps = tf.Variable(
-            0, trainable=False, dtype=tf.int64, name='generator_steps'
-        )
-        self.steps_since_generator = tf.Variable(
-            0, trainable=False, dtype=tf.int64, name='steps_since_generator'
-        )
-        self.discriminator_steps = tf.Variable(
-            0, trainable=False, dtype=tf.int64, name='discriminator_steps'
-        )
-        self.fake_accuracy = tf.Variable(0.5, trainable=False, name='fake_accuracy')
+        self._make_counters()
 
     def compile(
         self,
@@ -161,7 +147,7 @@ class EFSGDGan(tf.keras.Model):
         super().compile(**kwargs)
         self._check_networks()
         for optimizer in (generator_optimizer, discriminator_optimizer):
-            _refuse_wrapped(optimizer)
+            refuse_wrapped(optimizer)
         self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
         if self.is_private:
             given = expected_batch_size or discriminator_optimizer.expected_batch_size
@@ -189,114 +175,11 @@ class EFSGDGan(tf.keras.Model):
         self._noise = noise
         self._measure_records = measure_records
         self._microbatch_size = microbatch_size
-        if self.is_private:
-            self._check_private_loss()
-        self.clipping = self._choose_clipping(clipping)
-        self._tried.value = [variable.ref() for variable in self.private_variables]
-        # Not an attribute of plain tensors, which Keras could come to track.
-        self._measured = _Box()
+        self._prepare_private_step(clipping)
 
     def _check_networks(self) -> None:
-        for model in (self.generator, self.discriminator):
-            _refuse_other_precision(model)
-        for model in self._private_models():
-            _refuse_layers_with_state(model)
-
-    def _check_private_loss(self) -> None:
-        reason = private_optimizer.why_not_alone(
-            self._losses_of_made_up,
-            self.private_variables,
-            self._make_up_records(),
-            self.run_eagerly,
-            self._make_up_crowds(),
-        )
-        if reason is not None:
-            raise ValueError(
-                'The private loss of a record may depend on that record, the weights and what '
-                '`draw_for_records` drew for it alone: clipping one gradient bounds nothing else. '
-                'Leave out layers that mix the examples of a batch (GroupNormalization does not) '
-                f'and layers that are random. Received: a loss of which {reason}.'
-            )
-
-    def _choose_clipping(self, clipping: str) -> str:
-        if clipping not in CLIPPINGS:
-            raise ValueError(f'clipping must be one of {CLIPPINGS}. Received: {clipping!r}.')
-        if clipping == 'vectorized' or not self.is_private:
-            return 'vectorized' if self.is_private else 'none'
-        reason = private_optimizer.why_not_fast(
-            self._private_models(),
-            self._losses_of_made_up,
-            self.private_variables,
-            self._make_up_records(),
-            self._make_up_crowds(),
-        )
-        if reason is None:
-            return 'fast'
-        if clipping == 'fast':
-            raise ValueError(f"clipping='fast' is not possible: {reason}. Use 'auto'.")
-        print(f'Clipping is vectorized, which is slower: {reason}.')
-        return 'vectorized'
-
-    def make_train_function(self, force: bool = False):
-        """One step of `fit`: its noise enters the graph as an argument, never as a constant."""
-        self._check_networks()
-        if self._tried.value != [variable.ref() for variable in self.private_variables]:
-            raise ValueError(
-                'The layers that are trainable are no longer those that `compile` looked at: call '
-                '`compile` again.'
-            )
-        if self.train_function is not None and not force:
-            return self.train_function
-        noise = self._noise or private_optimizer.new_noise()
-        shapes = [variable.shape for variable in self.private_variables]
-
-        def step(iterator, step_noise):
-            records = next(iterator)
-            measured = self._measure(records, step_noise) if self._measure_records else {}
-            return self.train_step((records, step_noise)), measured
-
-        if not self.run_eagerly:
-            step = tf.function(step)
-
-        def train_function(iterator):
-            # What was measured on records stays out of what Keras is given, and so writes down.
-            logs, self._measured.value = step(iterator, noise.next(shapes))
-            return logs
-
-        self.train_function = train_function
-        return self.train_function
-
-    def nonprivate_diagnostics(self) -> dict[str, tf.Tensor]:
-        """What the last step's records showed, before it: NOT covered by epsilon.
-
-        Returns:
-          Scalars by name; empty without `measure_records`.
-        """
-        return self._measured.value or {}
-
-    def _measure(self, records, step_noise=None) -> dict[str, tf.Tensor]:
-        strategy = self.distribute_strategy
-        sums = strategy.run(self._measured_sums, args=(records, step_noise))
-        sums = {k: strategy.experimental_local_results(v)[0] for k, v in sums.items()}
-        count = sums.pop('batch_size')
-        means = {k: tf.math.divide_no_nan(v, count) for k, v in sums.items()}
-        return {'batch_size': count, **means}
-
-    def _measured_sums(self, records, step_noise) -> dict[str, tf.Tensor]:
-        """Sums over the records of all replicas, in a replica context; PRIVATE."""
-        images, labels = to_float(records[0]), records[1]
-        # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
-        draws = self._draw_for_records(labels, step_noise)
-        names = []
-
-        def measured():
-            sums = self._measured_sums_of_share(images, labels, draws)
-            names[:] = sums
-            return list(sums.values())
-
-        # On no images at all, TensorFlow's convolutions fail.
-        sums = tf.cond(tf.shape(labels)[0] > 0, measured, lambda: [tf.zeros([]) for _ in names])
-        return dict(zip(names, _all_reduce(sums)))
+        super()._check_networks()
+        refuse_other_precision(self.generator)
 
     def _measured_sums_of_share(self, images, labels, draws) -> dict[str, tf.Tensor]:
         outputs = self.discriminator(images, training=False)
@@ -347,13 +230,13 @@ class EFSGDGan(tf.keras.Model):
         optimizer = self.discriminator_optimizer
         variables = self.private_variables
         clipped, residual, public, seen = self._sums_of_step(images, labels, step_noise)
-        public = [s / self._expected_batch_size for s in _all_reduce(public)]
-        fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._expected_batch_size)
+        public = [s / self._expected_batch_size for s in all_reduce(public)]
+        fake_accuracy, fake_loss = tf.unstack(all_reduce(seen) / self._expected_batch_size)
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
             private = [
-                tf.cast(s / self._expected_batch_size, tf.float32) for s in _all_reduce(clipped)
+                tf.cast(s / self._expected_batch_size, tf.float32) for s in all_reduce(clipped)
             ]
         # Generated images teach the discriminator alone, whose variables come first.
         gradients = [r + f for r, f in zip(private, public)] + private[len(public) :]
@@ -365,7 +248,7 @@ class EFSGDGan(tf.keras.Model):
             'fake_loss': fake_loss,
             # Reduced although it is the same everywhere: replicas whose results differ in use are
             # optimized into different graphs, round differently, and their weights drift apart.
-            'released_gradient_norm': _mean_over_replicas(tf.linalg.global_norm(private)),
+            'released_gradient_norm': mean_over_replicas(tf.linalg.global_norm(private)),
         }
 
     def set_target(self, target, weight: float):
@@ -388,12 +271,14 @@ class EFSGDGan(tf.keras.Model):
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
 
         def gradient():
-            return _gradient_of_sum(self._loss_of_generator, variables)
+            return gradient_of_sum(self._loss_of_generator, variables)
 
         if self._target.value is None and self._expected_batch_size < replicas:
             # On no images at all, TensorFlow's convolutions fail.
             gradients = tf.cond(
-                tf.shape(self._own_rows())[0] > 0, gradient, lambda: _zeros_like(variables)
+                tf.shape(self._own_rows())[0] > 0,
+                gradient,
+                lambda: zeros_like(variables),
             )
         else:
             gradients = gradient()
@@ -433,11 +318,6 @@ class EFSGDGan(tf.keras.Model):
         """
         return self.ema_generator(self._draw_inputs(self.ema_generator, labels, seed))
 
-    @property
-    def private_variables(self) -> list[tf.Variable]:
-        """What a private step updates: the discriminator's, then those of a decoding generator."""
-        return [v for model in self._private_models() for v in model.trainable_variables]
-
     def _private_models(self) -> list[tf.keras.Model]:
         """The networks that see records."""
         return [self.discriminator, *([self.generator] if self._decodes_records else [])]
@@ -469,8 +349,8 @@ class EFSGDGan(tf.keras.Model):
         # Replica 0 has the largest share.
         generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
         count = tf.maximum(tf.shape(labels)[0], generated)
-        private = _zeros_like(self.private_variables, tf.float64)
-        public = _zeros_like(self.discriminator.trainable_variables)
+        private = zeros_like(self.private_variables, tf.float64)
+        public = zeros_like(self.discriminator.trainable_variables)
         nothing = (private, private if self.is_private else [], public, tf.zeros([2]))
         _, sums = tf.while_loop(
             lambda start, _: start < count,
@@ -501,7 +381,7 @@ class EFSGDGan(tf.keras.Model):
             return public, seen[0]
 
         def of_nothing():
-            zeros = _zeros_like(self.private_variables, tf.float64)
+            zeros = zeros_like(self.private_variables, tf.float64)
             return zeros, zeros if self.is_private else []
 
         # On no images at all, TensorFlow's convolutions fail.
@@ -513,22 +393,9 @@ class EFSGDGan(tf.keras.Model):
             public, seen = tf.cond(
                 tf.shape(generated[1])[0] > 0,
                 of_generated,
-                lambda: (_zeros_like(learns_of_generated), tf.zeros([2])),
+                lambda: (zeros_like(learns_of_generated), tf.zeros([2])),
             )
         return clipped, residual, public, seen
-
-    def _sums_of_records(self, records):
-        optimizer, variables = self.discriminator_optimizer, self.private_variables
-
-        def losses_of():
-            return self._losses_of_records(*records)
-
-        if self.clipping == 'fast':
-            return optimizer.batch_sums(self._private_models(), losses_of, variables)
-        if self.clipping == 'vectorized':
-            return optimizer.clipped_sums(self._loss_of_record, records, variables)
-        gradient = _gradient_of_sum(losses_of, variables)
-        return [tf.cast(g, tf.float64) for g in gradient], []
 
     def _sum_of_generated(self, losses_of, generated, variables) -> list[tf.Tensor]:
         """Clipped per image like records with `clip_fake`; it needs no privacy.
@@ -538,22 +405,19 @@ class EFSGDGan(tf.keras.Model):
         """
         optimizer = self.discriminator_optimizer
         if not (self.is_private and self._clip_fake):
-            return _gradient_of_sum(losses_of, variables)
+            return gradient_of_sum(losses_of, variables)
         if self.clipping == 'fast':
             return optimizer.batch_delivered_sum(self.discriminator, losses_of, variables)
         sums = optimizer.clipped_sums(self._loss_of_generated, generated, variables)
         return optimizer.delivered_sums(*sums)
 
-    def _draw_for_records(self, labels, step_noise, first=0) -> dict[str, tf.Tensor]:
-        """What the private loss of each record is random by: inputs of the decoding generator."""
-        return private_optimizer.draw_for_records(
-            self._drawn_shapes(), tf.shape(labels)[0], step_noise, first
-        )
-
     def _drawn_shapes(self) -> dict[str, tf.TensorShape]:
         if not self._decodes_records:
             return {}
         return {name: x.shape[1:] for name, x in self.generator.input.items() if name != LABELS}
+
+    def _record_shape(self) -> tuple[int, ...]:
+        return self.discriminator.input_shape[1:]
 
     def _losses_of_records(self, images, labels, draws=None) -> tf.Tensor:
         """The WHOLE private loss of every record, [n]: adversarial and reconstruction."""
@@ -575,54 +439,10 @@ class EFSGDGan(tf.keras.Model):
         divergence = self._losses.divergence(mean, log_variance)
         return self._losses.reconstruction(images, decoded) + divergence
 
-    def _losses_of_made_up(self, records) -> tf.Tensor:
-        return self._losses_of_records(*records)
-
-    def _make_up_records(self, count: int = _NUM_MADE_UP):
-        """Random (images, labels, draws), to try the private loss on; no two are alike."""
-        draws = np.random.default_rng(0)
-        images = draws.uniform(-1.0, 1.0, [count, *self.discriminator.input_shape[1:]])
-        # Of different contrast: a batch's extremes must tell who else is in it.
-        contrast = np.resize([1.0, 0.1, 0.4], count)
-        images *= contrast.reshape([-1] + [1] * (images.ndim - 1))
-        return (
-            tf.constant(images, tf.float32),
-            tf.constant(np.arange(count) % min(2, self.num_classes), tf.int32),
-            {
-                name: tf.constant(draws.normal(size=[count, *shape]), tf.float32)
-                for name, shape in self._drawn_shapes().items()
-            },
-        )
-
-    def _make_up_crowds(self):
-        """Made-up records as many as a batch of the run, four unusual ones last.
-
-        One crowd is of different contrast, one of the largest images there are, all -1 and 1: a
-        norm over the batch passes its limit with these.
-        """
-        mean = self._expected_batch_size
-        # Six standard deviations above the mean; what a part has at most; what memory has.
-        limits = [mean + 6 * math.sqrt(mean), _LARGEST_CROWD]
-        if self._microbatch_size is not None:
-            limits.append(self._microbatch_size)
-        pixels = math.prod(self.discriminator.input_shape[1:])
-        limits.append(_LARGEST_CROWD_PIXELS / pixels)
-        count = max(_SMALLEST_CROWD, math.ceil(min(limits))) + 4
-        images, *rest = self._make_up_records(count)
-        light, dark = (tf.fill(images.shape[1:], value) for value in (1.0, -1.0))
-        some, others = images[:-4], tf.where(images[:-4] < 0, -1.0, 1.0)
-        return [
-            (tf.concat([crowd, [light, strange[0], dark, strange[1]]], axis=0), *rest)
-            for crowd, strange in ((some, others), (others, some))
-        ]
-
     def _losses_of_generated(self, images, labels) -> tuple[tf.Tensor, tf.Tensor]:
         """(Adversarial losses, logits of their realness), each [n]."""
         logits = self._losses.realness(self.discriminator(images, training=True)[LOGITS], labels)
         return self._losses.fake(logits), logits
-
-    def _loss_of_record(self, record) -> tf.Tensor:
-        return self._losses_of_records(*tf.nest.map_structure(lambda x: x[tf.newaxis], record))[0]
 
     def _loss_of_generated(self, generated) -> tf.Tensor:
         return self._losses_of_generated(generated[0][tf.newaxis], generated[1][tf.newaxis])[0][0]
@@ -658,73 +478,6 @@ class EFSGDGan(tf.keras.Model):
             tf.constant([self._seed, purpose], tf.int32), self.private_steps
         )
 
-    def _count_private_step(self, fake_accuracy: tf.Tensor) -> None:
-        self.private_steps.assign_add(1)
-        self.steps_since_generator.assign_add(1)
-        self.fake_accuracy.assign(
-            _FAKE_ACCURACY_DECAY * self.fake_accuracy + (1.0 - _FAKE_ACCURACY_DECAY) * fake_accuracy
-        )
-
-    def _generator_is_due(self) -> tf.Tensor:
-        due = (self.steps_since_generator >= self._discriminator_steps) & (
-            self.private_steps > self._discriminator_only_steps
-        )
-        if not self._adaptive_discriminator_steps:
-            return due
-        waited = self.steps_since_generator >= MAX_DISCRIMINATOR_STEPS
-        return due & ((self.fake_accuracy >= _FAKE_ACCURACY_TARGET) | waited)
-
-    def _after_generator_step(self) -> None:
-        self.discriminator_steps.assign(self.steps_since_generator)
-        self.steps_since_generator.assign(0)
-        self.generator_steps.assign_add(1)
-        # Averages the last third at first, so that random weights are soon forgotten.
-        steps = tf.cast(self.generator_steps, tf.float32)
-        decay = tf.minimum(self._generator_ema, (1.0 + steps) / (4.0 + steps))
-        for average, variable in zip(self.ema_generator.weights, self.generator.weights):
-            average.assign(decay * average + (1.0 - decay) * variable)
-
-
-class _Box:
-    """Holds one value that Keras does not track."""
-
-    value = None
-
-
-def to_float(images: tf.Tensor) -> tf.Tensor:
-    """Maps images uint8 in [0, 255] to float32 in [-1, 1]."""
-    return tf.cast(images, tf.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: tf.Tensor) -> tf.Tensor:
-    """Maps images float32 in [-1, 1] to uint8 in [0, 255]."""
-    return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
-
-
-def _all_reduce(values):
-    replica = tf.distribute.get_replica_context()
-    if replica.num_replicas_in_sync == 1:
-        return values
-    return replica.all_reduce(tf.distribute.ReduceOp.SUM, values)
-
-
-def _mean_over_replicas(value):
-    return _all_reduce(value) / tf.distribute.get_replica_context().num_replicas_in_sync
-
-
-def _gradient_of_sum(losses_of, variables) -> list[tf.Tensor]:
-    """Of the summed losses; not private."""
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(variables)
-        loss = tf.reduce_sum(losses_of())
-    gradients = tape.gradient(loss, variables, unconnected_gradients='zero')
-    # That of an embedding comes as indexed slices.
-    return [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-
-def _zeros_like(variables, dtype=tf.float32) -> list[tf.Tensor]:
-    return [tf.zeros(variable.shape, dtype) for variable in variables]
-
 
 def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -> None:
     told = discriminator.output[POSTERIOR].shape[-1]
@@ -734,47 +487,3 @@ def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -
             f'The posterior must be of the {latent_dim} latents of the generator, so '
             f'{2 * latent_dim} numbers. Received: {told}.'
         )
-
-
-def _refuse_wrapped(optimizer) -> None:
-    """Wrappers act before the clip, or hide that there is one."""
-    inner = [
-        v for v in vars(optimizer).values() if isinstance(v, private_optimizer.PrivateOptimizer)
-    ]
-    if inner or isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
-        raise ValueError(
-            'Optimizers must not be wrapped: LossScaleOptimizer multiplies the loss before it is '
-            "clipped; build everything under the policy 'float32'. "
-            f'Received: {type(optimizer).__name__}.'
-        )
-
-
-def _refuse_other_precision(model: tf.keras.Model) -> None:
-    for layer in model._flatten_layers(include_self=False):
-        dtypes = {weight.dtype for weight in layer.weights}
-        if not isinstance(layer, tf.keras.Model):  # Whose own is that of its inputs, or outputs.
-            dtypes.add(layer.compute_dtype)
-        others = [
-            dtype.name
-            for dtype in map(tf.as_dtype, dtypes - {None})
-            if dtype.is_floating and dtype != tf.float32
-        ]
-        if others:
-            raise ValueError(
-                f'Layer {layer.name!r} ({type(layer).__name__}) computes in {others[0]}. Norms, '
-                'clipping and sums are in float32, and so must be the networks: build them with '
-                f"dtype='float32', under the policy 'float32'. Received: {others[0]}."
-            )
-
-
-def _refuse_layers_with_state(model: tf.keras.Model) -> None:
-    """A layer that remembers what it saw (all batch normalizations do) would bypass the clip."""
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, tf.keras.Model) or not layer.trainable:
-            continue
-        if layer.non_trainable_weights:
-            raise ValueError(
-                f'Layer {layer.name!r} ({type(layer).__name__}) keeps statistics of the records or '
-                'mixes the examples of a batch, which clipping one gradient does not bound. Use '
-                'GroupNormalization instead.'
-            )
