@@ -375,7 +375,7 @@ def test_clip_gradients_vmap_clips_the_norm_over_all_variables():
 
 
 def test_vectorized_map_takes_zero_rows():
-    # per_example_gradients and clipped_sums of an empty batch, in eager code and in a graph.
+    # per_example_gradients and clip_and_sum of an empty batch, in eager code and in a graph.
     def mapped(x):
         return tf.vectorized_map(lambda row: [2.0 * row, tf.reduce_sum(row)], x)
 
@@ -403,7 +403,7 @@ def test_vectorized_map_watches_variables_per_row():
 
 
 def test_reductions_of_zero_rows():
-    # clipped_sums of an empty batch: lengths [0], sums that are zeros and not absent.
+    # clip_and_sum of an empty batch: lengths [0], sums that are zeros and not absent.
     empty = tf.zeros([0, 3])
     assert tf.reduce_max(empty, axis=1).shape == [0]
     assert tf.reduce_all(tf.math.is_finite(tf.reduce_max(empty, axis=1))).numpy()

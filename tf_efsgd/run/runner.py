@@ -35,20 +35,17 @@ from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.privacy import (
-    accounting,
-    learned_features,
-    ledger,
-    run_state,
-    seen_records,
-    warm_start,
-)
+from tf_efsgd.privacy import accounting, class_sums, ledger, run_state, seen_records
+from tf_efsgd.privacy.features import grouped, learned, pixels
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.reporting import report
 from tf_efsgd.run import checkpoints, evaluate
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import fit as fitting
 from tf_efsgd.training import gan as gans
+from tf_efsgd.training import learn_features
+from tf_efsgd.training import targets as fit_targets
 from tf_efsgd.version import __version__
 
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
@@ -336,8 +333,8 @@ class _Run:
         if spent.first_plan.warm_start_event is None:
             return
         for name, noted, version in (
-            (_WARM_START, spent.warm_start, warm_start.VERSION),
-            (_LEARNED_FEATURES, spent.learned_features, learned_features.VERSION),
+            (_WARM_START, spent.warm_start, pixels.VERSION),
+            (_LEARNED_FEATURES, spent.learned_features, learned.VERSION),
         ):
             path = self._dir / name
             if path.exists():
@@ -362,7 +359,7 @@ class _Run:
             return
         if self._is_restored and not training.warm_start_weight:
             return
-        features = warm_start.FeatureMap(plan.image_shape)
+        features = pixels.FeatureMap(plan.image_shape)
         sums = self._released_sums(features)
         if plan.event is not None and not self._is_restored:
             epsilon = budget.EpsilonSoFar(self._ledger, 0)(0)
@@ -370,8 +367,8 @@ class _Run:
         if sums is None:
             self._go_on_without('warm start')
             return
-        means = warm_start.class_means(sums, self._noise_of_release(0), plan.dataset_size)
-        targets = [warm_start.Target(features, means)]
+        means = class_sums.class_means(sums, self._noise_of_release(0), plan.dataset_size)
+        targets = [fit_targets.Target(features, means)]
         if self._is_restored:
             release = self._stored_learned_features()
             if release is not None:
@@ -381,7 +378,7 @@ class _Run:
         else:
             targets = self._fit_to(targets[0])
         if training.warm_start_weight:
-            self._gan.set_target(warm_start.SumOfTargets(targets), training.warm_start_weight)
+            self._gan.set_target(fit_targets.SumOfTargets(targets), training.warm_start_weight)
 
     def _go_on_without(self, what: str) -> None:
         """After a crash between the charge of a release and its file: it is never made again."""
@@ -401,7 +398,7 @@ class _Run:
         self._ledger.note_learned_features(None, None)
         self._state.store_position(self._ledger.position)
 
-    def _fit_to(self, target: warm_start.Target) -> list[warm_start.Target]:
+    def _fit_to(self, target: fit_targets.Target) -> list[fit_targets.Target]:
         """Fits the generator to what was and what will be released; returns all targets."""
         # A copy outside the strategy: the fit is for one device.
         generator = tf.keras.models.clone_model(self._gan.generator)
@@ -419,7 +416,7 @@ class _Run:
                 targets,
                 'warm start, both releases',
                 steps=training.learned_features_steps,
-                learning_rate=learned_features.LEARNING_RATE,
+                learning_rate=fitting.LEARNING_RATE_OF_BOTH,
                 first_step=training.warm_start_steps,
             )
         self._gan.generator.set_weights(generator.get_weights())
@@ -431,7 +428,7 @@ class _Run:
         return targets
 
     def _fit_steps(self, generator, targets, description: str, **how) -> None:
-        average = warm_start.fit(
+        average = fitting.fit(
             generator,
             draw_inputs,
             targets,
@@ -443,7 +440,7 @@ class _Run:
         )
         generator.set_weights(average)
 
-    def _released_sums(self, features: warm_start.FeatureMap) -> np.ndarray | None:
+    def _released_sums(self, features: pixels.FeatureMap) -> np.ndarray | None:
         """The noised sums: made now, or those of an earlier start; None if a crash lost them."""
         path, plan = self._dir / _WARM_START, self._ledger.first_plan
         is_private = plan.event is not None
@@ -462,7 +459,7 @@ class _Run:
         buffer = io.BytesIO()
         np.save(buffer, sums)
         charge = self._ledger.reserve_warm_start
-        self._pay_and_write(path, buffer.getvalue(), charge, warm_start.VERSION)
+        self._pay_and_write(path, buffer.getvalue(), charge, pixels.VERSION)
         return sums
 
     def _pay_and_write(self, path: pathlib.Path, content: bytes, charge, version: int) -> None:
@@ -477,10 +474,10 @@ class _Run:
             self._state.store_position(self._ledger.position)
         files.write_atomically(path, content, when_there_is_room=pay if is_private else None)
 
-    def _release(self, features: warm_start.GroupedFeatures, number: int) -> np.ndarray:
+    def _release(self, features: grouped.GroupedFeatures, number: int) -> np.ndarray:
         """Looks at the records; what it returns is not paid for yet."""
         train = self._dataset.train
-        return warm_start.release(
+        return class_sums.release(
             train.images,
             train.labels,
             train.num_classes,
@@ -494,14 +491,14 @@ class _Run:
         plan = self._ledger.first_plan
         return budget.noise_of_releases(plan)[number] if plan.event is not None else 0.0
 
-    def _stored_learned_features(self) -> learned_features.Release | None:
+    def _stored_learned_features(self) -> learned.Release | None:
         """The second release of an earlier start, if there is one."""
         path = self._dir / _LEARNED_FEATURES
         if not self._ledger.first_plan.learned_features_share or not path.exists():
             return None
-        return learned_features.Release.from_bytes(path.read_bytes())
+        return learned.Release.from_bytes(path.read_bytes())
 
-    def _release_learned_features(self, generator) -> learned_features.Release | None:
+    def _release_learned_features(self, generator) -> learned.Release | None:
         """The second release, of what a classifier of this generator's images sees."""
         plan, seed = self._ledger.first_plan, self._config.training.seed
         is_private = plan.event is not None
@@ -512,7 +509,7 @@ class _Run:
             return None
         classifier = build_classifier(plan.image_shape, plan.num_classes)
         with progress.Bar(desc='learning features', unit='epoch') as bar:
-            distances = learned_features.learn(
+            distances = learn_features.learn(
                 classifier,
                 lambda labels: evaluate.generate(generator, labels, _LEARNED_SEED),
                 plan.num_classes,
@@ -524,8 +521,8 @@ class _Run:
             if is_private:
                 self._give_up_learned_features()
             return None
-        features = learned_features.LearnedFeatures(classifier, distances, plan.image_shape)
-        release = learned_features.Release(
+        features = learned.LearnedFeatures(classifier, distances, plan.image_shape)
+        release = learned.Release(
             sums=self._release(features, 1),
             distances=distances,
             classifier=classifier.get_weights(),
@@ -535,17 +532,17 @@ class _Run:
             self._dir / _LEARNED_FEATURES,
             release.to_bytes(),
             self._ledger.note_learned_features,
-            learned_features.VERSION,
+            learned.VERSION,
         )
         return release
 
-    def _learned_target(self, release: learned_features.Release) -> warm_start.Target:
+    def _learned_target(self, release: learned.Release) -> fit_targets.Target:
         plan = self._ledger.first_plan
         classifier = build_classifier(plan.image_shape, plan.num_classes)
         classifier.set_weights(release.classifier)
-        features = learned_features.LearnedFeatures(classifier, release.distances, plan.image_shape)
-        means = warm_start.class_means(release.sums, self._noise_of_release(1), plan.dataset_size)
-        return warm_start.Target(features, means)
+        features = learned.LearnedFeatures(classifier, release.distances, plan.image_shape)
+        means = class_sums.class_means(release.sums, self._noise_of_release(1), plan.dataset_size)
+        return fit_targets.Target(features, means)
 
     def fit(self) -> None:
         """Runs the steps that the budget still allows."""

@@ -1,0 +1,123 @@
+"""The rules for normalizations whose statistics are of one example."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from tf_efsgd.privacy.layer_norms.rule import (
+    PerExample,
+    RegistryOutput,
+    SquaredNorms,
+    UnsupportedLayerError,
+    only_input,
+)
+
+
+def group_normalization_computation(
+    layer_instance: tf.keras.layers.GroupNormalization,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> RegistryOutput:
+    """Rule for `GroupNormalization`, whose statistics are of one example.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, ..., C],).
+      input_kwargs: empty.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., C], outputs, `SquaredNorms`).
+    """
+    inputs = only_input(input_args, input_kwargs)
+    axis = layer_instance.axis % inputs.shape.rank
+    shape = [1] * inputs.shape.rank
+    shape[axis] = inputs.shape[axis]
+    scale, center = layer_instance.scale, layer_instance.center
+    layer_instance.scale = layer_instance.center = False
+    try:
+        normalized = layer_instance.call(inputs)
+    finally:
+        layer_instance.scale, layer_instance.center = scale, center
+    outputs = normalized
+    if scale:
+        outputs = outputs * tf.reshape(layer_instance.gamma, shape)
+    if center:
+        outputs = outputs + tf.reshape(layer_instance.beta, shape)
+    tape.watch(outputs)
+    others = [i for i in range(1, inputs.shape.rank) if i != axis]
+
+    def bind(gradients):
+        variables, of_example = [], []
+        if scale:
+            variables.append(layer_instance.gamma)
+            of_example.append(tf.reduce_sum(gradients * normalized, axis=others))
+        if center:
+            variables.append(layer_instance.beta)
+            of_example.append(tf.reduce_sum(gradients, axis=others))
+        return [PerExample(variables, of_example)]
+
+    return outputs, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def layer_normalization_computation(
+    layer_instance: tf.keras.layers.LayerNormalization,
+    input_args: Sequence[Any],
+    input_kwargs: Mapping[str, Any],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None = None,
+) -> RegistryOutput:
+    """Rule for `LayerNormalization`.
+
+    TF Privacy has one too, for one call in a pass and with both scale and center.
+
+    Args:
+      layer_instance: the layer.
+      input_args: (inputs float32 [batch, ..., C],).
+      input_kwargs: empty.
+      tape: which is to record the call.
+      num_microbatches: None, or the number of microbatches of equal size.
+
+    Returns:
+      (base_vars float32 [batch, ..., C], outputs, `SquaredNorms`).
+
+    Raises:
+      UnsupportedLayerError: if the statistics are over the batch.
+    """
+    inputs = only_input(input_args, input_kwargs)
+    axes = list(layer_instance.axis)
+    if 0 in axes:
+        raise UnsupportedLayerError('mixes the examples of a batch')
+    shape = [inputs.shape[i] if i in axes else 1 for i in range(inputs.shape.rank)]
+    gamma, beta = layer_instance.gamma, layer_instance.beta
+    # Not by assignment, with which Keras would untrack them.
+    layer_instance.__dict__.update(gamma=None, beta=None)
+    try:
+        normalized = layer_instance.call(inputs)
+    finally:
+        layer_instance.__dict__.update(gamma=gamma, beta=beta)
+    outputs = normalized
+    if gamma is not None:
+        outputs = outputs * tf.reshape(gamma, shape)
+    if beta is not None:
+        outputs = outputs + tf.reshape(beta, shape)
+    tape.watch(outputs)
+    others = [i for i in range(1, inputs.shape.rank) if i not in axes]
+
+    def bind(gradients):
+        variables, of_example = [], []
+        if gamma is not None:
+            variables.append(gamma)
+            of_example.append(tf.reduce_sum(gradients * normalized, axis=others))
+        if beta is not None:
+            variables.append(beta)
+            of_example.append(tf.reduce_sum(gradients, axis=others))
+        return [PerExample(variables, of_example)]
+
+    return outputs, outputs, SquaredNorms(bind, num_microbatches)
