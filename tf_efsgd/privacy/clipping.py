@@ -127,7 +127,7 @@ class BatchGradients:
         squared = tf.add_n(squared)
         in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
         exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
-        # Not so for nearly every batch; then a second way takes the time it needs.
+        # True for almost every batch; the rare exception takes the slower exact path.
         self._is_plain = tf.reduce_all(in_range & exact)
         self.norms = tf.cond(
             self._is_plain, lambda: tf.sqrt(squared), lambda: self._by_the_second_way()[1]
