@@ -15,6 +15,7 @@ import math
 
 import tensorflow as tf
 
+# Groups of features that all stand for the same kernels.
 GROUPS = 8
 # Of the constant feature that counts the records of a class.
 COUNT = 0.1
@@ -27,9 +28,9 @@ _SHRINK = 1.0 - 2.0**-20
 class GroupedFeatures(tf.Module):
     """Bounded random features of images, phi, in groups.
 
-    All groups stand for the same kernels, so a step of `fit` can make do with one of them. Beside
-    them there is a constant, which counts. A subclass gives `group`, and calls `_measure` when
-    that can be called.
+    All groups stand for the same kernels, so a step of `training.fit` can make do with one of
+    them. Beside them there is a constant, which counts. A subclass gives `group`, and calls
+    `_measure` when that can be called.
     """
 
     def _measure(self, image_shape: tuple[int, int, int]) -> None:

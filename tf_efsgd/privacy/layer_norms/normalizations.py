@@ -37,33 +37,15 @@ def group_normalization_computation(
     """
     inputs = only_input(input_args, input_kwargs)
     axis = layer_instance.axis % inputs.shape.rank
-    shape = [1] * inputs.shape.rank
-    shape[axis] = inputs.shape[axis]
     scale, center = layer_instance.scale, layer_instance.center
     layer_instance.scale = layer_instance.center = False
     try:
         normalized = layer_instance.call(inputs)
     finally:
         layer_instance.scale, layer_instance.center = scale, center
-    outputs = normalized
-    if scale:
-        outputs = outputs * tf.reshape(layer_instance.gamma, shape)
-    if center:
-        outputs = outputs + tf.reshape(layer_instance.beta, shape)
-    tape.watch(outputs)
-    others = [i for i in range(1, inputs.shape.rank) if i != axis]
-
-    def bind(gradients):
-        variables, of_example = [], []
-        if scale:
-            variables.append(layer_instance.gamma)
-            of_example.append(tf.reduce_sum(gradients * normalized, axis=others))
-        if center:
-            variables.append(layer_instance.beta)
-            of_example.append(tf.reduce_sum(gradients, axis=others))
-        return [PerExample(variables, of_example)]
-
-    return outputs, outputs, SquaredNorms(bind, num_microbatches)
+    gamma = layer_instance.gamma if scale else None
+    beta = layer_instance.beta if center else None
+    return _scale_and_center(normalized, gamma, beta, [axis], tape, num_microbatches)
 
 
 def layer_normalization_computation(
@@ -94,7 +76,6 @@ def layer_normalization_computation(
     axes = list(layer_instance.axis)
     if 0 in axes:
         raise UnsupportedLayerError('mixes the examples of a batch')
-    shape = [inputs.shape[i] if i in axes else 1 for i in range(inputs.shape.rank)]
     gamma, beta = layer_instance.gamma, layer_instance.beta
     # Not by assignment, with which Keras would untrack them.
     layer_instance.__dict__.update(gamma=None, beta=None)
@@ -102,13 +83,27 @@ def layer_normalization_computation(
         normalized = layer_instance.call(inputs)
     finally:
         layer_instance.__dict__.update(gamma=gamma, beta=beta)
+    return _scale_and_center(normalized, gamma, beta, axes, tape, num_microbatches)
+
+
+def _scale_and_center(
+    normalized: tf.Tensor,
+    gamma: tf.Variable | None,
+    beta: tf.Variable | None,
+    axes: Sequence[int],
+    tape: tf.GradientTape,
+    num_microbatches: tf.Tensor | None,
+) -> RegistryOutput:
+    """What a rule returns of a layer that multiplies by gamma and adds beta, along these axes."""
+    rank = normalized.shape.rank
+    shape = [normalized.shape[i] if i in axes else 1 for i in range(rank)]
+    others = [i for i in range(1, rank) if i not in axes]
     outputs = normalized
     if gamma is not None:
         outputs = outputs * tf.reshape(gamma, shape)
     if beta is not None:
         outputs = outputs + tf.reshape(beta, shape)
     tape.watch(outputs)
-    others = [i for i in range(1, inputs.shape.rank) if i not in axes]
 
     def bind(gradients):
         variables, of_example = [], []
