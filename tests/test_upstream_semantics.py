@@ -44,12 +44,12 @@ def _copies(strategy, value):
     return [copy.numpy() for copy in strategy.experimental_local_results(value)]
 
 
-# privacy/accounting.py: events and what they spend.
+# privacy/accounting/: events and what they spend.
 
 
 @_BOTH_ACCOUNTANTS
 def test_poisson_sampling_is_accounted_under_add_or_remove_one_only(accountant):
-    # All of accounting.py makes accountants without naming the neighbours.
+    # All of accounting/ makes accountants without naming the neighbours.
     relation = dp_accounting.NeighboringRelation
     assert accountant()._neighboring_relation == relation.ADD_OR_REMOVE_ONE
     assert accountant(neighboring_relation=relation.ADD_OR_REMOVE_ONE).supports(_event())
@@ -445,7 +445,7 @@ def test_clip_by_global_norm_clips_over_all_tensors_and_leaves_zero():
     np.testing.assert_array_equal(zero[0], [0.0, 0.0])
 
 
-# privacy/optimizer.py: legacy Keras optimizers, replicas.
+# privacy/private_optimizer.py: legacy Keras optimizers, replicas.
 
 
 @pytest.mark.parametrize(
