@@ -273,35 +273,35 @@ def _plant_less_noise(monkeypatch):
 
 def _plant_forgotten_clip(monkeypatch):
     """One variable goes into the first sum as it is."""
-    honest = clipping.clipped_sums
+    honest = clipping.clip_and_sum
 
     def forgetful(gradients, *clips):
         clipped, residual = honest(gradients, *clips)
         whole = tf.reduce_sum(tf.cast(gradients[-1], tf.float64), axis=0)
         return [*clipped[:-1], whole], residual
 
-    monkeypatch.setattr(clipping, 'clipped_sums', forgetful)
+    monkeypatch.setattr(clipping, 'clip_and_sum', forgetful)
 
 
 def _plant_clip_per_variable(monkeypatch):
     """Every variable is clipped by itself, so that all together are longer than C1."""
-    honest = clipping.clipped_sums
+    honest = clipping.clip_and_sum
 
     def separate(gradients, *clips):
         clipped, residual = zip(*[honest([gradient], *clips) for gradient in gradients])
         return [c for (c,) in clipped], [r for (r,) in residual]
 
-    monkeypatch.setattr(clipping, 'clipped_sums', separate)
+    monkeypatch.setattr(clipping, 'clip_and_sum', separate)
 
 
 def _plant_clip_of_the_batch(monkeypatch):
     """The sum is clipped, not the gradients in it: one record moves what others add."""
-    honest = clipping.clipped_sums
+    honest = clipping.clip_and_sum
 
     def at_once(gradients, *clips):
         return honest([tf.reduce_sum(g, axis=0, keepdims=True) for g in gradients], *clips)
 
-    monkeypatch.setattr(clipping, 'clipped_sums', at_once)
+    monkeypatch.setattr(clipping, 'clip_and_sum', at_once)
 
 
 def _plant_silent_residual(monkeypatch):

@@ -44,12 +44,12 @@ def _copies(strategy, value):
     return [copy.numpy() for copy in strategy.experimental_local_results(value)]
 
 
-# privacy/accounting.py: events and what they spend.
+# privacy/accounting/: events and what they spend.
 
 
 @_BOTH_ACCOUNTANTS
 def test_poisson_sampling_is_accounted_under_add_or_remove_one_only(accountant):
-    # All of accounting.py makes accountants without naming the neighbours.
+    # All of accounting/ makes accountants without naming the neighbours.
     relation = dp_accounting.NeighboringRelation
     assert accountant()._neighboring_relation == relation.ADD_OR_REMOVE_ONE
     assert accountant(neighboring_relation=relation.ADD_OR_REMOVE_ONE).supports(_event())
@@ -375,7 +375,7 @@ def test_clip_gradients_vmap_clips_the_norm_over_all_variables():
 
 
 def test_vectorized_map_takes_zero_rows():
-    # per_example_gradients and clipped_sums of an empty batch, in eager code and in a graph.
+    # per_example_gradients and clip_and_sum of an empty batch, in eager code and in a graph.
     def mapped(x):
         return tf.vectorized_map(lambda row: [2.0 * row, tf.reduce_sum(row)], x)
 
@@ -403,7 +403,7 @@ def test_vectorized_map_watches_variables_per_row():
 
 
 def test_reductions_of_zero_rows():
-    # clipped_sums of an empty batch: lengths [0], sums that are zeros and not absent.
+    # clip_and_sum of an empty batch: lengths [0], sums that are zeros and not absent.
     empty = tf.zeros([0, 3])
     assert tf.reduce_max(empty, axis=1).shape == [0]
     assert tf.reduce_all(tf.math.is_finite(tf.reduce_max(empty, axis=1))).numpy()
@@ -445,7 +445,7 @@ def test_clip_by_global_norm_clips_over_all_tensors_and_leaves_zero():
     np.testing.assert_array_equal(zero[0], [0.0, 0.0])
 
 
-# privacy/optimizer.py: legacy Keras optimizers, replicas.
+# privacy/private_optimizer.py: legacy Keras optimizers, replicas.
 
 
 @pytest.mark.parametrize(

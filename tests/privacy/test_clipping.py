@@ -39,7 +39,7 @@ def _by_tf_privacy(gradients, c1, c2):
 
 
 def _sums(gradients, c1=_C1, c2=_C2):
-    return clipping.clipped_sums([tf.constant(g, tf.float32) for g in gradients], c1, c2)
+    return clipping.clip_and_sum([tf.constant(g, tf.float32) for g in gradients], c1, c2)
 
 
 def _assert_close(actual, expected, atol):
@@ -133,12 +133,12 @@ def test_no_record_passes_its_bound_and_both_parts_point_along_it(row, c1, c2):
 
 
 def test_empty_batch_and_absent_gradients():
-    clipped, residual = clipping.clipped_sums([tf.zeros([0, 2, 3]), None, tf.zeros([0])], _C1, _C2)
+    clipped, residual = clipping.clip_and_sum([tf.zeros([0, 2, 3]), None, tf.zeros([0])], _C1, _C2)
     for sums in (clipped, residual):
         assert sums[1] is None
         np.testing.assert_array_equal(sums[0], np.zeros([2, 3]))
         assert sums[2].shape == [] and sums[2].numpy() == 0.0
-    present, _ = clipping.clipped_sums([None, tf.constant([[3.0, 4.0]])], _C1, _C2)
+    present, _ = clipping.clip_and_sum([None, tf.constant([[3.0, 4.0]])], _C1, _C2)
     np.testing.assert_allclose(present[1], [0.42, 0.56], rtol=1e-6)
 
 
@@ -194,7 +194,7 @@ def test_records_do_not_meet_in_a_convolution(bad):
             records,
             model.trainable_variables,
         )
-        return clipping.clipped_sums(gradients, _C1, _C2)
+        return clipping.clip_and_sum(gradients, _C1, _C2)
 
     _assert_close(sums(images), sums(images[[0, 2]]), 1e-6)
     assert np.abs(sums(images)[0][0]).max() > 1e-3
@@ -203,11 +203,11 @@ def test_records_do_not_meet_in_a_convolution(bad):
 def test_sums_avoid_the_rounded_products_of_gpus(monkeypatch):
     """With TF32 on, the sums come from float32 additions, and are the same."""
     gradients = [tf.constant([[3.0, 4.0], [0.3, 0.0]]), tf.constant([[12.0], [0.4]])]
-    plain = clipping.clipped_sums(gradients, 1.3, 0.7)
+    plain = clipping.clip_and_sum(gradients, 1.3, 0.7)
     used = []
     monkeypatch.setattr(tf, 'matmul', lambda *args: used.append(args))
     monkeypatch.setattr(tf.config, 'list_physical_devices', lambda kind: [kind])
-    on_gpu = clipping.clipped_sums(gradients, 1.3, 0.7)
+    on_gpu = clipping.clip_and_sum(gradients, 1.3, 0.7)
     assert not used and tf.config.experimental.tensor_float_32_execution_enabled()
     for expected, actual in zip(tf.nest.flatten(plain), tf.nest.flatten(on_gpu)):
         np.testing.assert_allclose(actual, expected, rtol=1e-6)

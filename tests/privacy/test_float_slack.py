@@ -77,7 +77,7 @@ def _part_size(batch):
 
 
 def _by_gradients(batch):
-    return private_step.clipped_sums(_MECHANISM, [tf.constant(batch)], _part_size(batch))
+    return clipping.clip_and_sum([tf.constant(batch)], *_MECHANISM.clips, _part_size(batch))
 
 
 def _by_layer(batch):

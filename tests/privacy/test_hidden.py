@@ -9,7 +9,7 @@ import tensorflow as tf
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from tf_efsgd.privacy import accounting, error_feedback, grid, noise, private_step
+from tf_efsgd.privacy import accounting, clipping, error_feedback, grid, noise, private_step
 from tf_efsgd.privacy import optimizer as optimizers
 from tf_efsgd.privacy.mechanism import Mechanism
 
@@ -42,7 +42,7 @@ def _step(mechanism):
 
     @tf.function
     def step(gradients, buffer, draws):
-        sums = private_step.clipped_sums(mechanism, [gradients])
+        sums = clipping.clip_and_sum([gradients], *mechanism.clips)
         v, buffer = private_step.release(
             mechanism, *sums, [buffer], float(_B), {'draws': [[draws]] * 2}
         )

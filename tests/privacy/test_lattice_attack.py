@@ -12,7 +12,8 @@ from helpers import old_sampler
 
 from tf_efsgd.audit import lattice
 from tf_efsgd.data import records
-from tf_efsgd.privacy import grid, noise, warm_start
+from tf_efsgd.privacy import class_sums, grid, noise
+from tf_efsgd.privacy.features import pixels
 
 _SIGMA = 0.7
 _KEY = 0x1234_5678_9ABC_DEF1
@@ -23,9 +24,9 @@ def digits():
     """Records of the digits, their features, and the digit that is guessed at."""
     train = records.load('digits').train
     images, labels = train.images[:600], train.labels[:600]
-    features = warm_start.FeatureMap(train.image_shape)
-    pixels = tf.constant(images, tf.float32) / 127.5 - 1.0
-    return images, labels, features, features(pixels).numpy()
+    features = pixels.FeatureMap(train.image_shape)
+    scaled = tf.constant(images, tf.float32) / 127.5 - 1.0
+    return images, labels, features, features(scaled).numpy()
 
 
 def _guesses(images, labels, phi):
@@ -56,10 +57,10 @@ def test_the_attack_finds_records_through_the_old_sampler(digits, gaussian):
 def test_the_same_attack_finds_nothing_on_the_grid(digits, make_noise):
     images, labels, features, phi = digits
     guesses = {
-        name: warm_start.sum_over_records(*of_guess[:2], 10, features, _SIGMA)
+        name: class_sums.sum_over_records(*of_guess[:2], 10, features, _SIGMA)
         for name, of_guess in _guesses(images, labels, phi).items()
     }
-    released = warm_start.release(images, labels, 10, features, _SIGMA, make_noise())
+    released = class_sums.release(images, labels, 10, features, _SIGMA, make_noise())
     step = grid.class_sum_step(_SIGMA)
     floats = {name: sums * step for name, sums in guesses.items()}
     found = {

@@ -37,13 +37,13 @@ _BAD = (np.nan, np.inf, -np.inf)
 
 @functools.cache
 def _traced(shapes):
-    """clipped_sums as the training step traces it: any number of records, these variables.
+    """clip_and_sum as the training step traces it: any number of records, these variables.
 
     The clips are tensors, so that drawn ones need no new trace.
     """
     gradients = [tf.TensorSpec([None, *shape]) for shape in shapes]
     clips = [tf.TensorSpec([]), tf.TensorSpec([])]
-    return tf.function(clipping.clipped_sums, input_signature=[gradients, *clips])
+    return tf.function(clipping.clip_and_sum, input_signature=[gradients, *clips])
 
 
 def _sums(gradients, c1, c2):

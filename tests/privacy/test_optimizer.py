@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import pickle
 
 import dp_accounting
 import numpy as np
@@ -15,6 +16,7 @@ from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
 from tf_efsgd.privacy import clipping, grid, noise
 from tf_efsgd.privacy import optimizer as optimizers
+from tf_efsgd.privacy.mechanism import Mechanism
 
 _SGD = optimizers.ErrorFeedbackDPKerasSGDOptimizer
 _ADAM = optimizers.ErrorFeedbackDPKerasAdamOptimizer
@@ -50,7 +52,7 @@ def _step_noise(key, step):
 def _release(optimizer, variables, gradients, step=0, key=_KEY):
     """`release` of per-example gradients, [batch, *shape] per variable."""
     mechanism = optimizer.mechanism
-    sums = clipping.clipped_sums(
+    sums = clipping.clip_and_sum(
         [tf.constant(g, tf.float32) for g in gradients],
         mechanism.l2_norm_clip,
         mechanism.residual_l2_norm_clip,
@@ -72,13 +74,10 @@ def _random_gradients(rng, batch, shapes=_SHAPES):
 
 
 def _unit_noise(step, purpose, shapes=_SHAPES):
-    return _flat(
-        noise.integers(
-            shape, step_noise=_step_noise(_KEY, step), purpose=purpose, variable=i
-        ).numpy()
-        / grid.STDDEV
-        for i, shape in enumerate(shapes)
-    )
+    """Of variables so small that their noise is drawn at once."""
+    size = sum(math.prod(shape) for shape in shapes)
+    drawn = noise.integers([size], step_noise=_step_noise(_KEY, step), purpose=purpose, variable=0)
+    return drawn.numpy() / grid.STDDEV
 
 
 def _flat(tensors):
@@ -185,7 +184,7 @@ def test_everything_released_is_delivered_or_in_the_buffer(ce):
     delivered = released = 0.0
     for step in range(50):
         gradients = [tf.constant(g, tf.float32) for g in _random_gradients(rng, step % 4)]
-        sums = clipping.clipped_sums(gradients, 0.7, 0.3)
+        sums = clipping.clip_and_sum(gradients, 0.7, 0.3)
         delivered = delivered + _flat(release(*sums, taker.next()))
         released = released + _flat(sums[0]) + _flat(sums[1])
         # sigma C1 / sqrt(1 - rho) and sigma C2 / sqrt(rho), here 0.3913 and 0.3354.
@@ -220,7 +219,7 @@ _RECORDS = {
 def test_one_record_moves_the_scaled_release_by_at_most_one_over_sigma(
     seed, batch, extra, place, rho, c1, c2, sigma
 ):
-    mechanism = optimizers.Mechanism(
+    mechanism = Mechanism(
         l2_norm_clip=c1,
         noise_multiplier=sigma,
         residual_l2_norm_clip=c2,
@@ -232,7 +231,7 @@ def test_one_record_moves_the_scaled_release_by_at_most_one_over_sigma(
 
     def stacked(matrix):
         parts = [tf.constant(matrix[:, :3], tf.float32), tf.constant(matrix[:, 3:], tf.float32)]
-        clipped, residual = clipping.clipped_sums(parts, c1, c2)
+        clipped, residual = clipping.clip_and_sum(parts, c1, c2)
         scaled = [_flat(clipped) / mechanism.clipped_noise_stddev]
         if mechanism.feeds_back:
             scaled.append(_flat(residual) / mechanism.residual_noise_stddev)
@@ -393,7 +392,7 @@ def test_without_expected_batch_size_the_batchs_own_size_divides():
     for given_size, divisor in ((None, 3.0), (5, 5.0)):
         optimizer = _make(expected_batch_size=given_size, residual_share=0.0)
         variables = [tf.Variable([0.0])]
-        sums = clipping.clipped_sums([tf.constant(g) for g in gradients], 0.7, 0.3)
+        sums = clipping.clip_and_sum([tf.constant(g) for g in gradients], 0.7, 0.3)
         v = optimizer.release(
             *sums,
             variables,
@@ -666,6 +665,17 @@ def test_impossible_settings_are_refused_by_name(name, values):
             _make(**{name: value})
 
 
+def test_the_classes_are_found_by_their_names():
+    for cls, base in ((_SGD, 'SGD'), (_ADAM, 'Adam')):
+        assert pickle.loads(pickle.dumps(cls)) is cls
+        assert cls.__name__ == cls.__qualname__ == f'ErrorFeedbackDPKeras{base}Optimizer'
+        assert issubclass(cls, getattr(tf.keras.optimizers.legacy, base))
+        assert cls.__doc__.startswith(
+            f'Error-feedback DP-SGD over `tf.keras.optimizers.legacy.{base}`'
+        )
+        assert f'tf_efsgd.{cls.__name__}(' in cls.__doc__
+
+
 def test_the_mechanism_cannot_change():
     with pytest.raises(dataclasses.FrozenInstanceError):
         _make().mechanism.l2_norm_clip = 7.0
@@ -705,7 +715,7 @@ def test_one_release_pays_for_one_update():
         optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
 
 
-@pytest.mark.parametrize('cls', [tf.keras.optimizers.SGD, object, 'SGD'])
+@pytest.mark.parametrize('cls', [tf.keras.optimizers.SGD, object, 'SGD', _SGD])
 def test_other_base_classes_are_refused(cls):
     with pytest.raises(TypeError, match='legacy'):
         optimizers.make_error_feedback_optimizer_class(cls)

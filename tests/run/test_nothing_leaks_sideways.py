@@ -19,11 +19,12 @@ from tensorboard.backend.event_processing import event_accumulator
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_efsgd.data import poisson
-from tf_efsgd.privacy import learned_features, noise, warm_start
+from tf_efsgd.privacy import class_sums, noise
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import runner
 from tf_efsgd.run.context import Sources
 from tf_efsgd.training import gan as gans
+from tf_efsgd.training import learn_features
 
 _DECLARED = 1602
 _STEPS = 4
@@ -78,8 +79,8 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     patch.setattr(poisson, 'sample_indices', sample)
     patch.setattr(noise, 'integers', no_noise)
     # A graph of its own, which would keep the other one.
-    patch.setattr(warm_start, '_integers', no_noise)
-    patch.setattr(learned_features, '_IMAGES', 1000)
+    patch.setattr(class_sums, '_integers', no_noise)
+    patch.setattr(learn_features, '_IMAGES', 1000)
     patch.setattr(secrets, 'randbits', lambda bits: 7)
     patch.setattr(secrets, 'token_hex', lambda count=16: 'ab' * count)
     tf.keras.backend.clear_session()  # Keras numbers the layers of a process.

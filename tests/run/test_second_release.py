@@ -8,8 +8,11 @@ from helpers import tiny_run
 from tf_efsgd import budget, config, files
 from tf_efsgd.data import records
 from tf_efsgd.models.classifier import build_classifier
-from tf_efsgd.privacy import grid, learned_features, warm_start
-from tf_efsgd.training import gan
+from tf_efsgd.privacy import class_sums, grid
+from tf_efsgd.privacy.features import learned, pixels
+from tf_efsgd.training import fit as fitting
+from tf_efsgd.training import gan, learn_features
+from tf_efsgd.training import targets as fit_targets
 
 _TWO = {
     'warm_start_share': 0.5,
@@ -23,7 +26,7 @@ _TWO = {
 @pytest.fixture(autouse=True, scope='module')
 def few_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learned_features, '_IMAGES', 1000)
+        patch.setattr(learn_features, '_IMAGES', 1000)
         yield
 
 
@@ -38,15 +41,15 @@ def finished(tmp_path_factory):
 def truth(finished):
     """What the two releases would have been without noise."""
     train = records.load('digits').train
-    release = learned_features.Release.from_bytes((finished / 'learned_features.npz').read_bytes())
+    release = learned.Release.from_bytes((finished / 'learned_features.npz').read_bytes())
     classifier = build_classifier(train.image_shape, 10)
     classifier.set_weights(release.classifier)
     maps = (
-        warm_start.FeatureMap(train.image_shape),
-        learned_features.LearnedFeatures(classifier, release.distances, train.image_shape),
+        pixels.FeatureMap(train.image_shape),
+        learned.LearnedFeatures(classifier, release.distances, train.image_shape),
     )
     step = grid.class_sum_step(0.0)
-    sums = [step * warm_start.release(train.images, train.labels, 10, m, 0.0, None) for m in maps]
+    sums = [step * class_sums.release(train.images, train.labels, 10, m, 0.0, None) for m in maps]
     return release, sums
 
 
@@ -87,7 +90,7 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_TWO, 'train_steps': 2})
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
-    sums = learned_features.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
+    sums = learned.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
     counts = sums[:, -1] / 0.1
     train = records.load('digits').train
     np.testing.assert_allclose(counts, np.bincount(train.labels), rtol=1e-3)
@@ -102,8 +105,8 @@ def test_the_classifier_is_given_what_the_generator_makes(tmp_path, monkeypatch)
         seen.append(generate(np.arange(10, dtype=np.int32)))
         raise tiny_run.PowerCut
 
-    monkeypatch.setattr(learned_features, 'learn', learn)
-    monkeypatch.setattr(warm_start, 'fit', lambda generator, *_, **__: generator.get_weights())
+    monkeypatch.setattr(learn_features, 'learn', learn)
+    monkeypatch.setattr(fitting, 'fit', lambda generator, *_, **__: generator.get_weights())
     for limit in (300, 800):
         with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(
@@ -113,18 +116,18 @@ def test_the_classifier_is_given_what_the_generator_makes(tmp_path, monkeypatch)
 
 
 def test_it_comes_after_the_first_and_before_the_fit_to_both(tmp_path, monkeypatch):
-    calls, release, fit = [], warm_start.release, warm_start.fit
+    calls, release, fit = [], class_sums.release, fitting.fit
 
     def releasing(*arguments):
         calls.append(type(arguments[3]).__name__)
         return release(*arguments)
 
-    def fitting(generator, draw_inputs, targets, *, steps, **how):
+    def recorded_fit(generator, draw_inputs, targets, *, steps, **how):
         calls.append((len(targets), steps, how.get('first_step', 0)))
         return fit(generator, draw_inputs, targets, steps=steps, **how)
 
-    monkeypatch.setattr(warm_start, 'release', releasing)
-    monkeypatch.setattr(warm_start, 'fit', fitting)
+    monkeypatch.setattr(class_sums, 'release', releasing)
+    monkeypatch.setattr(fitting, 'fit', recorded_fit)
     tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
     assert calls == ['FeatureMap', (1, 4, 0), 'LearnedFeatures', (2, 3, 4)]
 
@@ -137,11 +140,11 @@ def _start_and_cut(folder, target, name, replacement):
 
 
 def _go_on(folder, **broken):
-    """Resumes, with `warm_start.release` out of order: nothing may be released again."""
+    """Resumes, with `class_sums.release` out of order: nothing may be released again."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', tiny_run.cut)
+        patch.setattr(class_sums, 'release', tiny_run.cut)
         for name, replacement in broken.items():
-            patch.setattr(learned_features, name, replacement)
+            patch.setattr(learn_features, name, replacement)
         tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
 
 
@@ -176,7 +179,7 @@ def test_what_was_never_released_is_told():
 
 
 def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(learned_features, 'learn', lambda *_, **__: (float('nan'), 1.0))
+    monkeypatch.setattr(learn_features, 'learn', lambda *_, **__: (float('nan'), 1.0))
     tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
     assert 'the second release is given up' in capsys.readouterr().out
     assert tiny_run.kinds(tmp_path / 'run')[:3] == ['plan', 'warm_start', 'learned_features']
@@ -187,12 +190,12 @@ def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys)
 
 def test_the_position_behind_the_second_release_is_remembered(tmp_path):
     """An old copy of the ledger, from before it, would let it be made again."""
-    folder, fit = tmp_path / 'run', warm_start.fit
+    folder, fit = tmp_path / 'run', fitting.fit
 
     def fit_or_cut(generator, draw_inputs, targets, **how):
         return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
 
-    _start_and_cut(folder, warm_start, 'fit', fit_or_cut)
+    _start_and_cut(folder, fitting, 'fit', fit_or_cut)
     lines = (folder / 'ledger.jsonl').read_bytes().splitlines(keepends=True)
     (folder / 'ledger.jsonl').write_bytes(b''.join(lines[:-1]))
     with pytest.raises(config.ConfigError, match='does not continue'):
@@ -201,21 +204,21 @@ def test_the_position_behind_the_second_release_is_remembered(tmp_path):
 
 def test_a_crash_while_the_classifier_learns_costs_nothing(tmp_path):
     folder = tmp_path / 'run'
-    _start_and_cut(folder, learned_features, 'learn', tiny_run.cut)
+    _start_and_cut(folder, learn_features, 'learn', tiny_run.cut)
     assert tiny_run.kinds(folder) == ['plan', 'warm_start']
     tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
     assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
 
 
 def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
-    folder, fit = tmp_path / 'run', warm_start.fit
+    folder, fit = tmp_path / 'run', fitting.fit
 
     def fit_or_cut(generator, draw_inputs, targets, **how):
         return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
 
-    _start_and_cut(folder, warm_start, 'fit', fit_or_cut)
+    _start_and_cut(folder, fitting, 'fit', fit_or_cut)
     released = (folder / 'learned_features.npz').read_bytes()
-    stored = learned_features.Release.from_bytes(released)
+    stored = learned.Release.from_bytes(released)
     started = []
 
     def fit_and_tell(generator, draw_inputs, targets, **how):
@@ -223,7 +226,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
         return fit(generator, draw_inputs, targets, **how)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', fit_and_tell)
+        patch.setattr(fitting, 'fit', fit_and_tell)
         _go_on(folder, learn=tiny_run.cut)
     assert (folder / 'learned_features.npz').read_bytes() == released
     # From the generator that the classifier learned from, without its fit again.
@@ -234,7 +237,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
 
 def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
     """Of 4 and of 3 steps; with a checkpoint after each but the one that a power cut ends."""
-    folder, fit = tmp_path / 'run', warm_start.fit
+    folder, fit = tmp_path / 'run', fitting.fit
     settings, to_go = {**_TWO, 'checkpoint_steps': 1, 'train_steps': 2}, []
 
     def cut_in_the_fit_to(count):
@@ -251,10 +254,10 @@ def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         for count, more in ((1, ()), (2, ('--resume',))):
-            patch.setattr(warm_start, 'fit', cut_in_the_fit_to(count))
+            patch.setattr(fitting, 'fit', cut_in_the_fit_to(count))
             with pytest.raises(tiny_run.PowerCut):
                 tiny_run.run(folder, *more, **settings)
-        patch.setattr(warm_start, 'fit', cut_in_the_fit_to(None))
+        patch.setattr(fitting, 'fit', cut_in_the_fit_to(None))
         tiny_run.run(folder, '--resume', '--noevaluate', **settings)
     assert to_go == [4, 1, 3, 1]
     # What the fits left is not kept beside the run's own checkpoints.
@@ -279,7 +282,7 @@ def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys)
 
 def test_a_file_that_the_ledger_does_not_know_is_refused(tmp_path):
     folder = tmp_path / 'run'
-    _start_and_cut(folder, learned_features, 'learn', tiny_run.cut)
+    _start_and_cut(folder, learn_features, 'learn', tiny_run.cut)
     (folder / 'learned_features.npz').write_bytes(b'planted')
     with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
         tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
@@ -287,8 +290,8 @@ def test_a_file_that_the_ledger_does_not_know_is_refused(tmp_path):
 
 def test_a_finished_run_goes_on_with_both_targets(finished, monkeypatch, capsys):
     pulled = []
-    monkeypatch.setattr(warm_start, 'fit', tiny_run.cut)
-    monkeypatch.setattr(warm_start, 'SumOfTargets', lambda targets: pulled.append(len(targets)))
+    monkeypatch.setattr(fitting, 'fit', tiny_run.cut)
+    monkeypatch.setattr(fit_targets, 'SumOfTargets', lambda targets: pulled.append(len(targets)))
     monkeypatch.setattr(gan.EFSGDGan, 'set_target', lambda *_: None)
     tiny_run.run(finished, '--resume', '--noevaluate', **_TWO)
     assert pulled == [2]

@@ -7,8 +7,10 @@ from helpers import read_page, tiny_run
 
 from tf_efsgd import budget, config, files
 from tf_efsgd.data import records
-from tf_efsgd.privacy import grid, ledger, releases, run_state, warm_start
+from tf_efsgd.privacy import class_sums, grid, ledger, releases, run_state
+from tf_efsgd.privacy.features import pixels
 from tf_efsgd.training import callbacks as monitoring
+from tf_efsgd.training import fit as fitting
 
 _WARM = {'warm_start_share': 0.5, 'warm_start_steps': 4}
 
@@ -43,8 +45,8 @@ def test_the_curve_of_epsilon_begins_with_the_release(finished):
 def test_what_was_released_is_kept_and_is_noisy(finished):
     sums = np.load(finished / 'warm_start.npy')
     train = records.load('digits').train
-    features = warm_start.FeatureMap(train.image_shape)
-    true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
+    features = pixels.FeatureMap(train.image_shape)
+    true = class_sums.release(train.images, train.labels, 10, features, 0.0, None)
     said = tiny_run.statement(finished)['warm_start']
     (sigma,) = said['noise_multipliers']
     assert said['event']['noise_multiplier'] == pytest.approx(sigma) and sums.dtype == np.int64
@@ -89,8 +91,8 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_WARM, 'train_steps': 2})
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
     train = records.load('digits').train
-    features = warm_start.FeatureMap(train.image_shape)
-    true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
+    features = pixels.FeatureMap(train.image_shape)
+    true = class_sums.release(train.images, train.labels, 10, features, 0.0, None)
     np.testing.assert_allclose(np.load(tmp_path / 'run/warm_start.npy'), true, rtol=1e-5)
     assert 'dp/epsilon' not in (tmp_path / 'run/report.html').read_text()
     assert monitoring.read_scalars(str(tmp_path / 'run/logs')) == []
@@ -111,7 +113,7 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
             tiny_run.run(folder, **_WARM)
     assert tiny_run.kinds(folder) == ['plan', 'warm_start']  # Paid for before it was made.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', tiny_run.cut)
+        patch.setattr(class_sums, 'release', tiny_run.cut)
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     assert 'continues without it' in capsys.readouterr().out
     assert tiny_run.kinds(folder)[:3] == ['plan', 'warm_start', 'steps']
@@ -123,26 +125,26 @@ def test_a_crash_before_the_release_is_saved_loses_it_and_releases_nothing_twice
 def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        patch.setattr(fitting, 'fit', tiny_run.cut)
         with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
     released = (folder / 'warm_start.npy').read_bytes()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', tiny_run.cut)
+        patch.setattr(class_sums, 'release', tiny_run.cut)
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     assert (folder / 'warm_start.npy').read_bytes() == released
     assert tiny_run.kinds(folder).count('warm_start') == 1
 
 
 def test_a_finished_fit_is_not_repeated(finished, monkeypatch):
-    monkeypatch.setattr(warm_start, 'fit', tiny_run.cut)
+    monkeypatch.setattr(fitting, 'fit', tiny_run.cut)
     tiny_run.run(finished, '--resume', '--noevaluate', **_WARM)
 
 
 def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'release', tiny_run.cut)
+        patch.setattr(class_sums, 'release', tiny_run.cut)
         with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
     assert tiny_run.kinds(folder) == ['plan']
@@ -176,7 +178,7 @@ def test_a_release_of_other_features_is_refused(tmp_path):
 def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
     folder, alone = tmp_path / 'run', {**_WARM, 'warm_start_share': 1}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        patch.setattr(fitting, 'fit', tiny_run.cut)
         with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **alone)
     (folder / 'warm_start.npy').unlink()
@@ -217,7 +219,7 @@ def test_nothing_is_charged_that_a_full_disk_could_not_take(tmp_path, monkeypatc
 def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):
     folder = tmp_path / 'run'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(warm_start, 'fit', tiny_run.cut)
+        patch.setattr(fitting, 'fit', tiny_run.cut)
         with pytest.raises(tiny_run.PowerCut):
             tiny_run.run(folder, **_WARM)
     (folder / 'warm_start.npy').write_bytes(b'damaged')

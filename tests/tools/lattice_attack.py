@@ -16,7 +16,8 @@ from helpers import old_sampler
 from tf_efsgd import budget, config  # noqa: E402
 from tf_efsgd.audit import lattice  # noqa: E402
 from tf_efsgd.data import records  # noqa: E402
-from tf_efsgd.privacy import noise, warm_start  # noqa: E402
+from tf_efsgd.privacy import class_sums, noise  # noqa: E402
+from tf_efsgd.privacy.features import pixels  # noqa: E402
 
 _CLASSES = 10
 
@@ -33,7 +34,7 @@ def _guesses(count):
 def main():
     """Prints a table."""
     train = records.load('mnist_10k').train
-    images, labels, features = train.images, train.labels, warm_start.FeatureMap(train.image_shape)
+    images, labels, features = train.images, train.labels, pixels.FeatureMap(train.image_shape)
     for epsilon in (10.0, 0.1):
         privacy = config.PrivacyConfig(target_epsilon=epsilon, warm_start_share=1.0)
         facts = {
@@ -54,10 +55,10 @@ def main():
         guesses = [('the truth', everybody), *_guesses(len(labels))]
         old = {n: old_sampler.sums(phi[g], labels[g], _CLASSES) for n, g in guesses}
         new = {
-            n: warm_start.sum_over_records(images[g], labels[g], _CLASSES, features, sigma)
+            n: class_sums.sum_over_records(images[g], labels[g], _CLASSES, features, sigma)
             for n, g in guesses
         }
-        release = warm_start.release(images, labels, _CLASSES, features, sigma, noise.NoiseKey())
+        release = class_sums.release(images, labels, _CLASSES, features, sigma, noise.NoiseKey())
         print(f'epsilon = {epsilon:g}, sigma = {sigma:.4g}, {release.size:,} coordinates refuted:')
         for title, gaussian in (
             ('before, Philox', old_sampler.gaussian),

@@ -13,7 +13,8 @@ import tensorflow as tf
 
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.privacy import grid, noise, warm_start
+from tf_efsgd.privacy import class_sums, grid, noise
+from tf_efsgd.privacy.features import grouped
 from tf_efsgd.privacy.mechanism import Mechanism
 
 _SHAPE = (2, 2, 1)
@@ -22,7 +23,7 @@ _OTHER = np.array([[0, 255], [0, 255]], np.uint8)[..., np.newaxis]
 _FREQUENCIES = ((1.3, -0.7, 0.4, 2.1), (-0.6, 1.9, 1.1, -0.2))
 
 
-class _SmallFeatures(warm_start.GroupedFeatures):
+class _SmallFeatures(grouped.GroupedFeatures):
     """Few enough features that tens of thousands of releases fit into memory."""
 
     def __init__(self):
@@ -66,7 +67,7 @@ def audit(
 
     def observe(with_record):
         images = [_OTHER, _CANARY] if with_record else [_OTHER]
-        released = warm_start.release(
+        released = class_sums.release(
             np.tile(np.array(images), (all_runs, 1, 1, 1)),
             np.repeat(np.arange(all_runs, dtype=np.int32), len(images)),
             all_runs,

@@ -19,7 +19,8 @@ from scipy import stats
 
 from tf_efsgd.audit.training import load_records
 from tf_efsgd.models.classifier import build_classifier
-from tf_efsgd.privacy import grid, learned_features, noise, private_step, warm_start
+from tf_efsgd.privacy import class_sums, clipping, grid, noise, private_step
+from tf_efsgd.privacy.features import learned, pixels
 from tf_efsgd.privacy.mechanism import Mechanism
 
 # Largest number of steps that a draw can be.
@@ -122,16 +123,16 @@ def _attack_class_sums(noise_multiplier, source, make_noise: Callable) -> list[A
     classifier = build_classifier(shape, records.num_classes)
     found = []
     for name, features in (
-        ('F', warm_start.FeatureMap(shape)),
-        ('F, second', learned_features.LearnedFeatures(classifier, (1.0, 1.0, 1.0), shape)),
+        ('F', pixels.FeatureMap(shape)),
+        ('F, second', learned.LearnedFeatures(classifier, (1.0, 1.0, 1.0), shape)),
     ):
         sums = {
-            guess: warm_start.sum_over_records(
+            guess: class_sums.sum_over_records(
                 *of_guess, records.num_classes, features, noise_multiplier
             )
             for guess, of_guess in guesses.items()
         }
-        released = warm_start.release(
+        released = class_sums.release(
             images, labels, records.num_classes, features, noise_multiplier, make_noise()
         )
         found.append(_attack(name, source, released, sums))
@@ -168,5 +169,5 @@ def _attack_step(noise_multiplier, source, make_noise: Callable) -> list[Attack]
 
 
 def _sums(mechanism, gradients: np.ndarray) -> Sequence[tf.Tensor]:
-    (clipped,), (residual,) = private_step.clipped_sums(mechanism, [tf.constant(gradients)])
+    (clipped,), (residual,) = clipping.clip_and_sum([tf.constant(gradients)], *mechanism.clips)
     return clipped, residual

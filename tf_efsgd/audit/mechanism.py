@@ -17,7 +17,7 @@ import tensorflow as tf
 from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.privacy import noise, private_step
+from tf_efsgd.privacy import clipping, noise, private_step
 from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 
@@ -49,7 +49,7 @@ def audit(
     """Audits T steps of a mechanism.
 
     Args:
-      mechanism: `private_step.clipped_sums` and `release` are audited with it.
+      mechanism: `clipping.clip_and_sum` and `private_step.release` are audited with it.
       sampling_probability: q in (0, 1], of the record under audit.
       steps: T >= 1.
       runs: per world, to measure the bound on; half as many more choose the attack.
@@ -129,7 +129,9 @@ def _gradients(mechanism: Mechanism, with_record: bool) -> list[tf.Tensor]:
 def _sums_of_both_worlds(mechanism, share=slice(None)):
     """The private sums without and with the record: [purpose][variable] float64 [2, *shape]."""
     worlds = [
-        private_step.clipped_sums(mechanism, [g[share] for g in _gradients(mechanism, with_record)])
+        clipping.clip_and_sum(
+            [g[share] for g in _gradients(mechanism, with_record)], *mechanism.clips
+        )
         for with_record in (False, True)
     ]
     return [[tf.stack(pair) for pair in zip(*sums)] for sums in zip(*worlds)]

@@ -1,1 +1,1 @@
-"""The private mechanism: one concept per file, composed by `optimizer.py`."""
+"""The private mechanism: one concept per file, composed by `private_optimizer.py`."""

@@ -98,7 +98,7 @@ def gradient_norms(gradients: Sequence[tf.Tensor | None]) -> tuple[tf.Tensor, tf
     """L2 norms over all variables, for diagnostics: PRIVATE.
 
     Args:
-      gradients: as in `clipped_sums`.
+      gradients: as in `clip_and_sum`.
 
     Returns:
       (float32 [batch], 0 where a gradient is not finite; bool [batch], whether it is finite).
@@ -127,7 +127,7 @@ class BatchGradients:
         squared = tf.add_n(squared)
         in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
         exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
-        # Not so for nearly every batch; then a second way takes the time it needs.
+        # True for almost every batch; the rare exception takes the slower exact path.
         self._is_plain = tf.reduce_all(in_range & exact)
         self.norms = tf.cond(
             self._is_plain, lambda: tf.sqrt(squared), lambda: self._by_the_second_way()[1]
@@ -136,7 +136,7 @@ class BatchGradients:
     def _by_the_second_way(self):
         """(gradients by variable, flat, with zeros for examples that are not finite; norms).
 
-        From the gradients themselves, as in `clipped_sums`. What they are products of may be so far
+        From the gradients themselves, as in `clip_and_sum`. What they are products of may be so far
         above them that to scale by it would lose them.
         """
         gradients = {}
@@ -218,7 +218,7 @@ class BatchGradients:
 def clip_weights(
     norms: tf.Tensor, l2_norm_clip: float, residual_l2_norm_clip: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What to multiply gradients with for c and for r, see `clipped_sums`.
+    """What to multiply gradients with for c and for r, see `clip_and_sum`.
 
     Args:
       norms: float32 [batch], finite.
@@ -239,7 +239,7 @@ def _clip_lengths(length, l2_norm_clip, residual_l2_norm_clip):
     return clipped_length, _clip_length(length - clipped_length, residual_l2_norm_clip)
 
 
-def clipped_sums(
+def clip_and_sum(
     gradients: Sequence[tf.Tensor | None],
     l2_norm_clip: float,
     residual_l2_norm_clip: float,

@@ -129,7 +129,7 @@ def why_not_alike(
     Args:
       clipped_sum: maps (records [batch, ...], weights, lengths) to what `layer_norms.clipped_sum`
         gives. It is traced for batches of any size.
-      losses_of: as in `why_not_alone`, as the next ones.
+      losses_of: as in `why_not_alone`.
       variables: what the private step updates.
       records: made up.
       crowds: likewise.

@@ -30,6 +30,8 @@ import pathlib
 import secrets
 from typing import Any
 
+from tf_efsgd import files
+
 _FORMAT = 5
 
 # Of a plan, what no change may touch.
@@ -162,7 +164,7 @@ class Ledger:
       learned_features: the entry of the second release, like `warm_start`; both None where it was
         given up, too.
       entries: all reservations of steps so far, in order.
-      unverified_resumes: how often a run went on although nothing was remembered of it.
+      unverified_resumes: how often the run was continued although nothing was remembered of it.
 
     Raises:
       LedgerError: if the file is missing (without `plan`), exists (with `plan`), is altered or is
@@ -240,7 +242,7 @@ class Ledger:
         finally:
             temporary.unlink()
         self.plans.append(plan)
-        _sync_folder(self._path.parent)
+        files.sync(self._path.parent)
 
     def _lock(self):
         """Takes the lock that the kernel lets go of when this process ends, however it ends."""
@@ -384,7 +386,7 @@ class Ledger:
         self.plans.append(plan)
 
     def note_unverified_resume(self) -> None:
-        """Writes down that a run goes on whose records and ledger could not be verified."""
+        """Writes down that a run continues whose records and ledger could not be verified."""
         self._append({'kind': 'unverified'})
         self.unverified_resumes += 1
 
@@ -541,12 +543,3 @@ def _plan(entry: dict) -> Plan:
 
 def _entry(entry: dict) -> Entry:
     return Entry(entry['event'], entry['count'], entry['time'], entry.get('torn', False))
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Makes sure that a power cut cannot lose the name of the new file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -27,6 +27,8 @@ ASSUMED_PARAMETERS = 2**20
 _SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9
 # With a smaller share the noise on the residual leaves float32.
 _SMALLEST_SHARE = 1e-9
+# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
+_WHOLE_RESIDUAL = 1e12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,17 @@ class Mechanism:
     def has_buffer(self) -> bool:
         """Whether there is an error buffer at all."""
         return self.feeds_back or self.hides_buffer
+
+    @property
+    def clips(self) -> tuple[float, float]:
+        """The largest norms of the two parts of a record's gradient, see `clipping.clip_and_sum`.
+
+        C1 and C2; a hidden buffer takes the second part whole.
+        """
+        return (
+            self.l2_norm_clip,
+            _WHOLE_RESIDUAL if self.hides_buffer else self.residual_l2_norm_clip,
+        )
 
     @property
     def clipped_noise_stddev(self) -> float:

@@ -23,23 +23,14 @@ from tf_efsgd.privacy import clipping, noise
 from tf_efsgd.privacy import error_feedback as feedback
 from tf_efsgd.privacy.mechanism import Mechanism
 
-# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
-_WHOLE_RESIDUAL = 1e12
 # Numbers whose noise is drawn at once, unless one variable alone has more.
 _GROUP = 2**18
-
-
-def clipped_sums(
-    mechanism: Mechanism, gradients: Sequence[tf.Tensor | None], part_size: int = 1
-) -> tuple[list[tf.Tensor | None], list[tf.Tensor | None]]:
-    """The private sums of one step from per-example gradients, see `clipping.clipped_sums`."""
-    return clipping.clipped_sums(gradients, *_clips(mechanism), part_size)
 
 
 def batch_sums(
     mechanism: Mechanism, gradients: clipping.BatchGradients, part_size: int = 1
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """The private sums of one step, as `clipped_sums`, from one backward pass over a batch."""
+    """What `clipping.clip_and_sum` gives, from one backward pass over a batch."""
     weights = _weights(mechanism, gradients.norms)
     if not mechanism.has_buffer:
         clipped = [s[0] for s in gradients.weighted_sums(weights[:1], part_size)]
@@ -60,14 +51,9 @@ def batch_delivered_sum(
     return [s[0] for s in gradients.public_sums(arrives)]
 
 
-def _clips(mechanism):
-    residual_clip = mechanism.residual_l2_norm_clip
-    return mechanism.l2_norm_clip, _WHOLE_RESIDUAL if mechanism.hides_buffer else residual_clip
-
-
 def _weights(mechanism, norms):
     """Of c and of r, [2, batch]."""
-    return tf.stack(clipping.clip_weights(norms, *_clips(mechanism)))
+    return tf.stack(clipping.clip_weights(norms, *mechanism.clips))
 
 
 def _to_float32(sums):
@@ -83,7 +69,7 @@ def delivered_sums(
 
     Args:
       mechanism: of the step.
-      clipped_grad_sum: of generated images, from `clipped_sums`.
+      clipped_grad_sum: of generated images, from `clipping.clip_and_sum`.
       residual_grad_sum: likewise.
 
     Returns:

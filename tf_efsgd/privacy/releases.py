@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tf_efsgd import files
-from tf_efsgd.privacy import learned_features, ledger, run_state, warm_start
+from tf_efsgd.privacy import class_sums, ledger, run_state
+from tf_efsgd.privacy.features import grouped, learned, pixels
 
 # The noised sums of the first release: public, so they may be kept, and fitted to again.
 WARM_START = 'warm_start.npy'
@@ -78,14 +79,14 @@ class Releases:
         if book.first_plan.warm_start_event is None:
             return
         for name, noted, version in (
-            (WARM_START, book.warm_start, warm_start.VERSION),
-            (LEARNED_FEATURES, book.learned_features, learned_features.VERSION),
+            (WARM_START, book.warm_start, pixels.VERSION),
+            (LEARNED_FEATURES, book.learned_features, learned.VERSION),
         ):
             path = self._folder / name
             if path.exists():
                 _check_release(noted, path.read_bytes(), path, version)
 
-    def class_sums(self, features: warm_start.GroupedFeatures) -> np.ndarray | None:
+    def class_sums(self, features: grouped.GroupedFeatures) -> np.ndarray | None:
         """The first release: made now, or that of an earlier start.
 
         Args:
@@ -114,15 +115,15 @@ class Releases:
         buffer = io.BytesIO()
         np.save(buffer, sums)
         charge = self._ledger.reserve_warm_start
-        self._pay_and_write(path, buffer.getvalue(), charge, warm_start.VERSION)
+        self._pay_and_write(path, buffer.getvalue(), charge, pixels.VERSION)
         return sums
 
-    def stored_learned_features(self) -> learned_features.Release | None:
+    def stored_learned_features(self) -> learned.Release | None:
         """The second release of an earlier start; None if there is none."""
         path = self._folder / LEARNED_FEATURES
         if not self._ledger.first_plan.learned_features_share or not path.exists():
             return None
-        return learned_features.Release.from_bytes(path.read_bytes())
+        return learned.Release.from_bytes(path.read_bytes())
 
     @property
     def learned_features_are_lost(self) -> bool:
@@ -131,11 +132,11 @@ class Releases:
 
     def release_learned_features(
         self,
-        features: learned_features.LearnedFeatures,
+        features: learned.LearnedFeatures,
         distances: Sequence[float],
         classifier: Sequence[np.ndarray],
         generator: Sequence[np.ndarray],
-    ) -> learned_features.Release:
+    ) -> learned.Release:
         """Makes, pays and writes the second release.
 
         Args:
@@ -150,7 +151,7 @@ class Releases:
         Raises:
           OSError: if the disk is full; nothing was charged then.
         """
-        release = learned_features.Release(
+        release = learned.Release(
             sums=self._make(features, 1),
             distances=distances,
             classifier=classifier,
@@ -160,7 +161,7 @@ class Releases:
             self._folder / LEARNED_FEATURES,
             release.to_bytes(),
             self._ledger.note_learned_features,
-            learned_features.VERSION,
+            learned.VERSION,
         )
         return release
 
@@ -178,14 +179,14 @@ class Releases:
           sums: of that release.
 
         Returns:
-          As `warm_start.class_means`.
+          As `class_sums.class_means`.
         """
         size = self._ledger.first_plan.dataset_size
-        return warm_start.class_means(sums, self._noise_multipliers[number], size)
+        return class_sums.class_means(sums, self._noise_multipliers[number], size)
 
-    def _make(self, features: warm_start.GroupedFeatures, number: int) -> np.ndarray:
+    def _make(self, features: grouped.GroupedFeatures, number: int) -> np.ndarray:
         """Looks at the records; what it returns is not paid for yet."""
-        return warm_start.release(
+        return class_sums.release(
             self._images,
             self._labels,
             self._ledger.first_plan.num_classes,

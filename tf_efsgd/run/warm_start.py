@@ -14,11 +14,13 @@ from tf_efsgd.config import ConfigError
 from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.privacy import learned_features, releases, warm_start
+from tf_efsgd.privacy import releases
+from tf_efsgd.privacy.features import learned, pixels
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
 from tf_efsgd.run.errors import as_config_error
-from tf_efsgd.training import callbacks
+from tf_efsgd.training import callbacks, learn_features, targets
+from tf_efsgd.training import fit as fitting
 
 # Of the generated images that the features of the second release are learned from.
 _LEARNED_SEED = 103
@@ -66,25 +68,25 @@ class WarmStart:
             return
         if run.is_restored and not weight:
             return
-        features = warm_start.FeatureMap(plan.image_shape)
+        features = pixels.FeatureMap(plan.image_shape)
         sums = as_config_error(lambda: self._releases.class_sums(features), releases.ReleaseError)
         if run.is_private and not run.is_restored:
             callbacks.write_epsilon(run.writer(), 0, budget.EpsilonSoFar(run.ledger, 0)(0))
         if sums is None:
             self._continue_without('warm start')
             return
-        targets = [warm_start.Target(features, self._releases.class_means(0, sums))]
+        fitted = [targets.Target(features, self._releases.class_means(0, sums))]
         if not run.is_restored:
-            targets = self._fit_to(targets[0])
+            fitted = self._fit_to(fitted[0])
         else:
             release = self._releases.stored_learned_features()
             if release is not None:
-                targets.append(self._learned_target(release))
+                fitted.append(self._learned_target(release))
             elif run.ledger.learned_features is not None:
                 name = releases.LEARNED_FEATURES
                 print(f'WARNING: {name} is missing: the steps continue without it.')
         if weight:
-            run.gan.set_target(warm_start.SumOfTargets(targets), weight)
+            run.gan.set_target(targets.SumOfTargets(fitted), weight)
 
     def _continue_without(self, what: str) -> None:
         """After a crash between the charge of a release and its file: it is never made again."""
@@ -100,26 +102,26 @@ class WarmStart:
         )
         self._releases.give_up_learned_features()  # Without the first release there is no second.
 
-    def _fit_to(self, target: warm_start.Target) -> list[warm_start.Target]:
+    def _fit_to(self, target: targets.Target) -> list[targets.Target]:
         """Fits the generator to what was and what will be released; returns all targets."""
         run = self._run
-        training, started, targets = run.config.training, time.monotonic(), [target]
+        training, started, fitted = run.config.training, time.monotonic(), [target]
         # A copy outside the strategy: the fit is for one device.
         generator = tf.keras.models.clone_model(run.gan.generator)
         generator.set_weights(run.gan.generator.get_weights())
         release = self._releases.stored_learned_features()
         if release is None:
-            self._fit_steps(generator, targets, 'warm start', steps=training.warm_start_steps)
+            self._fit_steps(generator, fitted, 'warm start', steps=training.warm_start_steps)
             release = self._release_learned_features(generator)
         if release is not None:
             generator.set_weights(release.generator)
-            targets.append(self._learned_target(release))
+            fitted.append(self._learned_target(release))
             self._fit_steps(
                 generator,
-                targets,
+                fitted,
                 'warm start, both releases',
                 steps=training.learned_features_steps,
-                learning_rate=learned_features.LEARNING_RATE,
+                learning_rate=fitting.LEARNING_RATE_OF_BOTH,
                 first_step=training.warm_start_steps,
             )
         run.gan.generator.set_weights(generator.get_weights())
@@ -128,13 +130,13 @@ class WarmStart:
         run.save()
         shutil.rmtree(self._checkpoints, ignore_errors=True)
         run.sample_grid(run.writer(), 0, 0).on_due({})
-        return targets
+        return fitted
 
-    def _fit_steps(self, generator, targets, description: str, **how) -> None:
-        average = warm_start.fit(
+    def _fit_steps(self, generator, fitted, description: str, **how) -> None:
+        average = fitting.fit(
             generator,
             draw_inputs,
-            targets,
+            fitted,
             seed=self._run.config.training.seed,
             checkpoint_dir=self._checkpoints,
             checkpoint_steps=self._run.config.run.checkpoint_steps,
@@ -143,7 +145,7 @@ class WarmStart:
         )
         generator.set_weights(average)
 
-    def _release_learned_features(self, generator) -> learned_features.Release | None:
+    def _release_learned_features(self, generator) -> learned.Release | None:
         """The second release, of what a classifier of this generator's images sees."""
         plan = self._plan
         if not plan.learned_features_share:
@@ -153,7 +155,7 @@ class WarmStart:
             return None
         classifier = build_classifier(plan.image_shape, plan.num_classes)
         with progress.Bar(desc='learning features', unit='epoch') as bar:
-            distances = learned_features.learn(
+            distances = learn_features.learn(
                 classifier,
                 lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),
                 plan.num_classes,
@@ -165,15 +167,15 @@ class WarmStart:
             self._releases.give_up_learned_features()
             return None
         return self._releases.release_learned_features(
-            learned_features.LearnedFeatures(classifier, distances, plan.image_shape),
+            learned.LearnedFeatures(classifier, distances, plan.image_shape),
             distances,
             classifier.get_weights(),
             generator.get_weights(),
         )
 
-    def _learned_target(self, release: learned_features.Release) -> warm_start.Target:
+    def _learned_target(self, release: learned.Release) -> targets.Target:
         plan = self._plan
         classifier = build_classifier(plan.image_shape, plan.num_classes)
         classifier.set_weights(release.classifier)
-        features = learned_features.LearnedFeatures(classifier, release.distances, plan.image_shape)
-        return warm_start.Target(features, self._releases.class_means(1, release.sums))
+        features = learned.LearnedFeatures(classifier, release.distances, plan.image_shape)
+        return targets.Target(features, self._releases.class_means(1, release.sums))

@@ -258,7 +258,7 @@ class EFSGDGan(PrivateModel, Schedule):
         on every replica all of them, since the target looks at them together.
 
         Args:
-          target: has `draw_labels` and `distance` of `privacy.warm_start.Target`; it may look at no
+          target: has `draw_labels` and `distance` of `training.targets.Target`; it may look at no
             record, but at what was released of them.
           weight: of the distance, >= 0; that of the adversarial term is 1, per image.
         """

@@ -1,14 +1,15 @@
-"""A second private release of the warm start, of features that were learned from the first.
+"""Features that were learned from a first release: those of the second one.
 
 A generator that was fitted to the first release makes images of each class, a small classifier
-learns to tell them apart, and random Fourier features of its layers are what is summed by class
-over the records this time, as in `warm_start`. Then the generator is fitted to both. The features
-see what the pixels' kernels hardly see, as in DP-MEPF (Harder et al. 2023), without public images.
+learns to tell them apart (`training.learn_features`), and random Fourier features of its layers are
+what is summed by class over the records this time, as in `class_sums`. Then the generator is fitted
+to both. The features see what the pixels' kernels hardly see, as in DP-MEPF (Harder et al. 2023),
+without public images.
 
 Formal guarantees:
   - phi_2 is a function of public constants and of the first release: the classifier and the scales
     of its layers have seen generated images only. It is fixed before it sees a record.
-  - One record moves the second sums by at most 1, as it moves the first: `warm_start.release`.
+  - One record moves the second sums by at most 1, as it moves the first: `class_sums.release`.
   - The two are Gaussian mechanisms, the second chosen after the first. With sigma_1 and sigma_2
     such that 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma_w^2 they are together as private as
     `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary
@@ -21,37 +22,26 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd.privacy import warm_start
+from tf_efsgd.privacy.features.grouped import GROUPS, GroupedFeatures
+from tf_efsgd.privacy.features.kernels import fourier_features
 
-# Of phi_2, as `warm_start.VERSION`.
+# Of phi_2, as `pixels.VERSION`.
 VERSION = 2
-# Adam in the first step of the fit to both releases.
-LEARNING_RATE = 2e-3
-
 _SEED = (2601, 15062)
-# Generated images, balanced, from which the classifier learns, fewer where they are large, and how.
-_IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
-_MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
-_CLASSIFIER_LEARNING_RATE = 1e-3
-# Of them, those that the scales are measured on, and of each class at least.
-_MEASURED, _MEASURED_OF_CLASS = 1000, 4
 # The kernels: what of the classifier they look at, which part of its height and width at a time
 # (its windows are half of that apart), and how many random frequencies they have in a group.
 _KERNELS = (('low', 1 / 4, 100), ('high', 1 / 2, 300), ('high', 1.0, 1000), ('vector', 1.0, 500))
-_LAYERS = ('low', 'high', 'vector')
+LAYERS = ('low', 'high', 'vector')
 # Standard deviation of the kernels over the distance of two images of a class, root mean square.
 _BANDWIDTH = 0.5
-# That distance is never taken for shorter than this part of the length of what a layer puts out:
-# where all images look alike to it, rounding is what it would see.
-_LEAST_DISTANCE = 0.05
 
 
-class LearnedFeatures(warm_start.GroupedFeatures):
+class LearnedFeatures(GroupedFeatures):
     """Random Fourier features of a classifier's layers: those of the second release.
 
     Of Gaussian kernels: on windows of its first layer, on windows of its second and all of it, and
@@ -73,76 +63,24 @@ class LearnedFeatures(warm_start.GroupedFeatures):
     ):
         super().__init__(name='learned_features')
         self._classifier = classifier
-        scales = dict(zip(_LAYERS, distances))
+        scales = dict(zip(LAYERS, distances))
         seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(_KERNELS)))
         self._frequencies = []
         for (layer, part, count), seed in zip(_KERNELS, seeds):
             *height_and_width, channels = classifier.output[layer].shape[1:]
             window = [math.ceil(part * size) for size in height_and_width] or [1, 1]
-            shape = [warm_start.GROUPS, *window, channels, count]
+            shape = [GROUPS, *window, channels, count]
             normal = tf.random.stateless_normal(shape, seed)
             size = math.prod(window) * channels
             self._frequencies.append(normal / (_BANDWIDTH * scales[layer] * size**0.5))
         self._measure(image_shape)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
-        """The features of one group alone, as `warm_start.FeatureMap.group`."""
+        """The features of one group alone, as `pixels.FeatureMap.group`."""
         outputs = self._classifier(images, training=False)
         outputs['vector'] = outputs['vector'][:, tf.newaxis, tf.newaxis]
         inputs = [outputs[layer] for layer, _, _ in _KERNELS]
-        return warm_start.fourier_features(inputs, [f[group] for f in self._frequencies])
-
-
-def learn(
-    classifier: tf.keras.Model,
-    generate: Callable[[np.ndarray], np.ndarray],
-    num_classes: int,
-    *,
-    seed: int = 0,
-    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
-) -> tuple[float, ...]:
-    """Trains the classifier on generated images, and measures its layers: post-processing.
-
-    Args:
-      classifier: see `LearnedFeatures`; its 'logits' are trained.
-      generate: from labels int32 [n] to images uint8 [n, H, W, C]; sees no record.
-      num_classes: number of labels.
-      seed: of the order of the images; public.
-      callbacks: of Keras, e.g. a progress bar.
-
-    Returns:
-      The distances for `LearnedFeatures`; not finite when learning has failed.
-    """
-    numbers = math.prod(classifier.input.shape[1:])
-    count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
-    measured = max(_MEASURED, _MEASURED_OF_CLASS * num_classes)
-    count = max(count, measured)
-    labels = np.random.default_rng(seed).permutation(count).astype(np.int32) % num_classes
-    images = generate(labels)
-    pixels = tf.keras.Input(images.shape[1:])
-    logits = classifier(tf.keras.layers.Rescaling(1 / 127.5, -1.0)(pixels))['logits']
-    trained = tf.keras.Model(pixels, logits)
-    trained.compile(
-        tf.keras.optimizers.legacy.Adam(_CLASSIFIER_LEARNING_RATE),
-        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
-    trained.fit(
-        images, labels, _BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
-    )
-    labels = labels[:measured]
-    outputs = classifier(images[:measured] / np.float32(127.5) - 1.0, training=False)
-    return tuple(_distance(outputs[name].numpy(), labels) for name in _LAYERS)
-
-
-def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Root mean square distance of two outputs of a class, on one number of them."""
-    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
-    classes = np.unique(labels)
-    means = np.stack([outputs[labels == k].mean(axis=0) for k in classes])
-    squares = np.mean((outputs - means[np.searchsorted(classes, labels)]) ** 2, axis=1)
-    within = squares.sum() / max(1, len(outputs) - len(classes))
-    least = _LEAST_DISTANCE * np.sqrt(np.mean(outputs**2))
-    return float(np.max([np.sqrt(2.0 * within), least, 1e-6]))
+        return fourier_features(inputs, [f[group] for f in self._frequencies])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -150,7 +88,7 @@ class Release:
     """What the second release showed, and what it is about. Public, all of it.
 
     Attributes:
-      sums: int64 [num_classes, size], as `warm_start.release` returns them.
+      sums: int64 [num_classes, size], as `class_sums.release` returns them.
       distances: see `LearnedFeatures`.
       classifier: its weights.
       generator: the generator's, fitted to the first release.

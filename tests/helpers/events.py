@@ -1,0 +1,31 @@
+"""Events that several tests of the accounting count."""
+
+import math
+
+import dp_accounting
+from dp_accounting import pld
+
+from tf_efsgd.privacy import accounting
+
+DELTA = 1e-5
+Q = accounting.sampling_probability(128, 60_000)
+
+
+def epsilon_of(q, sigma, steps):
+    return accounting.compute_epsilon(accounting.step_event(q, sigma), steps, DELTA)
+
+
+def exact_pld(event):
+    return pld.PLDAccountant().compose(event).get_epsilon(DELTA)
+
+
+def hidden_event(sigma, clip, residual_clip):
+    """Of a step of the published variant: noise over what a record moves it by."""
+    sensitivity = accounting.hidden_sensitivity(clip, residual_clip)
+    return dp_accounting.GaussianDpEvent(sigma * clip / sensitivity)
+
+
+def share_of_all(share):
+    """A warm start with a share of the 1/sigma^2 that spends epsilon 1."""
+    sigma = 1 / (accounting.gaussian_mu(1.0, DELTA) * math.sqrt(share))
+    return dp_accounting.GaussianDpEvent(sigma)

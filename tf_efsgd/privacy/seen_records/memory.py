@@ -1,0 +1,260 @@
+"""What is remembered of runs in the state folder: one sketch a run, under one key, for the user."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import hmac
+import json
+import math
+import os
+import pathlib
+import secrets
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from tf_efsgd import files
+from tf_efsgd.privacy.seen_records.promises import Promise
+from tf_efsgd.privacy.seen_records.sketch import PERSON_BITS, Sketch
+
+KEY, LOCK, SUFFIX = 'seen.key', 'seen.lock', '.seen.json'
+# Ends the name of a sketch that was damaged and is kept aside.
+DAMAGED = '.damaged'
+# Format 1 does not say whose the records are.
+_FORMAT, _OLD_FORMATS = 2, (1,)
+_KEY_BYTES = 32
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Memory:
+    """What is remembered of one run.
+
+    Attributes:
+      run_id: of its ledger.
+      dataset: public name of its data set.
+      records: how many there were.
+      date: when it was first counted, UTC, ISO 8601.
+      promise: what it may spend.
+      sketch: of its records' hashes.
+      rule: hash of its rule of persons under the key; None where it is not known or the run counts
+        images.
+      public_rule: as in `Persons`.
+      persons: of the hashes that say whose its records are, see `ownership_of`; None like that.
+    """
+
+    run_id: str
+    dataset: str
+    records: int
+    date: str
+    promise: Promise
+    sketch: Sketch
+    rule: str | None = None
+    public_rule: str | None = None
+    persons: Sketch | None = None
+
+    def has_persons_of(self, other: Memory) -> bool:
+        """Whether both are known to tell the same persons apart."""
+        if self.rule is None or self.rule != other.rule:
+            return False
+        bits = np.uint64(PERSON_BITS)
+        mine, theirs = self.persons.kept, other.persons.kept
+        is_shared = np.isin(mine >> bits, theirs >> bits)
+        return bool(np.isin(mine[is_shared], theirs).all())
+
+    def to_text(self, key: bytes) -> str:
+        """The content of its file, with a tag under the key: a damaged one is recognised."""
+        values = {
+            'format': _FORMAT,
+            'run_id': self.run_id,
+            'dataset': self.dataset,
+            'records': self.records,
+            'date': self.date,
+            **self.promise.to_json(),
+            **self.sketch.to_json(),
+            'rule': self.rule,
+            'public_rule': self.public_rule,
+            'persons': None if self.persons is None else self.persons.to_json(),
+        }
+        return json.dumps({**values, 'tag': _tag(key, values)})
+
+    @classmethod
+    def read(cls, path: pathlib.Path, key: bytes | None = None) -> Memory:
+        """Reads a file.
+
+        Args:
+          path: RUNID.seen.json.
+          key: holds it against its tag; None does without, to show it only.
+
+        Raises:
+          OSError: if it cannot be read.
+          ValueError: if it is damaged, of another run or was made with another key.
+        """
+        try:
+            values = json.loads(path.read_text())
+            tag = values.pop('tag')
+            if key is not None and not hmac.compare_digest(tag, _tag(key, values)):
+                raise ValueError('tag')
+            is_old = values['format'] in _OLD_FORMATS
+            if (
+                not (is_old or values['format'] == _FORMAT)
+                or values['run_id'] + SUFFIX != path.name
+            ):
+                raise ValueError('of another format or run')
+            is_proven = values['epsilon'] is not None
+            promise = Promise(
+                float(values['epsilon']) if is_proven else math.inf,
+                float(values['delta']) if is_proven else 0.0,
+                str(values['record']),
+            )
+            return cls(
+                run_id=values['run_id'],
+                dataset=str(values['dataset']),
+                records=int(values['records']),
+                date=str(values['date']),
+                promise=promise,
+                sketch=Sketch.from_json(values),
+                rule=None if is_old else values['rule'],
+                public_rule=None if is_old else values['public_rule'],
+                persons=None
+                if is_old or values['persons'] is None
+                else Sketch.from_json(values['persons']),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f'damaged, or made with another {KEY}') from error
+
+
+def _tag(key: bytes, values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hmac.new(key, b'sketch' + text.encode(), hashlib.sha256).hexdigest()
+
+
+def names_in(folder: pathlib.Path, suffix: str) -> list[str]:
+    """The names in a folder that end so; unlike glob, it fails where the folder cannot be read."""
+    return sorted(name for name in os.listdir(folder) if name.endswith(suffix))
+
+
+def read_own(folder: pathlib.Path, key: bytes, run_id: str) -> tuple[Memory | None, str | None]:
+    """What is remembered of the run itself, and a line where that is damaged."""
+    path = folder / f'{run_id}{SUFFIX}'
+    try:
+        return Memory.read(path, key), None
+    except FileNotFoundError:
+        return None, None
+    except ValueError as error:
+        return None, (
+            f'{path}, of this run itself, cannot be used ({error}): whether it used other records '
+            'before, or may have spent more on these, is not known, and no sum holds it. It is '
+            'kept aside and made anew when the run continues without --dataset_budget.'
+        )
+
+
+def keep_aside(path: pathlib.Path) -> None:
+    """Gives a damaged sketch a name under which it stays, and is told of at every start."""
+    number = 1
+    while (aside := path.with_name(f'{path.name}.{number}{DAMAGED}')).exists():
+        number += 1
+    os.replace(path, aside)
+    files.sync(path.parent)
+
+
+def remember(folder: pathlib.Path, key: bytes, new: Memory, old: Memory | None) -> None:
+    """Writes what is remembered of a run; of what it may spend and has used, nothing is taken back.
+
+    Args:
+      folder: the state folder.
+      key: of that.
+      new: of the run as it starts now.
+      old: what was remembered of it before; None at its first start.
+    """
+    if old is not None:
+        persons = new.persons
+        if persons is not None and old.persons is not None:
+            persons = persons.union(old.persons)
+        new = dataclasses.replace(
+            new,
+            date=old.date,
+            promise=dataclasses.replace(
+                new.promise,
+                epsilon=max(new.promise.epsilon, old.promise.epsilon),
+                delta=max(new.promise.delta, old.promise.delta),
+            ),
+            # Others than at the start only where --resume_unverified was given.
+            sketch=new.sketch.union(old.sketch),
+            persons=persons,
+        )
+        if new.to_text(key) == old.to_text(key):
+            return
+    files.write_atomically(folder / f'{new.run_id}{SUFFIX}', new.to_text(key), mode=0o600)
+
+
+def forget(folder: str | os.PathLike, run_id: str) -> None:
+    """Removes the sketch of a run, which then counts no more; nothing happens without one."""
+    (pathlib.Path(folder) / f'{run_id}{SUFFIX}').unlink(missing_ok=True)
+
+
+def close_to_others(folder: pathlib.Path) -> Iterator[str]:
+    """Takes rights to read or write from other users, with a line where there were any."""
+    for name in (KEY, *names_in(folder, SUFFIX), *names_in(folder, DAMAGED)):
+        path = folder / name
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+                yield (
+                    f'{path} could be used by other users of this machine: with {KEY} and the '
+                    'sketches they can test whether a record was used. It is for you alone now.'
+                )
+    if folder.stat().st_mode & 0o022:
+        yield (
+            f'{folder} can be changed by other users of this machine: they can remove what is '
+            f'remembered. To have it for you alone: chmod 700 {folder}.'
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """One process at a time; the kernel lets go when a process ends, however it ends."""
+    path = pathlib.Path(folder) / LOCK
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if files.is_at(handle, path):  # Otherwise it was removed while this one waited.
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def read_key(folder: pathlib.Path) -> bytes:
+    """The key of the state folder, made when it is missing.
+
+    Raises:
+      OSError: if it cannot be read or made, or is damaged.
+    """
+    path = folder / KEY
+    if not path.exists():
+        _make_key(path)
+    key = path.read_bytes()
+    if len(key) != _KEY_BYTES:
+        raise OSError(0, f'damaged, {len(key)} bytes for {_KEY_BYTES}', str(path))
+    return key
+
+
+def _make_key(path: pathlib.Path) -> None:
+    """Writes a key under another name and links it: the first one made stays, and is whole."""
+    handle, temporary = tempfile.mkstemp(prefix=f'.{KEY}.tmp-', dir=path.parent)  # Mode 0600.
+    try:
+        with open(handle, 'wb') as file:
+            file.write(secrets.token_bytes(_KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    files.sync(path.parent)

@@ -1,0 +1,73 @@
+"""Learns the features of the second release from generated images: post-processing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.privacy.features.learned import LAYERS
+
+# Generated images, balanced, from which the classifier learns, fewer where they are large, and how.
+_IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
+_MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
+_CLASSIFIER_LEARNING_RATE = 1e-3
+# Of them, those that the scales are measured on, and of each class at least.
+_MEASURED, _MEASURED_OF_CLASS = 1000, 4
+# That distance is never taken for shorter than this part of the length of what a layer puts out:
+# where all images look alike to it, rounding is what it would see.
+_LEAST_DISTANCE = 0.05
+
+
+def learn(
+    classifier: tf.keras.Model,
+    generate: Callable[[np.ndarray], np.ndarray],
+    num_classes: int,
+    *,
+    seed: int = 0,
+    callbacks: Sequence[tf.keras.callbacks.Callback] = (),
+) -> tuple[float, ...]:
+    """Trains the classifier on generated images, and measures its layers: post-processing.
+
+    Args:
+      classifier: see `privacy.features.learned.LearnedFeatures`; its 'logits' are trained.
+      generate: from labels int32 [n] to images uint8 [n, H, W, C]; sees no record.
+      num_classes: number of labels.
+      seed: of the order of the images; public.
+      callbacks: of Keras, e.g. a progress bar.
+
+    Returns:
+      The distances for `LearnedFeatures`; not finite when learning has failed.
+    """
+    numbers = math.prod(classifier.input.shape[1:])
+    count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
+    measured = max(_MEASURED, _MEASURED_OF_CLASS * num_classes)
+    count = max(count, measured)
+    labels = np.random.default_rng(seed).permutation(count).astype(np.int32) % num_classes
+    images = generate(labels)
+    pixels = tf.keras.Input(images.shape[1:])
+    logits = classifier(tf.keras.layers.Rescaling(1 / 127.5, -1.0)(pixels))['logits']
+    trained = tf.keras.Model(pixels, logits)
+    trained.compile(
+        tf.keras.optimizers.legacy.Adam(_CLASSIFIER_LEARNING_RATE),
+        tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    trained.fit(
+        images, labels, _BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
+    )
+    labels = labels[:measured]
+    outputs = classifier(images[:measured] / np.float32(127.5) - 1.0, training=False)
+    return tuple(_distance(outputs[name].numpy(), labels) for name in LAYERS)
+
+
+def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Root mean square distance of two outputs of a class, on one number of them."""
+    outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
+    classes = np.unique(labels)
+    means = np.stack([outputs[labels == k].mean(axis=0) for k in classes])
+    squares = np.mean((outputs - means[np.searchsorted(classes, labels)]) ** 2, axis=1)
+    within = squares.sum() / max(1, len(outputs) - len(classes))
+    least = _LEAST_DISTANCE * np.sqrt(np.mean(outputs**2))
+    return float(np.max([np.sqrt(2.0 * within), least, 1e-6]))
