@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tf_efsgd.data import records
 from tf_efsgd.privacy import run_state, seen_records
 from tf_efsgd.privacy.seen_records import IMAGE, PERSON, Promise
 
@@ -132,7 +131,7 @@ def pictures(tmp_path):
         Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(path)
 
     def load(image_size):
-        dataset = records.load(f'folder:{tmp_path}/faces', image_size=image_size)
+        dataset = load.load(f'folder:{tmp_path}/faces', image_size=image_size)
         assert dataset.digests.shape == (len(dataset.train), 2)
         return dataset.digests
 

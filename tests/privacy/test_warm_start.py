@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from hypothesis import strategies as st
 
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.privacy import grid, noise, warm_start
 
@@ -356,7 +356,7 @@ def test_every_group_has_means_and_differences_of_its_own():
 
 
 def test_a_generator_learns_the_classes():
-    train = records.load('digits').train
+    train = load.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)
     sums = warm_start.release(train.images, train.labels, 10, features, 1.0, noise.NoiseKey(7))
     means = warm_start.class_means(sums, 1.0, len(train.images))

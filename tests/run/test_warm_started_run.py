@@ -6,6 +6,7 @@ from helpers import account_by_hand as by_hand
 from helpers import read_page, tiny_run
 
 from tf_efsgd import budget, config, files
+from tf_efsgd.data import load
 from tf_efsgd.privacy import grid, ledger, run_state, warm_start
 from tf_efsgd.run import runner
 from tf_efsgd.training import callbacks as monitoring
@@ -42,7 +43,7 @@ def test_the_curve_of_epsilon_begins_with_the_release(finished):
 
 def test_what_was_released_is_kept_and_is_noisy(finished):
     sums = np.load(finished / 'warm_start.npy')
-    train = runner.records.load('digits').train
+    train = load.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)
     true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
     said = tiny_run.statement(finished)['warm_start']
@@ -88,7 +89,7 @@ def test_with_steps_the_statement_says_how_they_sample(finished):
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_WARM, 'train_steps': 2})
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
-    train = runner.records.load('digits').train
+    train = load.load('digits').train
     features = warm_start.FeatureMap(train.image_shape)
     true = warm_start.release(train.images, train.labels, 10, features, 0.0, None)
     np.testing.assert_allclose(np.load(tmp_path / 'run/warm_start.npy'), true, rtol=1e-5)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_float
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
@@ -195,7 +196,7 @@ def test_two_expected_batch_sizes_are_refused():
 
 def _record():
     images, labels = _samples((1,))[0]
-    return gans.to_float(tf.constant(images[0])), tf.constant(labels[0])
+    return to_float(tf.constant(images[0])), tf.constant(labels[0])
 
 
 def test_the_loss_of_a_record_is_the_whole_private_loss():
@@ -588,14 +589,3 @@ def test_no_clip_and_no_noise_is_plain_training(reconstruction):
         _fit(gan, _samples((5, 3, 4)))
         states.append({'g': gan.generator.get_weights(), 'd': gan.discriminator.get_weights()})
     assert _largest_difference(*states) < 1e-5
-
-
-# Pixels.
-
-
-def test_pixels_go_there_and_back():
-    pixels = tf.constant(np.arange(256, dtype=np.uint8))
-    floats = gans.to_float(pixels)
-    assert (float(floats[0]), float(floats[-1])) == (-1.0, 1.0)
-    np.testing.assert_array_equal(gans.to_uint8(floats), pixels)
-    np.testing.assert_array_equal(gans.to_uint8(tf.constant([-9.0, 9.0])), [0, 255])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_float
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
@@ -334,7 +335,7 @@ def test_patches_on_the_batch_axis_are_clipped_as_one_record(capsys):
     assert gan.clipping == 'vectorized'
     assert "layer 'of_patch' (Dense) is called on a batch axis" in capsys.readouterr().out
     images = np.random.default_rng(1).integers(0, 256, [1, *_SHAPE]).astype(np.uint8)
-    records = gans.to_float(tf.constant(images)), tf.constant([1]), {}
+    records = to_float(tf.constant(images)), tf.constant([1]), {}
     clipped, _ = gan._sums_of_records(records)
     assert float(tf.linalg.global_norm(clipped)) == pytest.approx(0.3, rel=1e-5)
 

@@ -19,7 +19,8 @@ import tensorflow as tf
 from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.data import poisson, records
+from tf_efsgd.data import images as pixels
+from tf_efsgd.data import load, poisson, records
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
@@ -38,7 +39,7 @@ _SEED = 1  # of initial weights and latents, which are public
 
 def load_records() -> records.Records:
     """N images of digits, the last of them replaced by a checkerboard."""
-    train = records.load('digits').train
+    train = load.load('digits').train
     images, labels = train.images[:DATASET_SIZE].copy(), train.labels[:DATASET_SIZE].copy()
     images[-1, ..., 0] = 255 * (np.indices(images.shape[1:3]).sum(axis=0) % 2)
     return dataclasses.replace(train, images=images, labels=labels)
@@ -145,7 +146,7 @@ class _Trainer:
         self._noise_key = noise_key
         self._seeds = itertools.repeat(None) if seed is None else itertools.count(seed)
         self._optimizer = _WatchedOptimizer(
-            (gans.to_float(self._records.images[-1]).numpy(), self._records.labels[-1]),
+            (pixels.to_float(self._records.images[-1]).numpy(), self._records.labels[-1]),
             **dataclasses.asdict(mechanism),
             expected_batch_size=expected_batch_size,
             learning_rate=_LEARNING_RATE,
@@ -213,7 +214,7 @@ class _Trainer:
             ]
         )
         def step(images, labels, step_noise):
-            self._optimizer.watch(self._gan._loss_of_record, (gans.to_float(images), labels))
+            self._optimizer.watch(self._gan._loss_of_record, (pixels.to_float(images), labels))
             self._gan.train_step(((images, labels), step_noise))
             return self._optimizer.evidence
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd.data.errors import DataError
+from tf_efsgd.data.records import DataError
 
 _FORMS = 'folder, csv:FILE, name:REGEX (of a folder: data set) or the name of a TFDS feature'
 

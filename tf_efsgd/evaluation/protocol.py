@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tf_efsgd.data.records import Records
-from tf_efsgd.evaluation import classifiers, distances, extractors
+from tf_efsgd.evaluation import classifiers, distances, looks
 
 if TYPE_CHECKING:
-    from tf_efsgd.evaluation.extractors import Inception, RealClassifiers
+    from tf_efsgd.evaluation.inception import Inception
+    from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 
 # The untrained end of a scale needs no more images to be told from the others.
 _UNTRAINED_IMAGES = 10_000
@@ -114,13 +115,13 @@ def measure(
     if train.num_classes > 1:
         metrics |= _classify(sets, sizes, real, verbose)
         model = real.get(classifiers.build_cnn, seed=0).model
-        seen = _of_each(sets, extractors.Look(model), verbose)
+        seen = _of_each(sets, looks.Look(model), verbose)
         metrics['domain_is'] = _domain_is(seen)
         features = {name: one.features for name, one in seen.items()}
         metrics['domain_fid'] = _distance_to_real(distances.frechet_distance, features)
         metrics['domain_kid'] = _distance_to_real(distances.kernel_distance, features)
     else:
-        features = {name: extractors.pixel_features(r.images) for name, r in sets.items()}
+        features = {name: looks.pixel_features(r.images) for name, r in sets.items()}
     metrics['features'] = 'real_cnn' if train.num_classes > 1 else 'pixels'
     metrics['precision_recall'] = _precision_recall(features)
     metrics['duplicates'], pairs = _duplicates(features, sets)
@@ -211,7 +212,7 @@ def _gen2real(
 # Distances.
 
 
-def _domain_is(seen: dict[str, extractors.Seen]) -> dict[str, float]:
+def _domain_is(seen: dict[str, looks.Seen]) -> dict[str, float]:
     """The inception score with the real-data CNN as the classifier."""
     real = seen.get('test', seen['train'])
     return {

@@ -51,13 +51,13 @@ def write_metrics_page(
     """Writes the page of what was measured against real images. It shows some of them.
 
     Args:
-        path: the file to write, in RUN/nonprivate; one that exists is replaced.
-        title: the heading.
-        metrics: as `protocol.measure` returns them, with `provenance`: values by name.
-        pictures: PNGs by what they show: each row of images above its nearest training images.
+      path: the file to write, in RUN/nonprivate; one that exists is replaced.
+      title: the heading.
+      metrics: as `protocol.measure` returns them, with `provenance`: values by name.
+      pictures: PNGs by what they show: each row of images above its nearest training images.
 
     Raises:
-        ValueError: if a picture is not a PNG.
+      ValueError: if a picture is not a PNG.
     """
     parts = [
         pages.banner(

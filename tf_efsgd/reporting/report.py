@@ -83,24 +83,24 @@ def write_report(
     released, and no evaluation against real images.
 
     Args:
-        path: the file to write; one that exists is replaced.
-        title: the heading.
-        private: whether everything on the page is covered by (ε, δ)-differential privacy.
-        statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
-            >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
-            `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
-        samples_png: path of a PNG of generated images, or None when there is none yet.
-        sample_caption: what stands below the picture.
-        history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
-            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
-            number itself where there is one; what is not finite is left out. With `private`, all
-            tags must begin with `dp/`.
-        config_text: the flags of the run.
+      path: the file to write; one that exists is replaced.
+      title: the heading.
+      private: whether everything on the page is covered by (ε, δ)-differential privacy.
+      statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
+        >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
+        `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
+      samples_png: path of a PNG of generated images, or None when there is none yet.
+      sample_caption: what stands below the picture.
+      history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
+        and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
+        number itself where there is one; what is not finite is left out. With `private`, all
+        tags must begin with `dp/`.
+      config_text: the flags of the run.
 
     Raises:
-        ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
-            or `samples_png` is not a PNG.
-        FileNotFoundError: if `samples_png` does not exist.
+      ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
+        or `samples_png` is not a PNG.
+      FileNotFoundError: if `samples_png` does not exist.
     """
     if private:
         _check_claim(statement, history)

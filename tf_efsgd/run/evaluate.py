@@ -15,21 +15,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tf_efsgd import config
+from tf_efsgd.machine import describe_machine, machine
 from tf_efsgd.version import __version__
 
 if TYPE_CHECKING:
-    import numpy as np
     import tensorflow as tf
 
     from tf_efsgd.config import RunConfig
     from tf_efsgd.data.records import Dataset, Records
-    from tf_efsgd.evaluation.extractors import Inception
+    from tf_efsgd.evaluation.inception import Inception
 
 # Folders in the state folder.
 CLASSIFIERS, DOWNLOADS = 'classifiers', 'downloads'
 
 _SEED = 102
-_GENERATE_BATCH = 500
 _HPARAMS_FOLDER = 'evaluation'
 
 
@@ -73,7 +72,9 @@ def evaluate_run(
     Raises:
       ConfigError: if the run's ledger, checkpoint and records do not fit together.
     """
-    from tf_efsgd.evaluation import extractors, protocol
+    from tf_efsgd.evaluation import protocol
+    from tf_efsgd.evaluation.real_classifiers import RealClassifiers
+    from tf_efsgd.models import sampling
     from tf_efsgd.reporting import metrics_page
     from tf_efsgd.run import folder as run_folder
 
@@ -95,12 +96,12 @@ def evaluate_run(
         flush=True,
     )
     measured = protocol.measure(
-        lambda labels: generate(generator, labels, _SEED, 'generating'),
-        lambda labels: generate(untrained, labels, _SEED),
+        lambda labels: sampling.generate(generator, labels, _SEED, 'generating'),
+        lambda labels: sampling.generate(untrained, labels, _SEED),
         train,
         test,
         sizes,
-        extractors.RealClassifiers(train, cache_dir, verbose=True),
+        RealClassifiers(train, cache_dir, verbose=True),
         inception=inception,
         verbose=True,
     )
@@ -156,37 +157,6 @@ def untrained_generator(run_config: RunConfig, train: Records) -> tf.keras.Model
     )
 
 
-def generate(
-    generator: tf.keras.Model, labels: np.ndarray, seed: int, progress: str | None = None
-) -> np.ndarray:
-    """One image per label; the same for the same seed and weights.
-
-    Args:
-      generator: from `build_generator`.
-      labels: int32 [n].
-      seed: of latents and injected noise.
-      progress: what the progress bar is called; None draws none.
-
-    Returns:
-      uint8 [n, H, W, C].
-    """
-    import numpy as np
-    import tensorflow as tf
-
-    from tf_efsgd.evaluation.progress import progress_bar
-    from tf_efsgd.models.generator import draw_inputs
-    from tf_efsgd.training.gan import to_uint8
-
-    parts = []
-    with progress_bar(progress, len(labels)) as bar:
-        for start in range(0, len(labels), _GENERATE_BATCH):
-            part = tf.constant(labels[start : start + _GENERATE_BATCH])
-            inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))
-            parts.append(to_uint8(generator(inputs)).numpy())
-            bar.update(len(part))
-    return np.concatenate(parts)
-
-
 def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
     """The ledger of the run, read-only.
 
@@ -235,7 +205,6 @@ def _trained_generator(
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
     """What the figures belong to: privacy, steps, time, machine."""
     from tf_efsgd import budget
-    from tf_efsgd.benchmark import __main__ as benchmark
 
     statement = budget.make_statement(run_config, spent, step, {})
     wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
@@ -247,7 +216,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
         'seed': run_config.training.seed,
         'training_minutes': _training_minutes(run_dir),
         'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'machine': benchmark.describe_machine(benchmark.machine()),
+        'machine': describe_machine(machine()),
         'tf_efsgd': __version__,
     }
 

@@ -31,6 +31,7 @@ from tf_efsgd import budget, files, progress, rounding
 from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data import poisson, records
 from tf_efsgd.export import saved_model as export
+from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
@@ -514,7 +515,7 @@ class _Run:
         with progress.Bar(desc='learning features', unit='epoch') as bar:
             distances = learned_features.learn(
                 classifier,
-                lambda labels: evaluate.generate(generator, labels, _LEARNED_SEED),
+                lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),
                 plan.num_classes,
                 seed=seed,
                 callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
@@ -652,7 +653,7 @@ class _Run:
         return monitoring.SampleGrid(
             writer,
             str(self._dir / 'samples'),
-            lambda labels: evaluate.generate(self._gan.ema_generator, labels, _SAMPLE_SEED),
+            lambda labels: sampling.generate(self._gan.ema_generator, labels, _SAMPLE_SEED),
             plan.num_classes,
             first,
             last,

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd.data.images import to_float
 from tf_efsgd.privacy import optimizer as private_optimizer
 
 LOGITS = 'logits'
@@ -689,16 +690,6 @@ class _Box:
     """Holds one value that Keras does not track."""
 
     value = None
-
-
-def to_float(images: tf.Tensor) -> tf.Tensor:
-    """Maps images uint8 in [0, 255] to float32 in [-1, 1]."""
-    return tf.cast(images, tf.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: tf.Tensor) -> tf.Tensor:
-    """Maps images float32 in [-1, 1] to uint8 in [0, 255]."""
-    return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
 
 
 def _all_reduce(values):
