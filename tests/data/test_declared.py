@@ -60,7 +60,7 @@ def test_an_image_of_a_class_that_is_not_declared_is_named(tmp_path):
     write_folder(tmp_path / 'train', {'a': grey_files(2, 0), 'b': {}})
     write_folder(tmp_path / 'test', {'b': grey_files(1, 9), 'c': grey_files(1, 5)})
     path = str(tmp_path / 'test' / 'c' / '000.png')
-    error_of([path, "'c'", 'to test'], dataset)
+    error_of([path, "'c'", 'every class of the test images'], dataset)
     assert len(load.load(dataset, classes=['a', 'b', 'c']).test) == 2
 
 

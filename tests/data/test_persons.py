@@ -1,4 +1,4 @@
-"""Whose an image is, which images a person keeps, and that persons are never parted."""
+"""Which person an image belongs to, which ones a person keeps, and that no person is parted."""
 
 import collections
 
@@ -254,8 +254,9 @@ def test_faults_of_a_table_are_named(tmp_path):
 
 @pytest.mark.parametrize('name', ['digits', 'mnist_10k'])
 def test_sets_without_persons_are_refused(name, tmp_path):
-    error_of([name, 'whose an image is'], name, person='folder', images_per_person=1)
-    error_of(['whose an image is'], f'idx:{tmp_path}', person='folder', images_per_person=1)
+    how = {'person': 'folder', 'images_per_person': 1}
+    error_of([name, 'which person an image belongs to'], name, **how)
+    error_of(['which person an image belongs to'], f'idx:{tmp_path}', **how)
 
 
 def test_a_rule_of_another_kind_of_set_is_refused(tmp_path, own_tfds):

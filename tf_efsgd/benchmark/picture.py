@@ -14,7 +14,7 @@ def plot(results: Sequence[Result], path: str, caption: str, scaling: bool = Fal
     Args:
       results: as in `text.format_table`.
       path: of the picture.
-      caption: stands below.
+      caption: the text below the picture.
       scaling: as in `text.format_table`.
     """
     from matplotlib.figure import Figure

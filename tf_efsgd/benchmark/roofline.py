@@ -1,4 +1,4 @@
-"""What bounds a step: the operations, bytes and draws it needs, and what a machine does of them."""
+"""What bounds a step: its operations, bytes and draws, and how fast a machine does them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Work:
     draws: float
 
     def least_seconds(self, machine: Work) -> float:
-        """With all of it at the machine's full rate: bytes beside operations, then the draws."""
+        """At the machine's full rate: the bytes beside the operations, then the draws."""
         beside = max(self.operations / machine.operations, self.bytes / machine.bytes)
         return beside + self.draws / machine.draws
 
@@ -78,7 +78,7 @@ def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
 
 
 def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
-    """What this machine reaches, at its best of five times.
+    """What this machine reaches: the best of five measurements.
 
     Args:
       size: of the square matrices to multiply.

@@ -81,7 +81,7 @@ def _format_row(result: Result) -> str:
 
 
 def describe_scaling(results: Sequence[Result]) -> str:
-    """What a step costs whatever its batch, what a record costs more, and how steady that is.
+    """The cost of a step whatever its batch, that of each record more, and how steady it is.
 
     Args:
       results: of `scaling_variants`, in growing order, at least two.
@@ -116,7 +116,7 @@ def to_json(results: Sequence[Result], **about) -> str:
 
 
 def format_roofline(networks: Networks, results: Sequence[Result], machine: roofline.Work) -> str:
-    """What the steps need at the least, beside what they took; only those it can count."""
+    """The least time that the steps need beside what they took, for those that can be counted."""
     lines = [
         f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
         f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',

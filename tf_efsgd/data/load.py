@@ -2,8 +2,8 @@
 
 Which records are tested on, and which ones `limit_records` keeps, is decided for each record alone,
 by a hash of its pixels (`split`), or for each person alone, by a hash of the name (`persons`).
-Adding or removing a record therefore moves no other: without that, one record more or less would
-change many, and the privacy guarantee speaks of one.
+Adding or removing a record therefore moves no other. Otherwise one record more or less would change
+many, and the privacy guarantee is about one.
 
 What a data set declares of itself (the folders' names, the schema of a TFDS data set) or the caller
 declares is taken from there. The rest is read off the records, and `Dataset.read_off` says so.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +36,10 @@ _BY_SCHEME: dict[str, Callable[[str, pathlib.Path, parts.Wanted], parts.Source]]
 
 
 class _Sizes(NamedTuple):
-    """Declared numbers of training records and of their persons; None where nobody counts them."""
+    """Declared numbers of training records and of their persons.
+
+    The number of persons is None if records are not assigned to persons.
+    """
 
     records: int
     persons: int | None
@@ -60,14 +63,15 @@ def load(
     """Loads a data set into memory.
 
     A test set that the data set brings along is used as it is. Without one, about a tenth of the
-    records is set aside, each chosen by a hash of its decoded pixels. Identical pictures share
-    their fate. Images that are not square are cropped to their central square. Number of records,
-    image shape and classes count as public: what of them is not declared is read off the records.
+    records is set aside, each chosen by a hash of its decoded pixels. Identical pictures always
+    end up on the same side. Images that are not square are cropped to their central square. The
+    number of records, the image shape and the classes count as public: whatever is not declared is
+    read off the records.
 
-    With `images_per_person`, persons take the place of records: each keeps so many images, and all
-    of them are tested on, or kept by a limit, or none. Of a person in both parts of a data set that
-    brings a test set along, the images in the test part are left out: what is trained on must not
-    depend on what is tested on.
+    With `images_per_person`, each person keeps at most that many images, and the split and the
+    limit take all of them or none. If a data set brings a test set along and a person is in both
+    parts, that person's images in the test part are left out: what is trained on must not depend on
+    what is tested on.
 
     Args:
       dataset: one of
@@ -78,29 +82,30 @@ def load(
         `idx:PATH` with MNIST's four files, plain or .gz; those named t10k may be absent;
         or the name of a TFDS data set with an image and a class label, e.g. `mnist`, `celeb_a`.
       data_dir: where TFDS keeps its data sets; None for TFDS's own default.
-      manual_dir: where files for TFDS lie that were downloaded by hand; it looks there first.
+      manual_dir: a folder with files that were downloaded by hand; TFDS looks there first.
       image_size: height and width in pixels to resize to; None keeps the native size.
-      channels: 1 turns colours to grey, 3 repeats grey; None is 3 if an image has colours, but for
-        data sets whose kind or schema says it.
-      classes: names of the classes, in the order of their labels; None takes the class folders, the
-        names of the data set, or of idx: as many as there are labels.
-      label: for a TFDS data set with yes-no attributes (celeb_a): the attribute to use as class.
+      channels: 1 turns colours to grey, 3 repeats grey. None takes what the kind or the schema of
+        the data set says; where neither says it, 3 if any image has colours.
+      classes: names of the classes, in the order of their labels. None takes the class folders or
+        the names that the data set has; for idx:, as many classes as its labels show.
+      label: the attribute to use as class, for a TFDS data set with yes-no attributes (celeb_a).
       limit_records: train on about this many records. Each is kept with probability
         limit_records / dataset_size, decided by a hash of its content, so the number that stays
         varies a little. None, or the full size or more, keeps all.
-      dataset_size: declared number of training records, before the limit and of what persons keep:
-        a public number that no record changes. None declares the number there are.
-      person: whose an image is, see `persons.Rule`; goes with `images_per_person`.
+      dataset_size: declared number of training records, before the limit, counting only what
+        persons keep: a public number that no record changes. None declares the number found.
+      person: how to tell which person an image belongs to, see `persons.Rule`; goes with
+        `images_per_person`.
       images_per_person: how many images of a person are kept, at least 1.
       dataset_persons: declared number of persons in the training records, before the limit. None
-        declares the number there are.
+        declares the number found.
 
     Returns:
       The data set; train and test have the same image shape and classes.
 
     Raises:
-      DataError: the data set is unknown, missing, damaged, empty or not of a usable kind, an image
-        is of no declared class, or of no person.
+      DataError: the data set is unknown, missing, damaged, empty or not of a usable kind, or an
+        image has no declared class or no person.
     """
     _check_numbers(
         image_size=image_size,
@@ -137,16 +142,7 @@ def load(
             f'{dataset} has no training records left; use more images or a larger limit_records'
         )
     train_records, test_records = _make_records(dataset, train, test, source.class_names, channels)
-    facts = {
-        'dataset_size': whole.records,
-        'dataset_persons': whole.persons,
-        'classes': source.class_names,
-        'channels': train_records.image_shape[-1],
-        'image_size': train_records.image_shape[0],
-    }
-    counted = ['dataset_size'] if dataset_size is None else []
-    if dataset_persons is None and whole.persons is not None:
-        counted.append('dataset_persons')
+    found, read_off = _findings(source, whole, train_records, dataset_size, dataset_persons)
     return Dataset(
         dataset,
         train_records,
@@ -157,8 +153,8 @@ def load(
         persons=kept.persons,
         person_rule=source.person_rule,
         person_digests=None if images_per_person is None else _deciding(train, images_per_person),
-        found={name: facts[name] for name in (*source.found, *source.read_off, *counted)},
-        read_off=tuple(name for name in READ_OFF if name in (*source.read_off, *counted)),
+        found=found,
+        read_off=read_off,
     )
 
 
@@ -183,7 +179,7 @@ def _read(dataset: str, wanted: parts.Wanted) -> parts.Source:
 
 
 def _split(source: parts.Source, images_per_person: int | None) -> tuple[parts.Part, parts.Part]:
-    """What to train on and what to test on, of persons what they keep."""
+    """What to train on and what to test on, once each person keeps only so many images."""
     train, test = source.train, source.test
     if images_per_person is not None:
         train, test = (
@@ -243,3 +239,28 @@ def _make_records(
         )
         for part in (train, test)
     ]
+
+
+def _findings(
+    source: parts.Source,
+    whole: _Sizes,
+    train: Records,
+    dataset_size: int | None,
+    dataset_persons: int | None,
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the caller left open, and what of that was read off the records; as in Dataset."""
+    facts = {
+        'classes': source.class_names,
+        'channels': train.image_shape[-1],
+        'image_size': train.image_shape[0],
+        'dataset_size': whole.records,
+        'dataset_persons': whole.persons,
+    }
+    counted = ['dataset_size'] if dataset_size is None else []
+    if dataset_persons is None and whole.persons is not None:
+        counted.append('dataset_persons')
+    read_off = (*source.read_off, *counted)
+    return (
+        {name: facts[name] for name in (*source.found, *read_off)},
+        tuple(name for name in READ_OFF if name in read_off),
+    )

@@ -46,7 +46,7 @@ class Part(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     digests: np.ndarray  # uint64 [N, 2], see `split`.
-    persons: np.ndarray  # Names [N]; '' where no image is given to a person.
+    persons: np.ndarray  # Names [N]; all '' if images are not assigned to persons.
 
     def select(self, mask: np.ndarray) -> Part:
         """The records where the mask, bool [N], is true."""
@@ -71,13 +71,13 @@ def refuse_persons(dataset: str, wanted: Wanted) -> None:
     """Raises DataError if persons are asked for in a data set that does not tell them apart."""
     if wanted.rule is not None:
         raise DataError(
-            f'{dataset} does not say whose an image is: --images_per_person is for folder: and '
-            f'TFDS data sets. Received: --person={wanted.rule}'
+            f'{dataset} does not say which person an image belongs to: --images_per_person is for '
+            f'folder: and TFDS data sets. Received: --person={wanted.rule}'
         )
 
 
 def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[str, ...]:
-    """The names of the classes of a data set that says them itself."""
+    """The names of the classes of a data set that has its own; refuses other declared ones."""
     if wanted.classes not in (None, names):
         raise DataError(
             f'{dataset} has classes of its own, {", ".join(names[:20])}: leave --classes out. '
@@ -197,7 +197,7 @@ def _blame(
     describe: Callable[[int], str],
     error: Exception | None = None,
 ) -> DataError:
-    """Finds the record that broke the batch at `start`, for the pipeline does not tell."""
+    """Finds the record that broke the batch at `start`: the pipeline does not say which it was."""
     elements = stream.skip(start).take(_DECODE_BATCH).as_numpy_iterator()
     for position in itertools.count(start):
         try:
@@ -218,7 +218,7 @@ def _blame(
 
 
 def cause_text(error: BaseException | None) -> str:
-    """An error of a library in one short line."""
+    """The text of a library's error in one short line."""
     text = getattr(error, 'message', None) or str(error)
     # TensorFlow names the node of the graph, which helps nobody here.
     text = re.sub(r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\]', '', text)

@@ -86,15 +86,15 @@ class Dataset:
       declared_size: number of training records as declared, public; about len(train).
       digests: of the training records, uint64 [N, 2]: `split.digest` of each image as it was
         decoded, before it was cropped or resized. Private, and in memory only.
-      images_per_person: at most so many records are of one person; None where a record is not
-        given to a person.
-      persons: number of persons among the training records as declared, public; None like that.
-      person_rule: what decides whose a record is; None like that.
-      person_digests: of the name of each training record's person, uint64 [N, 2]; None like that.
+      images_per_person: the most records that one person has; None if records are not assigned to
+        persons.
+      persons: number of persons among the training records as declared, public; None as above.
+      person_rule: what decides which person a record belongs to; None as above.
+      person_digests: of the name of each training record's person, uint64 [N, 2]; None as above.
         Private, and in memory only.
-      found: what the caller left open and the data set, or its records, said: values by the name of
-        the argument of `load` that declares it. With them the same data set is read again without
-        reading anything public off its records.
+      found: what the caller left open and the data set or its records settled: values by the name
+        of the argument of `load.load` that declares each. When they are declared, the same data set
+        is read again and nothing public is read off its records.
       read_off: the names among them that were read off the records, in the order of `READ_OFF`.
     """
 

@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 20
 
 
 class InceptionError(ValueError):
-    """The network cannot be had; the message is one line that says what to do."""
+    """The network cannot be obtained; the message is one line that says what to do."""
 
 
 class Inception:

@@ -1,4 +1,4 @@
-"""Everything that is measured of one generator, with both ends of the scale beside each figure.
+"""Everything that is measured about one generator, with both ends of the scale beside each figure.
 
 All of it looks at real images: NOT covered by differential privacy. The two ends are the same
 generator untrained, and the real data itself.
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from tf_efsgd.evaluation.inception import Inception
     from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 
-# The untrained end of a scale needs no more images to be told from the others.
+# More images would not move the untrained end of a scale noticeably.
 _UNTRAINED_IMAGES = 10_000
-# Neighbours are searched among so many images of a set at most (all training images for copies).
+# Neighbours are searched among at most this many images of a set (for copies, among all training
+# images).
 _NEIGHBOUR_IMAGES = 10_000
 # A generated image is called close to a training image when it is closer than this share of test
 # images is to its own nearest one.
@@ -30,7 +31,7 @@ _CLOSE_QUANTILE = 0.01
 # Features of one image differ by less from batch to batch, as a share of their usual norm.
 _ROUNDING = 1e-5
 _PAIRS = 12
-# Fewer have no covariance, or no third neighbour, worth the name.
+# Fewer images have no meaningful covariance or third neighbour.
 LEAST_TRAIN, _LEAST_TEST = 20, 10
 _SPLIT_SEED = 103
 
@@ -134,7 +135,7 @@ def measure(
 
 
 def _balanced(generate: Generate, count: int, like: Records) -> Records:
-    """So many generated images, all classes alike often."""
+    """This many generated images, with every class equally often."""
     labels = np.arange(count, dtype=np.int32) % like.num_classes
     return dataclasses.replace(like, images=generate(labels), labels=labels)
 

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 # Part of a stored classifier's name: raise it when anything that makes the weights changes.
 _RECIPE = 1
-# The same whatever other classifiers get: distances in the features of one classifier cannot be
-# compared with those of another.
+# Fixed, whatever other classifiers are trained for: distances in the features of one classifier
+# cannot be compared with those of another.
 _EPOCHS = 10
 
 
 class RealClassifiers:
     """Classifiers trained on real images, once per data set, kept in a folder.
 
-    They are made of real training images and NOT covered by any epsilon: the folder must lie
-    outside the run folder. It and its files are for the user alone (modes 0700 and 0600).
+    They are made from real training images and NOT covered by any epsilon: the folder must be
+    outside the run folder. Only the user may read it and its files (modes 0700 and 0600).
 
     Args:
       train: what they are trained on.

@@ -23,7 +23,7 @@ _LABELS = {
     'epsilon': 'ε spent',
     'epsilon_pld': 'ε by privacy loss distributions',
     'epsilon_rdp': 'ε by Rényi DP',
-    'epsilon_of_the_ideal_mechanism': 'ε, were the noise real numbers',
+    'epsilon_of_the_ideal_mechanism': 'ε if the noise were real numbers',
     'delta': 'δ',
     'delta_times_units': 'δ times the number of images, or of persons',
     'neighboring_relation': 'Neighbouring data sets',
@@ -235,8 +235,8 @@ def _several_images(statement: Mapping[str, Any]) -> str:
     found = statement.get(_BY_IMAGES)
     if not found:
         return (
-            '<p><b>Several images of one person</b> are protected less than one, and how much '
-            'less was not computed for this run.</p>'
+            '<p><b>Several images of one person</b> are protected less than a single one, and how '
+            'much less was not computed for this run.</p>'
         )
     rows = ''.join(
         f'<tr><th>{html.escape(str(images))} images</th><td>'
@@ -251,8 +251,8 @@ def _several_images(statement: Mapping[str, Any]) -> str:
             '</p>'
         )
     return (
-        '<p><b>Several images of one person</b> are protected less than one. For all of them '
-        f'together, at the same δ, ε for K images of one person is:</p>\n'
+        '<p><b>Several images of one person</b> are protected less than a single one. For all of '
+        f'them together, at the same δ, ε for K images of one person is:</p>\n'
         f'<table class="figures">{rows}</table>\n{none}'
     )
 

@@ -74,18 +74,18 @@ def _list_files(
             files += [file for person in _subfolders(path) for file in _images_below(person)]
         elif not files and _subfolders(path):
             raise DataError(
-                f'{path} has folders in it and no {_KINDS} images of its own; images lie in '
-                '<class>/, or with --person=folder in <class>/<person>/'
+                f'{path} has folders in it and no {_KINDS} images of its own; put images into '
+                '<class>/, or with --person=folder into <class>/<person>/'
             )
         if files and path.name not in names:
             declared = ', '.join(names[:20])
             raise DataError(
-                f'{files[0]} is of the class {path.name!r}, which is not '
+                f'{files[0]} has the class {path.name!r}, which is not '
                 + (
                     f'declared by --classes, {declared}; declare the class or remove the image'
                     if wanted.classes
-                    else f'a folder of the training images, {declared}; a class to test must be '
-                    'among those to train'
+                    else f'a folder of the training images, {declared}; every class of the test '
+                    'images must be one of the training images'
                 )
             )
         found += [(file, names.index(path.name), os.path.relpath(file, path)) for file in files]
@@ -103,7 +103,7 @@ def _images_in(folder: pathlib.Path | str) -> list[str]:
 
 
 def _images_below(folder: pathlib.Path) -> Iterable[str]:
-    """The images of a person, in folders of the person's own too."""
+    """The images of a person, also those in folders within the person's folder."""
     for path, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         yield from _images_in(path)

@@ -56,8 +56,8 @@ def read(dataset: str, folder: pathlib.Path, wanted: parts.Wanted) -> parts.Sour
         if labels.max() >= len(names):
             raise DataError(
                 f'the test labels in {folder} go up to {labels.max()}, the training labels to '
-                f'{len(names) - 1}; a class to test must be among those to train, or declared by '
-                '--classes'
+                f'{len(names) - 1}; every class of the test images must be one of the training '
+                'images, or be declared by --classes'
             )
         test = parts.part_of_arrays(images, labels, wanted.image_size)
     return parts.Source(train, test, names, read_off=() if wanted.classes else ('classes',))

@@ -33,7 +33,7 @@ def read(
       schemes: what may stand before a colon in a name, for the same message.
 
     Raises:
-      DataError: the data set is unknown, cannot be had, or is not of a usable kind.
+      DataError: the data set is unknown, cannot be obtained, or is not of a usable kind.
     """
     with _quiet_absl():
         builder = _builder(dataset, wanted.data_dir, other_names, schemes)
@@ -136,7 +136,10 @@ def _closest(name: str, known: list[str]) -> str:
 
 
 def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None:
-    """Lets TFDS download, or take from manual_dir, and convert. It shows its own progress."""
+    """Lets TFDS download the files, or take them from manual_dir, and convert them.
+
+    TFDS shows its own progress.
+    """
     import tensorflow_datasets as tfds
 
     config = tfds.download.DownloadConfig()
@@ -211,7 +214,7 @@ def _stream(
     """A split as (encoded image, label, person), in the order of the files."""
     import tensorflow_datasets as tfds
 
-    # Encoded images: decoding them is our pipeline's.
+    # The images stay encoded: our own pipeline decodes them.
     decoders = tfds.decode.PartialDecoding(partial, decoders={'image': tfds.decode.SkipDecoding()})
     stream = builder.as_dataset(
         split=split,
