@@ -8,7 +8,6 @@ import pytest
 import tqdm
 
 from tf_efsgd import progress
-from tf_efsgd.evaluation.progress import progress_bar
 from tf_efsgd.training import callbacks as monitoring
 
 _STEPS = 1800  # One a second.
@@ -33,7 +32,7 @@ def _training():
 
 
 def _evaluation():
-    with progress_bar('features', _STEPS) as bar:
+    with progress.progress_bar('features', _STEPS) as bar:
         for _ in range(_STEPS):
             yield
             bar.update()

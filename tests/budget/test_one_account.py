@@ -8,7 +8,7 @@ from absl import flags
 
 from tf_efsgd import budget, config
 from tf_efsgd.cli import plan
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.run import build, runner
 from tf_efsgd.run.context import Sources
 
@@ -22,7 +22,7 @@ class _Planned(Exception):
 @pytest.fixture
 def launch(monkeypatch, tmp_path):
     """Runs the launcher as far as its plan, on the digits, with networks that have a size only."""
-    dataset = records.load('digits')
+    dataset = load.load('digits')
     network = types.SimpleNamespace(private_variables=[tf.zeros([_PARAMETERS - 8]), tf.zeros([8])])
     monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=lambda _: dataset))
     monkeypatch.setattr(build, 'build_gan', lambda *_: network)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tf_efsgd.data import records
+from tf_efsgd.data import load as loading
+from tf_efsgd.data.sources import tfds as source
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def own_tfds(tmp_path, monkeypatch):
         builder.splits = {
             name: builder._generate_examples(numbers) for name, numbers in splits.items()
         }
-        monkeypatch.setattr(records, '_tfds_builder', lambda name, data_dir: builder)
-        return records.load('own_set', **kwargs)
+        monkeypatch.setattr(source, '_builder', lambda *_: builder)
+        return loading.load('own_set', **kwargs)
 
     return load, images

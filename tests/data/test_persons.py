@@ -1,16 +1,18 @@
-"""Whose an image is, which images a person keeps, and that persons are never parted."""
+"""Which person an image belongs to, which ones a person keeps, and that no person is parted."""
 
 import collections
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.data_sets import error_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tf_efsgd.data import persons, records, split
-from tf_efsgd.data.errors import DataError
+from tf_efsgd.data import load, parts, persons, split
 from tf_efsgd.data.persons import Rule
+from tf_efsgd.data.records import DataError
+from tf_efsgd.data.sources import folder, tfds
 
 
 def _image(seed):
@@ -29,15 +31,6 @@ def _seeds(part, files):
     """The seeds of the images of a part."""
     of_pixels = {_image(seed).tobytes(): seed for seed in files.values()}
     return {of_pixels[image.tobytes()] for image in part.images}
-
-
-def _error(words, *args, **kwargs):
-    with pytest.raises(DataError) as caught:
-        records.load(*args, **kwargs)
-    assert '\n' not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
-    return str(caught.value)
 
 
 # Rules.
@@ -136,7 +129,7 @@ def test_each_way_to_say_whose_an_image_is_gives_the_same_records(tmp_path):
     rows = [row.replace(',', ',"x, y",') for row in ['file,person\n', *rows]]
     table.write_text(''.join(rows).replace('"x, y"', ' note ', 1), encoding='utf-8-sig')
     loaded = [
-        records.load(dataset, person=rule, images_per_person=2)
+        load.load(dataset, person=rule, images_per_person=2)
         for dataset, rule in (
             (by_folder, 'folder'),
             (by_name, 'name:^([^_]+)_'),
@@ -159,7 +152,7 @@ def test_each_way_to_say_whose_an_image_is_gives_the_same_records(tmp_path):
     assert (first.images_per_person, first.persons) == (2, len(of_train))
     assert first.declared_size == len(first.train) == 2 * len(of_train)
     assert first.read_off == ('channels', 'image_size', 'dataset_size', 'dataset_persons')
-    declared = records.load(
+    declared = load.load(
         by_folder, person='folder', images_per_person=2, **{**first.found, 'dataset_persons': 35}
     )
     assert (declared.read_off, declared.persons) == ((), 35)
@@ -170,9 +163,9 @@ def test_one_person_more_or_less_moves_nobody_else(tmp_path):
     declared = {'images_per_person': 3, 'dataset_size': 100, 'dataset_persons': 33}
     how = {'person': 'folder', 'classes': ('a', 'b'), 'channels': 1, **declared}
     for limit in (None, 50):
-        before = records.load(_write(tmp_path, files), limit_records=limit, **how)
+        before = load.load(_write(tmp_path, files), limit_records=limit, **how)
         more = {**files, **{f'a/new/{i}.png': 10**6 + i for i in range(9)}}
-        after = records.load(_write(tmp_path, more), limit_records=limit, **how)
+        after = load.load(_write(tmp_path, more), limit_records=limit, **how)
         for one, other in ((before.train, after.train), (before.test, after.test)):
             others = {seed for seed in _seeds(other, more) if seed < 10**6}
             assert _seeds(one, files) == others and others
@@ -184,7 +177,7 @@ def test_one_person_more_or_less_moves_nobody_else(tmp_path):
 
 def test_a_limit_keeps_persons_whole(tmp_path):
     files = _many()
-    loaded = records.load(
+    loaded = load.load(
         _write(tmp_path, files), person='folder', images_per_person=4, limit_records=70
     )
     counts = collections.Counter(seed // 1000 for seed in _seeds(loaded.train, files))
@@ -199,8 +192,8 @@ def test_a_person_in_both_parts_is_trained_on_and_not_tested_on(tmp_path):
     files = {f'train/a/p{n}/{i}.png': 10 * n + i for n in range(3) for i in range(2)}
     more = {f'test/a/p{n}/{i}.png': 1000 + 10 * n + i for n in range(5) for i in range(2)}
     how = {'person': 'folder', 'images_per_person': 1}
-    alone = records.load(_write(tmp_path / 'one', files), **how)
-    loaded = records.load(_write(tmp_path / 'two', {**files, **more}), **how)
+    alone = load.load(_write(tmp_path / 'one', files), **how)
+    loaded = load.load(_write(tmp_path / 'two', {**files, **more}), **how)
     everything = {**files, **more}
     assert _seeds(loaded.test, everything) <= {1030, 1031, 1040, 1041}
     assert len(loaded.test) == 2
@@ -216,9 +209,8 @@ def test_folders_within_a_person_s_are_the_person_s(tmp_path):
     files = {'a/p/1.png': 1, 'a/p/visit 2/2.png': 2, 'a/p/visit 2/left/3.png': 3, 'a/q/4.png': 4}
     _write(tmp_path / 'test', files)
     _write(tmp_path / 'train', files)
-    part = records._read(
-        f'folder:{tmp_path}', None, None, records._Wanted(None, None, None, Rule('folder', '')), ''
-    ).train
+    wanted = parts.Wanted(rule=Rule('folder', ''))
+    part = folder.read(f'folder:{tmp_path}', tmp_path, wanted).train
     assert part.persons.tolist() == ['p', 'p', 'p', 'q']
 
 
@@ -229,18 +221,18 @@ def test_an_image_without_a_person_is_named(tmp_path):
     _write(tmp_path, {'a/p/p_1.png': 1, 'a/2.png': 2, 'a/_3.png': 3})
     dataset = f'folder:{tmp_path}'
     loose = str(tmp_path / 'a' / '2.png')
-    _error([loose, '--person=folder'], dataset, person='folder', images_per_person=1)
+    error_of([loose, '--person=folder'], dataset, person='folder', images_per_person=1)
     rule = {'person': 'name:^([^_]*)_', 'images_per_person': 1}
-    _error([loose, '--person=name'], dataset, **rule)
+    error_of([loose, '--person=name'], dataset, **rule)
     (tmp_path / 'a' / '2.png').unlink()
-    _error([str(tmp_path / 'a' / '_3.png')], dataset, **rule)
+    error_of([str(tmp_path / 'a' / '_3.png')], dataset, **rule)
 
 
 def test_faults_of_a_table_are_named(tmp_path):
     dataset = _write(tmp_path, {'a/1.png': 1, 'a/2.png': 2})
     how = {'person': 'csv:who.csv', 'images_per_person': 1}
     table = tmp_path / 'who.csv'
-    _error([str(table), 'cannot read', 'relative to the folder'], dataset, **how)
+    error_of([str(table), 'cannot read', 'relative to the folder'], dataset, **how)
     for text, words in (
         ('', ['columns file and person', 'nothing']),
         ('file;person\na/1.png;x\n', ['separated by commas', 'file;person']),
@@ -251,24 +243,25 @@ def test_faults_of_a_table_are_named(tmp_path):
         ('file,person\na/1.png,"Ada\n', ['no CSV file']),
     ):
         table.write_text(text)
-        said = _error(words, dataset, **how)
+        said = error_of(words, dataset, **how)
         assert 'Ada' not in said and 'Bob' not in said
     table.write_bytes(b'file,person\na/1.png,\xff\n')
-    _error(['no CSV file in UTF-8'], dataset, **how)
+    error_of(['no CSV file in UTF-8'], dataset, **how)
     table.write_text('file,person\na/1.png,z\na/2.png, z \na/gone.png,b\n./a/1.png,z\n')
-    loaded = records.load(dataset, **how)
+    loaded = load.load(dataset, **how)
     assert loaded.persons == 1
 
 
 @pytest.mark.parametrize('name', ['digits', 'mnist_10k'])
 def test_sets_without_persons_are_refused(name, tmp_path):
-    _error([name, 'whose an image is'], name, person='folder', images_per_person=1)
-    _error(['whose an image is'], f'idx:{tmp_path}', person='folder', images_per_person=1)
+    how = {'person': 'folder', 'images_per_person': 1}
+    error_of([name, 'which person an image belongs to'], name, **how)
+    error_of(['which person an image belongs to'], f'idx:{tmp_path}', **how)
 
 
 def test_a_rule_of_another_kind_of_set_is_refused(tmp_path, own_tfds):
     dataset = _write(tmp_path / 'set', {'a/1.png': 1})
-    _error(['TFDS data sets', 'folder, csv'], dataset, person='identity', images_per_person=1)
+    error_of(['TFDS data sets', 'folder, csv'], dataset, person='identity', images_per_person=1)
     with pytest.raises(DataError, match='is for folder: data sets'):
         own_tfds[0]({'train': range(9)}, person='folder', images_per_person=1)
 
@@ -277,7 +270,7 @@ def test_a_rule_of_another_kind_of_set_is_refused(tmp_path, own_tfds):
     'how', [{'person': 'folder'}, {'images_per_person': 2}, {'person': 'x', 'images_per_person': 0}]
 )
 def test_persons_and_how_many_images_they_keep_go_together(how):
-    _error(['images_per_person'], 'digits', **how)
+    error_of(['images_per_person'], 'digits', **how)
 
 
 # TensorFlow Datasets.
@@ -329,14 +322,14 @@ def test_the_identities_of_celeb_a_are_found(test_data):
     prepared = test_data / 'tfds_drawn'
     if not (prepared / 'celeb_a').is_dir():
         pytest.skip(f'no celeb_a in {test_data}')
-    builder = records._tfds_builder('celeb_a', prepared)
+    builder = tfds._builder('celeb_a', prepared)
     for rule in ('identity', 'identity/Identity_No'):
         partial, get_person = persons.find_feature(
             Rule.parse(rule), builder.info.features, 'celeb_a'
         )
         assert partial == {'identity': {'Identity_No': True}}
-    partial = records._both({'image': True, 'attributes': {'Male': True}}, partial)
-    stream = records._tfds_stream(
+    partial = tfds._both({'image': True, 'attributes': {'Male': True}}, partial)
+    stream = tfds._stream(
         builder, 'test', partial, lambda record: record['attributes']['Male'], get_person
     )
     found = [person for _, _, person in stream.take(50).as_numpy_iterator()]

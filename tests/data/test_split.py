@@ -1,31 +1,14 @@
 """Which records are tested on: by their pixels alone, and each by itself."""
 
-import gzip
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
-import tensorflow as tf
+from helpers.data_sets import grey_image, noise_images, png, write_folder, write_idx
 
-from tf_efsgd.data import records, split
-
-
-def _noise_image(seed, *shape):
-    return np.random.default_rng(seed).integers(0, 256, shape or (6, 6, 1), dtype=np.uint8)
-
-
-def _png(pixels, compression=-1):
-    return tf.io.encode_png(pixels, compression=compression).numpy()
-
-
-def _write(root, classes):
-    """Writes images, {class: {file: bytes}}, and returns the data set's name."""
-    for name, files in classes.items():
-        (root / name).mkdir(parents=True, exist_ok=True)
-        for file, data in files.items():
-            (root / name / file).write_bytes(data)
-    return f'folder:{root}'
+from tf_efsgd.data import load, split
 
 
 def _pixels(part):
@@ -54,7 +37,7 @@ def test_shape_and_every_pixel_count_for_the_hash():
 
 
 def test_grey_hashes_alike_with_one_channel_and_with_three():
-    grey = _noise_image(1)
+    grey = grey_image(1)
     np.testing.assert_array_equal(split.digest(np.repeat(grey, 3, -1)), split.digest(grey))
 
 
@@ -63,6 +46,20 @@ def test_persons_and_records_have_hashes_of_their_own():
     assert abs(split.is_tested_on(digests).mean() - 0.1048) < 0.02  # 4 standard deviations.
     text = np.frombuffer(b'Ada', np.uint8).reshape(1, 3, 1)
     assert not np.array_equal(split.digest(text), split.digests_of_persons(['Ada'])[0])
+
+
+def test_limit_is_drawn_independently_of_the_split():
+    digests = split.digests_of(noise_images(8000, 3, 3, 1))
+    uniform = digests / 2.0**64
+    assert abs(np.corrcoef(uniform.T)[0, 1]) < 0.05  # 4.5 standard deviations.
+    np.testing.assert_allclose(uniform.mean(axis=0), 0.5, atol=0.015)
+
+
+def test_hashing_60000_records_is_fast():
+    images = np.zeros([60_000, 28, 28, 1], np.uint8)
+    start = time.process_time()  # A busy machine is no failure.
+    split.digests_of(images)
+    assert time.process_time() - start < 2
 
 
 def _encodings(grey):
@@ -79,23 +76,23 @@ def _encodings(grey):
     data = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
     opaque = np.concatenate([grey, 0 * grey + 255], -1)
     return [
-        _png(grey, 0),
-        _png(grey, 9),
-        _png(np.repeat(grey, 3, -1)),
-        _png(opaque),
+        png(grey, 0),
+        png(grey, 9),
+        png(np.repeat(grey, 3, -1)),
+        png(opaque),
         b'\x89PNG\r\n\x1a\n' + header + comment + data,
     ]
 
 
 def test_all_encodings_of_a_picture_fall_on_one_side(tmp_path):
-    kinds = len(_encodings(_noise_image(0)))
+    kinds = len(_encodings(grey_image(0)))
     files = {
         f'{i:02}_{kind}.png': data
         for i in range(40)
-        for kind, data in enumerate(_encodings(_noise_image(i)))
+        for kind, data in enumerate(_encodings(grey_image(i)))
     }
     assert len(set(files.values())) == 40 * kinds
-    loaded = records.load(_write(tmp_path, {'x': files}), channels=1)
+    loaded = load.load(write_folder(tmp_path, {'x': files}), channels=1)
     assert len(loaded.train) + len(loaded.test) == 40 * kinds
     assert loaded.test is not None
     assert not _pixels(loaded.train) & _pixels(loaded.test)
@@ -103,16 +100,13 @@ def test_all_encodings_of_a_picture_fall_on_one_side(tmp_path):
 
 
 def test_a_picture_under_two_labels_falls_on_one_side(tmp_path):
-    files = {f'{i:02}.png': _png(_noise_image(i)) for i in range(60)}
-    loaded = records.load(_write(tmp_path, {'a': files, 'b': files}))
+    files = {f'{i:02}.png': png(grey_image(i)) for i in range(60)}
+    loaded = load.load(write_folder(tmp_path, {'a': files, 'b': files}))
     assert loaded.test is not None
     assert not _pixels(loaded.train) & _pixels(loaded.test)
-    of_idx = np.stack([_noise_image(i)[..., 0] for i in range(60)] * 2)
-    header = struct.pack('>4I', 2051, *of_idx.shape)
-    (tmp_path / 'train-images-idx3-ubyte.gz').write_bytes(gzip.compress(header + of_idx.tobytes()))
-    labels = struct.pack('>2I', 2049, 120) + bytes([0] * 60 + [1] * 60)
-    (tmp_path / 'train-labels-idx1-ubyte').write_bytes(labels)
-    again = records.load(f'idx:{tmp_path}')
+    of_idx = np.stack([grey_image(i)[..., 0] for i in range(60)] * 2)
+    write_idx(tmp_path, 'train', of_idx, [0] * 60 + [1] * 60)
+    again = load.load(f'idx:{tmp_path}')
     # The same pictures as files and as an array: the same sides.
     assert _pixels(again.test) == _pixels(loaded.test)
     assert _pixels(again.train) == _pixels(loaded.train)
@@ -122,14 +116,14 @@ def test_a_picture_under_two_labels_falls_on_one_side(tmp_path):
 def test_a_record_of_a_new_class_that_sorts_first_moves_no_other(tmp_path, limit):
     declared = {'limit_records': limit, 'dataset_size': 270}
     files = {
-        name: {f'{i}.png': _png(_noise_image(100 * n + i)) for i in range(100)}
+        name: {f'{i}.png': png(grey_image(100 * n + i)) for i in range(100)}
         for n, name in enumerate(('b', 'c', 'd'))
     }
-    dataset = _write(tmp_path, files)
-    before = records.load(dataset, **declared)
-    new = _noise_image(9999)
-    _write(tmp_path, {'a': {'new.png': _png(new)}})
-    after = records.load(dataset, **declared)
+    dataset = write_folder(tmp_path, files)
+    before = load.load(dataset, **declared)
+    new = grey_image(9999)
+    write_folder(tmp_path, {'a': {'new.png': png(new)}})
+    after = load.load(dataset, **declared)
     assert after.train.class_names == ('a', 'b', 'c', 'd')
     for one, other in ((before.train, after.train), (before.test, after.test)):
         assert _pixels(one) == _pixels(other) - {new.tobytes()}
@@ -137,7 +131,7 @@ def test_a_record_of_a_new_class_that_sorts_first_moves_no_other(tmp_path, limit
     # Declared, the class is there before its first record is, and no label moves either.
     classes = ('a', 'b', 'c', 'd')
     (tmp_path / 'a' / 'new.png').unlink()
-    empty = records.load(dataset, classes=classes, **declared)
+    empty = load.load(dataset, classes=classes, **declared)
     assert empty.train.num_classes == 4 and 0 not in empty.train.labels
     rows = set(zip(map(bytes, after.train.images), after.train.labels.tolist()))
     assert set(zip(map(bytes, empty.train.images), empty.train.labels.tolist())) <= rows
@@ -146,27 +140,27 @@ def test_a_record_of_a_new_class_that_sorts_first_moves_no_other(tmp_path, limit
 def test_the_side_of_a_record_does_not_depend_on_the_size_it_is_cropped_and_resized_to(tmp_path):
     rng = np.random.default_rng(5)
     files = {
-        f'{i:03}.png': _png(rng.integers(0, 256, (8, 14, 3), dtype=np.uint8)) for i in range(90)
+        f'{i:03}.png': png(rng.integers(0, 256, (8, 14, 3), dtype=np.uint8)) for i in range(90)
     }
-    dataset = _write(tmp_path, {'x': files})
-    native, small = records.load(dataset), records.load(dataset, image_size=4, channels=1)
+    dataset = write_folder(tmp_path, {'x': files})
+    native, small = load.load(dataset), load.load(dataset, image_size=4, channels=1)
     assert len(native.test) == len(small.test) > 0
     np.testing.assert_array_equal(native.digests, small.digests)
     # What is cropped away counts too: two pictures with the same middle are two pictures.
     wide = [rng.integers(0, 256, (8, 14, 3), dtype=np.uint8) for _ in range(2)]
     wide[1][:, 3:11] = wide[0][:, 3:11]
-    files = {f'{i}.png': _png(image) for i, image in enumerate(wide)}
-    _write(tmp_path / 'train', {'x': files})
-    _write(tmp_path / 'test', {'x': files})
-    pair = records.load(dataset, image_size=4)
+    files = {f'{i}.png': png(image) for i, image in enumerate(wide)}
+    write_folder(tmp_path / 'train', {'x': files})
+    write_folder(tmp_path / 'test', {'x': files})
+    pair = load.load(dataset, image_size=4)
     np.testing.assert_array_equal(*pair.train.images)
     np.testing.assert_array_equal(pair.digests, split.digests_of(wide))
     assert not np.array_equal(*pair.digests)
 
 
 def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
-    files = {f'{i:03}.png': _png(_noise_image(i)) for i in range(80)}
-    loaded = records.load(_write(tmp_path, {'x': files}), limit_records=50)
+    files = {f'{i:03}.png': png(grey_image(i)) for i in range(80)}
+    loaded = load.load(write_folder(tmp_path, {'x': files}), limit_records=50)
     assert 20 < len(loaded.train) < 75
     assert loaded.digests.dtype == np.uint64
     np.testing.assert_array_equal(loaded.digests, split.digests_of(loaded.train.images))
@@ -174,9 +168,9 @@ def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
 
 def test_an_image_of_the_size_that_is_declared_keeps_its_pixels(tmp_path):
     # A run that read its size off the records declares it when it is resumed.
-    files = {f'{i}.png': _png(_noise_image(i, 9, 11, 3)) for i in range(5)}
-    _write(tmp_path / 'train', {'x': files})
-    _write(tmp_path / 'test', {'x': files})
-    native = records.load(f'folder:{tmp_path}').train.images
-    declared = records.load(f'folder:{tmp_path}', image_size=9).train.images
+    files = {f'{i}.png': png(grey_image(i, 9, 11, 3)) for i in range(5)}
+    write_folder(tmp_path / 'train', {'x': files})
+    write_folder(tmp_path / 'test', {'x': files})
+    native = load.load(f'folder:{tmp_path}').train.images
+    declared = load.load(f'folder:{tmp_path}', image_size=9).train.images
     np.testing.assert_array_equal(native, declared)

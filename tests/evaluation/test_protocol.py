@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from helpers.toy_images import toy
 
-from tf_efsgd.evaluation import classifiers, extractors, protocol
+from tf_efsgd.evaluation import classifiers, looks, protocol
+from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 
 _TRAIN, _TEST = toy(300, 0), toy(100, 1)
 _SIZES = protocol.Sizes(images=120, runs=2, epochs=2)
@@ -30,7 +31,7 @@ def _copied(labels):
 
 @pytest.fixture(scope='module')
 def real(tmp_path_factory):
-    return extractors.RealClassifiers(_TRAIN, tmp_path_factory.mktemp('kept'), epochs=4)
+    return RealClassifiers(_TRAIN, tmp_path_factory.mktemp('kept'), epochs=4)
 
 
 def _measure(generate, real, *, train=_TRAIN, test=_TEST, sizes=_SIZES, **more):
@@ -172,7 +173,7 @@ def test_features_that_differ_by_rounding_are_a_copy(monkeypatch):
 
 def test_pairs_are_the_closest_first_each_with_its_nearest_training_image(good, real):
     pairs = good.pairs['test']
-    look = extractors.Look(real.get(classifiers.build_cnn, seed=0).model)
+    look = looks.Look(real.get(classifiers.build_cnn, seed=0).model)
     shown, nearest, train = (look(i).features for i in (*pairs, _TRAIN.images))
     gaps = np.linalg.norm(shown - nearest, axis=1)
     assert (np.diff(gaps) > -1e-4).all()
@@ -194,7 +195,7 @@ def test_without_a_test_split_what_needs_it_is_left_out(real):
 
 def test_one_class_is_measured_in_pixels(tmp_path):
     train, test = toy(100, 0, num_classes=1), toy(50, 1, num_classes=1)
-    real = extractors.RealClassifiers(train, tmp_path / 'kept')
+    real = RealClassifiers(train, tmp_path / 'kept')
     measured = _measure(lambda labels: toy(len(labels), 2, num_classes=1).images, real,
                         train=train, test=test)  # fmt: skip
     assert not {'gen2real_cnn', 'real2gen_cnn', 'domain_is', 'domain_fid'} & set(measured.metrics)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from helpers import old_sampler
 
 from tf_efsgd.audit import lattice
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.privacy import class_sums, grid, noise
 from tf_efsgd.privacy.features import pixels
 
@@ -22,7 +22,7 @@ _KEY = 0x1234_5678_9ABC_DEF1
 @pytest.fixture(scope='module')
 def digits():
     """Records of the digits, their features, and the digit that is guessed at."""
-    train = records.load('digits').train
+    train = load.load('digits').train
     images, labels = train.images[:600], train.labels[:600]
     features = pixels.FeatureMap(train.image_shape)
     scaled = tf.constant(images, tf.float32) / 127.5 - 1.0

@@ -159,7 +159,9 @@ def test_epsilon_for_several_images_of_one_person_is_a_table(tmp_path):
     # After a change of the mechanism there is none.
     statement = {**_STATEMENT, 'epsilon_by_images_per_person': None}
     text = read_page.text(_write(tmp_path, statement=statement))
-    assert 'protected less than one, and how much less was not computed for this run' in text
+    assert (
+        'protected less than a single one, and how much less was not computed for this run' in text
+    )
 
 
 def test_with_a_person_as_unit_several_images_are_covered(tmp_path):

@@ -15,8 +15,8 @@ from helpers import read_page, tiny_inception, tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config
-from tf_efsgd.data import records
-from tf_efsgd.evaluation import extractors
+from tf_efsgd.data import load
+from tf_efsgd.evaluation import inception
 from tf_efsgd.models import sampling
 from tf_efsgd.privacy import ledger, run_state
 from tf_efsgd.run import build, context, evaluate
@@ -58,7 +58,7 @@ def evaluated(folder, tmp_path_factory):
     weights.write_bytes(tiny_inception.graph_def())
     before = _snapshot(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extractors, '_INCEPTION_SIZE', 16)  # quicker than 299
+        patch.setattr(inception, '_SIZE', 16)  # quicker than 299
         page = _evaluate(folder, f'--inception_weights={weights}')
     assert page == str(folder / 'nonprivate' / 'metrics.html')
     return json.loads((folder / 'nonprivate/metrics.json').read_text()), before, _snapshot(folder)
@@ -211,7 +211,7 @@ def _state_file(folder):
 
 def _other_digits():
     """The digits with one pixel of one image changed."""
-    dataset = records.load('digits')
+    dataset = load.load('digits')
     dataset.train.images[3, 4, 4, 0] ^= 1
     return dataset
 
@@ -234,7 +234,7 @@ def test_other_records_of_the_same_size_are_refused(folder, tmp_path, monkeypatc
 
 
 def test_records_are_checked_while_the_run_is_trained(folder):
-    path, train = _state_file(folder), records.load('digits').train
+    path, train = _state_file(folder), load.load('digits').train
     before = _snapshot(path.parent)
     training = run_state.RunState(path.parent, path.stem)
     try:
@@ -252,7 +252,7 @@ def test_records_are_checked_while_the_run_is_trained(folder):
 def test_a_damaged_state_is_told_in_a_line(tmp_path, content):
     (tmp_path / 'run.json').write_text(content)
     with pytest.raises(config.ConfigError, match='run.json is damaged') as raised:
-        run_folder.check_records(tmp_path, 'run', records.load('digits').train)
+        run_folder.check_records(tmp_path, 'run', load.load('digits').train)
     assert '\n' not in str(raised.value)
 
 

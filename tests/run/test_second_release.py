@@ -6,7 +6,7 @@ from helpers import account_by_hand as by_hand
 from helpers import tiny_run
 
 from tf_efsgd import budget, config, files
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.privacy import class_sums, grid
 from tf_efsgd.privacy.features import learned, pixels
@@ -40,7 +40,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope='module')
 def truth(finished):
     """What the two releases would have been without noise."""
-    train = records.load('digits').train
+    train = load.load('digits').train
     release = learned.Release.from_bytes((finished / 'learned_features.npz').read_bytes())
     classifier = build_classifier(train.image_shape, 10)
     classifier.set_weights(release.classifier)
@@ -92,7 +92,7 @@ def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
     sums = learned.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
     counts = sums[:, -1] / 0.1
-    train = records.load('digits').train
+    train = load.load('digits').train
     np.testing.assert_allclose(counts, np.bincount(train.labels), rtol=1e-3)
 
 

@@ -6,7 +6,7 @@ from helpers import account_by_hand as by_hand
 from helpers import read_page, tiny_run
 
 from tf_efsgd import budget, config, files
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.privacy import class_sums, grid, ledger, releases, run_state
 from tf_efsgd.privacy.features import pixels
 from tf_efsgd.training import callbacks as monitoring
@@ -44,7 +44,7 @@ def test_the_curve_of_epsilon_begins_with_the_release(finished):
 
 def test_what_was_released_is_kept_and_is_noisy(finished):
     sums = np.load(finished / 'warm_start.npy')
-    train = records.load('digits').train
+    train = load.load('digits').train
     features = pixels.FeatureMap(train.image_shape)
     true = class_sums.release(train.images, train.labels, 10, features, 0.0, None)
     said = tiny_run.statement(finished)['warm_start']
@@ -90,7 +90,7 @@ def test_with_steps_the_statement_says_how_they_sample(finished):
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
     tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_WARM, 'train_steps': 2})
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
-    train = records.load('digits').train
+    train = load.load('digits').train
     features = pixels.FeatureMap(train.image_shape)
     true = class_sums.release(train.images, train.labels, 10, features, 0.0, None)
     np.testing.assert_allclose(np.load(tmp_path / 'run/warm_start.npy'), true, rtol=1e-5)

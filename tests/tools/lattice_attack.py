@@ -15,7 +15,7 @@ from helpers import old_sampler
 
 from tf_efsgd import budget, config  # noqa: E402
 from tf_efsgd.audit import lattice  # noqa: E402
-from tf_efsgd.data import records  # noqa: E402
+from tf_efsgd.data import load
 from tf_efsgd.privacy import class_sums, noise  # noqa: E402
 from tf_efsgd.privacy.features import pixels  # noqa: E402
 
@@ -33,7 +33,7 @@ def _guesses(count):
 
 def main():
     """Prints a table."""
-    train = records.load('mnist_10k').train
+    train = load.load('mnist_10k').train
     images, labels, features = train.images, train.labels, pixels.FeatureMap(train.image_shape)
     for epsilon in (10.0, 0.1):
         privacy = config.PrivacyConfig(target_epsilon=epsilon, warm_start_share=1.0)

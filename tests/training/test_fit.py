@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from helpers.small_images import CLASSES, SHAPE, PixelFeatures
 
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.privacy import class_sums, noise
 from tf_efsgd.privacy.features import pixels
@@ -41,7 +41,7 @@ def test_a_fit_to_two_targets_comes_near_both():
 
 
 def test_a_generator_learns_the_classes():
-    train = records.load('digits').train
+    train = load.load('digits').train
     features = pixels.FeatureMap(train.image_shape)
     sums = class_sums.release(train.images, train.labels, 10, features, 1.0, noise.NoiseKey(7))
     means = class_sums.class_means(sums, 1.0, len(train.images))

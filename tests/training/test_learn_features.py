@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tf_efsgd.data import records
+from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.training import learn_features
 
@@ -24,7 +24,7 @@ def test_distances_are_those_of_two_images_of_a_class():
 
 
 def test_the_classifier_learns_from_generated_images():
-    train = records.load('digits').train
+    train = load.load('digits').train
     classifier = build_classifier(train.image_shape, 10)
 
     def generate(labels):  # Digits that stand for generated ones.

@@ -19,7 +19,7 @@ import tensorflow as tf
 from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
-from tf_efsgd.data import poisson, records
+from tf_efsgd.data import load, poisson, records
 from tf_efsgd.data.images import to_float
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
@@ -39,7 +39,7 @@ _SEED = 1  # of initial weights and latents, which are public
 
 def load_records() -> records.Records:
     """N images of digits, the last of them replaced by a checkerboard."""
-    train = records.load('digits').train
+    train = load.load('digits').train
     images, labels = train.images[:DATASET_SIZE].copy(), train.labels[:DATASET_SIZE].copy()
     images[-1, ..., 0] = 255 * (np.indices(images.shape[1:3]).sum(axis=0) % 2)
     return dataclasses.replace(train, images=images, labels=labels)

@@ -17,7 +17,7 @@ from tf_efsgd import config
 from tf_efsgd.cli import arguments
 
 if TYPE_CHECKING:
-    from tf_efsgd.evaluation.extractors import Inception
+    from tf_efsgd.evaluation.inception import Inception
 
 # What may be given again: where the records of the run are now.
 _PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
@@ -68,7 +68,7 @@ def run(values: flags.FlagValues) -> str:
     if values.inception_weights is not None and values.download_inception:
         raise config.ConfigError('Give --inception_weights or --download_inception, not both.')
     # TensorFlow takes seconds to load: only after the flags are known to be right.
-    from tf_efsgd.evaluation import extractors
+    from tf_efsgd.evaluation.inception import InceptionError
     from tf_efsgd.run import evaluate
     from tf_efsgd.run import folder as run_folder
 
@@ -79,7 +79,7 @@ def run(values: flags.FlagValues) -> str:
     state_dir = run_folder.state_dir(run_config, run_dir)
     try:
         inception = _inception(values, state_dir / evaluate.DOWNLOADS)
-    except extractors.ExtractorError as error:
+    except InceptionError as error:
         raise config.ConfigError(str(error)) from error
     try:
         dataset = run_folder.load_records(run_config)
@@ -98,18 +98,18 @@ def run(values: flags.FlagValues) -> str:
 
 
 def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | None:
-    from tf_efsgd.evaluation import extractors
+    from tf_efsgd.evaluation import inception
 
     path = values.inception_weights
     if values.download_inception:
-        path = extractors.download_inception(folder)
+        path = inception.download(folder)
     if path is None:
         print(
             'No FID: it needs the 2015 Inception network, see --inception_weights=PATH or '
             '--download_inception. domain FID is measured instead.'
         )
         return None
-    return extractors.Inception(path)
+    return inception.Inception(path)
 
 
 def _main(rest: list[str]) -> None:

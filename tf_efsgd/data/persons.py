@@ -1,13 +1,13 @@
-"""Whose an image is, and which of a person's images are kept.
+"""Which person an image belongs to, and which of a person's images are kept.
 
 Formal guarantees:
-  - Whose an image is depends on that image alone: on where it lies, on its row in a table, on its
-    name or on a feature of it. An image without a person is refused.
+  - Which person an image belongs to depends on that image alone: on its folder, on its row in a
+    table, on its name or on one of its features. An image without a person is refused.
   - Which images a person keeps depends on that person's own images alone: on the hashes of their
-    pixels and, of equal pixels, on their labels. Another person's images have no part in it.
+    pixels and, for equal pixels, on their labels. Another person's images play no part in it.
   - A person is the same string in all classes and in both splits.
 
-Names of persons are private: no error here holds one, but for what is in the path of an image.
+Names of persons are private: no error here contains one, except within the path of an image.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd.data.errors import DataError
+from tf_efsgd.data.records import DataError
 
 _FORMS = 'folder, csv:FILE, name:REGEX (of a folder: data set) or the name of a TFDS feature'
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """How an image is given to a person.
+    """How images are assigned to persons.
 
     Attributes:
       kind: 'folder', 'csv', 'name' or 'feature'.
-      value: the file, the pattern, or the feature's name with / between levels; '' of 'folder'.
+      value: the file, the pattern, or the feature's name with / between levels; '' for 'folder'.
     """
 
     kind: str
@@ -80,11 +80,11 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What decides whose an image is, wherever it is stored on this machine.
+    """What decides which person an image belongs to, wherever it is stored on this machine.
 
     Attributes:
-      content: the rule and, of a table, its rows; private then.
-      public: the rule as text where that is all of it, None of a table.
+      content: the rule and, for a table, its rows, which are private.
+      public: the rule as text if that is all of it; None for a table.
     """
 
     content: bytes
@@ -92,14 +92,14 @@ class Identity:
 
     @classmethod
     def of(cls, rule: Rule, table: Mapping[str, str] | None = None) -> Identity:
-        """That of a rule, and of the persons by file that its table says."""
+        """The identity of a rule and, for a table, of its persons by file."""
         if rule.kind == 'csv':
             return cls(f'csv:{json.dumps(sorted(table.items()))}'.encode(), None)
         return cls(str(rule).encode('utf-8', 'surrogatepass'), str(rule))
 
 
 def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str], Identity]:
-    """How to tell whose a file of a folder: data set is.
+    """How to tell which person a file of a folder: data set belongs to.
 
     Args:
       rule: of the kind 'folder', 'csv' or 'name'.
@@ -166,8 +166,8 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
                 person = (row['person'] or '').strip()
                 if table.setdefault(name, person) != person:
                     raise DataError(
-                        f'{path} gives {name} to two persons, again in line {rows.line_num}; an '
-                        'image is of one'
+                        f'{path} gives {name} to two persons, the second time in line '
+                        f'{rows.line_num}; an image belongs to one person'
                     )
             return table
     except OSError as error:
@@ -182,7 +182,7 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
 def find_feature(
     rule: Rule, features: Any, name: str
 ) -> tuple[dict[str, Any], Callable[[Any], tf.Tensor]]:
-    """Finds the feature of a TFDS data set that says whose a record is.
+    """Finds the feature of a TFDS data set that says which person a record belongs to.
 
     Args:
       rule: of the kind 'feature'; the name of a group with one feature in it stands for that.
@@ -248,7 +248,7 @@ def _names(features: Any, prefix: str = '') -> list[str]:
 def first_images(
     persons: np.ndarray, digests: np.ndarray, labels: np.ndarray, images_per_person: int
 ) -> np.ndarray:
-    """Which images are kept: of each person those with the smallest hashes.
+    """Which images are kept: those with the smallest hashes of each person.
 
     Args:
       persons: names, [N].

@@ -2,8 +2,8 @@
 
 Formal guarantees:
   - The hash of a record is of its decoded pixels alone, before any crop or resize: neither its
-    place, nor its label, nor the list of classes, nor any other record has a part in it. Two
-    encodings of one picture, and one picture under two labels, fall on one side.
+    place, nor its label, nor the list of classes, nor any other record plays a part in it. Two
+    encodings of one picture, and one picture under two labels, fall on the same side.
   - Grey pixels hash alike whether they come with one channel or with three equal ones.
   - The hash of a person is of the person's name alone, and all images of a person follow it.
 """
@@ -21,8 +21,8 @@ import numpy as np
 _TEST_THRESHOLD = 1_933_000_000_000_000_000
 _SPLIT, _LIMIT = 0, 1  # The columns of the digests: which of the two hashes decides what.
 
-# They keep the hashes of records and persons apart. The number is the first with which the embedded
-# MNIST is split 9,000 to 1,000 and the digits 1,602 to 195, as they were by an earlier hash.
+# These prefixes keep the hashes of records and persons apart. The number is the first with which
+# the embedded MNIST is split 9,000 to 1,000 and the digits 1,602 to 195, as by an earlier hash.
 _RECORD, _PERSON = b'tf_efsgd record 368\0', b'tf_efsgd person\0'
 
 
@@ -48,7 +48,7 @@ def digests_of(images: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def digests_of_persons(persons: Iterable[str]) -> np.ndarray:
-    """The same of each person's name, uint64 [N, 2]."""
+    """Two such hashes of each person's name, uint64 [N, 2]."""
     return _stack(
         [
             _words(hashlib.sha256(_PERSON + name.encode('utf-8', 'surrogatepass')).digest())

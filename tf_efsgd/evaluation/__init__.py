@@ -1,1 +1,1 @@
-"""What a trained generator is worth, and the page that tells it."""
+"""How good generated images are: images against images, without knowing any run."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd.evaluation.progress import progress_bar
+from tf_efsgd.data.images import to_float
+from tf_efsgd.progress import progress_bar
 
 if TYPE_CHECKING:
     from tf_efsgd.data.records import Records
@@ -34,12 +35,12 @@ class Gen2RealResult:
     """What one gen2real run measured.
 
     Attributes:
-        accuracy: share of real test images classified correctly, in [0, 1]. Not covered by DP.
-        chosen_epoch: the epoch whose weights were measured, counted from 1.
-        held_out_accuracy: accuracy of that epoch on held-out generated images, in [0, 1].
-        epochs: how many epochs were trained.
-        num_generated: generated images in total, the held-out ones included.
-        num_test: real test images.
+      accuracy: share of real test images classified correctly, in [0, 1]. Not covered by DP.
+      chosen_epoch: the epoch whose weights were measured, counted from 1.
+      held_out_accuracy: accuracy of that epoch on held-out generated images, in [0, 1].
+      epochs: how many epochs were trained.
+      num_generated: generated images in total, the held-out ones included.
+      num_test: real test images.
     """
 
     accuracy: float
@@ -55,9 +56,9 @@ class Trained:
     """A classifier with the weights of its best epoch.
 
     Attributes:
-        model: from images, float32 [batch, H, W, C] in [-1, 1], to logits.
-        chosen_epoch: the epoch of the weights, counted from 1.
-        held_out_accuracy: accuracy of that epoch on the held-out images, in [0, 1].
+      model: from images, float32 [batch, H, W, C] in [-1, 1], to logits.
+      chosen_epoch: the epoch of the weights, counted from 1.
+      held_out_accuracy: accuracy of that epoch on the held-out images, in [0, 1].
     """
 
     model: tf.keras.Model
@@ -74,16 +75,16 @@ def build_cnn(
     global random state.
 
     Args:
-        image_shape: (height, width, channels) of the images; height and width at least 4.
-        num_classes: how many logits, at least 1.
-        seed: of the initial weights and of dropout.
+      image_shape: (height, width, channels) of the images; height and width at least 4.
+      num_classes: how many logits, at least 1.
+      seed: of the initial weights and of dropout.
 
     Returns:
-        A model from images, float32 [batch, height, width, channels] in [-1, 1], to logits,
-        float32 [batch, num_classes].
+      A model from images, float32 [batch, height, width, channels] in [-1, 1], to logits,
+      float32 [batch, num_classes].
 
     Raises:
-        ValueError: if an image is smaller than 4 x 4, or there is no class.
+      ValueError: if an image is smaller than 4 x 4, or there is no class.
     """
     height, width, _ = image_shape
     if min(height, width) < 4 or num_classes < 1:
@@ -120,12 +121,12 @@ def build_mlp(
     """Builds the small classifier of the field's tables: pixels, dense 256, logits.
 
     Args:
-        image_shape: (height, width, channels) of the images.
-        num_classes: how many logits, at least 1.
-        seed: of the initial weights.
+      image_shape: (height, width, channels) of the images.
+      num_classes: how many logits, at least 1.
+      seed: of the initial weights.
 
     Returns:
-        A model as `build_cnn` makes.
+      A model as `build_cnn` makes.
     """
     layers = tf.keras.layers
     kernels = [tf.keras.initializers.GlorotUniform(seed=10 * seed + index) for index in (5, 6)]
@@ -159,21 +160,21 @@ def gen2real(
     Two runs with the same arguments on the same CPU agree; a GPU may differ in the last digits.
 
     Args:
-        generated: images uint8 [n, H, W, C] in [0, 255] with labels int32 [n], n >= 2.
-        test: real images that training never saw, of the same shape and classes.
-        build: makes the classifier; `build_cnn` or `build_mlp`.
-        epochs: passes over the generated images that are trained on, at least 1.
-        held_out: how many generated images choose the epoch, in [1, n - 1]; default: a tenth of
-            them, at most 5000.
-        batch_size: images per training step, at least 1.
-        seed: of the split, the shuffles, the initial weights and dropout.
-        progress: what the progress bar is called; None draws none.
+      generated: images uint8 [n, H, W, C] in [0, 255] with labels int32 [n], n >= 2.
+      test: real images that training never saw, of the same shape and classes.
+      build: makes the classifier; `build_cnn` or `build_mlp`.
+      epochs: passes over the generated images that are trained on, at least 1.
+      held_out: how many generated images choose the epoch, in [1, n - 1]; default: a tenth of
+        them, at most 5000.
+      batch_size: images per training step, at least 1.
+      seed: of the split, the shuffles, the initial weights and dropout.
+      progress: what the progress bar is called; None draws none.
 
     Returns:
-        The accuracy on the real test images, and how it came about.
+      The accuracy on the real test images, and how it came about.
 
     Raises:
-        ValueError: if the two sets do not fit together, or a number is out of its range.
+      ValueError: if the two sets do not fit together, or a number is out of its range.
     """
     _check_fit(generated, test)
     trained = train(
@@ -209,16 +210,16 @@ def train(
     """Trains a classifier; the epoch is chosen on held-out images of the same records.
 
     Args:
-        records: images uint8 [n, H, W, C] with labels int32 [n], n >= 2.
-        build: as in `gen2real`.
-        epochs: as in `gen2real`.
-        held_out: how many of the records choose the epoch; default as in `gen2real`.
-        batch_size: as in `gen2real`.
-        seed: as in `gen2real`.
-        progress: what the progress bar is called; None draws none.
+      records: images uint8 [n, H, W, C] with labels int32 [n], n >= 2.
+      build: as in `gen2real`.
+      epochs: as in `gen2real`.
+      held_out: how many of the records choose the epoch; default as in `gen2real`.
+      batch_size: as in `gen2real`.
+      seed: as in `gen2real`.
+      progress: what the progress bar is called; None draws none.
 
     Raises:
-        ValueError: if a number is out of its range.
+      ValueError: if a number is out of its range.
     """
     count = len(records.images)
     if held_out is None:
@@ -261,14 +262,14 @@ def outputs(model: tf.keras.Model, images: np.ndarray) -> Iterator[Any]:
     """Yields what a model makes of images uint8 [n, H, W, C], batch by batch.
 
     Args:
-        model: from images, float32 [batch, H, W, C] in [-1, 1], to a tensor or a list of tensors.
-        images: uint8 [n, H, W, C].
+      model: from images, float32 [batch, H, W, C] in [-1, 1], to a tensor or a list of tensors.
+      images: uint8 [n, H, W, C].
 
     Yields:
-        A NumPy array, or a list of them, per batch.
+      A NumPy array, or a list of them, per batch.
     """
     for start in range(0, len(images), _TEST_BATCH_SIZE):
-        yield model.predict_on_batch(_to_float(images[start : start + _TEST_BATCH_SIZE]))
+        yield model.predict_on_batch(to_float(images[start : start + _TEST_BATCH_SIZE]))
 
 
 def summarize(values: Sequence[float]) -> dict[str, float | list[float] | None]:
@@ -332,13 +333,9 @@ def _loader(records: Records) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
         labels = tf.convert_to_tensor(records.labels, tf.int32)
 
     def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _to_float(tf.gather(images, indices)), tf.gather(labels, indices)
+        return to_float(tf.gather(images, indices)), tf.gather(labels, indices)
 
     return lambda batches: batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
-
-
-def _to_float(images: tf.Tensor) -> tf.Tensor:
-    return tf.cast(images, tf.float32) / 127.5 - 1.0
 
 
 class _EpochChooser(tf.keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""How far two sets of images are apart, over any features; what classes they have, over any scores.
+"""Distances between two sets of images from any features, and scores from class probabilities.
 
 Nothing here knows where features or probabilities come from; everything is NumPy, in float64.
 """
@@ -116,8 +116,8 @@ def inception_score(probabilities: np.ndarray) -> float:
       probabilities: of the classes, float [n, classes], n >= 1; each row sums to 1.
 
     Returns:
-      From 1 (all images alike, or none of any class) to the number of classes (each image of one
-      class for sure, all classes alike often).
+      From 1 (all images have the same probabilities) to the number of classes (each image certainly
+      has one class, and every class is equally frequent).
 
     Raises:
       ValueError: if a row is not a distribution.

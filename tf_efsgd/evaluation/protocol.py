@@ -1,4 +1,4 @@
-"""Everything that is measured of one generator, with both ends of the scale beside each figure.
+"""Everything that is measured about one generator, with both ends of the scale beside each figure.
 
 All of it looks at real images: NOT covered by differential privacy. The two ends are the same
 generator untrained, and the real data itself.
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tf_efsgd.data.records import Records
-from tf_efsgd.evaluation import classifiers, distances, extractors
+from tf_efsgd.evaluation import classifiers, distances, looks
 
 if TYPE_CHECKING:
-    from tf_efsgd.evaluation.extractors import Inception, RealClassifiers
+    from tf_efsgd.evaluation.inception import Inception
+    from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 
-# The untrained end of a scale needs no more images to be told from the others.
+# More images would not move the untrained end of a scale noticeably.
 _UNTRAINED_IMAGES = 10_000
-# Neighbours are searched among so many images of a set at most (all training images for copies).
+# Neighbours are searched among at most this many images of a set (for copies, among all training
+# images).
 _NEIGHBOUR_IMAGES = 10_000
 # A generated image is called close to a training image when it is closer than this share of test
 # images is to its own nearest one.
@@ -29,7 +31,7 @@ _CLOSE_QUANTILE = 0.01
 # Features of one image differ by less from batch to batch, as a share of their usual norm.
 _ROUNDING = 1e-5
 _PAIRS = 12
-# Fewer have no covariance, or no third neighbour, worth the name.
+# Fewer images have no meaningful covariance or third neighbour.
 LEAST_TRAIN, _LEAST_TEST = 20, 10
 _SPLIT_SEED = 103
 
@@ -114,13 +116,13 @@ def measure(
     if train.num_classes > 1:
         metrics |= _classify(sets, sizes, real, verbose)
         model = real.get(classifiers.build_cnn, seed=0).model
-        seen = _of_each(sets, extractors.Look(model), verbose)
+        seen = _of_each(sets, looks.Look(model), verbose)
         metrics['domain_is'] = _domain_is(seen)
         features = {name: one.features for name, one in seen.items()}
         metrics['domain_fid'] = _distance_to_real(distances.frechet_distance, features)
         metrics['domain_kid'] = _distance_to_real(distances.kernel_distance, features)
     else:
-        features = {name: extractors.pixel_features(r.images) for name, r in sets.items()}
+        features = {name: looks.pixel_features(r.images) for name, r in sets.items()}
     metrics['features'] = 'real_cnn' if train.num_classes > 1 else 'pixels'
     metrics['precision_recall'] = _precision_recall(features)
     metrics['duplicates'], pairs = _duplicates(features, sets)
@@ -133,7 +135,7 @@ def measure(
 
 
 def _balanced(generate: Generate, count: int, like: Records) -> Records:
-    """So many generated images, all classes alike often."""
+    """This many generated images, with every class equally often."""
     labels = np.arange(count, dtype=np.int32) % like.num_classes
     return dataclasses.replace(like, images=generate(labels), labels=labels)
 
@@ -211,7 +213,7 @@ def _gen2real(
 # Distances.
 
 
-def _domain_is(seen: dict[str, extractors.Seen]) -> dict[str, float]:
+def _domain_is(seen: dict[str, looks.Seen]) -> dict[str, float]:
     """The inception score with the real-data CNN as the classifier."""
     real = seen.get('test', seen['train'])
     return {

@@ -34,23 +34,23 @@ def export_generator(
     The folder appears whole or not at all: it is written beside `export_dir` and then renamed.
 
     Args:
-        generate_images: from labels, int32 [n], to images, float32 [n, H, W, C] in [-1, 1]; made of
-            TensorFlow ops that read `generator_variables` and no other variable, and draw the
-            latents with `tf.random` ops that have no seed.
-        generator_variables: the variables `generate_images` reads: all that is saved.
-        export_dir: a local folder that does not exist yet, for TF Serving `.../<version number>`.
-        num_classes: how many classes there are, at least 1.
-        statement: what is written to `assets.extra/privacy_statement.json`; JSON values only, no
-            NaN and no infinity.
+      generate_images: from labels, int32 [n], to images, float32 [n, H, W, C] in [-1, 1]; made of
+        TensorFlow ops that read `generator_variables` and no other variable, and draw the
+        latents with `tf.random` ops that have no seed.
+      generator_variables: the variables `generate_images` reads: all that is saved.
+      export_dir: a local folder that does not exist yet, for TF Serving `.../<version number>`.
+      num_classes: how many classes there are, at least 1.
+      statement: what is written to `assets.extra/privacy_statement.json`; JSON values only, no
+        NaN and no infinity.
 
     Returns:
-        The absolute path of the folder that was written.
+      The absolute path of the folder that was written.
 
     Raises:
-        ValueError: if `export_dir` exists, `num_classes` is below 1, `statement` is not JSON or
-            claims a privacy that its own numbers do not bear out, or
-            `generate_images` returns something else, is seeded, or reads another variable or
-            tensor from outside. Nothing is left behind then.
+      ValueError: if `export_dir` exists, `num_classes` is below 1, `statement` is not JSON or
+        claims a privacy that its own numbers do not bear out, or
+        `generate_images` returns something else, is seeded, or reads another variable or
+        tensor from outside. Nothing is left behind then.
     """
     export_dir = os.path.abspath(os.fspath(export_dir))
     if os.path.lexists(export_dir):

@@ -6,10 +6,10 @@ import numpy as np
 import tensorflow as tf
 
 from tf_efsgd.data.images import to_uint8
-from tf_efsgd.evaluation.progress import progress_bar
 from tf_efsgd.models.generator import draw_inputs
+from tf_efsgd.progress import progress_bar
 
-_BATCH = 500
+_BATCH_SIZE = 500
 
 
 def generate(
@@ -28,8 +28,8 @@ def generate(
     """
     parts = []
     with progress_bar(progress, len(labels)) as bar:
-        for start in range(0, len(labels), _BATCH):
-            part = tf.constant(labels[start : start + _BATCH])
+        for start in range(0, len(labels), _BATCH_SIZE):
+            part = tf.constant(labels[start : start + _BATCH_SIZE])
             inputs = draw_inputs(generator, part, tf.constant([seed, start], tf.int32))
             parts.append(to_uint8(generator(inputs)).numpy())
             bar.update(len(part))

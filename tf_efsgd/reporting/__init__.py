@@ -1,1 +1,1 @@
-"""Pages and pictures."""
+"""The pages of a run: one that may be shared, and one that may not."""

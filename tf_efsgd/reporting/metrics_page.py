@@ -51,20 +51,20 @@ def write_metrics_page(
     """Writes the page of what was measured against real images. It shows some of them.
 
     Args:
-        path: the file to write, in RUN/nonprivate; one that exists is replaced.
-        title: the heading.
-        metrics: as `protocol.measure` returns them, with `provenance`: values by name.
-        pictures: PNGs by what they show: each row of images above its nearest training images.
+      path: the file to write, in RUN/nonprivate; one that exists is replaced.
+      title: the heading.
+      metrics: as `protocol.measure` returns them, with `provenance`: values by name.
+      pictures: PNGs by what they show: each row of images above its nearest training images.
 
     Raises:
-        ValueError: if a picture is not a PNG.
+      ValueError: if a picture is not a PNG.
     """
     parts = [
         pages.banner(
             'Do NOT share this page',
             'It was measured on real images, and shows some of them: it is not covered by the '
-            "run's ε. For whoever may see the images themselves. Choosing a run by these figures "
-            'spends privacy that no ε counts.',
+            "run's ε. Show it only to those who may see the images. Choosing a run by these "
+            'figures spends privacy that no ε counts.',
             may_be_shared=False,
         ),
         pages.section('Usefulness', _table(_usefulness(metrics)) + _usefulness_notes(metrics)),
@@ -97,9 +97,7 @@ def _usefulness_notes(metrics: Mapping[str, Any]) -> str:
         return '<p>No gen2real: it needs at least two classes and a test split of real images.</p>'
     found = metrics['gen2real_cnn']
     runs = len(found['accuracies'])
-    spread = (
-        'and their sample standard deviation' if runs > 1 else '; one run says nothing of a spread'
-    )
+    spread = 'and their sample standard deviation' if runs > 1 else '; a single run shows no spread'
     left = '' if found['untrained'] else ' (here: of guessing; none was trained there)'
     return f"""
 <p><b>gen2real:</b> a classifier learns from {found['num_generated']:,} generated images only and is

@@ -74,9 +74,9 @@ def write_page(path: str | os.PathLike[str], title: str, parts: list[str]) -> No
     """Writes a page as one HTML file, whole or not at all.
 
     Args:
-        path: the file to write; one that exists is replaced.
-        title: the heading, plain text.
-        parts: HTML, one after the other.
+      path: the file to write; one that exists is replaced.
+      title: the heading, plain text.
+      parts: HTML, one after the other.
     """
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(parts))
     files.write_atomically(path, page)
@@ -97,7 +97,7 @@ def picture(png: bytes, alt: str, caption: str) -> str:
     """A PNG as a figure with the picture inside the page; texts are plain.
 
     Raises:
-        ValueError: if it is not a PNG.
+      ValueError: if it is not a PNG.
     """
     if not png.startswith(_PNG_SIGNATURE):
         raise ValueError(f'A picture must be a PNG. Received: {png[:8]!r}')

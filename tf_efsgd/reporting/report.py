@@ -23,7 +23,7 @@ _LABELS = {
     'epsilon': 'ε spent',
     'epsilon_pld': 'ε by privacy loss distributions',
     'epsilon_rdp': 'ε by Rényi DP',
-    'epsilon_of_the_ideal_mechanism': 'ε, were the noise real numbers',
+    'epsilon_of_the_ideal_mechanism': 'ε if the noise were real numbers',
     'delta': 'δ',
     'delta_times_units': 'δ times the number of images, or of persons',
     'neighboring_relation': 'Neighbouring data sets',
@@ -83,24 +83,24 @@ def write_report(
     released, and no evaluation against real images.
 
     Args:
-        path: the file to write; one that exists is replaced.
-        title: the heading.
-        private: whether everything on the page is covered by (ε, δ)-differential privacy.
-        statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
-            >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
-            `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
-        samples_png: path of a PNG of generated images, or None when there is none yet.
-        sample_caption: what stands below the picture.
-        history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
-            and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
-            number itself where there is one; what is not finite is left out. With `private`, all
-            tags must begin with `dp/`.
-        config_text: the flags of the run.
+      path: the file to write; one that exists is replaced.
+      title: the heading.
+      private: whether everything on the page is covered by (ε, δ)-differential privacy.
+      statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
+        >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
+        `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
+      samples_png: path of a PNG of generated images, or None when there is none yet.
+      sample_caption: what stands below the picture.
+      history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
+        and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
+        number itself where there is one; what is not finite is left out. With `private`, all
+        tags must begin with `dp/`.
+      config_text: the flags of the run.
 
     Raises:
-        ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
-            or `samples_png` is not a PNG.
-        FileNotFoundError: if `samples_png` does not exist.
+      ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
+        or `samples_png` is not a PNG.
+      FileNotFoundError: if `samples_png` does not exist.
     """
     if private:
         _check_claim(statement, history)
@@ -235,8 +235,8 @@ def _several_images(statement: Mapping[str, Any]) -> str:
     found = statement.get(_BY_IMAGES)
     if not found:
         return (
-            '<p><b>Several images of one person</b> are protected less than one, and how much '
-            'less was not computed for this run.</p>'
+            '<p><b>Several images of one person</b> are protected less than a single one, and how '
+            'much less was not computed for this run.</p>'
         )
     rows = ''.join(
         f'<tr><th>{html.escape(str(images))} images</th><td>'
@@ -251,8 +251,8 @@ def _several_images(statement: Mapping[str, Any]) -> str:
             '</p>'
         )
     return (
-        '<p><b>Several images of one person</b> are protected less than one. For all of them '
-        f'together, at the same δ, ε for K images of one person is:</p>\n'
+        '<p><b>Several images of one person</b> are protected less than a single one. For all of '
+        f'them together, at the same δ, ε for K images of one person is:</p>\n'
         f'<table class="figures">{rows}</table>\n{none}'
     )
 

@@ -18,12 +18,13 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from tf_efsgd import budget, config, files
-from tf_efsgd.benchmark import __main__ as benchmark
+from tf_efsgd import budget, config, files, machine
 from tf_efsgd.config import RunConfig
 from tf_efsgd.data.records import Dataset, Records
-from tf_efsgd.evaluation import extractors, protocol
-from tf_efsgd.evaluation.extractors import Inception
+from tf_efsgd.evaluation import protocol
+from tf_efsgd.evaluation.inception import Inception
+from tf_efsgd.evaluation.real_classifiers import RealClassifiers
+from tf_efsgd.machine import describe_machine, machine
 from tf_efsgd.models import sampling
 from tf_efsgd.privacy import ledger
 from tf_efsgd.reporting import metrics_page
@@ -101,7 +102,7 @@ def evaluate_run(
         train,
         test,
         sizes,
-        extractors.RealClassifiers(train, cache_dir, verbose=True),
+        RealClassifiers(train, cache_dir, verbose=True),
         inception=inception,
         verbose=True,
     )
@@ -183,7 +184,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
         'seed': run_config.training.seed,
         'training_minutes': _training_minutes(run_dir),
         'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'machine': benchmark.describe_machine(benchmark.machine()),
+        'machine': describe_machine(machine()),
         'tf_efsgd': __version__,
     }
 

@@ -9,7 +9,7 @@ import pathlib
 
 from tf_efsgd import budget, files
 from tf_efsgd.config import ConfigError, RunConfig, from_flagfile, join_classes
-from tf_efsgd.data import records
+from tf_efsgd.data import load, records
 from tf_efsgd.privacy import run_state
 
 LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
@@ -221,7 +221,7 @@ def load_records(config: RunConfig) -> records.Dataset:
             'parts of a data set with a test set of its own, only those to train on are.'
         )
     try:
-        dataset = records.load(
+        dataset = load.load(
             data.dataset,
             data_dir=data.data_dir,
             manual_dir=data.tfds_manual_dir,

@@ -1,0 +1,63 @@
+"""Image files in class folders."""
+
+import numpy as np
+from helpers.data_sets import error_of, grey_files, grey_image, png, rows_of, write_folder
+
+from tf_efsgd.data import load
+
+
+def test_folder_of_classes(tmp_path):
+    files = {
+        'zebra': grey_files(70, 0),
+        'ant': {**grey_files(29, 100), 'UPPER.PNG': png(grey_image(300))},
+    }
+    dataset = write_folder(tmp_path, files)
+    (tmp_path / '.hidden').mkdir()
+    (tmp_path / 'ant' / '.junk.png').write_bytes(b'no image')
+    (tmp_path / 'ant' / 'notes.txt').write_bytes(b'no image')
+    (tmp_path / 'README.md').write_bytes(b'no image')
+    loaded = load.load(dataset)
+    assert loaded.train.class_names == ('ant', 'zebra')
+    assert loaded.train.image_shape == (6, 6, 1)
+    wanted = {(grey_image(100 + i).tobytes(), 0) for i in range(29)} | {
+        (grey_image(300).tobytes(), 0)
+    }
+    wanted |= {(grey_image(i).tobytes(), 1) for i in range(70)}
+    assert rows_of(loaded.train) | rows_of(loaded.test) == wanted
+    assert 1 <= len(loaded.test) <= 25
+    # Not by position: without one file all others stay where they were.
+    (tmp_path / 'ant' / '000.png').unlink()
+    fewer = load.load(dataset)
+    gone = {(grey_image(100).tobytes(), 0)}
+    assert rows_of(fewer.train) == rows_of(loaded.train) - gone
+    assert rows_of(fewer.test) == rows_of(loaded.test) - gone
+    # Nor by the size it is resized to.
+    small = load.load(dataset, image_size=3)
+    np.testing.assert_array_equal(small.test.labels, fewer.test.labels)
+
+
+def test_folder_with_train_and_test(tmp_path):
+    write_folder(
+        tmp_path / 'train', {'a': grey_files(3, 0), 'b': grey_files(2, 10), 'c': grey_files(1, 20)}
+    )
+    write_folder(tmp_path / 'test', {'c': grey_files(2, 30), 'b': grey_files(1, 40)})
+    loaded = load.load(f'folder:{tmp_path}')
+    assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 2]
+    assert loaded.test.labels.tolist() == [1, 2, 2]
+    np.testing.assert_array_equal(loaded.test.images[1], grey_image(30))
+    write_folder(tmp_path / 'test', {'dog': grey_files(1, 50)})
+    error_of(["'dog'", 'every class of the test images'], f'folder:{tmp_path}')
+
+
+def test_folders_without_images_are_named(tmp_path):
+    error_of([str(tmp_path), 'no class folders'], f'folder:{tmp_path}')
+    dataset = write_folder(tmp_path, {'empty': {}, 'too': {}})
+    error_of([str(tmp_path), 'no .png, .jpg, .jpeg images'], dataset)
+    write_folder(tmp_path / 'train', {'a': grey_files(1, 0)})
+    write_folder(tmp_path / 'test', {'a': {}})
+    error_of([str(tmp_path / 'test'), 'no .png, .jpg, .jpeg images'], dataset)
+
+
+def test_images_one_folder_too_deep_are_no_empty_class(tmp_path):
+    dataset = write_folder(tmp_path, {'cat': grey_files(2, 0), 'dog/rex': grey_files(2, 9)})
+    error_of([str(tmp_path / 'dog'), 'no .png, .jpg, .jpeg images of its own', '--person'], dataset)

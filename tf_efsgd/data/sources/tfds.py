@@ -1,0 +1,231 @@
+"""Data sets of TensorFlow Datasets, by their names: `mnist`, `celeb_a` and others."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from tf_efsgd.data import parts, persons
+from tf_efsgd.data.records import DataError
+
+
+def read(
+    dataset: str,
+    wanted: parts.Wanted,
+    *,
+    other_names: Sequence[str] = (),
+    schemes: Sequence[str] = (),
+) -> parts.Source:
+    """Reads a data set of TFDS with an image and a class label; prepares it when it is not yet.
+
+    Args:
+      dataset: its name in TFDS.
+      wanted: what was asked for.
+      other_names: names of data sets that are not of TFDS, for the message about an unknown one.
+      schemes: what may stand before a colon in a name, for the same message.
+
+    Raises:
+      DataError: the data set is unknown, cannot be obtained, or is not of a usable kind.
+    """
+    with _quiet_absl():
+        builder = _builder(dataset, wanted.data_dir, other_names, schemes)
+    if not builder.data_path.exists():
+        _prepare(builder, dataset, wanted.manual_dir)
+    with _quiet_absl():
+        return _read_prepared(builder, dataset, wanted)
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Silences what TFDS logs about each step it takes, and its warnings about its own code."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(min(verbosity, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Source:
+    features, splits = builder.info.features, builder.info.splits
+    names, partial, get_label = _find_label(features, name, wanted.label)
+    names = parts.check_names(name, names, wanted)
+    get_person = None
+    if wanted.rule is not None:
+        of_person, get_person = persons.find_feature(wanted.rule, features, name)
+        partial = _both(partial, of_person)
+    if 'train' not in splits:
+        raise DataError(f'{name} has no split train, only {", ".join(splits)}; use another one')
+    # The schema is public; where it leaves something open, the records say it.
+    height, width, depth = features['image'].shape
+    channels = wanted.channels or {1: 1, 3: 3, 4: 3}.get(depth)
+    read_off = () if channels else ('channels',)
+    read_off += () if wanted.image_size or (height and width) else ('image_size',)
+
+    def read_part(split: str) -> parts.Part:
+        def describe(position: int) -> str:
+            return f'record {position} of {name}, split {split}'
+
+        stream = _stream(builder, split, partial, get_label, get_person)
+        count = splits[split].num_examples
+        part = parts.part_of_stream(stream, count, wanted.image_size, channels, describe)
+        if get_person is not None and not all(part.persons):
+            position = list(part.persons).index('')
+            raise DataError(
+                f'{describe(position)} has no person by --person={wanted.rule}; every image needs '
+                'one: use another feature'
+            )
+        return part
+
+    held_out = next((split for split in ('test', 'validation') if split in splits), None)
+    test = read_part(held_out) if held_out else None
+    identity = None if wanted.rule is None else persons.Identity.of(wanted.rule)
+    return parts.Source(read_part('train'), test, names, read_off=read_off, person_rule=identity)
+
+
+def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What two selections of nested features select together."""
+    merged = {**one, **other}
+    for key in one.keys() & other.keys():
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            merged[key] = _both(one[key], other[key])
+    return merged
+
+
+def _builder(
+    name: str,
+    data_dir: parts.PathLike | None,
+    other_names: Sequence[str] = (),
+    schemes: Sequence[str] = (),
+) -> Any:
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    unknown = (
+        f'unknown data set {name!r}; {_closest(name, [*other_names, *known])} '
+        'For images of your own use folder:PATH'
+    )
+    if not re.match(r'[A-Za-z_]', name):  # TFDS would explain the grammar of its names.
+        raise DataError(unknown)
+    scheme, has_scheme, _ = name.partition(':')
+    if has_scheme and scheme.split('/')[0] not in known:
+        schemes = ' and '.join(f'{own}:PATH' for own in schemes)
+        raise DataError(f'unknown scheme in the data set {name!r}; there are {schemes}')
+    data_dir = None if data_dir is None else os.path.expanduser(data_dir)
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise DataError(unknown) from error
+    except Exception as error:  # Builders run code of their own, which may raise anything.
+        raise DataError(f'cannot open the data set {name!r}: {parts.cause_text(error)}') from error
+
+
+def _closest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    if close:
+        return f'did you mean {" or ".join(close)}?'
+    return f'there are {", ".join(known[:4])} and others.'
+
+
+def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None:
+    """Lets TFDS download the files, or take them from manual_dir, and convert them.
+
+    TFDS shows its own progress.
+    """
+    import tensorflow_datasets as tfds
+
+    config = tfds.download.DownloadConfig()
+    if manual_dir is not None:
+        manual_dir = os.path.abspath(os.path.expanduser(manual_dir))
+        if not os.path.isdir(manual_dir):
+            raise DataError(f'there is no folder {manual_dir!r} to use as --tfds_manual_dir')
+        config = tfds.download.DownloadConfig(manual_dir=manual_dir)
+    try:
+        builder.download_and_prepare(download_config=config)
+    except Exception as error:  # Builders run code of their own, which may raise anything.
+        raise DataError(
+            f'{name} is not in {builder.data_dir} and cannot be downloaded '
+            f'({type(error).__name__}: {parts.cause_text(error)}); point --data_dir at a folder '
+            'where TFDS has prepared it, or --tfds_manual_dir at its downloaded files'
+        ) from error
+
+
+def _find_label(
+    features: Any, name: str, attribute: str
+) -> tuple[tuple[str, ...], dict[str, Any], Callable[[Any], tf.Tensor]]:
+    """Finds what to use as image and label in the features of a TFDS data set.
+
+    Returns:
+      Class names, the features to read, and how to take the label from a record.
+
+    Raises:
+      DataError: the data set has no such thing.
+    """
+    import tensorflow_datasets as tfds
+
+    features = features if isinstance(features, tfds.features.FeaturesDict) else {}
+    image = features['image'] if 'image' in features else None
+    label = features['label'] if 'label' in features else None
+    is_image = isinstance(image, tfds.features.Image)
+    if is_image and image.np_dtype in (np.uint8, np.uint16):
+        if isinstance(label, tfds.features.ClassLabel) and label.num_classes:
+            names = tuple(label.names)
+            return names, {'image': True, 'label': True}, lambda record: record['label']
+        attributes = features['attributes'] if 'attributes' in features else None
+        if isinstance(attributes, tfds.features.FeaturesDict):
+            return _find_attribute(attributes, name, attribute)
+    raise DataError(
+        f'{name} cannot be used: it needs a feature "image" of 8 or 16 bits and a class "label". '
+        f'Received: {", ".join(features) or "other features"}'
+    )
+
+
+def _find_attribute(
+    attributes: Any, name: str, attribute: str
+) -> tuple[tuple[str, ...], dict[str, Any], Callable[[Any], tf.Tensor]]:
+    """Like _find_label, for a data set with yes-no attributes."""
+    known = [key for key in attributes if attributes[key].np_dtype == np.bool_]
+    if attribute not in known:
+        close = difflib.get_close_matches(attribute.title(), known, n=3, cutoff=0.4) or known[:5]
+        raise DataError(
+            f'{name} has no attribute {attribute!r} among its {len(known)}; '
+            f'set --label to one, e.g. {", ".join(close)}'
+        )
+    partial = {'image': True, 'attributes': {attribute: True}}
+    names = (f'not {attribute}', attribute)
+    return names, partial, lambda record: record['attributes'][attribute]
+
+
+def _stream(
+    builder: Any,
+    split: str,
+    partial: dict[str, Any],
+    get_label: Callable[[Any], tf.Tensor],
+    get_person: Callable[[Any], tf.Tensor] | None = None,
+) -> tf.data.Dataset:
+    """A split as (encoded image, label, person), in the order of the files."""
+    import tensorflow_datasets as tfds
+
+    # The images stay encoded: our own pipeline decodes them.
+    decoders = tfds.decode.PartialDecoding(partial, decoders={'image': tfds.decode.SkipDecoding()})
+    stream = builder.as_dataset(
+        split=split,
+        shuffle_files=False,
+        decoders=decoders,
+        read_config=tfds.ReadConfig(try_autocache=False, add_tfds_id=False),
+    )
+    return stream.map(
+        lambda record: (
+            record['image'],
+            tf.cast(get_label(record), tf.int32),
+            '' if get_person is None else get_person(record),
+        )
+    )

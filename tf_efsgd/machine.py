@@ -1,0 +1,38 @@
+"""The machine that a figure was made on."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import platform
+from collections.abc import Mapping
+
+
+def machine() -> dict[str, object]:
+    """Facts about this machine, by name: cores, processor, GPUs and versions."""
+    import tensorflow as tf
+
+    is_limited = hasattr(os, 'sched_getaffinity')
+    return {
+        'cores': len(os.sched_getaffinity(0)) if is_limited else os.cpu_count(),
+        'processor': _processor(),
+        'gpus': len(tf.config.list_physical_devices('GPU')),
+        'tensorflow': tf.__version__,
+        'python': platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    path = pathlib.Path('/proc/cpuinfo')
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def describe_machine(facts: Mapping[str, object]) -> str:
+    """`machine` in words."""
+    gpus = f', {facts["gpus"]} GPUs' if facts['gpus'] else ''
+    return (
+        f'{facts["cores"]} cores of {facts["processor"]}{gpus}, TensorFlow {facts["tensorflow"]}, '
+        f'Python {facts["python"]}'
+    )
