@@ -11,6 +11,7 @@ discriminator are copied into the PyTorch one and the outputs of the two compare
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 import sys
@@ -30,22 +31,22 @@ try:
     from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
-    from tf_efsgd.benchmark import __main__ as benchmark
+    from tf_efsgd.benchmark import measure, show, steps
 except ImportError as error:
     sys.exit(f'opacus_step: {error}. In the folder of the project: pip install -e .[bench]')
 
 F = torch.nn.functional
 _OURS = (
-    benchmark.Variant('ours: plain', 'plain', 'none', 0, 'ours: plain'),
-    benchmark.Variant('ours: DP-SGD', 'dp_sgd', 'fast', 0, 'ours: DP-SGD'),
-    benchmark.Variant('ours: error feedback', 'error_feedback', 'fast', 0, 'ours: error feedback'),
+    steps.Variant('ours: plain', 'plain', 'none', 0, 'ours: plain'),
+    steps.Variant('ours: DP-SGD', 'dp_sgd', 'fast', 0, 'ours: DP-SGD'),
+    steps.Variant('ours: error feedback', 'error_feedback', 'fast', 0, 'ours: error feedback'),
 )
 
 
 class Discriminator(torch.nn.Module):
     """`models.discriminator.build_discriminator` in PyTorch, images [n, C, H, W]."""
 
-    def __init__(self, networks: benchmark.Networks):
+    def __init__(self, networks: steps.Networks):
         super().__init__()
         self.size, _, channels = networks.image_shape
         self.stride = int(np.gcd(self.size, 4))
@@ -97,23 +98,21 @@ class Discriminator(torch.nn.Module):
 
 
 def losses_of(network, images, labels, generated):
-    """float32 [2 n]: of n records, then of n generated images, as `benchmark.drop_in_losses`."""
+    """float32 [2 n]: of n records, then of n generated images, as `steps.drop_in_losses`."""
     images, count = images.float() / 127.5 - 1.0, len(images)
     logits, reconstructions = network(torch.cat([images, generated]))
     realness = logits.gather(1, labels.repeat(2)[:, None])[:, 0]
     errors = (images - reconstructions[:count]).square().sum((1, 2, 3))
-    real = F.softplus(-realness[:count]) + benchmark._RECONSTRUCTION_WEIGHT * errors
+    real = F.softplus(-realness[:count]) + steps._RECONSTRUCTION_WEIGHT * errors
     return torch.cat([real, F.softplus(realness[count:])])
 
 
-def build_run(kind: str, network: torch.nn.Module, data) -> benchmark.Run:
+def build_run(kind: str, network: torch.nn.Module, data) -> steps.Run:
     """One step of 'plain' PyTorch, Opacus with 'hooks' or 'ghost' clipping."""
-    adam = torch.optim.Adam(
-        network.parameters(), benchmark._LEARNING_RATE, (benchmark._ADAM_BETA_1, 0.999)
-    )
+    adam = torch.optim.Adam(network.parameters(), steps._LEARNING_RATE, (steps._ADAM_BETA_1, 0.999))
     mechanism = {
-        'noise_multiplier': benchmark._NOISE_MULTIPLIER,
-        'max_grad_norm': benchmark._L2_NORM_CLIP,
+        'noise_multiplier': steps._NOISE_MULTIPLIER,
+        'max_grad_norm': steps._L2_NORM_CLIP,
         'expected_batch_size': 2 * len(data[0]),
     }
     if kind == 'plain':
@@ -123,7 +122,7 @@ def build_run(kind: str, network: torch.nn.Module, data) -> benchmark.Run:
         optimizer = DPOptimizer(adam, **mechanism)
     else:
         module = opacus.grad_sample.GradSampleModuleFastGradientClipping(
-            network, max_grad_norm=benchmark._L2_NORM_CLIP, use_ghost_clipping=True
+            network, max_grad_norm=steps._L2_NORM_CLIP, use_ghost_clipping=True
         )
         optimizer = DPOptimizerFastGradientClipping(adam, **mechanism)
 
@@ -141,17 +140,17 @@ def build_run(kind: str, network: torch.nn.Module, data) -> benchmark.Run:
 
 
 def to_torch(images, labels, generated):
-    """The data of `benchmark.make_data`, channels first."""
+    """The data of `steps.make_data`, channels first."""
     images, generated = (torch.tensor(x.numpy().transpose(0, 3, 1, 2)) for x in (images, generated))
     return images.contiguous(), torch.tensor(labels.numpy()).long(), generated.contiguous()
 
 
 def check_same(networks, data, torch_data) -> None:
     """Ends the program unless the two losses agree on the batch with the same weights."""
-    gan = benchmark.build_gan(networks, _OURS[0], data[2])
+    gan = steps.build_gan(networks, _OURS[0], data[2])
     network = Discriminator(networks)
     network.copy_weights(gan.discriminator)
-    ours = benchmark.drop_in_losses(gan.discriminator, *data).numpy()
+    ours = steps.drop_in_losses(gan.discriminator, *data).numpy()
     theirs = losses_of(network, *torch_data).detach().numpy()
     parameters = sum(p.numel() for p in network.parameters())
     np.testing.assert_allclose(theirs, ours, rtol=1e-4)
@@ -163,10 +162,10 @@ def _main(arguments: list[str]) -> None:
     del arguments
     values = flags.FLAGS
     warnings.filterwarnings('ignore', 'Full backward hook is firing')
-    networks = benchmark.MODELS[values.model]
-    facts = benchmark.machine()
+    networks = steps.MODELS[values.model]
+    facts = show.machine()
     torch.set_num_threads(facts['cores'])
-    data = benchmark.make_data(networks, values.batch_size // 2)
+    data = steps.make_data(networks, values.batch_size // 2)
     torch_data = to_torch(*data)
     print(
         f'{facts["cores"]} cores of {facts["processor"]}; TensorFlow {facts["tensorflow"]}, '
@@ -176,12 +175,12 @@ def _main(arguments: list[str]) -> None:
     check_same(networks, data, torch_data)
     runs = {}
     for variant in _OURS:
-        variant = benchmark.dataclasses.replace(variant, batch_size=values.batch_size)
-        runs[variant.name] = benchmark.build_run(networks, variant, data)
+        variant = dataclasses.replace(variant, batch_size=values.batch_size)
+        runs[variant.name] = steps.build_run(networks, variant, data)
     for kind in ('plain', 'hooks', 'ghost'):
         name = f'{"PyTorch" if kind == "plain" else "Opacus"}: {kind}'
         runs[name] = build_run(kind, Discriminator(networks), torch_data)
-    _print(benchmark.measure_times(runs, values.rounds))
+    _print(measure.measure_times(runs, values.rounds))
 
 
 def _print(seconds) -> None:
@@ -189,14 +188,14 @@ def _print(seconds) -> None:
     print(columns.format('step', 'ms', '× our DP-SGD', '× our error feedback'))
     for name, of_rounds in seconds.items():
         spreads = [
-            benchmark.spread_of_ratios(of_rounds, seconds[variant.name]) for variant in _OURS[1:]
+            measure.spread_of_ratios(of_rounds, seconds[variant.name]) for variant in _OURS[1:]
         ]
         shown = [f'{s.median:.2f} ({s.low:.2f}–{s.high:.2f})' for s in spreads]
         print(columns.format(name, f'{1e3 * statistics.median(of_rounds):.1f}', *shown))
 
 
 if __name__ == '__main__':
-    flags.DEFINE_enum('model', 'mnist', list(benchmark.MODELS), 'The networks.')
+    flags.DEFINE_enum('model', 'mnist', list(steps.MODELS), 'The networks.')
     flags.DEFINE_integer('batch_size', 512, 'Half are records, half generated images.', 2)
     flags.DEFINE_integer('rounds', 7, 'Rounds to measure.', 1)
     app.run(_main)

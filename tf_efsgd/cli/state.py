@@ -11,9 +11,8 @@ import dataclasses
 import datetime
 import pathlib
 import shutil
-import sys
 
-from absl import app, flags
+from absl import flags
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
@@ -219,39 +218,25 @@ def run(values: flags.FlagValues) -> None:
             )
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags."""
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines the flags and returns their names."""
     names = config.define_flags(flag_values, state_dir=None)
     flags.DEFINE_string(
         'remove',
         None,
-        'What to remove: a run id (its epsilon is then not counted any more, and it can only be '
-        'resumed with --resume_unverified), another name of the table, or all. Default: list what '
-        'there is.',
+        'What to remove: a run id, another name of the table, or all. The epsilon of a run that '
+        'is removed is not counted any more, and the run can only be resumed with '
+        '--resume_unverified. Default: remove nothing and list what there is.',
         flag_values=flag_values,
     )
-    arguments.show_in_help([*names, 'remove'], flag_values)
+    return [*names, 'remove']
 
 
-def _main(rest: list[str]) -> None:
-    del rest
-    try:
+def _main() -> None:
+    with arguments.one_line_errors():
         run(flags.FLAGS)
-    except config.ConfigError as error:
-        arguments.exit_with(error)
-    except OSError as error:
-        print(f'tf_efsgd: {error}.', file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print('\ntf_efsgd: interrupted.', file=sys.stderr)
-        sys.exit(130)
 
 
 def main() -> None:
     """Entry point of the command line."""
-    define_flags()
-    app.run(_main, flags_parser=arguments.parse_arguments)
-
-
-if __name__ == '__main__':
-    main()
+    arguments.start(_main, define_flags)

@@ -7,7 +7,6 @@ spent.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import errno
 import functools
@@ -28,7 +27,13 @@ import tensorflow as tf
 import tensorflow_privacy
 
 from tf_efsgd import budget, files, progress, rounding
-from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.config import (
+    ConfigError,
+    RunConfig,
+    forbidden_changes,
+    settings_hash,
+    without_place,
+)
 from tf_efsgd.data import poisson, records
 from tf_efsgd.export import saved_model as export
 from tf_efsgd.models.classifier import build_classifier
@@ -226,10 +231,10 @@ def _start(
 def _remembered(config, run_dir, state_dir, spent, dataset) -> run_state.RunState:
     """What is remembered of the run to resume, if its records and its ledger fit."""
     facts = _public_facts(dataset)
-    if budget.without_place(config.data.dataset, 'dataset') != config.data.dataset:
+    if without_place(config.data.dataset, 'dataset') != config.data.dataset:
         del facts['dataset']  # Its folder may have another name now; its records are compared.
     _check_public_facts(spent.plan, facts)
-    hashes = (budget.settings_hash(config), budget.settings_hash(config, has_place=True))
+    hashes = (settings_hash(config), settings_hash(config, has_place=True))
     if spent.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
             'The settings are not those that the run was started with, by the hash of them in its '
@@ -790,23 +795,12 @@ def _check_run_dir(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
     # As settings to resume with: those of a changed run do not start another.
     before = run_folder.read_settings(run_dir)
     config = config.with_public_facts_of(before)
-    may_change = budget.MAY_CHANGE
-    if config.run.change_mechanism:
-        may_change |= budget.MECHANISM
-    for group in ('data', 'privacy', 'model', 'training'):
-        old, new = getattr(before, group), getattr(config, group)
-        changed = [
-            f'--{field.name} was {getattr(old, field.name)}, is {getattr(new, field.name)}'
-            for field in dataclasses.fields(new)
-            if (field.name not in may_change or field.name == 'dataset')
-            and budget.without_place(getattr(old, field.name), field.name)
-            != budget.without_place(getattr(new, field.name), field.name)
-        ]
-        if changed:
-            raise ConfigError(
-                f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
-                f'--flagfile={flagfile}, or start a new run folder.'
-            )
+    changed = forbidden_changes(before, config)
+    if changed:
+        raise ConfigError(
+            f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
+            f'--flagfile={flagfile}, or start a new run folder.'
+        )
     return config
 
 

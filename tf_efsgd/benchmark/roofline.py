@@ -1,0 +1,134 @@
+"""What a step needs at the least: its operations, bytes and draws, and the machine's rates."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+from tf_efsgd.benchmark.measure import Result, seconds_of
+from tf_efsgd.benchmark.steps import TITLES, Networks, Variant
+
+_ROOFLINE = '{:<24} {:>7} {:>7} {:>9} {:>9} {:>7}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a step needs, or what a machine does in a second.
+
+    Attributes:
+      operations: a multiplication with its addition is two.
+      bytes: read or written.
+      draws: numbers of noise.
+    """
+
+    operations: float
+    bytes: float
+    draws: float
+
+    def least_seconds(self, machine: Work) -> float:
+        """With all of it at the machine's full rate: bytes beside operations, then the draws."""
+        beside = max(self.operations / machine.operations, self.bytes / machine.bytes)
+        return beside + self.draws / machine.draws
+
+
+def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) -> Work:
+    """Work of a step on given generated images, counted from the shapes.
+
+    Every layer has three matrix products, forward and backward, but for the first, which no
+    gradient leaves. Each touches what goes in and what comes out; an activation touches the latter
+    five times more. A private step adds the cheaper form of the norms, patches, written once and
+    read twice, weights on the gradients, and, with error feedback, a second sum over the records.
+
+    Args:
+      layers: (positions, fan-in, fan-out, numbers going in), from the input on.
+      variant: 'plain', or one of clipping 'fast'.
+    """
+    operations = numbers = parameters = 0
+    is_private, feeds_back = variant.optimizer != 'plain', variant.optimizer == 'error_feedback'
+    for index, (positions, fan_in, fan_out, going_in) in enumerate(layers):
+        product = 2 * positions * fan_in * fan_out
+        patches, coming_out = positions * fan_in, positions * fan_out
+        operations += (3 if index else 2) * product
+        numbers += 3 * (going_in + coming_out) + 5 * coming_out
+        if is_private:
+            operations += min(product, 2 * positions**2 * (fan_in + fan_out))
+            numbers += 3 * patches * (patches > going_in) + 2 * coming_out
+        if feeds_back:  # Records are half of the batch.
+            operations += product / 2
+            numbers += (going_in + 3 * coming_out) / 2
+        parameters += (fan_in + 1) * fan_out
+    draws = parameters * (is_private + feeds_back)
+    return Work(operations * variant.batch_size, 4 * numbers * variant.batch_size, draws)
+
+
+def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
+    """The discriminator's layers, as `count_work` takes them."""
+    from tf_efsgd.models.discriminator import build_discriminator
+
+    model = build_discriminator(networks.image_shape, networks.num_classes, width=networks.width)
+    return [
+        (
+            math.prod(layer.output_shape[1:-1]),
+            math.prod(layer.kernel.shape[:-1]),
+            layer.kernel.shape[-1],
+            math.prod(layer.input_shape[1:]),
+        )
+        for layer in model.layers
+        if layer.trainable_weights
+    ]
+
+
+def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
+    """What this machine reaches, at its best of five times.
+
+    Args:
+      size: of the square matrices to multiply.
+      megabytes: of an array to copy, and of one of draws.
+    """
+    import tensorflow as tf
+
+    from tf_efsgd.privacy import noise
+
+    numbers = megabytes * 2**17
+    draw = tf.function(
+        lambda step_noise: noise.integers([numbers], step_noise=step_noise, purpose=0, variable=0)
+    )
+    step_noise = noise.NoiseKey().next()
+    matrix, array = tf.random.normal([size, size]), tf.random.normal([megabytes * 2**18])
+
+    def rate(amount, function):
+        function().numpy()
+        return amount / min(seconds_of(lambda _: function().numpy(), 1) for _ in range(5))
+
+    # One number is fetched: to fetch all would be timed too.
+    return Work(
+        operations=rate(2 * size**3, tf.function(lambda: (matrix @ matrix)[0, 0])),
+        bytes=rate(8 * array.shape[0], tf.function(lambda: tf.negative(array)[0])),
+        draws=rate(numbers, lambda: draw(step_noise)[0]),
+    )
+
+
+def format_roofline(networks: Networks, results: Sequence[Result], machine: Work) -> str:
+    """What the steps need at the least, beside what they took; only those it can count."""
+    lines = [
+        f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
+        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',
+        _ROOFLINE.format('step', 'GFLOP', 'MB', 'draws', 'least ms', 'ms'),
+    ]
+    for result in results:
+        variant = result.variant
+        if variant.clipping in ('none', 'fast') and not variant.with_generator:
+            work = count_work(layers_of(networks), variant)
+            lines.append(
+                _ROOFLINE.format(
+                    TITLES[variant.optimizer],
+                    f'{work.operations / 1e9:.2f}',
+                    f'{work.bytes / 1e6:.0f}',
+                    f'{work.draws:,}',
+                    f'{1e3 * work.least_seconds(machine):.1f}',
+                    f'{1e3 * statistics.median(result.seconds):.1f}',
+                )
+            )
+    return '\n'.join(lines)

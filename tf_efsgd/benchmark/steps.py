@@ -1,0 +1,312 @@
+"""The steps that are compared: networks, data, and one step as training runs it.
+
+TensorFlow is loaded when a step is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+# Does so many steps and waits until they are done.
+Run = Callable[[int], None]
+
+_L2_NORM_CLIP, _RESIDUAL_L2_NORM_CLIP, _NOISE_MULTIPLIER = 1.0, 0.5, 1.0
+_RECONSTRUCTION_WEIGHT = 0.01
+# So small that the networks stay what they are, and every step does the same work.
+_LEARNING_RATE = 1e-6
+_ADAM_BETA_1 = 0.5
+
+SCALING_BATCH_SIZES = tuple(64 * 2**i for i in range(7))
+SCALING_MICROBATCH_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Networks:
+    """What the networks are built for; defaults as those of the flags of training."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    width: int = 32
+    generator_width: int = 64
+    latent_dim: int = 64
+
+
+MODELS = {
+    'demo': Networks((28, 28, 1), 10),
+    'mnist': Networks((28, 28, 1), 10),
+    'celeba32': Networks((32, 32, 3), 2),
+    # As in configs/celeba.flags.
+    'celeba64': Networks((64, 64, 3), 2, width=48, generator_width=256, latent_dim=128),
+}
+
+
+# What the optimizers of the variants are called.
+TITLES = {
+    'plain': 'plain, not private',
+    'dp_sgd': 'DP-SGD',
+    'error_feedback': 'error feedback',
+    'tf_privacy': "TF Privacy's optimizer",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One kind of step.
+
+    Attributes:
+      name: for --only and in the JSON file.
+      optimizer: 'plain', 'dp_sgd', 'error_feedback' (ours) or 'tf_privacy'.
+      clipping: 'none', 'fast', 'vectorized', or 'jacobian': the drop-in way, a loss vector.
+      batch_size: records and generated images together, half of each.
+      against: name of the variant that it is compared with; its own where it is that one.
+      with_generator: makes the generated images too, instead of having them given.
+      microbatch_size: as in `EFSGDGan.compile`.
+    """
+
+    name: str
+    optimizer: str
+    clipping: str
+    batch_size: int
+    against: str
+    with_generator: bool = False
+    microbatch_size: int | None = None
+
+    @property
+    def records(self) -> int:
+        """Number of records in a step."""
+        return self.batch_size // 2
+
+
+def step_variants(
+    batch_size: int, small_batch_size: int, microbatch_size: int | None = None
+) -> list[Variant]:
+    """The steps to compare, those that others are compared with first.
+
+    Args:
+      batch_size: even.
+      small_batch_size: even; of the comparison with TF Privacy's optimizer, which needs far more
+        memory.
+      microbatch_size: of our steps at `batch_size`.
+    """
+    plain, whole, small = 'plain', 'plain_with_generator', 'error_feedback_small'
+    ours = {'batch_size': batch_size, 'microbatch_size': microbatch_size}
+    strict, with_generator = {**ours, 'against': plain}, {**ours, 'against': whole}
+    with_generator['with_generator'] = True
+    few = {'batch_size': small_batch_size, 'against': small}
+    return [
+        Variant(plain, 'plain', 'none', **strict),
+        Variant('dp_sgd', 'dp_sgd', 'fast', **strict),
+        Variant('error_feedback', 'error_feedback', 'fast', **strict),
+        Variant('dp_sgd_vectorized', 'dp_sgd', 'vectorized', **strict),
+        Variant('error_feedback_vectorized', 'error_feedback', 'vectorized', **strict),
+        Variant(whole, 'plain', 'none', **with_generator),
+        Variant('dp_sgd_with_generator', 'dp_sgd', 'fast', **with_generator),
+        Variant('error_feedback_with_generator', 'error_feedback', 'fast', **with_generator),
+        Variant(small, 'error_feedback', 'fast', **few),
+        Variant('error_feedback_drop_in', 'error_feedback', 'jacobian', **few),
+        Variant('tf_privacy', 'tf_privacy', 'jacobian', **few),
+    ]
+
+
+def scaling_variants(batch_sizes: Sequence[int], microbatch_size: int) -> list[Variant]:
+    """The error-feedback step on growing batches, against the first of them."""
+    return [
+        Variant(
+            f'batch_{size}',
+            'error_feedback',
+            'fast',
+            size,
+            against=f'batch_{batch_sizes[0]}',
+            microbatch_size=microbatch_size,
+        )
+        for size in batch_sizes
+    ]
+
+
+def make_data(networks: Networks, records: int):
+    """Random data of one step.
+
+    Returns:
+      (images uint8 [records, H, W, C], labels int32 [records], generated images float32 in [-1, 1]
+      like images).
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    rng = np.random.default_rng(1)
+    shape = [records, *networks.image_shape]
+    images = rng.integers(0, 256, shape, np.uint8)
+    labels = rng.integers(0, networks.num_classes, records, np.int32)
+    generated = rng.uniform(-1, 1, shape).astype(np.float32)
+    return tf.constant(images), tf.constant(labels), tf.constant(generated)
+
+
+def build_gan(networks: Networks, variant: Variant, generated):
+    """Builds and compiles the GAN of one variant, always with the same weights.
+
+    Args:
+      networks: its shapes.
+      variant: not one of clipping 'jacobian'.
+      generated: from `make_data`, for a step without the generator.
+
+    Returns:
+      An `EFSGDGan`.
+    """
+    import tensorflow as tf
+
+    from tf_efsgd.models import discriminator, generator, losses
+    from tf_efsgd.training.gan import EFSGDGan
+
+    tf.keras.utils.set_random_seed(1)
+    critic = discriminator.build_discriminator(
+        networks.image_shape, networks.num_classes, width=networks.width
+    )
+    maker, draw_inputs = _given_images(generated), _draw_given(generated)
+    if variant.with_generator:
+        maker = generator.build_generator(
+            networks.image_shape,
+            networks.num_classes,
+            latent_dim=networks.latent_dim,
+            width=networks.generator_width,
+        )
+        draw_inputs = generator.draw_inputs
+    gan = EFSGDGan(maker, critic, draw_inputs, seed=1)
+    gan.compile(
+        generator_optimizer=tf.keras.optimizers.legacy.Adam(_LEARNING_RATE),
+        discriminator_optimizer=build_optimizer(variant),
+        losses=losses.NonSaturatingLosses(),
+        expected_batch_size=variant.records,
+        reconstruction_weight=_RECONSTRUCTION_WEIGHT,
+        clipping='vectorized' if variant.clipping == 'none' else variant.clipping,
+        microbatch_size=variant.microbatch_size,
+    )
+    return gan
+
+
+def _given_images(generated):
+    """A generator that returns its inputs: what a step costs without one."""
+    import tensorflow as tf
+
+    images = tf.keras.Input(generated.shape[1:])
+    return tf.keras.Model(images, tf.keras.layers.Activation('linear')(images))
+
+
+def _draw_given(generated):
+    import tensorflow as tf
+
+    def draw_inputs(generator, labels, seed=None, rows=None):
+        del generator, labels, seed
+        return tf.gather(generated, rows)
+
+    return draw_inputs
+
+
+def build_optimizer(variant: Variant):
+    """The discriminator's optimizer, Adam in every variant."""
+    import tensorflow as tf
+
+    adam = {'learning_rate': _LEARNING_RATE, 'beta_1': _ADAM_BETA_1}
+    if variant.optimizer == 'plain':
+        return tf.keras.optimizers.legacy.Adam(**adam)
+    mechanism = {'l2_norm_clip': _L2_NORM_CLIP, 'noise_multiplier': _NOISE_MULTIPLIER}
+    if variant.optimizer == 'tf_privacy':
+        import tensorflow_privacy
+
+        return tensorflow_privacy.VectorizedDPKerasAdamOptimizer(**mechanism, **adam)
+    from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
+
+    # In the drop-in way, generated images are examples of the batch like the records.
+    drop_in = variant.clipping == 'jacobian'
+    return ErrorFeedbackDPKerasAdamOptimizer(
+        **mechanism,
+        error_feedback='private' if variant.optimizer == 'error_feedback' else 'none',
+        residual_l2_norm_clip=_RESIDUAL_L2_NORM_CLIP,
+        expected_batch_size=variant.batch_size if drop_in else variant.records,
+        **adam,
+    )
+
+
+def build_run(networks: Networks, variant: Variant, data=None) -> Run:
+    """Builds one variant's step; it is traced at the first call.
+
+    Args:
+      networks: their shapes.
+      variant: which step.
+      data: from `make_data`; None makes it.
+    """
+    data = make_data(networks, variant.records) if data is None else data
+    build = _build_drop_in_step if variant.clipping == 'jacobian' else _build_gan_step
+    step, variables = build(networks, variant, data)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            step()
+        variables[0].numpy()  # Waits for the last update.
+
+    return run
+
+
+def _build_gan_step(networks, variant, data):
+    """(The step as training runs it, what it updates)."""
+    import tensorflow as tf
+
+    from tf_efsgd.privacy.optimizer import new_noise
+
+    images, labels, generated = data
+    gan = build_gan(networks, variant, generated)
+    variables = gan.discriminator.trainable_variables
+    shapes = [variable.shape for variable in variables]
+    noise = new_noise()
+    # Batches are Poisson samples: training traces them with an unknown size.
+    signature = [
+        (
+            tf.TensorSpec([None, *networks.image_shape], tf.uint8),
+            tf.TensorSpec([None], tf.int32),
+        ),
+        tf.nest.map_structure(tf.TensorSpec.from_tensor, noise.next(shapes)),
+    ]
+
+    @tf.function(input_signature=signature)
+    def step(records, step_noise):
+        return gan.distribute_strategy.run(gan.discriminator_step, args=(records, step_noise))
+
+    return lambda: step((images, labels), noise.next(shapes)), variables
+
+
+def _build_drop_in_step(networks, variant, data):
+    """(The same loss as a vector for an optimizer's `minimize`, what it updates)."""
+    import tensorflow as tf
+
+    from tf_efsgd.models.discriminator import build_discriminator
+
+    tf.keras.utils.set_random_seed(1)
+    discriminator = build_discriminator(
+        networks.image_shape, networks.num_classes, width=networks.width
+    )
+    optimizer = build_optimizer(variant)
+    variables = discriminator.trainable_variables
+
+    @tf.function
+    def step(images, labels, generated):
+        with tf.GradientTape(persistent=True) as tape:
+            losses = drop_in_losses(discriminator, images, labels, generated)
+        optimizer.minimize(losses, variables, tape=tape)
+
+    return lambda: step(*data), variables
+
+
+def drop_in_losses(discriminator, images, labels, generated):
+    """The losses of a step, float32 [2 n]: of n records, then of n generated images."""
+    import tensorflow as tf
+
+    from tf_efsgd.models import discriminator as names
+    from tf_efsgd.models.losses import NonSaturatingLosses as Losses
+    from tf_efsgd.training.gan import to_float
+
+    images, count = to_float(images), images.shape[0]
+    outputs = discriminator(tf.concat([images, generated], axis=0), training=True)
+    realness = Losses.realness(outputs[names.LOGITS], tf.tile(labels, [2]))
+    errors = Losses.reconstruction(images, outputs[names.RECONSTRUCTION][:count])
+    real = Losses.real(realness[:count]) + _RECONSTRUCTION_WEIGHT * errors
+    return tf.concat([real, Losses.fake(realness[count:])], axis=0)

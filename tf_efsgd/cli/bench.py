@@ -1,0 +1,159 @@
+"""Times the steps and compares their memory, on this machine: python -m tf_efsgd.benchmark.
+
+python -m tf_efsgd.benchmark --model=mnist --batch_size=512 --plot=bench.png
+python -m tf_efsgd.benchmark --scaling
+python -m tf_efsgd.benchmark --only=plain,dp_sgd,error_feedback --roofline
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+from absl import flags, logging
+
+from tf_efsgd.benchmark import measure, roofline, show, steps
+from tf_efsgd.cli import arguments
+from tf_efsgd.config import ConfigError
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags."""
+    shared = {'flag_values': flag_values}
+    flags.DEFINE_enum(
+        'model',
+        'mnist',
+        list(steps.MODELS),
+        'The networks of these flagfiles; demo is mnist.',
+        **shared,
+    )
+    flags.DEFINE_integer(
+        'batch_size',
+        512,
+        'Examples in a step, even: half are records, half generated images. Not for --scaling.',
+        **shared,
+    )
+    flags.DEFINE_integer(
+        'tf_privacy_batch_size',
+        64,
+        "The same for the comparison with TF Privacy's optimizer, which needs much memory.",
+        **shared,
+    )
+    flags.DEFINE_integer(
+        'microbatch_size',
+        None,
+        'Records, and generated images beside them, that go through the networks at a time, at '
+        f'least 1. Default: all; {steps.SCALING_MICROBATCH_SIZE} with --scaling.',
+        **shared,
+    )
+    flags.DEFINE_integer('rounds', 7, 'Rounds to measure, at least 1.', **shared)
+    flags.DEFINE_boolean(
+        'memory', True, 'Measure memory too; takes some ten seconds for each step.', **shared
+    )
+    flags.DEFINE_boolean(
+        'scaling',
+        False,
+        'Measure the time of a record in the error-feedback step as the batch grows from '
+        f'{steps.SCALING_BATCH_SIZES[0]} to {steps.SCALING_BATCH_SIZES[-1]} instead.',
+        **shared,
+    )
+    flags.DEFINE_boolean(
+        'roofline',
+        False,
+        'Also count the operations and bytes of the steps, and print the least time that this '
+        'machine needs for them.',
+        **shared,
+    )
+    flags.DEFINE_list(
+        'only', None, 'Steps to measure, by their names in the JSON file. Default: all.', **shared
+    )
+    flags.DEFINE_string('plot', None, 'Picture to write, e.g. bench.png.', **shared)
+    flags.DEFINE_string('json', None, 'File to write all figures to, e.g. bench.json.', **shared)
+
+
+def _check(values: flags.FlagValues) -> None:
+    """Whatever can be checked without TensorFlow."""
+
+    def require(ok, name, allowed):
+        if not ok:
+            raise ConfigError(f'--{name} must be {allowed}. Received: {values[name].value}.')
+
+    for name in ('batch_size', 'tf_privacy_batch_size'):
+        size = values[name].value
+        require(size >= 2 and size % 2 == 0, name, 'even and at least 2')
+    size = values.microbatch_size
+    require(size is None or size >= 1, 'microbatch_size', 'at least 1')
+    require(values.rounds >= 1, 'rounds', 'at least 1')
+    if values.plot is not None:
+        arguments.check_picture_path('plot', values.plot)
+    if values.json is not None:
+        arguments.check_output_path('json', values.json, ['json'])
+
+
+def _choose_variants(values: flags.FlagValues) -> list[steps.Variant]:
+    """What the flags ask for, and what that is compared with."""
+    if values.scaling:
+        size = values.microbatch_size or steps.SCALING_MICROBATCH_SIZE
+        variants = steps.scaling_variants(steps.SCALING_BATCH_SIZES, size)
+    else:
+        variants = steps.step_variants(
+            values.batch_size, values.tf_privacy_batch_size, values.microbatch_size
+        )
+    if values.only is None:
+        return variants
+    known = {variant.name: variant for variant in variants}
+    for name in values.only:
+        if name not in known:
+            raise ConfigError(f'--only takes {", ".join(known)}. Received: {name or "nothing"}.')
+    wanted = {*values.only, *(known[name].against for name in values.only)}
+    return [variant for variant in variants if variant.name in wanted]
+
+
+def run(values: flags.FlagValues) -> list[measure.Result]:
+    """Measures what the flags ask for, prints it and writes the files.
+
+    Args:
+      values: parsed flags.
+
+    Returns:
+      One result for each step.
+
+    Raises:
+      ConfigError: if a flag is wrong; nothing has been measured then.
+    """
+    _check(values)
+    variants = _choose_variants(values)
+    networks = steps.MODELS[values.model]
+    facts = show.machine()
+    about_machine = show.describe_machine(facts)
+    about_networks = f'{values.model}: {show.describe_networks(networks)}; {values.rounds} rounds'
+    print(f'{about_machine}\n{about_networks}', flush=True)
+    results = measure.measure(networks, variants, values.rounds, values.memory)
+    print('\n' + show.format_table(results, values.scaling), flush=True)
+    if values.scaling and len(results) > 1:
+        print('\n' + show.describe_scaling(results), flush=True)
+    if values.roofline:
+        print(
+            '\n' + roofline.format_roofline(networks, results, roofline.measure_machine()),
+            flush=True,
+        )
+    if values.json is not None:
+        about = {'machine': facts, 'model': values.model, 'rounds': values.rounds}
+        text = show.to_json(results, **about, networks=dataclasses.asdict(networks))
+        pathlib.Path(values.json).write_text(text, encoding='utf-8')
+    if values.plot is not None:
+        show.plot(results, values.plot, f'{about_networks}\n{about_machine}', values.scaling)
+    return results
+
+
+def _main() -> None:
+    # vectorized_map says of every norm that it is a loop.
+    logging.set_verbosity(logging.ERROR)
+    arguments.quieten_tensorflow()
+    with arguments.one_line_errors(mistakes=(ConfigError, OSError)):
+        run(flags.FLAGS)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    arguments.start(_main, define_flags)
