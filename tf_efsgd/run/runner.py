@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import logging
 import math
 import os
 import pathlib
@@ -50,7 +49,7 @@ from tf_efsgd.privacy import (
 )
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer, new_noise
 from tf_efsgd.reporting import report
-from tf_efsgd.run import checkpoints, evaluate
+from tf_efsgd.run import checkpoints, evaluate, log_filters
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import gan as gans
@@ -103,15 +102,11 @@ def run(config: RunConfig) -> str:
       OSError: if the disk is full, say; `resume` goes on then.
       TensorFlowError: if TensorFlow failed; so it does then.
     """
-    # vectorized_map says this of every convolution, Keras of every checkpoint and every classifier.
-    for logger, noise_text in (
-        ('tensorflow', 'uses a while_loop'),
-        ('tensorflow', 'triggered tf.function retracing'),
-        ('absl', 'is slow compared'),
-    ):
-        logging.getLogger(logger).addFilter(
-            lambda record, text=noise_text: text not in record.getMessage()
-        )
+    with log_filters.quiet_libraries():
+        return _run(config)
+
+
+def _run(config: RunConfig) -> str:
     run_dir = _run_dir(config)
     config = _check_run_dir(run_dir, config)
     state_dir = run_folder.state_dir(config, run_dir)
