@@ -5,6 +5,7 @@ A ledger is open in one place at a time; `Ledger.read` looks without opening it.
 
 import builtins
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -583,5 +584,55 @@ def test_an_altered_warm_start_is_refused(path, change):
         'another event': [plan, warm.replace(b'5.3', b'9.9')],
     }[change]
     _write_with_hashes_that_fit(path, lines)
+    with pytest.raises(ledger.LedgerError, match='altered or out of place'):
+        ledger.Ledger.read(path)
+
+
+def test_the_file_is_what_earlier_versions_wrote_byte_for_byte(path, monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    def sampled(noise_multiplier):
+        return dp_accounting.PoissonSampledDpEvent(
+            0.02, dp_accounting.GaussianDpEvent(noise_multiplier)
+        )
+
+    monkeypatch.setattr(ledger.datetime, 'datetime', Clock)
+    planned = dataclasses.replace(
+        _PLAN,
+        event=sampled(0.7),
+        unproven_event=sampled(1.4),
+        mechanism={'noise_multiplier': 0.7},
+        warm_start_event=dp_accounting.GaussianDpEvent(5.3),
+        warm_start_noise_multiplier=5.4,
+        learned_features_share=0.2,
+    )
+    book = ledger.Ledger(path, planned, '00ff')
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 2)
+    book.reserve(30)
+    book.change_plan(dataclasses.replace(planned, event=sampled(0.9), unproven_event=None))
+    book.reserve(7)
+    book.close()
+    with open(path, 'ab') as file:
+        file.write(b'{"torn')
+    book = ledger.Ledger(path)
+    book.note_unverified_resume()  # Writes the torn line down, too.
+    book.close()
+    # Of the file that the version with events as dictionaries wrote.
+    written = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert written == 'dcf7fbc636ceeef3718d6f5e3d8ce7d98097cd7400f939f1769d7428e6ade304'
+    again = ledger.Ledger.read(path)
+    assert again.first_plan == planned
+    assert again.spent == [(sampled(0.7), 30), (sampled(0.9), 37)]
+
+
+def test_an_event_that_is_none_of_a_step_is_refused(path):
+    ledger.Ledger(path, _PLAN).close()
+    plan = json.loads(path.read_text())
+    plan['event'] = {'class_name': 'NoOpDpEvent'}
+    _write_with_hashes_that_fit(path, [json.dumps(plan).encode() + b'\n'])
     with pytest.raises(ledger.LedgerError, match='altered or out of place'):
         ledger.Ledger.read(path)
