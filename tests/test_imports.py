@@ -17,6 +17,7 @@ _MAY_IMPORT = {
     'version': [],
     'files': [],
     'progress': [],
+    'machine': [],
     'rounding': [],
     # Doors: a few lines each.
     'launch': ['cli.train'],
@@ -35,7 +36,7 @@ _MAY_IMPORT = {
     'cli.plan': ['budget', 'cli.arguments', 'config', 'privacy.ledger'],
     'cli.evaluate': ['cli.arguments', 'config', 'evaluation.extractors', 'run'],
     'cli.audit': ['audit', 'cli.arguments', 'config', 'privacy.mechanism', 'rounding'],
-    'cli.bench': ['benchmark', 'cli.arguments', 'config'],
+    'cli.bench': ['benchmark', 'cli.arguments', 'config', 'machine'],
     'cli.results': ['cli.arguments', 'config', 'results'],
     'cli.state': ['cli.arguments', 'config', 'privacy.run_state', 'privacy.seen_records'],
     'runner': [

@@ -31,7 +31,8 @@ try:
     from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
-    from tf_efsgd.benchmark import measure, show, steps
+    from tf_efsgd import machine
+    from tf_efsgd.benchmark import measure, steps
 except ImportError as error:
     sys.exit(f'opacus_step: {error}. In the folder of the project: pip install -e .[bench]')
 
@@ -163,7 +164,7 @@ def _main(arguments: list[str]) -> None:
     values = flags.FLAGS
     warnings.filterwarnings('ignore', 'Full backward hook is firing')
     networks = steps.MODELS[values.model]
-    facts = show.machine()
+    facts = machine.facts()
     torch.set_num_threads(facts['cores'])
     data = steps.make_data(networks, values.batch_size // 2)
     torch_data = to_torch(*data)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
-import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tf_efsgd.benchmark.measure import Result
 from tf_efsgd.benchmark.steps import TITLES, Networks, Variant
@@ -16,36 +13,6 @@ from tf_efsgd.benchmark.steps import TITLES, Networks, Variant
 _CLIPPINGS = {'none': '', 'fast': 'fast', 'vectorized': 'vectorized', 'jacobian': 'jacobian'}
 _COLUMNS = '{:<24} {:<12} {:>7} {:>10} {:>10} {:>7} {:>13} {:>8} {:>7}'
 _HEADER = ('step', 'clipping', 'batch', 'ms', 'µs/record', '× time', 'min–max', 'MB', '× MB')
-
-
-def machine() -> dict[str, object]:
-    """What the figures were made on."""
-    import tensorflow as tf
-
-    is_limited = hasattr(os, 'sched_getaffinity')
-    return {
-        'cores': len(os.sched_getaffinity(0)) if is_limited else os.cpu_count(),
-        'processor': _processor(),
-        'gpus': len(tf.config.list_physical_devices('GPU')),
-        'tensorflow': tf.__version__,
-        'python': platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    path = pathlib.Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def describe_machine(facts: Mapping[str, object]) -> str:
-    """`machine` in words."""
-    gpus = f', {facts["gpus"]} GPUs' if facts['gpus'] else ''
-    return (
-        f'{facts["cores"]} cores of {facts["processor"]}{gpus}, TensorFlow {facts["tensorflow"]}, '
-        f'Python {facts["python"]}'
-    )
 
 
 def describe_networks(networks: Networks) -> str:

@@ -12,6 +12,7 @@ import pathlib
 
 from absl import flags, logging
 
+from tf_efsgd import machine
 from tf_efsgd.benchmark import measure, roofline, show, steps
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
@@ -124,8 +125,8 @@ def run(values: flags.FlagValues) -> list[measure.Result]:
     _check(values)
     variants = _choose_variants(values)
     networks = steps.MODELS[values.model]
-    facts = show.machine()
-    about_machine = show.describe_machine(facts)
+    facts = machine.facts()
+    about_machine = machine.describe(facts)
     about_networks = f'{values.model}: {show.describe_networks(networks)}; {values.rounds} rounds'
     print(f'{about_machine}\n{about_networks}', flush=True)
     results = measure.measure(networks, variants, values.rounds, values.memory)

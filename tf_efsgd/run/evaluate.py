@@ -14,7 +14,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from tf_efsgd import config
+from tf_efsgd import config, machine
 from tf_efsgd.version import __version__
 
 if TYPE_CHECKING:
@@ -235,7 +235,6 @@ def _trained_generator(
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
     """What the figures belong to: privacy, steps, time, machine."""
     from tf_efsgd import budget
-    from tf_efsgd.benchmark import __main__ as benchmark
 
     statement = budget.make_statement(run_config, spent, step, {})
     wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
@@ -247,7 +246,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
         'seed': run_config.training.seed,
         'training_minutes': _training_minutes(run_dir),
         'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'machine': benchmark.describe_machine(benchmark.machine()),
+        'machine': machine.describe(machine.facts()),
         'tf_efsgd': __version__,
     }
 
