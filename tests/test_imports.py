@@ -38,7 +38,10 @@ _MAY_IMPORT = {
     'cli.audit': ['audit', 'cli.arguments', 'config', 'privacy.mechanism', 'rounding'],
     'cli.bench': ['benchmark', 'cli.arguments', 'config', 'machine'],
     'cli.results': ['cli.arguments', 'config', 'results'],
-    'cli.state': ['cli.arguments', 'config', 'privacy.run_state', 'privacy.seen_records'],
+    'cli.state': [
+        *('cli.arguments', 'config', 'privacy.run_state', 'privacy.seen_records'),
+        'run.state_folder',
+    ],
     'runner': [
         'budget',
         'config',

@@ -36,64 +36,102 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'audit',
         'mechanism',
         [*_AUDITS, _ALL],
-        'mechanism: crafted gradients, the release before the first step and the lattice attack, '
-        'about a minute; training: a small GAN, minutes.',
+        'What to attack. mechanism: crafted gradients, the release before the first step and the '
+        'lattice attack, about a minute; training: the training of a small GAN, several minutes; '
+        'all: both.',
         **shared,
     )
     flags.DEFINE_enum(
         'error_feedback',
         _ALL,
         [*_MODES, _ALL],
-        'The mode, or all; hidden is not trained.',
+        'The mode of error feedback to attack, or all; hidden is attacked by --audit=mechanism '
+        'only.',
         **shared,
     )
-    flags.DEFINE_float('noise_multiplier', 1.0, 'Noise over sensitivity, above 0.', **shared)
+    flags.DEFINE_float(
+        'noise_multiplier',
+        1.0,
+        'Standard deviation of the noise of one step, divided by its sensitivity. Less noise '
+        'shows more of a fault. Range: above 0.',
+        **shared,
+    )
     flags.DEFINE_integer(
-        'train_steps', None, 'Private steps, at least 1. Default: 1 and 200; 20 to train.', **shared
+        'train_steps',
+        None,
+        'Number of private steps of a run. Default: 1 and 200 for the mechanism, 20 for training. '
+        'Range: at least 1.',
+        **shared,
     )
     flags.DEFINE_float(
         'sampling_probability',
         None,
-        'Chance of a record to be in a step, in (0, 1]. Default: 1 and 0.05; 0.2 to train.',
+        'Probability that a step samples a given record. Default: 1 and 0.05 for the mechanism, '
+        '0.2 for training. Range: above 0 and at most 1.',
         **shared,
     )
-    flags.DEFINE_float('l2_norm_clip', 1.0, 'Length of a clipped gradient, above 0.', **shared)
     flags.DEFINE_float(
-        'residual_l2_norm_clip', 1.0, 'Length of a clipped residual, above 0.', **shared
+        'l2_norm_clip',
+        1.0,
+        "Length to which each record's gradient is clipped. Range: 1e-9 to 1e9.",
+        **shared,
     )
-    flags.DEFINE_float('residual_share', 0.1, 'Of the budget, in [0, 1).', **shared)
+    flags.DEFINE_float(
+        'residual_l2_norm_clip',
+        1.0,
+        'Length to which the part that clipping cut from one gradient is clipped itself. Range: '
+        '1e-9 to 1e9.',
+        **shared,
+    )
+    flags.DEFINE_float(
+        'residual_share',
+        0.1,
+        'Share of the budget (in 1/sigma^2) that is spent on releasing what clipping cut. Range: '
+        'at least 0 and below 1.',
+        **shared,
+    )
     flags.DEFINE_float(
         'feedback_decay',
         0.9,
-        'Part of the buffer kept back, in (0, 1). At 0 only the sum of the two releases is seen, '
-        'and an audit would show less than there is.',
+        'Part of the error buffer that each step keeps. At 0 the attack would see only the sum of '
+        'the two releases, and show less than there is. Range: above 0 and below 1.',
         **shared,
     )
     flags.DEFINE_float(
-        'feedback_l2_norm_clip', None, 'Largest norm given back, above 0. Default: none.', **shared
+        'feedback_l2_norm_clip',
+        None,
+        'Largest norm that one step gives back of the error buffer. Default: no limit. Range: '
+        '1e-9 to 1e9.',
+        **shared,
     )
     flags.DEFINE_multi_float(
         'target_delta',
         [1e-5, 0.1],
-        'In (0, 1); may be given several times. The account holds at every delta at once: a small '
-        'one is what a statement says, a large one needs the fewest runs to show a bug.',
+        'Delta at which epsilon is compared; the flag may be given several times. The account '
+        'holds at every delta at once: a small one is what a statement says, a large one needs the '
+        'fewest runs to show a fault. Range: above 0 and below 1.',
         **shared,
     )
     flags.DEFINE_integer(
         'runs',
         None,
-        'Runs per world that a bound is measured on, at least 10; half as many more choose the '
-        'attack. Default: 10,000; 200 to train. n runs prove at most about ln(n / 3.7) at 95%.',
+        'Number of runs with the record, and as many without it, that a bound is measured on; half '
+        'as many more choose the attack. n runs prove at most about ln(n / 3.7) at 95%: raise it '
+        'to prove more. Default: 10,000 for the mechanism, 200 for training. Range: at least 10.',
         **shared,
     )
     flags.DEFINE_float(
-        'confidence', 0.95, 'That no bound in the table is above the true epsilon.', **shared
+        'confidence',
+        0.95,
+        'Probability that no bound in the table is above the true epsilon. Range: above 0 and '
+        'below 1.',
+        **shared,
     )
     flags.DEFINE_integer(
         'logical_devices',
         1,
-        "Above 1: splits the CPU in as many replicas, goes through the optimizer's release, and "
-        'spreads the records; at most 64. For none and private.',
+        'Split the CPU into this many replicas that share the records, and attack the release of '
+        'the optimizer across them. Not for --error_feedback=hidden. Range: 1 to 64.',
         **shared,
     )
 

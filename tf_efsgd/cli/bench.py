@@ -25,37 +25,48 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'model',
         'mnist',
         list(steps.MODELS),
-        'The networks of these flagfiles; demo is mnist.',
+        'Which networks to measure: those of the flagfile of this name.',
         **shared,
     )
     flags.DEFINE_integer(
         'batch_size',
         512,
-        'Examples in a step, even: half are records, half generated images. Not for --scaling.',
+        'Number of examples in a step: half are records, half generated images. Not for '
+        '--scaling. Range: even and at least 2.',
         **shared,
     )
     flags.DEFINE_integer(
         'tf_privacy_batch_size',
         64,
-        "The same for the comparison with TF Privacy's optimizer, which needs much memory.",
+        "Number of examples in a step of the comparison with TF Privacy's optimizer, which needs "
+        'far more memory. Range: even and at least 2.',
         **shared,
     )
     flags.DEFINE_integer(
         'microbatch_size',
         None,
-        'Records, and generated images beside them, that go through the networks at a time, at '
-        f'least 1. Default: all; {steps.SCALING_MICROBATCH_SIZE} with --scaling.',
+        'Number of records (and as many generated images) that go through the networks at a time. '
+        f'Default: all; {steps.SCALING_MICROBATCH_SIZE} with --scaling. Range: at least 1.',
         **shared,
     )
-    flags.DEFINE_integer('rounds', 7, 'Rounds to measure, at least 1.', **shared)
+    flags.DEFINE_integer(
+        'rounds',
+        7,
+        'Number of rounds to measure; more of them on a busy machine. Range: at least 1.',
+        **shared,
+    )
     flags.DEFINE_boolean(
-        'memory', True, 'Measure memory too; takes some ten seconds for each step.', **shared
+        'memory',
+        True,
+        'Measure memory too, in a process for each step; it takes about ten seconds for each.',
+        **shared,
     )
     flags.DEFINE_boolean(
         'scaling',
         False,
-        'Measure the time of a record in the error-feedback step as the batch grows from '
-        f'{steps.SCALING_BATCH_SIZES[0]} to {steps.SCALING_BATCH_SIZES[-1]} instead.',
+        'Instead of comparing steps, measure the time of a record in the error-feedback step '
+        f'while the batch grows from {steps.SCALING_BATCH_SIZES[0]} to '
+        f'{steps.SCALING_BATCH_SIZES[-1]} examples.',
         **shared,
     )
     flags.DEFINE_boolean(
@@ -66,10 +77,14 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         **shared,
     )
     flags.DEFINE_list(
-        'only', None, 'Steps to measure, by their names in the JSON file. Default: all.', **shared
+        'only',
+        None,
+        'Names of steps as in the JSON file, separated by commas: measure these and what they are '
+        'compared with. Default: all.',
+        **shared,
     )
-    flags.DEFINE_string('plot', None, 'Picture to write, e.g. bench.png.', **shared)
-    flags.DEFINE_string('json', None, 'File to write all figures to, e.g. bench.json.', **shared)
+    flags.DEFINE_string('plot', None, 'Draw the ratios into this file, e.g. bench.png.', **shared)
+    flags.DEFINE_string('json', None, 'Write all figures to this file, e.g. bench.json.', **shared)
 
 
 def _check(values: flags.FlagValues) -> None:

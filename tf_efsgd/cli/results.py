@@ -5,16 +5,16 @@ from __future__ import annotations
 import pathlib
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 
 from absl import flags, logging
 
+from tf_efsgd import config
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
 from tf_efsgd.results import tables
 from tf_efsgd.results.grids import GRIDS, Row, make_config
-from tf_efsgd.results.runs import LAUNCHER, Run, Signals
+from tf_efsgd.results.runs import LAUNCHER, Run, in_turn, run_all
 
 # Data sets of the grids; each has a flag for another place of it.
 _DATA_SETS = ('mnist', 'fashion_mnist')
@@ -27,33 +27,51 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'grid',
         'main',
         sorted(GRIDS),
-        'main: MNIST and Fashion-MNIST at epsilon 10 and 1; ablation: both at epsilon 10, with '
-        'and without each idea; error_feedback: MNIST with and without it, no warm start, 6,000 '
-        'private steps.',
+        'Which experiments to run. main: MNIST and Fashion-MNIST at epsilon 10 and 1; ablation: '
+        'both at epsilon 10, with and without each idea; error_feedback: MNIST with and without '
+        'error feedback, no warm start, 6,000 private steps.',
         **shared,
     )
     flags.DEFINE_string(
-        'out', 'results', 'Folder of all grids: OUT/<grid>/<row>/seed_<n>.', **shared
+        'out',
+        'results',
+        'The folder of all grids; a run lies in OUT/<grid>/<row>/seed_<n>.',
+        **shared,
     )
-    flags.DEFINE_list('seeds', ['1', '2'], 'Seeds, one run of each row for each.', **shared)
     flags.DEFINE_list(
-        'rows', None, 'Names of the only rows to run and to show. Default: all.', **shared
+        'seeds',
+        ['1', '2'],
+        'Seeds, separated by commas; each row is run once with each. More seeds show the spread.',
+        **shared,
     )
-    flags.DEFINE_string('data_dir', None, 'As in training.', **shared)
-    flags.DEFINE_string('tfds_manual_dir', None, 'As in training.', **shared)
+    flags.DEFINE_list(
+        'rows',
+        None,
+        'Names of rows, separated by commas: run and show these rows alone. Default: all.',
+        **shared,
+    )
+    config.define_flags(flag_values, data_dir=None, tfds_manual_dir=None)
     for name in _DATA_SETS:
         flags.DEFINE_string(
-            name, None, f'--dataset of the rows with {name}, e.g. idx:PATH.', **shared
+            name,
+            None,
+            f'The value of --dataset for the rows on {name}, where the data lie elsewhere, e.g. '
+            f'idx:PATH. Default: {name}.',
+            **shared,
         )
     flags.DEFINE_multi_string(
         'set',
         [],
-        'NAME=VALUE: a setting of all runs, e.g. train_steps=20 for a trial; may be given several '
-        'times. Give such runs an --out of their own.',
+        'NAME=VALUE: change a setting of all runs, e.g. train_steps=20 for a trial. The flag may '
+        'be given several times. Give such runs an --out of their own.',
         **shared,
     )
-    flags.DEFINE_boolean('dry_run', False, 'Print what would be run.', **shared)
-    flags.DEFINE_boolean('table_only', False, 'Write the table of what is there.', **shared)
+    flags.DEFINE_boolean(
+        'dry_run', False, 'Print the commands of the runs instead of running them.', **shared
+    )
+    flags.DEFINE_boolean(
+        'table_only', False, 'Write the table of the runs that exist; run nothing.', **shared
+    )
 
 
 def make_runs(flag_values: flags.FlagValues, grid: Sequence[Row]) -> list[Run]:
@@ -124,7 +142,7 @@ def answer(
     """
     runs = make_runs(flag_values, GRIDS[flag_values.grid] if grid is None else grid)
     if flag_values.dry_run:
-        for run in _in_turn(runs):
+        for run in in_turn(runs):
             kept = '# finished, kept: ' if run.is_finished else ''
             print(kept + shlex.join([*command, *run.arguments()]))
         return 0
@@ -135,36 +153,8 @@ def answer(
 
     code = 0
     if not flag_values.table_only:
-        code = _run_all([run for run in _in_turn(runs) if not run.is_finished], command, write)
+        code = run_all([run for run in in_turn(runs) if not run.is_finished], command, write)
     print(f'\n{write()}\n{folder / "results.md"}')
-    return code
-
-
-def _in_turn(runs: Sequence[Run]) -> list[Run]:
-    """Seed by seed: the first round shows every row."""
-    seeds = list(dict.fromkeys(run.seed for run in runs))
-    return sorted(runs, key=lambda run: seeds.index(run.seed))
-
-
-def _run_all(runs: Sequence[Run], command: Sequence[str], write) -> int:
-    """Runs one after the other, and writes the table after each."""
-    code, began = 0, time.monotonic()
-    with Signals().handled() as signals:
-        for done, run in enumerate(runs):
-            left = ''
-            if done:
-                minutes = (time.monotonic() - began) / 60 * (len(runs) - done) / done
-                left = f', about {minutes:.0f} minutes left'
-            verb = 'goes on' if run.is_started else 'starts'
-            print(f'\n[{done + 1}/{len(runs)}] {run.row.name}, seed {run.seed} {verb}{left}')
-            exit_code = run.start(command, signals)
-            write()
-            if signals.received is not None:
-                print(f'Stopped by {signals.received.name}; the same command goes on.')
-                return 128 + signals.received
-            if not run.is_finished:
-                code = 1
-                print(f'{run.row.name}, seed {run.seed} failed with exit code {exit_code}.')
     return code
 
 
