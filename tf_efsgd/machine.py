@@ -1,4 +1,4 @@
-"""The machine that figures are made on."""
+"""The machine that a figure was made on."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import platform
 from collections.abc import Mapping
 
 
-def facts() -> dict[str, object]:
-    """What figures are made on: this machine, and the versions of TensorFlow and Python."""
+def machine() -> dict[str, object]:
+    """Facts about this machine, by name: cores, processor, GPUs and versions."""
     import tensorflow as tf
 
     is_limited = hasattr(os, 'sched_getaffinity')
@@ -29,10 +29,10 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def describe(found: Mapping[str, object]) -> str:
-    """`facts` in words."""
-    gpus = f', {found["gpus"]} GPUs' if found['gpus'] else ''
+def describe_machine(facts: Mapping[str, object]) -> str:
+    """`machine` in words."""
+    gpus = f', {facts["gpus"]} GPUs' if facts['gpus'] else ''
     return (
-        f'{found["cores"]} cores of {found["processor"]}{gpus}, TensorFlow {found["tensorflow"]}, '
-        f'Python {found["python"]}'
+        f'{facts["cores"]} cores of {facts["processor"]}{gpus}, TensorFlow {facts["tensorflow"]}, '
+        f'Python {facts["python"]}'
     )

@@ -31,23 +31,23 @@ try:
     from opacus.optimizers import DPOptimizer, DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPTensorFastGradientClipping
 
-    from tf_efsgd import machine
-    from tf_efsgd.benchmark import measure, steps
+    from tf_efsgd.benchmark import steps, timing, variants
+    from tf_efsgd.machine import machine
 except ImportError as error:
     sys.exit(f'opacus_step: {error}. In the folder of the project: pip install -e .[bench]')
 
 F = torch.nn.functional
 _OURS = (
-    steps.Variant('ours: plain', 'plain', 'none', 0, 'ours: plain'),
-    steps.Variant('ours: DP-SGD', 'dp_sgd', 'fast', 0, 'ours: DP-SGD'),
-    steps.Variant('ours: error feedback', 'error_feedback', 'fast', 0, 'ours: error feedback'),
+    variants.Variant('ours: plain', 'plain', 'none', 0, 'ours: plain'),
+    variants.Variant('ours: DP-SGD', 'dp_sgd', 'fast', 0, 'ours: DP-SGD'),
+    variants.Variant('ours: error feedback', 'error_feedback', 'fast', 0, 'ours: error feedback'),
 )
 
 
 class Discriminator(torch.nn.Module):
     """`models.discriminator.build_discriminator` in PyTorch, images [n, C, H, W]."""
 
-    def __init__(self, networks: steps.Networks):
+    def __init__(self, networks: variants.Networks):
         super().__init__()
         self.size, _, channels = networks.image_shape
         self.stride = int(np.gcd(self.size, 4))
@@ -104,16 +104,16 @@ def losses_of(network, images, labels, generated):
     logits, reconstructions = network(torch.cat([images, generated]))
     realness = logits.gather(1, labels.repeat(2)[:, None])[:, 0]
     errors = (images - reconstructions[:count]).square().sum((1, 2, 3))
-    real = F.softplus(-realness[:count]) + steps._RECONSTRUCTION_WEIGHT * errors
+    real = F.softplus(-realness[:count]) + steps.RECONSTRUCTION_WEIGHT * errors
     return torch.cat([real, F.softplus(realness[count:])])
 
 
-def build_run(kind: str, network: torch.nn.Module, data) -> steps.Run:
+def build_run(kind: str, network: torch.nn.Module, data) -> timing.Run:
     """One step of 'plain' PyTorch, Opacus with 'hooks' or 'ghost' clipping."""
-    adam = torch.optim.Adam(network.parameters(), steps._LEARNING_RATE, (steps._ADAM_BETA_1, 0.999))
+    adam = torch.optim.Adam(network.parameters(), steps.LEARNING_RATE, (steps.ADAM_BETA_1, 0.999))
     mechanism = {
-        'noise_multiplier': steps._NOISE_MULTIPLIER,
-        'max_grad_norm': steps._L2_NORM_CLIP,
+        'noise_multiplier': steps.NOISE_MULTIPLIER,
+        'max_grad_norm': steps.L2_NORM_CLIP,
         'expected_batch_size': 2 * len(data[0]),
     }
     if kind == 'plain':
@@ -123,12 +123,12 @@ def build_run(kind: str, network: torch.nn.Module, data) -> steps.Run:
         optimizer = DPOptimizer(adam, **mechanism)
     else:
         module = opacus.grad_sample.GradSampleModuleFastGradientClipping(
-            network, max_grad_norm=steps._L2_NORM_CLIP, use_ghost_clipping=True
+            network, max_grad_norm=steps.L2_NORM_CLIP, use_ghost_clipping=True
         )
         optimizer = DPOptimizerFastGradientClipping(adam, **mechanism)
 
-    def run(steps: int) -> None:
-        for _ in range(steps):
+    def run(count: int) -> None:
+        for _ in range(count):
             optimizer.zero_grad()
             losses = losses_of(module, *data)
             if kind == 'ghost':
@@ -163,8 +163,8 @@ def _main(arguments: list[str]) -> None:
     del arguments
     values = flags.FLAGS
     warnings.filterwarnings('ignore', 'Full backward hook is firing')
-    networks = steps.MODELS[values.model]
-    facts = machine.facts()
+    networks = variants.MODELS[values.model]
+    facts = machine()
     torch.set_num_threads(facts['cores'])
     data = steps.make_data(networks, values.batch_size // 2)
     torch_data = to_torch(*data)
@@ -181,7 +181,7 @@ def _main(arguments: list[str]) -> None:
     for kind in ('plain', 'hooks', 'ghost'):
         name = f'{"PyTorch" if kind == "plain" else "Opacus"}: {kind}'
         runs[name] = build_run(kind, Discriminator(networks), torch_data)
-    _print(measure.measure_times(runs, values.rounds))
+    _print(timing.measure_times(runs, values.rounds))
 
 
 def _print(seconds) -> None:
@@ -189,14 +189,14 @@ def _print(seconds) -> None:
     print(columns.format('step', 'ms', '× our DP-SGD', '× our error feedback'))
     for name, of_rounds in seconds.items():
         spreads = [
-            measure.spread_of_ratios(of_rounds, seconds[variant.name]) for variant in _OURS[1:]
+            timing.spread_of_ratios(of_rounds, seconds[variant.name]) for variant in _OURS[1:]
         ]
         shown = [f'{s.median:.2f} ({s.low:.2f}–{s.high:.2f})' for s in spreads]
         print(columns.format(name, f'{1e3 * statistics.median(of_rounds):.1f}', *shown))
 
 
 if __name__ == '__main__':
-    flags.DEFINE_enum('model', 'mnist', list(steps.MODELS), 'The networks.')
+    flags.DEFINE_enum('model', 'mnist', list(variants.MODELS), 'The networks.')
     flags.DEFINE_integer('batch_size', 512, 'Half are records, half generated images.', 2)
     flags.DEFINE_integer('rounds', 7, 'Rounds to measure.', 1)
     app.run(_main)

@@ -1,1 +1,1 @@
-"""What a private step costs, measured."""
+"""Measures what a private step costs, beside the steps that it is compared with."""

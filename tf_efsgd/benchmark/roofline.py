@@ -1,16 +1,13 @@
-"""What a step needs at the least: its operations, bytes and draws, and the machine's rates."""
+"""What bounds a step: its operations, bytes and draws, and how fast a machine does them."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 
-from tf_efsgd.benchmark.measure import Result, seconds_of
-from tf_efsgd.benchmark.steps import TITLES, Networks, Variant
-
-_ROOFLINE = '{:<24} {:>7} {:>7} {:>9} {:>9} {:>7}'
+from tf_efsgd.benchmark.timing import seconds_of
+from tf_efsgd.benchmark.variants import Networks, Variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Work:
     draws: float
 
     def least_seconds(self, machine: Work) -> float:
-        """With all of it at the machine's full rate: bytes beside operations, then the draws."""
+        """At the machine's full rate: the bytes beside the operations, then the draws."""
         beside = max(self.operations / machine.operations, self.bytes / machine.bytes)
         return beside + self.draws / machine.draws
 
@@ -81,7 +78,7 @@ def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
 
 
 def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
-    """What this machine reaches, at its best of five times.
+    """What this machine reaches: the best of five measurements.
 
     Args:
       size: of the square matrices to multiply.
@@ -108,27 +105,3 @@ def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
         bytes=rate(8 * array.shape[0], tf.function(lambda: tf.negative(array)[0])),
         draws=rate(numbers, lambda: draw(step_noise)[0]),
     )
-
-
-def format_roofline(networks: Networks, results: Sequence[Result], machine: Work) -> str:
-    """What the steps need at the least, beside what they took; only those it can count."""
-    lines = [
-        f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
-        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',
-        _ROOFLINE.format('step', 'GFLOP', 'MB', 'draws', 'least ms', 'ms'),
-    ]
-    for result in results:
-        variant = result.variant
-        if variant.clipping in ('none', 'fast') and not variant.with_generator:
-            work = count_work(layers_of(networks), variant)
-            lines.append(
-                _ROOFLINE.format(
-                    TITLES[variant.optimizer],
-                    f'{work.operations / 1e9:.2f}',
-                    f'{work.bytes / 1e6:.0f}',
-                    f'{work.draws:,}',
-                    f'{1e3 * work.least_seconds(machine):.1f}',
-                    f'{1e3 * statistics.median(result.seconds):.1f}',
-                )
-            )
-    return '\n'.join(lines)

@@ -1,127 +1,15 @@
-"""The steps that are compared: networks, data, and one step as training runs it.
-
-TensorFlow is loaded when a step is built.
-"""
+"""The steps themselves: their data, networks and optimizers, built so that one call does a step."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from tf_efsgd.benchmark.timing import Run
+from tf_efsgd.benchmark.variants import Networks, Variant
 
-# Does so many steps and waits until they are done.
-Run = Callable[[int], None]
-
-_L2_NORM_CLIP, _RESIDUAL_L2_NORM_CLIP, _NOISE_MULTIPLIER = 1.0, 0.5, 1.0
-_RECONSTRUCTION_WEIGHT = 0.01
+L2_NORM_CLIP, RESIDUAL_L2_NORM_CLIP, NOISE_MULTIPLIER = 1.0, 0.5, 1.0
+RECONSTRUCTION_WEIGHT = 0.01
 # So small that the networks stay what they are, and every step does the same work.
-_LEARNING_RATE = 1e-6
-_ADAM_BETA_1 = 0.5
-
-SCALING_BATCH_SIZES = tuple(64 * 2**i for i in range(7))
-SCALING_MICROBATCH_SIZE = 256
-
-
-@dataclasses.dataclass(frozen=True)
-class Networks:
-    """What the networks are built for; defaults as those of the flags of training."""
-
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    width: int = 32
-    generator_width: int = 64
-    latent_dim: int = 64
-
-
-MODELS = {
-    'demo': Networks((28, 28, 1), 10),
-    'mnist': Networks((28, 28, 1), 10),
-    'celeba32': Networks((32, 32, 3), 2),
-    # As in configs/celeba.flags.
-    'celeba64': Networks((64, 64, 3), 2, width=48, generator_width=256, latent_dim=128),
-}
-
-
-# What the optimizers of the variants are called.
-TITLES = {
-    'plain': 'plain, not private',
-    'dp_sgd': 'DP-SGD',
-    'error_feedback': 'error feedback',
-    'tf_privacy': "TF Privacy's optimizer",
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One kind of step.
-
-    Attributes:
-      name: for --only and in the JSON file.
-      optimizer: 'plain', 'dp_sgd', 'error_feedback' (ours) or 'tf_privacy'.
-      clipping: 'none', 'fast', 'vectorized', or 'jacobian': the drop-in way, a loss vector.
-      batch_size: records and generated images together, half of each.
-      against: name of the variant that it is compared with; its own where it is that one.
-      with_generator: makes the generated images too, instead of having them given.
-      microbatch_size: as in `EFSGDGan.compile`.
-    """
-
-    name: str
-    optimizer: str
-    clipping: str
-    batch_size: int
-    against: str
-    with_generator: bool = False
-    microbatch_size: int | None = None
-
-    @property
-    def records(self) -> int:
-        """Number of records in a step."""
-        return self.batch_size // 2
-
-
-def step_variants(
-    batch_size: int, small_batch_size: int, microbatch_size: int | None = None
-) -> list[Variant]:
-    """The steps to compare, those that others are compared with first.
-
-    Args:
-      batch_size: even.
-      small_batch_size: even; of the comparison with TF Privacy's optimizer, which needs far more
-        memory.
-      microbatch_size: of our steps at `batch_size`.
-    """
-    plain, whole, small = 'plain', 'plain_with_generator', 'error_feedback_small'
-    ours = {'batch_size': batch_size, 'microbatch_size': microbatch_size}
-    strict, with_generator = {**ours, 'against': plain}, {**ours, 'against': whole}
-    with_generator['with_generator'] = True
-    few = {'batch_size': small_batch_size, 'against': small}
-    return [
-        Variant(plain, 'plain', 'none', **strict),
-        Variant('dp_sgd', 'dp_sgd', 'fast', **strict),
-        Variant('error_feedback', 'error_feedback', 'fast', **strict),
-        Variant('dp_sgd_vectorized', 'dp_sgd', 'vectorized', **strict),
-        Variant('error_feedback_vectorized', 'error_feedback', 'vectorized', **strict),
-        Variant(whole, 'plain', 'none', **with_generator),
-        Variant('dp_sgd_with_generator', 'dp_sgd', 'fast', **with_generator),
-        Variant('error_feedback_with_generator', 'error_feedback', 'fast', **with_generator),
-        Variant(small, 'error_feedback', 'fast', **few),
-        Variant('error_feedback_drop_in', 'error_feedback', 'jacobian', **few),
-        Variant('tf_privacy', 'tf_privacy', 'jacobian', **few),
-    ]
-
-
-def scaling_variants(batch_sizes: Sequence[int], microbatch_size: int) -> list[Variant]:
-    """The error-feedback step on growing batches, against the first of them."""
-    return [
-        Variant(
-            f'batch_{size}',
-            'error_feedback',
-            'fast',
-            size,
-            against=f'batch_{batch_sizes[0]}',
-            microbatch_size=microbatch_size,
-        )
-        for size in batch_sizes
-    ]
+LEARNING_RATE = 1e-6
+ADAM_BETA_1 = 0.5
 
 
 def make_data(networks: Networks, records: int):
@@ -173,11 +61,11 @@ def build_gan(networks: Networks, variant: Variant, generated):
         draw_inputs = generator.draw_inputs
     gan = EFSGDGan(maker, critic, draw_inputs, seed=1)
     gan.compile(
-        generator_optimizer=tf.keras.optimizers.legacy.Adam(_LEARNING_RATE),
+        generator_optimizer=tf.keras.optimizers.legacy.Adam(LEARNING_RATE),
         discriminator_optimizer=build_optimizer(variant),
         losses=losses.NonSaturatingLosses(),
         expected_batch_size=variant.records,
-        reconstruction_weight=_RECONSTRUCTION_WEIGHT,
+        reconstruction_weight=RECONSTRUCTION_WEIGHT,
         clipping='vectorized' if variant.clipping == 'none' else variant.clipping,
         microbatch_size=variant.microbatch_size,
     )
@@ -206,10 +94,10 @@ def build_optimizer(variant: Variant):
     """The discriminator's optimizer, Adam in every variant."""
     import tensorflow as tf
 
-    adam = {'learning_rate': _LEARNING_RATE, 'beta_1': _ADAM_BETA_1}
+    adam = {'learning_rate': LEARNING_RATE, 'beta_1': ADAM_BETA_1}
     if variant.optimizer == 'plain':
         return tf.keras.optimizers.legacy.Adam(**adam)
-    mechanism = {'l2_norm_clip': _L2_NORM_CLIP, 'noise_multiplier': _NOISE_MULTIPLIER}
+    mechanism = {'l2_norm_clip': L2_NORM_CLIP, 'noise_multiplier': NOISE_MULTIPLIER}
     if variant.optimizer == 'tf_privacy':
         import tensorflow_privacy
 
@@ -221,7 +109,7 @@ def build_optimizer(variant: Variant):
     return ErrorFeedbackDPKerasAdamOptimizer(
         **mechanism,
         error_feedback='private' if variant.optimizer == 'error_feedback' else 'none',
-        residual_l2_norm_clip=_RESIDUAL_L2_NORM_CLIP,
+        residual_l2_norm_clip=RESIDUAL_L2_NORM_CLIP,
         expected_batch_size=variant.batch_size if drop_in else variant.records,
         **adam,
     )
@@ -300,13 +188,13 @@ def drop_in_losses(discriminator, images, labels, generated):
     """The losses of a step, float32 [2 n]: of n records, then of n generated images."""
     import tensorflow as tf
 
+    from tf_efsgd.data.images import to_float
     from tf_efsgd.models import discriminator as names
     from tf_efsgd.models.losses import NonSaturatingLosses as Losses
-    from tf_efsgd.training.gan import to_float
 
     images, count = to_float(images), images.shape[0]
     outputs = discriminator(tf.concat([images, generated], axis=0), training=True)
     realness = Losses.realness(outputs[names.LOGITS], tf.tile(labels, [2]))
     errors = Losses.reconstruction(images, outputs[names.RECONSTRUCTION][:count])
-    real = Losses.real(realness[:count]) + _RECONSTRUCTION_WEIGHT * errors
+    real = Losses.real(realness[:count]) + RECONSTRUCTION_WEIGHT * errors
     return tf.concat([real, Losses.fake(realness[count:])], axis=0)

@@ -12,10 +12,10 @@ import pathlib
 
 from absl import flags, logging
 
-from tf_efsgd import machine
-from tf_efsgd.benchmark import measure, roofline, show, steps
+from tf_efsgd.benchmark import measure, picture, roofline, text, variants
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
+from tf_efsgd.machine import describe_machine, machine
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -24,7 +24,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_enum(
         'model',
         'mnist',
-        list(steps.MODELS),
+        list(variants.MODELS),
         'Which networks to measure: those of the flagfile of this name.',
         **shared,
     )
@@ -46,7 +46,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'microbatch_size',
         None,
         'Number of records (and as many generated images) that go through the networks at a time. '
-        f'Default: all; {steps.SCALING_MICROBATCH_SIZE} with --scaling. Range: at least 1.',
+        f'Default: all; {variants.SCALING_MICROBATCH_SIZE} with --scaling. Range: at least 1.',
         **shared,
     )
     flags.DEFINE_integer(
@@ -65,8 +65,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'scaling',
         False,
         'Instead of comparing steps, measure the time of a record in the error-feedback step '
-        f'while the batch grows from {steps.SCALING_BATCH_SIZES[0]} to '
-        f'{steps.SCALING_BATCH_SIZES[-1]} examples.',
+        f'while the batch grows from {variants.SCALING_BATCH_SIZES[0]} to '
+        f'{variants.SCALING_BATCH_SIZES[-1]} examples.',
         **shared,
     )
     flags.DEFINE_boolean(
@@ -106,23 +106,23 @@ def _check(values: flags.FlagValues) -> None:
         arguments.check_output_path('json', values.json, ['json'])
 
 
-def _choose_variants(values: flags.FlagValues) -> list[steps.Variant]:
+def _choose_variants(values: flags.FlagValues) -> list[variants.Variant]:
     """What the flags ask for, and what that is compared with."""
     if values.scaling:
-        size = values.microbatch_size or steps.SCALING_MICROBATCH_SIZE
-        variants = steps.scaling_variants(steps.SCALING_BATCH_SIZES, size)
+        size = values.microbatch_size or variants.SCALING_MICROBATCH_SIZE
+        chosen = variants.scaling_variants(variants.SCALING_BATCH_SIZES, size)
     else:
-        variants = steps.step_variants(
+        chosen = variants.step_variants(
             values.batch_size, values.tf_privacy_batch_size, values.microbatch_size
         )
     if values.only is None:
-        return variants
-    known = {variant.name: variant for variant in variants}
+        return chosen
+    known = {variant.name: variant for variant in chosen}
     for name in values.only:
         if name not in known:
             raise ConfigError(f'--only takes {", ".join(known)}. Received: {name or "nothing"}.')
     wanted = {*values.only, *(known[name].against for name in values.only)}
-    return [variant for variant in variants if variant.name in wanted]
+    return [variant for variant in chosen if variant.name in wanted]
 
 
 def run(values: flags.FlagValues) -> list[measure.Result]:
@@ -138,27 +138,26 @@ def run(values: flags.FlagValues) -> list[measure.Result]:
       ConfigError: if a flag is wrong; nothing has been measured then.
     """
     _check(values)
-    variants = _choose_variants(values)
-    networks = steps.MODELS[values.model]
-    facts = machine.facts()
-    about_machine = machine.describe(facts)
-    about_networks = f'{values.model}: {show.describe_networks(networks)}; {values.rounds} rounds'
+    chosen = _choose_variants(values)
+    networks = variants.MODELS[values.model]
+    facts = machine()
+    about_machine = describe_machine(facts)
+    about_networks = f'{values.model}: {text.describe_networks(networks)}; {values.rounds} rounds'
     print(f'{about_machine}\n{about_networks}', flush=True)
-    results = measure.measure(networks, variants, values.rounds, values.memory)
-    print('\n' + show.format_table(results, values.scaling), flush=True)
+    results = measure.measure(networks, chosen, values.rounds, values.memory)
+    print('\n' + text.format_table(results, values.scaling), flush=True)
     if values.scaling and len(results) > 1:
-        print('\n' + show.describe_scaling(results), flush=True)
+        print('\n' + text.describe_scaling(results), flush=True)
     if values.roofline:
         print(
-            '\n' + roofline.format_roofline(networks, results, roofline.measure_machine()),
-            flush=True,
+            '\n' + text.format_roofline(networks, results, roofline.measure_machine()), flush=True
         )
     if values.json is not None:
         about = {'machine': facts, 'model': values.model, 'rounds': values.rounds}
-        text = show.to_json(results, **about, networks=dataclasses.asdict(networks))
-        pathlib.Path(values.json).write_text(text, encoding='utf-8')
+        content = text.to_json(results, **about, networks=dataclasses.asdict(networks))
+        pathlib.Path(values.json).write_text(content, encoding='utf-8')
     if values.plot is not None:
-        show.plot(results, values.plot, f'{about_networks}\n{about_machine}', values.scaling)
+        picture.plot(results, values.plot, f'{about_networks}\n{about_machine}', values.scaling)
     return results
 
 

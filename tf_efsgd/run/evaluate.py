@@ -14,7 +14,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from tf_efsgd import config, machine
+from tf_efsgd import config
+from tf_efsgd.machine import describe_machine, machine
 from tf_efsgd.version import __version__
 
 if TYPE_CHECKING:
@@ -246,7 +247,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
         'seed': run_config.training.seed,
         'training_minutes': _training_minutes(run_dir),
         'evaluated': datetime.datetime.now(datetime.timezone.utc).isoformat(timespec='seconds'),
-        'machine': machine.describe(machine.facts()),
+        'machine': describe_machine(machine()),
         'tf_efsgd': __version__,
     }
 

@@ -1,4 +1,4 @@
-"""Measured steps as a table, a JSON file and a picture, and the machine in words."""
+"""What was measured in words: tables, one line about scaling, JSON."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ import json
 import statistics
 from collections.abc import Sequence
 
+from tf_efsgd.benchmark import roofline
 from tf_efsgd.benchmark.measure import Result
-from tf_efsgd.benchmark.steps import TITLES, Networks, Variant
+from tf_efsgd.benchmark.variants import Networks, Variant
 
-_CLIPPINGS = {'none': '', 'fast': 'fast', 'vectorized': 'vectorized', 'jacobian': 'jacobian'}
+_ROOFLINE = '{:<24} {:>7} {:>7} {:>9} {:>9} {:>7}'
+TITLES = {
+    'plain': 'plain, not private',
+    'dp_sgd': 'DP-SGD',
+    'error_feedback': 'error feedback',
+    'tf_privacy': "TF Privacy's optimizer",
+}
+CLIPPINGS = {'none': '', 'fast': 'fast', 'vectorized': 'vectorized', 'jacobian': 'jacobian'}
 _COLUMNS = '{:<24} {:<12} {:>7} {:>10} {:>10} {:>7} {:>13} {:>8} {:>7}'
 _HEADER = ('step', 'clipping', 'batch', 'ms', 'µs/record', '× time', 'min–max', 'MB', '× MB')
 
@@ -43,13 +51,14 @@ def group_title(base: Variant, scaling: bool = False) -> str:
 def format_table(results: Sequence[Result], scaling: bool = False) -> str:
     """The results as a table, one part for each variant that others are compared with."""
     lines = [_COLUMNS.format(*_HEADER)]
-    for base, group in _groups(results):
+    for base, group in groups_of(results):
         lines += ['', group_title(base, scaling)]
         lines += [_format_row(result) for result in group]
     return '\n'.join(lines)
 
 
-def _groups(results: Sequence[Result]) -> list[tuple[Variant, list[Result]]]:
+def groups_of(results: Sequence[Result]) -> list[tuple[Variant, list[Result]]]:
+    """The variants that others are compared with, each with the results of its group."""
     bases = [r.variant for r in results if r.variant.name == r.variant.against]
     return [(base, [r for r in results if r.variant.against == base.name]) for base in bases]
 
@@ -60,7 +69,7 @@ def _format_row(result: Result) -> str:
     is_base = variant.name == variant.against
     return _COLUMNS.format(
         TITLES[variant.optimizer],
-        _CLIPPINGS[variant.clipping],
+        CLIPPINGS[variant.clipping],
         variant.batch_size,
         f'{1e3 * seconds:.1f}',
         f'{1e6 * seconds / variant.records:.0f}',
@@ -72,7 +81,7 @@ def _format_row(result: Result) -> str:
 
 
 def describe_scaling(results: Sequence[Result]) -> str:
-    """What a step costs whatever its batch, what a record costs more, and how steady that is.
+    """The cost of a step whatever its batch, that of each record more, and how steady it is.
 
     Args:
       results: of `scaling_variants`, in growing order, at least two.
@@ -106,44 +115,25 @@ def to_json(results: Sequence[Result], **about) -> str:
     return json.dumps({**about, 'steps': steps}, indent=1) + '\n'
 
 
-def plot(results: Sequence[Result], path: str, caption: str, scaling: bool = False) -> None:
-    """Draws the ratios as bars, least to largest as a line on each.
-
-    Args:
-      results: as in `format_table`.
-      path: of the picture.
-      caption: stands below.
-      scaling: as in `format_table`.
-    """
-    from matplotlib.figure import Figure
-
-    groups = _groups(results)
-    heights = [len(group) + 0.8 for _, group in groups]
-    figure = Figure(figsize=(9, 1.2 + 0.45 * sum(heights)), layout='constrained')
-    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axes, (base, group) in zip(panels, groups):
-        _plot_group(axes, group, scaling)
-        axes.set_title(group_title(base, scaling), fontsize=9, loc='left')
-    figure.supxlabel(caption, fontsize=8)
-    figure.savefig(path, dpi=120)
-
-
-def _plot_group(axes, group: Sequence[Result], scaling: bool) -> None:
-    names = []
-    for result in group:
+def format_roofline(networks: Networks, results: Sequence[Result], machine: roofline.Work) -> str:
+    """The least time that the steps need beside what they took, for those that can be counted."""
+    lines = [
+        f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
+        f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',
+        _ROOFLINE.format('step', 'GFLOP', 'MB', 'draws', 'least ms', 'ms'),
+    ]
+    for result in results:
         variant = result.variant
-        clipping = _CLIPPINGS[variant.clipping]
-        name = TITLES[variant.optimizer] + (f', {clipping}' if clipping else '')
-        names.append(f'batch {variant.batch_size}' if scaling else name)
-    medians = [r.ratio.median for r in group]
-    below = [r.ratio.median - r.ratio.low for r in group]
-    above = [r.ratio.high - r.ratio.median for r in group]
-    colors = ['gray' if r.variant.name == r.variant.against else 'C0' for r in group]
-    axes.barh(range(len(group)), medians, xerr=[below, above], color=colors, capsize=3)
-    axes.set_yticks(range(len(group)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(r.ratio.high for r in group))
-    for position, result in enumerate(group):
-        text = f'  {result.ratio.median:.2f}'
-        axes.annotate(text, (result.ratio.high, position), va='center', fontsize=9)
-    axes.grid(True, axis='x', alpha=0.4)
+        if variant.clipping in ('none', 'fast') and not variant.with_generator:
+            work = roofline.count_work(roofline.layers_of(networks), variant)
+            lines.append(
+                _ROOFLINE.format(
+                    TITLES[variant.optimizer],
+                    f'{work.operations / 1e9:.2f}',
+                    f'{work.bytes / 1e6:.0f}',
+                    f'{work.draws:,}',
+                    f'{1e3 * work.least_seconds(machine):.1f}',
+                    f'{1e3 * statistics.median(result.seconds):.1f}',
+                )
+            )
+    return '\n'.join(lines)
