@@ -31,6 +31,7 @@ setuptools.setup(
         *setuptools.find_packages(include=['tf_efsgd', 'tf_efsgd.*']),
         'tf_efsgd.configs',
     ],
+    entry_points={'console_scripts': ['tf-efsgd = tf_efsgd.cli.main:main']},
     # configs/ stays at the top of the repository, where people look for it.
     package_dir={'tf_efsgd.configs': 'configs'},
     package_data={

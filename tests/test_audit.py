@@ -19,10 +19,10 @@ from absl import flags
 from helpers import account_by_hand as by_hand
 from scipy import special, stats
 
-from tf_efsgd.audit import __main__ as cli
 from tf_efsgd.audit import bounds, findings, training
 from tf_efsgd.audit import mechanism as mechanism_audit
 from tf_efsgd.audit.likelihood import Claim, Observations
+from tf_efsgd.cli import audit as cli
 from tf_efsgd.privacy import accounting, clipping, noise, private_step
 from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
@@ -516,7 +516,7 @@ def _run_cli(monkeypatch, *arguments):
     values(['audit', *arguments])
     monkeypatch.setattr(cli.flags, 'FLAGS', values)
     with pytest.raises(SystemExit) as exited:
-        cli._main([])
+        cli._main()
     return exited.value.code
 
 

@@ -18,8 +18,8 @@ from helpers import account_by_hand as by_hand
 from matplotlib import image
 
 from tf_efsgd import config
+from tf_efsgd.cli import results as command_line
 from tf_efsgd.privacy import accounting
-from tf_efsgd.results import __main__ as command_line
 from tf_efsgd.results import grids, runs, tables
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
@@ -562,7 +562,7 @@ def test_it_needs_no_tensorflow_and_tells_mistakes_in_one_line(flag, said, tmp_p
     monkeypatch.setenv('PYTHONPATH', str(_REPO))
     monkeypatch.chdir(tmp_path)
     code = (
-        'import sys\nfrom tf_efsgd.results import __main__ as m\n'
+        'import sys\nfrom tf_efsgd.cli import results as m\n'
         f'sys.argv = ["results", "--grid=main", "{flag}"]\n'
         'try:\n    m.main()\nfinally:\n    assert "tensorflow" not in sys.modules\n'
     )

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import strategies as st
 
 from tf_efsgd import budget, config, rounding
-from tf_efsgd.audit import __main__ as audit
 from tf_efsgd.audit import findings
-from tf_efsgd.cli import plan
+from tf_efsgd.budget import forecast as forecasts
+from tf_efsgd.budget import text as texts
+from tf_efsgd.cli import audit
 from tf_efsgd.privacy import accounting
 from tf_efsgd.reporting import report
 from tf_efsgd.results import tables
@@ -66,18 +67,18 @@ def _forecast():
     settings = config.PrivacyConfig(
         noise_multiplier=8.0, expected_batch_size=20, train_steps=3, error_feedback='none'
     )
-    return plan.forecast(settings, 2_000)
+    return forecasts.forecast(settings, 2_000)
 
 
 def _in_the_plan(epsilon, forecast, capsys):
     found = dataclasses.replace(forecast, epsilon=epsilon)
-    lines = plan.format_forecast(found).splitlines()
+    lines = texts.format_forecast(found).splitlines()
     return [line.split()[1] for line in lines if line.startswith('ε  ')]
 
 
 def _in_the_table_of_the_plan(epsilon, forecast, capsys):
-    table = plan.Table([3], [8.0], [[epsilon.headline]])
-    text = plan.format_forecast(dataclasses.replace(forecast, table=table))
+    table = forecasts.Table([3], [8.0], [[epsilon.headline]])
+    text = texts.format_forecast(dataclasses.replace(forecast, table=table))
     return [
         line.split('[')[1].split(']')[0] for line in text.splitlines() if line[:15].strip() == '3'
     ]

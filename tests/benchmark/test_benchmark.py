@@ -12,8 +12,8 @@ from absl import flags
 from helpers.tiny_benchmark import NETWORKS, VARIANTS
 
 from tf_efsgd import config
-from tf_efsgd.benchmark import __main__ as command
 from tf_efsgd.benchmark import measure, roofline, timing, variants
+from tf_efsgd.cli import bench as command
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
 

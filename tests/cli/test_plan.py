@@ -14,23 +14,13 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers import account_by_hand
-from scipy import stats
 
-from tf_efsgd import config, rounding
+from tf_efsgd import budget, config, rounding
+from tf_efsgd.budget import forecast, text
 from tf_efsgd.cli import plan
 from tf_efsgd.privacy import accounting, ledger
 
 _REPO = pathlib.Path(__file__).resolve().parents[2]
-# No two alike, so that one in the place of another is noticed.
-_SETTINGS = config.PrivacyConfig(
-    noise_multiplier=1.1,
-    l2_norm_clip=0.7,
-    residual_l2_norm_clip=0.4,
-    residual_share=0.3,
-    feedback_decay=0.8,
-    expected_batch_size=16,
-    train_steps=60,
-)
 # Quick to account for.
 _QUICK = ['--dataset_size=2000', '--expected_batch_size=20', '--train_steps=300']
 
@@ -67,159 +57,28 @@ def _run(*arguments, cwd):
     )
 
 
-# The noise.
-
-
-def _simulate(settings, coordinates=40_000):
-    """Noise alone through release and feedback: the last update, and all of them plus the rest."""
-    rng = np.random.default_rng(7)
-    sigma, share, decay = 1.1, settings.residual_share, settings.feedback_decay
-    buffer = total = np.zeros(coordinates)
-    for _ in range(settings.train_steps):
-        a = rng.normal(size=coordinates) * sigma / math.sqrt(1 - share) * settings.l2_norm_clip
-        r = rng.normal(size=coordinates) * sigma / math.sqrt(share) * settings.residual_l2_norm_clip
-        waiting = buffer + r / settings.expected_batch_size
-        given_back = (1 - decay) * waiting
-        buffer = waiting - given_back
-        update = a / settings.expected_batch_size + given_back
-        total = total + update
-    return update.std(), (total + buffer).std()
-
-
-def test_noise_of_error_feedback_is_that_of_its_recursion():
-    settings = dataclasses.replace(_SETTINGS, residual_l2_norm_clip=1.3)
-    noise = plan.compute_noise(settings, 1.1)['update with error feedback, A/B + d']
-    one_step, accumulated = _simulate(settings)
-    # Four standard errors of a standard deviation of 40,000 draws.
-    assert noise.one_step == pytest.approx(one_step, rel=0.015)
-    assert noise.accumulated == pytest.approx(accumulated, rel=0.015)
-    # A factor that is wrong would be seen: the whole of R, (1 - b)/(1 + b) of it without the root,
-    # 1 - b, none.
-    a, r = 1.1 * 0.7 / math.sqrt(0.7) / 16, 1.1 * 1.3 / math.sqrt(0.3) / 16
-    for wrong in (r, r / 9, r * 0.2, 0.0):
-        assert abs(math.hypot(a, wrong) / one_step - 1) > 0.03
-
-
-def test_noise_of_plain_dp_sgd_and_of_the_averaged_gradient():
-    noise = plan.compute_noise(_SETTINGS, 1.1)
-    assert noise['averaged gradient A/B'].one_step == pytest.approx(1.1 / math.sqrt(0.7) * 0.7 / 16)
-    for clip in (0.7, 1.1):  # C1, and C1 + C2.
-        plain = noise[f'plain DP-SGD, clipped at {clip:g}']
-        assert plain.one_step == pytest.approx(1.1 * clip / 16)
-        assert plain.accumulated == pytest.approx(1.1 * clip / 16 * math.sqrt(60))
-    # Over many steps error feedback never beats plain DP-SGD clipped at C1 + C2.
-    feedback = noise['update with error feedback, A/B + d']
-    assert feedback.accumulated >= noise['plain DP-SGD, clipped at 1.1'].accumulated
-
-
-def test_without_a_residual_error_feedback_is_dp_sgd():
-    off = plan.compute_noise(dataclasses.replace(_SETTINGS, residual_share=0.0), 1.1)
-    none = plan.compute_noise(dataclasses.replace(_SETTINGS, error_feedback='none'), 1.1)
-    assert list(none) == ['plain DP-SGD, clipped at 0.7']
-    assert off['update with error feedback, A/B + d'] == none['plain DP-SGD, clipped at 0.7']
-
-
 # The budget.
 
 
-def test_golden_values():
-    # At the noise that is accounted as 1.
-    sigma = account_by_hand.noise_for_step(1.0, 2 * 2**20)
-    assert _effective(sigma) == pytest.approx(1.0, rel=1e-12) and 1.009 < sigma < 1.012
-    settings = config.PrivacyConfig(
-        noise_multiplier=sigma, expected_batch_size=128, train_steps=450_000
-    )
-    result = plan.forecast(settings, 60_000)
-    assert result.epsilon.pld == pytest.approx(9.279, abs=0.002)
-    assert result.epsilon.rdp == pytest.approx(9.970, abs=0.002)
-    assert result.epsilon.headline == result.epsilon.pld
-    assert result.epochs == 960
-    text = plan.format_forecast(result)
-    _assert_said(
-        text,
-        f'ε                     {rounding.up(result.epsilon.pld)} ',
-        f'RDP {rounding.up(result.epsilon.rdp)}',
-        '  1           is accounted: the grid of the releases, 1,048,576 parameters',
-        'times 60,000 images that is 0.6; it must be below 1',
-    )
-
-
-def test_calibration_keeps_to_the_target():
-    settings = config.PrivacyConfig(target_epsilon=0.4, expected_batch_size=20, train_steps=300)
-    result = plan.forecast(settings, 2_000)
-    assert 0.396 <= result.epsilon.headline <= 0.4
-    event = accounting.step_event(0.01 + 2**-33, _effective(result.noise_multiplier))
-    assert _bounds(event, 300).headline == pytest.approx(result.epsilon.headline, rel=1e-4)
-    # What the grid costs is in it: without it the budget would not be used up.
-    ideal = accounting.step_event(0.01 + 2**-33, result.noise_multiplier)
-    assert _bounds(ideal, 300).headline < 0.396
-
-
-def test_fewer_parameters_cost_less():
-    settings = config.PrivacyConfig(target_epsilon=0.4, expected_batch_size=20, train_steps=300)
-    few, many = (plan.forecast(settings, 2_000, n) for n in (1_000, 10**9))
-    for result, parameters in ((few, 1_000), (many, 10**9)):
-        assert result.event.event.noise_multiplier == pytest.approx(
-            _effective(result.noise_multiplier, parameters), rel=1e-9
-        )
-        assert 0.396 <= result.epsilon.headline <= 0.4
-    assert 1.1 * few.noise_multiplier < many.noise_multiplier
-
-
-def test_a_hidden_buffer_costs_what_the_closed_form_says():
-    settings = dataclasses.replace(_SETTINGS, error_feedback='hidden', noise_multiplier=3.3)
-    result = plan.forecast(settings, 1_000)
-    # Only one sum is released, and its noise is over what a record moves it by.
-    mu = math.sqrt(60) / _effective(3.3 * 0.7 / (0.7 + 2 * 0.4), sums=1)
-    epsilon = result.epsilon.headline
-    assert result.epsilon.accountant == 'closed form'
-    delta = stats.norm.cdf(mu / 2 - epsilon / mu) - math.exp(
-        epsilon + stats.norm.logcdf(-mu / 2 - epsilon / mu)
-    )
-    assert delta == pytest.approx(_DELTA, rel=1e-4)
-    # Beside it what plain DP-SGD accounting says, at the noise really added.
-    plain = plan.forecast(dataclasses.replace(settings, error_feedback='none'), 1_000)
-    ideal = accounting.step_event(accounting.sampling_probability(16, 1_000), 3.3)
-    assert result.unproven == _bounds(ideal, 60, 1e-5).headline and plain.unproven is None
-    assert result.unproven == pytest.approx(plain.epsilon.headline, rel=0.03)
-    assert result.unproven < epsilon / 10
-    text = plan.format_forecast(result)
-    assert 'unproven' in text and 'the buffer is not noised' in text
-    assert f'moves every update by at most {(0.7 + 2 * 0.4) / 16:.3g}' in text
-    assert f'moves it by at most {0.7 / 16:.3g}' in plan.format_forecast(plain)
-
-
 def test_a_hidden_buffer_is_calibrated_by_the_closed_form():
-    text = _ask(*_QUICK, '--error_feedback=hidden', '--target_epsilon=7')
-    spent = [line.split()[1] for line in text.splitlines() if line.startswith('ε  ')]
+    printed = _ask(*_QUICK, '--error_feedback=hidden', '--target_epsilon=7')
+    spent = [line.split()[1] for line in printed.splitlines() if line.startswith('ε  ')]
     assert spent == ['7']
 
 
-def test_the_table_is_an_upper_bound_around_what_was_asked_for():
-    settings = config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=400)
-    table = plan.forecast(settings, 2_000).table
-    assert table.steps == [50, 100, 200, 400, 800, 1600]
-    assert table.noise_multipliers == [1.5, 2.1, 3.0, 4.2, 6.0]
-    exact = _bounds(accounting.step_event(0.01, _effective(3.0)), 400)
-    assert table.epsilons[3][2] == pytest.approx(exact.rdp)
-    assert table.epsilons[3][2] >= exact.headline
-    epsilons = np.array(table.epsilons)
-    assert (np.diff(epsilons, axis=0) > 0).all() and (np.diff(epsilons, axis=1) < 0).all()
-
-
 def test_what_is_printed():
-    text = _ask(*_QUICK, '--noise_multiplier=3')
-    result = plan.forecast(
+    printed = _ask(*_QUICK, '--noise_multiplier=3')
+    result = forecast.forecast(
         config.PrivacyConfig(noise_multiplier=3.0, expected_batch_size=20, train_steps=300), 2_000
     )
-    marked = [line for line in text.splitlines() if '[' in line and 'asked' not in line]
+    marked = [line for line in printed.splitlines() if '[' in line and 'asked' not in line]
     assert len(marked) == 1 and marked[0].split()[0] == '300'
     assert float(marked[0].split('[')[1].split(']')[0]) == pytest.approx(
         result.epsilon.rdp, rel=1e-3
     )
-    assert 'by RDP: an upper bound' in text
-    assert 'WARNING' not in text
-    assert max(len(line) for line in text.splitlines()) <= 100
+    assert 'by RDP: an upper bound' in printed
+    assert 'WARNING' not in printed
+    assert max(len(line) for line in printed.splitlines()) <= 100
 
 
 def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
@@ -231,36 +90,12 @@ def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
     with pytest.raises(config.ConfigError, match=re.escape(said)):
         _ask(*large)
     warning = 'WARNING: δ is not below 1 / images: giving away one image whole would pass.'
-    text = _ask(*large, '--allow_large_delta')
-    _assert_said(text, warning, '0.0005      times 2,000 images that is 1; it must be below 1')
+    printed = _ask(*large, '--allow_large_delta')
+    _assert_said(printed, warning, '0.0005      times 2,000 images that is 1; it must be below 1')
     small = _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0004')
     assert 'WARNING' not in small
     # 0.0004 times 2,000, rounded up.
     _assert_said(small, '0.0004      times 2,000 images that is 0.8; it must be below 1')
-
-
-def test_a_plan_for_persons_says_so_and_needs_more_noise():
-    settings = config.PrivacyConfig(
-        target_epsilon=0.4, target_delta=1e-4, expected_batch_size=20, train_steps=300
-    )
-    image = plan.forecast(settings, 2_000)
-    person = plan.forecast(settings, 2_000, images_per_person=5, persons=700)
-    assert person.noise_multiplier > 3 * image.noise_multiplier
-    for result in (image, person):
-        assert 0.396 <= result.epsilon.headline <= 0.4
-    for result, unit, said in (
-        (image, 'one image with its label', 'times 2,000 images that is 0.2; it'),
-        (person, 'one person, with up to 5 images and their labels', '700 persons that is 0.07;'),
-    ):
-        text = plan.format_forecast(result)
-        assert text.splitlines()[0] == f'Unit of privacy: {unit}'
-        _assert_said(text, said)
-    _assert_said(plan.format_forecast(person), '1,048,576 parameters, 5 images of a person')
-    # Delta counts persons.
-    with pytest.raises(config.ConfigError, match='1 / number of persons = 0.1: giving away one p'):
-        plan.forecast(
-            dataclasses.replace(settings, target_delta=0.1), 2_000, images_per_person=5, persons=10
-        )
 
 
 def test_pld_above_rdp_is_warned_of():
@@ -270,51 +105,38 @@ def test_pld_above_rdp_is_warned_of():
 
 @pytest.mark.parametrize('mechanism', ['private', 'none', 'hidden'])
 def test_so_much_noise_that_nothing_is_spent(mechanism):
-    text = _ask(
+    printed = _ask(
         '--dataset_size=20',
         '--expected_batch_size=20',
         '--train_steps=1',
         '--noise_multiplier=1e5',
         f'--error_feedback={mechanism}',
     )
-    _assert_said(text, '1 private steps', 'epochs                1 ')
+    _assert_said(printed, '1 private steps', 'epochs                1 ')
 
 
 def test_no_minutes_are_spent_on_what_is_not_private():
     started = time.process_time()
-    text = _ask(*_QUICK, '--train_steps=9000', '--noise_multiplier=0.25')
+    printed = _ask(*_QUICK, '--train_steps=9000', '--noise_multiplier=0.25')
     assert time.process_time() - started < 32
     event = accounting.step_event(0.01 + 2**-33, _effective(0.25))
     ideal = accounting.rdp_epsilon_of([(event, 9_000)], _DELTA)
     assert ideal > 500  # By PLD it would take minutes.
-    _assert_said(text, 'far above anything private')
-    _assert_said(text, f'of exact real-valued noise: {rounding.up(ideal)}')
-    assert [line.split()[1] for line in text.splitlines() if line.startswith('ε  ')] == ['none']
+    _assert_said(printed, 'far above anything private')
+    _assert_said(printed, f'of exact real-valued noise: {rounding.up(ideal)}')
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith('ε  ')] == ['none']
 
 
 def test_the_length_of_the_noise_grows_with_the_root_of_the_parameters():
     def one_step(*more):
-        text = _ask(*_QUICK, '--noise_multiplier=3', '--error_feedback=none', *more)
-        (line,) = [line for line in text.splitlines() if 'plain DP-SGD, clipped at 1 ' in line]
-        return float(line.split()[-2]), text
+        printed = _ask(*_QUICK, '--noise_multiplier=3', '--error_feedback=none', *more)
+        (line,) = [line for line in printed.splitlines() if 'plain DP-SGD, clipped at 1 ' in line]
+        return float(line.split()[-2]), printed
 
-    alone, text = one_step()
-    assert alone == pytest.approx(3 / 20) and '--parameters' in text
-    length, text = one_step('--parameters=400')
-    assert length == pytest.approx(20 * 3 / 20) and '400 parameters' in text
-
-
-@pytest.mark.slow
-def test_calibration_of_the_longest_run_is_fast():
-    settings = config.PrivacyConfig(
-        target_epsilon=10.0, expected_batch_size=128, train_steps=450_000
-    )
-    started = time.process_time()
-    result = plan.forecast(settings, 60_000)
-    # About 8 s, with the table; of the processor's time, so that a busy machine is no failure, and
-    # with room: on a busy core that counts longer, too.
-    assert time.process_time() - started < 32
-    assert 9.98 <= result.epsilon.headline <= 10
+    alone, printed = one_step()
+    assert alone == pytest.approx(3 / 20) and '--parameters' in printed
+    length, printed = one_step('--parameters=400')
+    assert length == pytest.approx(20 * 3 / 20) and '400 parameters' in printed
 
 
 # The picture.
@@ -323,8 +145,8 @@ def test_calibration_of_the_longest_run_is_fast():
 def test_the_picture_is_written(tmp_path):
     image = pytest.importorskip('matplotlib.image')
     target = tmp_path / 'out.png'
-    text = _ask(*_QUICK, '--noise_multiplier=3', f'--plot={target}')
-    assert str(target) in text
+    printed = _ask(*_QUICK, '--noise_multiplier=3', f'--plot={target}')
+    assert str(target) in printed
     pixels = image.imread(target)[..., :3]
     assert min(pixels.shape[:2]) > 400
     # The mark, in crimson, is in both halves.
@@ -352,7 +174,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 # The ledger.
 
-_STEP = accounting.event_to_dict(accounting.step_event(0.02, 3.0))
+_STEP = accounting.step_event(0.02, 3.0)
 _PLAN = ledger.Plan(
     dataset='mnist',
     dataset_size=3_000,
@@ -381,8 +203,8 @@ def _hidden(noise_multiplier):
             **{'noise_multiplier': noise_multiplier, 'l2_norm_clip': 1.0},
             **{'residual_l2_norm_clip': 0.5, 'error_feedback': 'hidden'},
         },
-        event=accounting.event_to_dict(dp_accounting.GaussianDpEvent(noise_multiplier / 2.0)),
-        unproven_event=accounting.event_to_dict(accounting.step_event(0.02, noise_multiplier)),
+        event=dp_accounting.GaussianDpEvent(noise_multiplier / 2.0),
+        unproven_event=accounting.step_event(0.02, noise_multiplier),
     )
 
 
@@ -403,23 +225,24 @@ def _write(folder, first, *later, torn=False):
 
 
 def _spent(path):
+    """The ledger, and epsilon of what it reserved."""
     book = ledger.Ledger.read(path)
-    return book, plan.compute_spending(book)
+    return book, budget.spent_epsilon(book)
 
 
-def _assert_said(text, *parts):
+def _assert_said(printed, *parts):
     for part in parts:
-        assert part in text, text
+        assert part in printed, printed
 
 
 def test_a_ledger_is_printed_event_by_event(tmp_path):
     path = _write(tmp_path, _PLAN, torn=True)
     before = path.read_bytes()
-    text = _ask(f'--ledger={path}')
+    printed = _ask(f'--ledger={path}')
     spent = _bounds(accounting.step_event(0.02, 3.0), 97)
     whole = _bounds(accounting.step_event(0.02, 3.0), 400)
     _assert_said(
-        text,
+        printed,
         f'Spent: ε = {rounding.up(spent.headline)} at δ = 1e-05, by PLD',
         f'RDP {rounding.up(spent.rdp)}',
         '97 steps reserved, 303 of 400 remain',
@@ -430,13 +253,13 @@ def test_a_ledger_is_printed_event_by_event(tmp_path):
         'noise given, δ = 1e-05, times 3,000 images that is 0.03; it must be below 1',
         'l2_norm_clip 0.3',
     )
-    rows = [line.split()[:6] for line in text.splitlines() if ' of ' in line and ' to ' in line]
+    rows = [line.split()[:6] for line in printed.splitlines() if ' of ' in line and ' to ' in line]
     assert [' '.join(row) for row in rows] == [
         '1 to 60 2 of 30',
         '61 to 67 1 of 7',
         '68 to 97 1 of 30',
     ]
-    assert text.count('torn line') == 1 and 'torn line' in text.split('68 to 97')[1]
+    assert printed.count('torn line') == 1 and 'torn line' in printed.split('68 to 97')[1]
     assert path.read_bytes() == before
     every = _ask(f'--ledger={path}', '--ledger_entries')
     _assert_said(every, '1 to 30 ', '31 to 60 ', '61 to 67 ')
@@ -450,18 +273,16 @@ def test_an_open_ledger_can_be_read_and_an_empty_one_is_spent_nothing(tmp_path):
 
 
 def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
-    later = dataclasses.replace(
-        _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 4.0))
-    )
+    later = dataclasses.replace(_PLAN, event=accounting.step_event(0.02, 4.0))
     path = _write(tmp_path, _PLAN, later)
-    book, spending = _spent(path)
+    book, spent = _spent(path)
     whole = _bounds(accounting.step_event(0.02, 3.0), 400)
-    assert spending.spent.headline == pytest.approx(whole.rdp)
-    assert spending.spent.pld < whole.pld
+    assert spent.headline == pytest.approx(whole.rdp)
+    assert spent.pld < whole.pld
     _assert_said(
-        plan.format_spending(book, spending, False),
+        text.format_ledger(book, False),
         f'Spent: ε = {rounding.up(whole.rdp)} at δ = 1e-05, by the RDP filter',
-        f'fixed in advance only: ε = {rounding.up(spending.spent.pld)}, by PLD',
+        f'fixed in advance only: ε = {rounding.up(spent.pld)}, by PLD',
         'noise multiplier 3, as accounted',
         'noise multiplier 4, as accounted',
         '134 steps reserved, 266 of 400 remain',
@@ -472,26 +293,24 @@ def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
     'later',
     [
         # Less noise than the budget of the first plan allows, and more of the same steps.
-        dataclasses.replace(
-            _PLAN, event=accounting.event_to_dict(accounting.step_event(0.02, 1.5))
-        ),
+        dataclasses.replace(_PLAN, event=accounting.step_event(0.02, 1.5)),
         dataclasses.replace(_PLAN, train_steps=401),
     ],
     ids=['less noise', 'more steps'],
 )
 def test_a_change_beyond_the_budget_of_the_first_plan_proves_nothing(later, tmp_path):
     first = dataclasses.replace(_PLAN, train_steps=80)
-    text = _ask(f'--ledger={_write(tmp_path, first, later)}')
-    _assert_said(text, 'Spent: ε = none', 'WARNING', 'no ε is proven')
+    printed = _ask(f'--ledger={_write(tmp_path, first, later)}')
+    _assert_said(printed, 'Spent: ε = none', 'WARNING', 'no ε is proven')
 
 
 def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
-    _, spending = _spent(_write(tmp_path, _hidden(9.0)))
+    book, spent = _spent(_write(tmp_path, _hidden(9.0)))
     # 67 steps of a shift of (1 + 2 * 0.5) at noise 9.
     honest = accounting.gaussian_epsilon(math.sqrt(67) * 2 / 9.0, _DELTA)
     plain = _bounds(accounting.step_event(0.02, 9.0), 67, 1e-5)
-    assert spending.spent.headline == pytest.approx(honest)
-    assert spending.unproven == plain.headline
+    assert spent.headline == pytest.approx(honest)
+    assert budget.unproven_epsilon(book.first_plan, book.reserved_steps) == plain.headline
     _assert_said(
         _ask(f'--ledger={tmp_path / "ledger.jsonl"}'),
         f'Spent: ε = {rounding.up(honest)}',
@@ -503,32 +322,32 @@ def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
 def test_a_hidden_buffer_that_was_changed_is_accounted_for(tmp_path):
     # PLD of more such steps takes more memory than there is, so it is left alone.
     path = _write(tmp_path, _hidden(9.0), _hidden(12.0))
-    _, spending = _spent(path)
+    book, spent = _spent(path)
     mu = math.sqrt(67 * (2 / 9.0) ** 2 + 67 * (2 / 12.0) ** 2)
-    assert spending.spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA))
-    assert spending.spent.accountant == 'RDP filter' and math.isinf(spending.spent.pld)
-    assert math.isfinite(spending.spent.headline)
+    assert spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA))
+    assert spent.accountant == 'RDP filter' and math.isinf(spent.pld)
+    assert math.isfinite(spent.headline)
     # No run of ours changes such a mechanism; all steps are taken for those of the first plan.
     plain = _bounds(accounting.step_event(0.02, 9.0), 134, 1e-5)
-    assert spending.unproven == plain.headline
+    assert budget.unproven_epsilon(book.first_plan, book.reserved_steps) == plain.headline
 
 
 def test_a_run_that_is_not_private_says_so(tmp_path):
     public = dataclasses.replace(_PLAN, event=None, target_delta=None, mechanism={})
-    text = _ask(f'--ledger={_write(tmp_path, public)}')
-    _assert_said(text, 'NOT PRIVATE: no ε holds', '67 steps reserved')
-    assert 'Spent' not in text
+    printed = _ask(f'--ledger={_write(tmp_path, public)}')
+    _assert_said(printed, 'NOT PRIVATE: no ε holds', '67 steps reserved')
+    assert 'Spent' not in printed
 
 
 _ALONE = ['--dataset_size=60000', '--target_epsilon=1', '--warm_start_share=1']
 
 
 def test_a_warm_start_alone_is_planned_without_steps():
-    text = _ask(*_ALONE)
+    printed = _ask(*_ALONE)
     # sigma = 3.7306 spends epsilon 1 at delta 1e-5; what is kept back of delta costs 1e-4 of it.
-    _assert_said(text, 'no private steps are run', 'warm start σ          3.730', 'closed form')
+    _assert_said(printed, 'no private steps are run', 'warm start σ          3.730', 'closed form')
     for absent in ('sampling probability', 'epochs', 'None', 'Error feedback'):
-        assert absent not in text
+        assert absent not in printed
 
 
 def test_two_releases_are_planned_as_one():
@@ -540,10 +359,9 @@ def test_two_releases_are_planned_as_one():
 
 
 def test_a_ledger_of_two_releases_says_so(tmp_path):
-    warm = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 3.0}
     planned = dataclasses.replace(
         _PLAN,
-        warm_start_event=warm,
+        warm_start_event=dp_accounting.GaussianDpEvent(3.0),
         warm_start_noise_multiplier=3.1,
         learned_features_share=0.2,
     )
@@ -551,10 +369,10 @@ def test_a_ledger_of_two_releases_says_so(tmp_path):
     book.reserve_warm_start('e3b0', 1)
     book.note_learned_features('4c1f', 1)
     book.close()
-    text = _ask(f'--ledger={tmp_path / "ledger.jsonl"}')
+    printed = _ask(f'--ledger={tmp_path / "ledger.jsonl"}')
     # 3.1 / sqrt(0.8) and 3.1 / sqrt(0.2): of the noise that is drawn, not of what is accounted.
     _assert_said(
-        text,
+        printed,
         'one Gaussian release with noise multiplier 3.1, not sampled',
         'made as two releases, with noise multipliers 3.46591 and 6.93181',
     )

@@ -236,9 +236,13 @@ def test_the_end_of_a_range_is_allowed(name, value):
 
 
 def test_every_number_has_a_range():
-    ranged = {name for _, name, _, _ in config._RANGES}
+    ranged = {name for name, f in _fields().items() if f.metadata['range'] is not None}
     numbers = {name for name, f in _fields().items() if f.metadata['kind'] in ('integer', 'float')}
     assert ranged == numbers
+    for name in ranged:
+        allowed = _fields()[name].metadata['range']
+        assert (allowed.at_least is None) != (allowed.above is None), name
+        assert allowed.at_most is None or allowed.below is None, name
 
 
 @pytest.mark.parametrize('name', [n for n, f in _fields().items() if f.metadata['choices']])
@@ -281,7 +285,7 @@ def test_a_bare_name_is_looked_up_here_first_and_then_among_the_installed(tmp_pa
         (folder / 'mine.flags').write_text(f'--noise_multiplier=1\n{text}\n')
     monkeypatch.chdir(here)
     assert config.config_dirs()[0] == here
-    monkeypatch.setattr(config, 'config_dirs', lambda: [pathlib.Path.cwd(), installed])
+    monkeypatch.setattr(config.flagfiles, 'config_dirs', lambda: [pathlib.Path.cwd(), installed])
     assert _parse('--flagfile=mine.flags').privacy.train_steps == 2
     (here / 'mine.flags').unlink()
     assert _parse('--flagfile=mine.flags').privacy.train_steps == 1

@@ -5,6 +5,7 @@ A ledger is open in one place at a time; `Ledger.read` looks without opening it.
 
 import builtins
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
@@ -13,16 +14,20 @@ import re
 import subprocess
 import sys
 
+import dp_accounting
 import pytest
 
 from tf_efsgd.privacy import ledger
 
+# As they stand in the file.
+_EVENT = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.7}
+_WARM_EVENT = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}
 _PLAN = ledger.Plan(
     dataset='mnist',
     dataset_size=60_000,
     image_shape=(28, 28, 1),
     num_classes=10,
-    event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.7},
+    event=dp_accounting.GaussianDpEvent(0.7),
     unproven_event=None,
     expected_batch_size=30,
     mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
@@ -73,7 +78,7 @@ def test_spent_is_the_sum_of_all_entries_also_after_reopening(path, spent):
 def test_entries_hold_count_event_data_set_and_time(path, spent):
     for line, count in zip(path.read_text().splitlines()[1:], (7, 11, 13)):
         entry = json.loads(line)
-        assert (entry['count'], entry['event'], entry['dataset']) == (count, _PLAN.event, 'mnist')
+        assert (entry['count'], entry['event'], entry['dataset']) == (count, _EVENT, 'mnist')
         assert entry['time'].endswith('+00:00')
     assert [entry.count for entry in spent.entries] == [7, 11, 13]
     assert spent.spent == [(_PLAN.event, 31)]
@@ -245,7 +250,7 @@ def test_an_entry_has_bounds(path, spent, count):
 
 
 def test_a_change_of_the_plan_is_an_entry_and_later_steps_follow_it(path, spent):
-    other = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.9}
+    other = dp_accounting.GaussianDpEvent(0.9)
     changed = dataclasses.replace(
         _PLAN, event=other, mechanism={'noise_multiplier': 0.9}, train_steps=50, steps_per_entry=10
     )
@@ -271,7 +276,7 @@ def test_a_change_of_the_plan_is_an_entry_and_later_steps_follow_it(path, spent)
         ('persons', 20_000),
         ('private_parameters', 1_233),
         ('target_delta', 1e-4),
-        ('warm_start_event', {'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}),
+        ('warm_start_event', dp_accounting.GaussianDpEvent(5.3)),
         ('warm_start_noise_multiplier', 5.4),
         ('learned_features_share', 0.3),
     ],
@@ -410,7 +415,7 @@ def test_a_torn_line_near_the_end_is_charged_what_was_left(path, spent):
 
 _WARM_PLAN = dataclasses.replace(
     _PLAN,
-    warm_start_event={'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3},
+    warm_start_event=dp_accounting.GaussianDpEvent(5.3),
     warm_start_noise_multiplier=5.4,
 )
 
@@ -427,7 +432,7 @@ def test_a_planned_warm_start_is_charged_once_and_before_the_first_step(path):
     assert again.warm_start_reserved and not again.warm_start_is_due
     assert again.warm_start == {'sha256': 'e3b0', 'version': 1}
     assert (again.reserved_steps, again.position) == (5, book.position)
-    assert json.loads(path.read_text().splitlines()[1])['event'] == _WARM_PLAN.warm_start_event
+    assert json.loads(path.read_text().splitlines()[1])['event'] == _WARM_EVENT
 
 
 def test_no_warm_start_is_charged_that_was_not_planned(spent):
@@ -481,7 +486,7 @@ def test_a_second_release_is_noted_once_between_the_charge_and_the_first_step(pa
     assert (again.reserved_steps, again.position) == (5, book.position)
     # The charge is that of both, in the first entry.
     events = [json.loads(line).get('event') for line in path.read_text().splitlines()]
-    assert events[1:3] == [_WARM_PLAN.warm_start_event, None]
+    assert events[1:3] == [_WARM_EVENT, None]
 
 
 @pytest.mark.parametrize('plan', [_PLAN, _WARM_PLAN])
@@ -579,5 +584,55 @@ def test_an_altered_warm_start_is_refused(path, change):
         'another event': [plan, warm.replace(b'5.3', b'9.9')],
     }[change]
     _write_with_hashes_that_fit(path, lines)
+    with pytest.raises(ledger.LedgerError, match='altered or out of place'):
+        ledger.Ledger.read(path)
+
+
+def test_the_file_is_what_earlier_versions_wrote_byte_for_byte(path, monkeypatch):
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    def sampled(noise_multiplier):
+        return dp_accounting.PoissonSampledDpEvent(
+            0.02, dp_accounting.GaussianDpEvent(noise_multiplier)
+        )
+
+    monkeypatch.setattr(ledger.datetime, 'datetime', Clock)
+    planned = dataclasses.replace(
+        _PLAN,
+        event=sampled(0.7),
+        unproven_event=sampled(1.4),
+        mechanism={'noise_multiplier': 0.7},
+        warm_start_event=dp_accounting.GaussianDpEvent(5.3),
+        warm_start_noise_multiplier=5.4,
+        learned_features_share=0.2,
+    )
+    book = ledger.Ledger(path, planned, '00ff')
+    book.reserve_warm_start('e3b0', 1)
+    book.note_learned_features('4c1f', 2)
+    book.reserve(30)
+    book.change_plan(dataclasses.replace(planned, event=sampled(0.9), unproven_event=None))
+    book.reserve(7)
+    book.close()
+    with open(path, 'ab') as file:
+        file.write(b'{"torn')
+    book = ledger.Ledger(path)
+    book.note_unverified_resume()  # Writes the torn line down, too.
+    book.close()
+    # Of the file that the version with events as dictionaries wrote.
+    written = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert written == 'dcf7fbc636ceeef3718d6f5e3d8ce7d98097cd7400f939f1769d7428e6ade304'
+    again = ledger.Ledger.read(path)
+    assert again.first_plan == planned
+    assert again.spent == [(sampled(0.7), 30), (sampled(0.9), 37)]
+
+
+def test_an_event_that_is_none_of_a_step_is_refused(path):
+    ledger.Ledger(path, _PLAN).close()
+    plan = json.loads(path.read_text())
+    plan['event'] = {'class_name': 'NoOpDpEvent'}
+    _write_with_hashes_that_fit(path, [json.dumps(plan).encode() + b'\n'])
     with pytest.raises(ledger.LedgerError, match='altered or out of place'):
         ledger.Ledger.read(path)

@@ -15,6 +15,7 @@ from helpers import read_page, tiny_inception, tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config
+from tf_efsgd.cli import evaluate as command
 from tf_efsgd.data import load
 from tf_efsgd.evaluation import inception
 from tf_efsgd.models import sampling
@@ -28,10 +29,10 @@ _SMALL = {'evaluation_images': 100, 'evaluation_runs': 1, 'evaluation_epochs': 1
 
 def _evaluate(folder, *more, **changes):
     values = flags.FlagValues()
-    evaluate.define_flags(values)
+    command.define_flags(values)
     arguments = {**_SMALL, 'run_dir': folder, **changes}
     values(['evaluate', *(f'--{k}={v}' for k, v in arguments.items()), *more])
-    return evaluate.run(values)
+    return command.run(values)
 
 
 def _snapshot(folder):

@@ -13,9 +13,8 @@ import pytest
 from helpers import tiny_run
 
 from tf_efsgd import config
-from tf_efsgd.cli import state
 from tf_efsgd.privacy import ledger, run_state, seen_records
-from tf_efsgd.run import evaluate, private_steps
+from tf_efsgd.run import evaluate, private_steps, state_folder
 from tf_efsgd.run import folder as run_folder
 
 
@@ -213,7 +212,7 @@ def test_what_is_remembered_of_a_run_is_not_removed_while_it_starts(
         others = count_run(folder, run_id, *rest)
         for name in (run_id, 'all'):
             with pytest.raises(config.ConfigError, match='is trained by a process now') as caught:
-                state.remove(folder, name)
+                state_folder.remove(folder, name)
             messages.append(str(caught.value))
         return others
 
@@ -280,7 +279,7 @@ def test_what_is_remembered_is_listed(folder):
     assert lines['classifiers'].endswith('2.5 MB')
     assert 'left alone' in lines['mine.txt'] and 'secret key' in lines['seen.key']
     assert set(evaluate.__dict__[name] for name in ('CLASSIFIERS', '_DOWNLOADS')) < set(
-        state._OTHERS
+        state_folder._OTHERS
     )
 
 
@@ -318,10 +317,10 @@ def test_a_run_in_training_is_not_removed(folder, name):
     run = run_state.RunState(folder, 'a' * 32)
     before = _names(folder)
     with pytest.raises(config.ConfigError, match='is trained by a process now'):
-        state.remove(folder, name)
+        state_folder.remove(folder, name)
     assert _names(folder) == before
     run.close()
-    state.remove(folder, name)
+    state_folder.remove(folder, name)
     assert _names(folder) != before
 
 
@@ -339,7 +338,7 @@ def test_a_damaged_sketch_that_is_kept_is_listed_and_removed_alone(folder):
 
 
 def test_nothing_is_counted_while_something_is_removed(folder, monkeypatch):
-    removed, events = state._remove, []
+    removed, events = state_folder._remove, []
 
     def remove(item):
         with open(folder / 'seen.lock') as lock, pytest.raises(BlockingIOError):
@@ -349,8 +348,8 @@ def test_nothing_is_counted_while_something_is_removed(folder, monkeypatch):
         events.append(item.name)
         removed(item)
 
-    monkeypatch.setattr(state, '_remove', remove)
-    state.remove(folder, 'a' * 32)
+    monkeypatch.setattr(state_folder, '_remove', remove)
+    state_folder.remove(folder, 'a' * 32)
     assert events == ['a' * 32] and not list(folder.glob('aaa*'))
 
 

@@ -1,46 +1,21 @@
 """From settings to a plan, to epsilon and to what is said of it: the only place. No TensorFlow."""
 
-from tf_efsgd.budget.plan import (
-    IMAGES_PER_PERSON,
-    LARGEST_EPSILON,
-    MAY_CHANGE,
-    MECHANISM,
-    NOT_COVERED,
-    NOT_COVERED_PER_IMAGE,
-    NOT_COVERED_PER_PERSON,
-    NOT_COVERED_READ_OFF,
-    PROVEN,
-    TESTED,
+from tf_efsgd.budget.epsilon import (
     EpsilonSoFar,
-    changed_plan,
-    delta_times_units,
     epsilon_by_images_per_person,
-    event_of,
-    make_plan,
-    make_statement,
-    mechanism_of,
-    noise_of_releases,
     planned_epsilon,
     promised_epsilon,
     rdp_epsilon,
-    settings_hash,
     spent_epsilon,
     unproven_epsilon,
     warm_start_epsilon,
-    warm_start_of,
-    without_place,
 )
+from tf_efsgd.budget.events import delta_times_units, event_of, mechanism_of, noise_of_releases
+from tf_efsgd.budget.plan import changed_plan, make_plan
+from tf_efsgd.budget.statement import PROVEN, TESTED, make_statement
 
 __all__ = [
     'EpsilonSoFar',
-    'IMAGES_PER_PERSON',
-    'LARGEST_EPSILON',
-    'MAY_CHANGE',
-    'MECHANISM',
-    'NOT_COVERED',
-    'NOT_COVERED_PER_IMAGE',
-    'NOT_COVERED_PER_PERSON',
-    'NOT_COVERED_READ_OFF',
     'PROVEN',
     'TESTED',
     'changed_plan',
@@ -54,10 +29,7 @@ __all__ = [
     'planned_epsilon',
     'promised_epsilon',
     'rdp_epsilon',
-    'settings_hash',
     'spent_epsilon',
     'unproven_epsilon',
     'warm_start_epsilon',
-    'warm_start_of',
-    'without_place',
 ]

@@ -6,12 +6,10 @@ folder; nowhere else, and nothing of it goes back into training. NOT covered by 
 
 from __future__ import annotations
 
-import os
 import pathlib
-import sys
 from typing import TYPE_CHECKING
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
@@ -24,10 +22,13 @@ _PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
 _OVERRIDES = ('evaluation_images', 'evaluation_runs', 'evaluation_epochs', 'state_dir', *_PLACES)
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags; names and meaning as in training where both have them."""
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines the flags, which mean what they mean in training, and returns their names."""
     flags.DEFINE_string(
-        'run_dir', None, 'The run folder; its settings are used.', flag_values=flag_values
+        'run_dir',
+        None,
+        'The folder of the run to evaluate; its settings are used.',
+        flag_values=flag_values,
     )
     names = config.define_flags(
         flag_values,
@@ -40,18 +41,18 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         'inception_weights',
         None,
-        'Frozen graph (.pb) of the 2015 Inception network, or the .tgz it is published in: FID is '
-        'then measured too. On CPUs that takes hours; --evaluation_images shortens it.',
+        'Path of the 2015 Inception network: its frozen graph (.pb), or the .tgz it is published '
+        'in. FID is then measured too. On CPUs that takes hours; fewer --evaluation_images take '
+        'less. Default: no FID.',
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
         'download_inception',
         False,
-        'Download that network, once, to --state_dir.',
+        'Download the 2015 Inception network to --state_dir, once, and measure FID with it.',
         flag_values=flag_values,
     )
-    own = ('run_dir', 'inception_weights', 'download_inception')
-    arguments.show_in_help([*own, *names], flag_values)
+    return ['run_dir', 'inception_weights', 'download_inception', *names]
 
 
 def run(values: flags.FlagValues) -> str:
@@ -112,27 +113,13 @@ def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | No
     return inception.Inception(path)
 
 
-def _main(rest: list[str]) -> None:
-    del rest
+def _main() -> None:
     logging.set_verbosity(logging.ERROR)
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
-    try:
+    arguments.quieten_tensorflow()
+    with arguments.one_line_errors(when_interrupted='RUN/nonprivate is as it was.'):
         print(run(flags.FLAGS))
-    except config.ConfigError as error:
-        arguments.exit_with(error)
-    except OSError as error:
-        print(f'tf_efsgd: {error}.', file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print('\ntf_efsgd: interrupted; RUN/nonprivate is as it was.', file=sys.stderr)
-        sys.exit(130)
 
 
 def main() -> None:
     """Entry point of the command line."""
-    define_flags()
-    app.run(_main, flags_parser=arguments.parse_arguments)
-
-
-if __name__ == '__main__':
-    main()
+    arguments.start(_main, define_flags)

@@ -1,20 +1,17 @@
 """The settings of a run: what they are, their flags, where flagfiles are."""
 
+from tf_efsgd.config.classes import join_classes, parse_classes
+from tf_efsgd.config.fields import ConfigError
+from tf_efsgd.config.flagfiles import config_dirs, find_flagfiles
+from tf_efsgd.config.flags import define_flags, from_flagfile, from_flags
+from tf_efsgd.config.resume import forbidden_changes, settings_hash, without_place
 from tf_efsgd.config.settings import (
-    ConfigError,
     DataConfig,
     ModelConfig,
     PrivacyConfig,
     RunConfig,
     RunSettings,
     TrainingConfig,
-    config_dirs,
-    define_flags,
-    find_flagfiles,
-    from_flagfile,
-    from_flags,
-    join_classes,
-    parse_classes,
 )
 
 __all__ = [
@@ -28,8 +25,11 @@ __all__ = [
     'config_dirs',
     'define_flags',
     'find_flagfiles',
+    'forbidden_changes',
     'from_flagfile',
     'from_flags',
     'join_classes',
     'parse_classes',
+    'settings_hash',
+    'without_place',
 ]

@@ -30,7 +30,10 @@ import pathlib
 import secrets
 from typing import Any
 
+import dp_accounting
+
 from tf_efsgd import files
+from tf_efsgd.privacy import accounting
 
 _FORMAT = 5
 
@@ -65,7 +68,7 @@ class Plan:
       dataset_size: declared number of records, N.
       image_shape: (H, W, C).
       num_classes: number of labels.
-      event: the event of one step, as `accounting.event_to_dict`; None when nothing is private.
+      event: the event of one step; None when nothing is private.
       unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
       expected_batch_size: mean number of records in a step.
       mechanism: the numbers that define a step, by name; empty when nothing is private.
@@ -87,12 +90,12 @@ class Plan:
     dataset_size: int
     image_shape: tuple[int, int, int]
     num_classes: int
-    event: dict | None
-    unproven_event: dict | None
+    event: dp_accounting.DpEvent | None
+    unproven_event: dp_accounting.DpEvent | None
     expected_batch_size: int
     mechanism: dict
     private_parameters: int
-    warm_start_event: dict | None
+    warm_start_event: dp_accounting.DpEvent | None
     warm_start_noise_multiplier: float | None
     learned_features_share: float
     train_steps: int
@@ -142,7 +145,7 @@ class Entry:
       torn: the line was unreadable (a power cut); the largest possible count stands for it.
     """
 
-    event: dict | None
+    event: dp_accounting.DpEvent | None
     count: int
     time: str
     torn: bool = False
@@ -282,9 +285,9 @@ class Ledger:
         return sum(entry.count for entry in self.entries)
 
     @property
-    def spent(self) -> list[tuple[dict | None, int]]:
+    def spent(self) -> list[tuple[dp_accounting.DpEvent | None, int]]:
         """(event of one step, steps): what was reserved, equal events in a row added up."""
-        summed: list[tuple[dict | None, int]] = []
+        summed: list[tuple[dp_accounting.DpEvent | None, int]] = []
         for entry in self.entries:
             if summed and summed[-1][0] == entry.event:
                 summed[-1] = (entry.event, summed[-1][1] + entry.count)
@@ -410,12 +413,14 @@ class Ledger:
         self.entries.append(_entry(self._append(self._steps_entry(steps))))
 
     def _steps_entry(self, steps: int, **more) -> dict:
-        entry = {'kind': 'steps', 'count': steps, 'event': self.plan.event, **more}
+        entry = {'kind': 'steps', 'count': steps, 'event': _event_to_json(self.plan.event), **more}
         return {**entry, 'dataset': self.plan.dataset}
 
     def _release_entry(self, kind: str, **more) -> dict:
         """The first release carries the event of both."""
-        event = {'event': self.first_plan.warm_start_event} if kind == 'warm_start' else {}
+        event = {}
+        if kind == 'warm_start':
+            event = {'event': _event_to_json(self.first_plan.warm_start_event)}
         return {'kind': kind, **event, **more, 'dataset': self.plan.dataset}
 
     def _append(self, entry: dict) -> dict:
@@ -492,17 +497,19 @@ class Ledger:
                     f'{self._path} is of another version of this program: start a new run folder.'
                 )
             if kind == 'steps' and number:
+                steps = _entry(entry)
                 intact = (
                     intact
-                    and self._is_count(entry['count'])
-                    and entry['event'] == self.plan.event
+                    and self._is_count(steps.count)
+                    and steps.event == self.plan.event
                     and not self.warm_start_is_due
                     and not self.learned_features_are_due
                 )
-                self.entries.append(_entry(entry))
+                self.entries.append(steps)
             elif kind == 'warm_start' and number:
                 planned = self.first_plan.warm_start_event
-                intact = intact and self.warm_start_is_due and entry['event'] == planned
+                event = _event_from_json(entry['event'])
+                intact = intact and self.warm_start_is_due and event == planned
                 self.warm_start = {name: entry[name] for name in ('sha256', 'version')}
             elif kind == 'learned_features' and number:
                 intact = intact and not self.warm_start_is_due and self.learned_features_are_due
@@ -531,15 +538,31 @@ def new_run_id() -> str:
     return secrets.token_hex(16)
 
 
+# Fields of a plan that hold an event: dictionaries in the file, objects everywhere else.
+_EVENTS = ('event', 'unproven_event', 'warm_start_event')
+
+
+def _event_to_json(event: dp_accounting.DpEvent | None) -> dict | None:
+    return None if event is None else accounting.event_to_dict(event)
+
+
+def _event_from_json(values: dict | None) -> dp_accounting.DpEvent | None:
+    return None if values is None else accounting.event_from_dict(values)
+
+
 def _to_json(plan: Plan) -> dict[str, Any]:
-    # A shallow copy: events are dictionaries already.
-    return {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    return {
+        name: _event_to_json(value) if name in _EVENTS else value for name, value in values.items()
+    }
 
 
 def _plan(entry: dict) -> Plan:
     values = {field.name: entry[field.name] for field in dataclasses.fields(Plan)}
+    values |= {name: _event_from_json(values[name]) for name in _EVENTS}
     return Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})
 
 
 def _entry(entry: dict) -> Entry:
-    return Entry(entry['event'], entry['count'], entry['time'], entry.get('torn', False))
+    event = _event_from_json(entry['event'])
+    return Entry(event, entry['count'], entry['time'], entry.get('torn', False))

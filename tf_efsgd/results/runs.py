@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tf_efsgd import config, files
 from tf_efsgd.results.grids import Row
@@ -254,3 +254,40 @@ def _modified(path: pathlib.Path) -> float | None:
         return os.stat(path).st_mtime
     except FileNotFoundError:
         return None
+
+
+def in_turn(runs: Sequence[Run]) -> list[Run]:
+    """The runs seed by seed, so that the first round shows every row."""
+    seeds = list(dict.fromkeys(run.seed for run in runs))
+    return sorted(runs, key=lambda run: seeds.index(run.seed))
+
+
+def run_all(runs: Sequence[Run], command: Sequence[str], write: Callable[[], str]) -> int:
+    """Makes one run after the other, and writes the table after each.
+
+    Args:
+      runs: none of them finished.
+      command: the launcher.
+      write: writes the table.
+
+    Returns:
+      The exit code: 1 if a run failed, 128 and the number of the signal that stopped it, else 0.
+    """
+    code, began = 0, time.monotonic()
+    with Signals().handled() as signals:
+        for done, run in enumerate(runs):
+            left = ''
+            if done:
+                minutes = (time.monotonic() - began) / 60 * (len(runs) - done) / done
+                left = f', about {minutes:.0f} minutes left'
+            verb = 'continues' if run.is_started else 'starts'
+            print(f'\n[{done + 1}/{len(runs)}] {run.row.name}, seed {run.seed} {verb}{left}')
+            exit_code = run.start(command, signals)
+            write()
+            if signals.received is not None:
+                print(f'Stopped by {signals.received.name}; the same command continues.')
+                return 128 + signals.received
+            if not run.is_finished:
+                code = 1
+                print(f'{run.row.name}, seed {run.seed} failed with exit code {exit_code}.')
+    return code

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from tf_efsgd import budget, config, files, machine
+from tf_efsgd import budget, config, files
 from tf_efsgd.config import RunConfig
 from tf_efsgd.data.records import Dataset, Records
 from tf_efsgd.evaluation import protocol

@@ -7,8 +7,8 @@ import datetime
 import json
 import pathlib
 
-from tf_efsgd import budget, files
-from tf_efsgd.config import ConfigError, RunConfig, from_flagfile, join_classes
+from tf_efsgd import files
+from tf_efsgd.config import ConfigError, RunConfig, forbidden_changes, from_flagfile, join_classes
 from tf_efsgd.data import load, records
 from tf_efsgd.privacy import run_state
 
@@ -81,23 +81,12 @@ def _check_resume(run_dir, config, has_files) -> RunConfig:
     # As settings to resume with: those of a changed run do not start another.
     before = read_settings(run_dir)
     config = config.with_public_facts_of(before)
-    may_change = budget.MAY_CHANGE
-    if config.run.change_mechanism:
-        may_change |= budget.MECHANISM
-    for group in ('data', 'privacy', 'model', 'training'):
-        old, new = getattr(before, group), getattr(config, group)
-        changed = [
-            f'--{field.name} was {getattr(old, field.name)}, is {getattr(new, field.name)}'
-            for field in dataclasses.fields(new)
-            if (field.name not in may_change or field.name == 'dataset')
-            and budget.without_place(getattr(old, field.name), field.name)
-            != budget.without_place(getattr(new, field.name), field.name)
-        ]
-        if changed:
-            raise ConfigError(
-                f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
-                f'--flagfile={flagfile}, or start a new run folder.'
-            )
+    changed = forbidden_changes(before, config)
+    if changed:
+        raise ConfigError(
+            f'{run_dir} was started with other settings: {"; ".join(changed)}. Resume with '
+            f'--flagfile={flagfile}, or start a new run folder.'
+        )
     return config
 
 

@@ -7,25 +7,26 @@ spent.
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterator
 
 from tf_efsgd import budget, rounding
 from tf_efsgd.config import RunConfig
 from tf_efsgd.privacy import ledger
-from tf_efsgd.run import build, devices, evaluate, finish, messages, private_steps, start
+from tf_efsgd.run import (
+    build,
+    devices,
+    evaluate,
+    finish,
+    log_filters,
+    messages,
+    private_steps,
+    start,
+)
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context, Sources
 from tf_efsgd.run.errors import Interrupted, TensorFlowError, without_private_text
 from tf_efsgd.run.warm_start import WarmStart
 
 __all__ = ['Interrupted', 'Sources', 'TensorFlowError', 'run']
-
-# vectorized_map says this of every convolution, Keras of every checkpoint and every classifier.
-_UNWANTED = {
-    'tensorflow': ('uses a while_loop', 'triggered tf.function retracing'),
-    'absl': ('is slow compared',),
-}
 
 
 def run(config: RunConfig, sources: Sources | None = None) -> str:
@@ -46,7 +47,7 @@ def run(config: RunConfig, sources: Sources | None = None) -> str:
       TensorFlowError: if TensorFlow failed; `resume` continues then, too.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_without_unwanted_lines())
+        stack.enter_context(log_filters.quiet_libraries())
         context, warm_start = _prepare(config, sources or Sources(), stack)
         with without_private_text(context.config.privacy.log_nonprivate_diagnostics):
             warm_start.make()
@@ -116,21 +117,3 @@ def _change(context: Context, plan: ledger.Plan) -> None:
         f'within the budget: {rounding.up(epsilon.headline)} (RDP filter, fixed at '
         'the start).'
     )
-
-
-@contextlib.contextmanager
-def _without_unwanted_lines() -> Iterator[None]:
-    """Leaves out what TensorFlow and Keras say again and again."""
-    filters = []
-    for name, texts in _UNWANTED.items():
-
-        def is_wanted(record, texts=texts):
-            return not any(text in record.getMessage() for text in texts)
-
-        logging.getLogger(name).addFilter(is_wanted)
-        filters.append((logging.getLogger(name), is_wanted))
-    try:
-        yield
-    finally:
-        for logger, is_wanted in filters:
-            logger.removeFilter(is_wanted)

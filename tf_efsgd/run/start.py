@@ -7,7 +7,7 @@ import math
 import pathlib
 
 from tf_efsgd import budget, files
-from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.config import ConfigError, RunConfig, settings_hash, without_place
 from tf_efsgd.data import records
 from tf_efsgd.privacy import accounting, ledger, run_state, seen_records
 from tf_efsgd.run import folder as run_folder
@@ -187,10 +187,10 @@ def remembered(
       ConfigError: if its settings, records or ledger are not the remembered ones.
     """
     facts = public_facts(dataset)
-    if budget.without_place(config.data.dataset, 'dataset') != config.data.dataset:
+    if without_place(config.data.dataset, 'dataset') != config.data.dataset:
         del facts['dataset']  # Its folder may have another name now; its records are compared.
     _check_public_facts(book.plan, facts)
-    hashes = (budget.settings_hash(config), budget.settings_hash(config, has_place=True))
+    hashes = (settings_hash(config), settings_hash(config, has_place=True))
     if book.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
             'The settings are not those that the run was started with, by the hash of them in its '

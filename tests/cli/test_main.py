@@ -1,0 +1,131 @@
+"""The console command: its table, its version, its mistakes, and what it does without."""
+
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+
+import pytest
+
+from tf_efsgd.cli import main as console
+from tf_efsgd.version import __version__
+
+_REPO = pathlib.Path(__file__).resolve().parents[2]
+_TENSORFLOW = ('tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras')
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Runs `python -m MODULE ARGUMENTS...` where TensorFlow cannot be imported."""
+    without = tmp_path / 'without'
+    without.mkdir()
+    for name in _TENSORFLOW:
+        (without / f'{name}.py').write_text(f'raise ImportError("{name} was imported")\n')
+
+    def run(module, *arguments):
+        return subprocess.run(
+            [sys.executable, '-m', module, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(without), str(_REPO)])},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def _call(monkeypatch, *arguments):
+    """Calls the console script in this process."""
+    monkeypatch.setattr(sys, 'argv', ['/usr/bin/tf-efsgd', *arguments])
+    console.main()
+
+
+def test_tensorflow_cannot_be_imported_here(run):
+    finished = run('tf_efsgd.privacy.noise')
+    assert finished.returncode == 1 and 'tensorflow was imported' in finished.stderr
+
+
+@pytest.mark.parametrize(
+    'command', [('tf_efsgd.plan',), ('tf_efsgd', 'plan', '--train_steps=50')], ids=' '.join
+)
+def test_a_plan_needs_no_tensorflow(command, run):
+    finished = run(*command, '--dataset_size=60000', '--target_epsilon=10')
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stderr == ''
+    assert 'calibrated for ε ≤ 10' in finished.stdout
+    assert '128 of 60,000 records expected in a step' in finished.stdout
+
+
+def test_help_is_short_and_names_every_command(run):
+    finished = run('tf_efsgd', '--help')
+    assert (finished.returncode, finished.stderr) == (0, '')
+    lines = finished.stdout.splitlines()
+    assert len(lines) <= 20 and max(map(len, lines)) <= 100
+    for command, text in console.COMMANDS.items():
+        assert f'  {command:<10}{text}' in lines
+
+
+def test_the_version_is_printed(run):
+    assert run('tf_efsgd', '--version').stdout == f'tf_efsgd {__version__}\n'
+
+
+def test_help_and_version_load_nothing_else_of_ours(monkeypatch, capsys):
+    for argument in ('--help', '--version'):
+        code = (
+            f'import sys; sys.argv = ["tf-efsgd", "{argument}"]\n'
+            'from tf_efsgd.cli import main; main.main()\n'
+            'print(sorted(n for n in sys.modules if n.partition(".")[0] in '
+            '("tf_efsgd", "absl", "numpy", "tensorflow")))'
+        )
+        environment = {**os.environ, 'PYTHONPATH': str(_REPO)}
+        shown = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
+        loaded = "['tf_efsgd', 'tf_efsgd.cli', 'tf_efsgd.cli.main', 'tf_efsgd.version']"
+        assert shown.stdout.decode().splitlines()[-1] == loaded, shown.stderr
+
+
+@pytest.mark.parametrize('arguments', [['trian'], ['--flagfile=demo.flags'], ['a b\nc'], []])
+def test_an_unknown_command_is_one_line_and_exit_code_2(arguments, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as exited:
+        _call(monkeypatch, *arguments)
+    written = capsys.readouterr()
+    assert exited.value.code == 2 and written.out == ''
+    assert len(written.err.splitlines()) == 1
+    assert written.err.startswith('tf_efsgd: ') and ' train, plan, ' in written.err
+    received = ' '.join(arguments).replace('\n', ' ') or 'nothing'
+    assert written.err.endswith(f'Received: {received}.\n')
+
+
+@pytest.mark.parametrize('command', console.COMMANDS)
+def test_every_command_shows_its_flags_and_what_it_is(command, run):
+    finished = run('tf_efsgd', command, '--help')
+    # absl ends --help with 1; none of them loads TensorFlow for it.
+    assert finished.returncode == 1 and finished.stderr == ''
+    assert f'\ntf-efsgd {command}:\n' in finished.stdout
+    assert finished.stdout.count('\n  --') >= 2
+    module = {'train': 'launch', 'bench': 'benchmark'}.get(command, command)
+    assert f'python -m tf_efsgd.{module}' in finished.stdout.replace('\n', ' ')
+
+
+def test_a_mistake_in_a_command_is_one_line_and_exit_code_2(run):
+    finished = run('tf_efsgd', 'train', '--no_such_flag=1')
+    assert finished.returncode == 2 and finished.stdout == ''
+    assert finished.stderr.startswith('tf_efsgd: ') and 'no_such_flag' in finished.stderr
+    assert len(finished.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('door', 'command'),
+    [
+        *(('launch', 'train'), ('plan', 'plan'), ('evaluate', 'evaluate'), ('state', 'state')),
+        *(('audit', 'audit'), ('benchmark', 'bench'), ('results', 'results')),
+    ],
+)
+def test_every_door_leads_to_its_command(door, command, monkeypatch):
+    called = []
+    monkeypatch.setattr(f'tf_efsgd.cli.{command}.main', lambda: called.append(command))
+    monkeypatch.delitem(sys.modules, f'tf_efsgd.{door}', raising=False)
+    monkeypatch.delitem(sys.modules, f'tf_efsgd.{door}.__main__', raising=False)
+    runpy.run_module(f'tf_efsgd.{door}', run_name='__main__')
+    assert called == [command]

@@ -1,0 +1,131 @@
+"""What a resumed run shares with its first start: every rule, and the settings' hash."""
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from tf_efsgd import config
+
+# The rules once more, by name; a setting that is in none of these keeps its value.
+_MAY_CHANGE = {
+    *('data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices', 'clipping'),
+    *('microbatch_size', 'log_nonprivate_diagnostics', 'dataset_budget'),
+    *('checkpoint_steps', 'log_steps', 'sample_steps', 'evaluate', 'evaluation_images'),
+    *('evaluation_runs', 'evaluation_epochs', 'export'),
+}
+_MECHANISM = {
+    *('target_epsilon', 'allow_large_delta', 'noise_multiplier', 'l2_norm_clip'),
+    *('expected_batch_size', 'train_steps', 'error_feedback', 'residual_l2_norm_clip'),
+    *('residual_share', 'feedback_decay', 'feedback_l2_norm_clip', 'clip_fake'),
+}
+_ONE_START = {'run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir'}
+_PLACES = {'dataset', 'person'}
+
+_BEFORE = '--noise_multiplier=2\n--dataset=digits'
+
+
+def _fields():
+    groups = dataclasses.fields(config.RunConfig)
+    return {f.name: f for group in groups for f in dataclasses.fields(group.default)}
+
+
+def _names(rule):
+    return {name for name, field in _fields().items() if field.metadata['on_resume'] == rule}
+
+
+def _config(text, **changes):
+    """Settings with changes that need not go together."""
+    read = config.from_flagfile(text)
+    groups = {}
+    for group in dataclasses.fields(read):
+        settings = getattr(read, group.name)
+        of_group = {
+            f.name: changes[f.name] for f in dataclasses.fields(settings) if f.name in changes
+        }
+        groups[group.name] = dataclasses.replace(settings, **of_group)
+    changed = object.__new__(config.RunConfig)
+    for name, settings in groups.items():
+        object.__setattr__(changed, name, settings)
+    return changed
+
+
+def _other(field):
+    """A value that is not the default."""
+    if field.metadata['choices']:
+        return next(c for c in field.metadata['choices'] if c != field.default)
+    kind = field.metadata['kind']
+    return {'boolean': not field.default, 'string': 'other', 'integer': 777, 'float': 0.777}[kind]
+
+
+def test_every_setting_has_its_rule():
+    assert _names('may_change') == _MAY_CHANGE
+    assert _names('mechanism') == _MECHANISM
+    assert _names('one_start') == _ONE_START
+    assert _names('may_move') == _PLACES
+    rest = _MAY_CHANGE | _MECHANISM | _ONE_START | _PLACES
+    assert _names('same') == set(_fields()) - rest
+
+
+@pytest.mark.parametrize('name', _fields())
+@pytest.mark.parametrize('change_mechanism', [False, True])
+def test_a_resumed_run_changes_what_its_rule_allows(name, change_mechanism):
+    before = config.from_flagfile(_BEFORE)
+    now = _config(_BEFORE, **{'change_mechanism': change_mechanism, name: _other(_fields()[name])})
+    allowed = name in _MAY_CHANGE | _ONE_START or (change_mechanism and name in _MECHANISM)
+    changed = config.forbidden_changes(before, now)
+    assert [text.split()[0] for text in changed] == ([] if allowed else [f'--{name}'])
+
+
+@pytest.mark.parametrize('name', _fields())
+def test_the_hash_holds_what_every_start_shares(name):
+    before, now = config.from_flagfile(_BEFORE), _config(_BEFORE, **{name: _other(_fields()[name])})
+    is_free = name in _MAY_CHANGE | _MECHANISM | _ONE_START | {'dataset'}
+    assert (config.settings_hash(now) == config.settings_hash(before)) == is_free
+
+
+def test_the_hash_is_of_these_lines_in_their_order():
+    settings = config.from_flagfile(f'{_BEFORE}\n--person=csv:/a/b.csv\n--images_per_person=3')
+    free = _MAY_CHANGE | _MECHANISM | _ONE_START | {'dataset'}
+
+    def is_free(line):
+        name = line.split('=')[0].strip().removeprefix('--')
+        return (name if name in _fields() else name.removeprefix('no')) in free
+
+    lines = [line for line in settings.to_flags().splitlines(keepends=True) if not is_free(line)]
+    assert [line.split('=')[0].strip() for line in lines] == [
+        *('--label', '--images_per_person', '--person', '--private', '--target_delta'),
+        *('--warm_start_share', '--learned_features_share', '--nosecure_noise', '--latent_dim'),
+        *('--generator_width', '--discriminator_width', '--noise_injection', '--reconstruction'),
+        *('--reconstruction_weight', '--generator_ema', '--warm_start_steps'),
+        *('--learned_features_steps', '--warm_start_weight', '--discriminator_only_steps'),
+        *('--discriminator_steps', '--adaptive_discriminator_steps', '--generator_learning_rate'),
+        *('--discriminator_learning_rate', '--seed'),
+    ]
+    text = ''.join(lines)
+    placed = hashlib.sha256(text.encode()).hexdigest()
+    assert config.settings_hash(settings, has_place=True) == placed
+    text = text.replace('csv:/a/b.csv', 'csv')
+    assert config.settings_hash(settings) == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_the_hash_of_a_ledger_that_was_written_before_is_found_again():
+    """The hash that earlier versions wrote for these settings."""
+    golden = '762e21891e23e6215b22acca752495ea086cff7f32638ba066953d3d525d5d32'
+    assert config.settings_hash(config.from_flagfile(_BEFORE)) == golden
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'wanted'),
+    [
+        ('dataset', 'folder:/a/b', 'folder'),
+        ('dataset', 'idx:/a/b', 'idx'),
+        ('dataset', 'mnist', 'mnist'),
+        ('person', 'csv:/a/b.csv', 'csv'),
+        ('person', 'name:^(.)', 'name:^(.)'),
+        ('person', None, None),
+        ('data_dir', 'folder:/a', 'folder:/a'),
+    ],
+)
+def test_a_place_is_taken_away_where_there_is_one(name, value, wanted):
+    assert config.without_place(value, name) == wanted

@@ -1,0 +1,167 @@
+"""Epsilon of a plan, of a ledger, and of a run while it trains. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import dp_accounting
+
+from tf_efsgd.budget.events import accounted_delta, draws, event_of
+from tf_efsgd.privacy import accounting, grid
+from tf_efsgd.privacy.ledger import Ledger, Plan
+
+# Numbers of images of one person that the statement has an epsilon for, where it is per image.
+IMAGES_PER_PERSON = (2, 5, 10)
+
+
+def filter_of(ledger: Ledger) -> accounting.RenyiFilter:
+    """The privacy filter that a private run keeps to after a change of its mechanism."""
+    plan = ledger.first_plan
+    return accounting.RenyiFilter.of_plan(
+        *_planned(ledger), accounted_delta(plan), plan.warm_start_event
+    )
+
+
+def _planned(ledger: Ledger):
+    return ledger.first_plan.event, ledger.first_plan.train_steps
+
+
+def _proven(epsilon: accounting.Epsilon, *plans: Plan) -> accounting.Epsilon:
+    """An epsilon of the ideal mechanism as one of what is really drawn, or none where that ends."""
+    drawn, delta = sum(map(draws, plans)), plans[-1].target_delta
+    is_proven = grid.is_negligible(epsilon.smallest_bound, delta, drawn)
+    return dataclasses.replace(epsilon, is_proven=is_proven)
+
+
+def planned_epsilon(plan: Plan) -> accounting.Epsilon:
+    """Epsilon of a private plan: its warm start and all its steps, as if they were the first."""
+    event, delta = plan.event, accounted_delta(plan)
+    epsilon = accounting.compute_epsilon(event, plan.train_steps, delta, plan.warm_start_event)
+    return _proven(epsilon, plan)
+
+
+def warm_start_epsilon(plan: Plan) -> accounting.Epsilon:
+    """Epsilon of a private plan's warm start alone."""
+    delta = accounted_delta(plan)
+    return _proven(accounting.compute_epsilon(None, 0, delta, plan.warm_start_event), plan)
+
+
+def rdp_epsilon(plan: Plan, steps: int, noise_multiplier: float) -> float:
+    """A bound on epsilon at other steps and noise than a private plan's, in milliseconds.
+
+    Returns:
+      By RDP; for steps that are not sampled by the closed form. Infinite where none is proven.
+    """
+    event, warm_start = event_of(plan, noise_multiplier), plan.warm_start_event
+    delta = accounted_delta(plan)
+    if isinstance(event, dp_accounting.GaussianDpEvent):
+        epsilon = accounting.compute_epsilon(event, steps, delta, warm_start)
+    else:
+        before = [] if warm_start is None else [(warm_start, 1)]
+        by_rdp = accounting.rdp_epsilon_of([*before, (event, steps)], delta)
+        epsilon = accounting.Epsilon(pld=math.inf, rdp=by_rdp)
+    return _proven(epsilon, dataclasses.replace(plan, train_steps=steps)).headline
+
+
+def promised_epsilon(plan: Plan, ledger: Ledger | None) -> accounting.Epsilon:
+    """Epsilon of the whole run when its next steps follow a plan.
+
+    Args:
+      plan: private; the ledger's last or one that will be.
+      ledger: the ledger; None for a new run.
+
+    Returns:
+      `planned_epsilon` without a change of the mechanism, after one the filter of the first plan.
+    """
+    if ledger is None or (not ledger.changes and plan == ledger.first_plan):
+        return planned_epsilon(plan)
+    filtered = accounting.Epsilon(pld=math.inf, rdp=math.inf, rdp_filter=filter_of(ledger).epsilon)
+    return _proven(filtered, *ledger.plans, plan)
+
+
+def unproven_epsilon(plan: Plan, steps: int) -> float | None:
+    """What plain DP-SGD accounting would print for a hidden buffer; None for other plans."""
+    if plan.unproven_event is None:
+        return None
+    event, warm_start = plan.unproven_event, plan.warm_start_event
+    return accounting.compute_epsilon(event, steps, plan.target_delta, warm_start).smallest_bound
+
+
+def spent_epsilon(ledger: Ledger) -> accounting.Epsilon:
+    """Epsilon of everything that a private run's ledger has reserved."""
+    epsilon = accounting.compute_spent(
+        ledger.spent,
+        accounted_delta(ledger.plan),
+        planned=_planned(ledger),
+        changed=ledger.changes > 0,
+        warm_start=ledger.first_plan.warm_start_event,
+        warm_start_spent=ledger.warm_start_reserved,
+    )
+    return _proven(epsilon, *ledger.plans)
+
+
+def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | None:
+    """What a run whose unit of privacy is one image has spent for persons with several.
+
+    Args:
+      ledger: the ledger of a private run.
+
+    Returns:
+      By number of images the epsilon at the same delta, None where none is proven; None for a run
+      whose unit is a person already, or whose mechanism was changed.
+    """
+    plan = ledger.first_plan
+    if plan.images_per_person is not None or ledger.changes:
+        return None
+    found, delta = {}, accounted_delta(plan)
+    largest = grid.largest_epsilon(plan.target_delta, draws(plan))
+    for images in IMAGES_PER_PERSON:
+        warm_start = None
+        if ledger.warm_start_reserved:
+            unit = plan.warm_start_noise_multiplier / images
+            warm_start = dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, None))
+        event = event_of(plan, plan.mechanism['noise_multiplier'], images)
+        parts = [(warm_start, 1)] if warm_start else []
+        parts += [(event, ledger.reserved_steps)] if ledger.reserved_steps else []
+        if accounting.rdp_epsilon_of(parts, delta) > 2 * largest:  # PLD would take its time.
+            found[images] = None
+            continue
+        epsilon = accounting.compute_epsilon(event, ledger.reserved_steps, delta, warm_start)
+        found[images] = or_none(_proven(epsilon, plan).headline)
+    return found
+
+
+class EpsilonSoFar:
+    """An upper bound on the epsilon ledger, cheap enough for a progress bar.
+
+    Args:
+      ledger: the ledger of a private run.
+      applied_steps: steps that training has applied at the start of this process.
+    """
+
+    def __init__(self, ledger: Ledger, applied_steps: int):
+        # Lost in interruptions; charged all the same.
+        self._lost = ledger.reserved_steps - applied_steps
+        self._plans = ledger.plans
+        self._meter = None
+        if ledger.changes:
+            self._filter = spent_epsilon(ledger).headline
+        else:
+            event, steps = _planned(ledger)
+            warm_start = ledger.first_plan.warm_start_event if ledger.warm_start_reserved else None
+            delta = accounted_delta(ledger.plan)
+            # A run of the warm start alone has no steps, and is asked for those of 0 only.
+            self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
+
+    def __call__(self, applied_steps: int) -> float:
+        """Returns the bound when so many steps are applied; infinite where none is proven."""
+        if self._meter is None:
+            return self._filter
+        bound = self._meter(applied_steps + self._lost)
+        return _proven(accounting.Epsilon(pld=bound, rdp=bound), *self._plans).headline
+
+
+def or_none(bound: float | None) -> float | None:
+    """JSON has no infinity: a bound that does not exist is null."""
+    return bound if bound is not None and math.isfinite(bound) else None

@@ -1,0 +1,57 @@
+"""The table of commands: tf-efsgd COMMAND [--flag=value ...], python -m tf_efsgd likewise."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from tf_efsgd.version import __version__
+
+# Command -> what it does. Each is a module of this folder with a `main`; only that one is loaded.
+COMMANDS = {
+    'train': 'Train a differentially private generator, or resume a run.',
+    'plan': 'Show what a privacy budget buys before it is spent, or what a ledger spent.',
+    'evaluate': "Measure a run's generator against real images.",
+    'audit': 'Attack the mechanism, and compare what that proves with the account.',
+    'bench': 'Measure time and memory of the private step on this machine.',
+    'results': 'Run a grid of experiments and write its table.',
+    'state': 'List and remove what is remembered of runs outside their folders.',
+}
+
+_HELP = """\
+tf-efsgd {version}: differentially private synthetic images.
+
+Usage: tf-efsgd COMMAND [--flag=value ...]
+
+{commands}
+
+tf-efsgd COMMAND --help lists the flags of a command. To begin with:
+  tf-efsgd train --flagfile=demo.flags"""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    name, *rest = sys.argv[1:] or ['']
+    if name in ('--version', '-version', 'version'):
+        print(f'tf_efsgd {__version__}')
+    elif name in ('--help', '-help', '-h', 'help'):
+        commands = '\n'.join(f'  {command:<10}{text}' for command, text in COMMANDS.items())
+        print(_HELP.format(version=__version__, commands=commands))
+    elif name in COMMANDS:
+        _start(name, rest)
+    else:
+        print(
+            f'tf_efsgd: The first argument must be a command, one of {", ".join(COMMANDS)}. '
+            f'Received: {" ".join(name.split()) or "nothing"}.',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def _start(name: str, arguments: list[str]) -> None:
+    """Runs a command as if it had been started by itself."""
+    command = importlib.import_module(f'tf_efsgd.cli.{name}')
+    sys.argv = [f'tf-efsgd {name}', *arguments]
+    # absl prints it above the flags.
+    sys.modules['__main__'].__doc__ = command.__doc__
+    command.main()

@@ -1,0 +1,167 @@
+"""How a setting is written down: its kind, help, range, choices and resume rule in one field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+# What a resumed run may do with a setting:
+#   same        it keeps the value of its first start, which the settings' hash in its ledger holds;
+#   may_move    the same data, but where they lie on this machine may change; see `without_place`;
+#   may_change  it never changes what is computed: places, devices, what is shown and when;
+#   mechanism   it keeps the value unless --change_mechanism is given;
+#   one_start   it is about one start of a run and stands in no RUN/config.flags.
+OnResume = Literal['same', 'may_move', 'may_change', 'mechanism', 'one_start']
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message is one line that says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have; all of them are finite.
+
+    Attributes:
+      at_least: the lowest allowed value, or None.
+      above: a bound that every value is larger than, or None.
+      at_most: the highest allowed value, or None.
+      below: a bound that every value is smaller than, or None.
+    """
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Returns whether the value is in the range; NaN and infinities are not."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        bounds = {
+            'at least': self.at_least,
+            'above': self.above,
+            'at most': self.at_most,
+            'below': self.below,
+        }
+        shown = [f'{name} {_shown(bound)}' for name, bound in bounds.items() if bound is not None]
+        return ' and '.join(shown)
+
+
+def _shown(bound: float) -> str:
+    return f'{bound:g}' if isinstance(bound, float) else str(bound)
+
+
+def string(
+    default: str | None,
+    text: str,
+    *,
+    choices: Sequence[str] | None = None,
+    on_resume: OnResume = 'same',
+    may_be_read_off: bool = False,
+) -> Any:
+    """A field with a text; see `_setting`."""
+    return _setting(
+        'string',
+        default,
+        text,
+        choices=choices,
+        on_resume=on_resume,
+        may_be_read_off=may_be_read_off,
+    )
+
+
+def boolean(default: bool, text: str, *, on_resume: OnResume = 'same') -> Any:
+    """A field that is on or off; see `_setting`."""
+    return _setting('boolean', default, text, on_resume=on_resume)
+
+
+def integer(
+    default: int | None,
+    text: str,
+    *,
+    on_resume: OnResume = 'same',
+    may_be_read_off: bool = False,
+    **bounds: int,
+) -> Any:
+    """A field with a whole number; `bounds` are those of `Range`; see `_setting`."""
+    return _setting(
+        'integer',
+        default,
+        text,
+        allowed=Range(**bounds),
+        on_resume=on_resume,
+        may_be_read_off=may_be_read_off,
+    )
+
+
+def number(
+    default: float | None, text: str, *, on_resume: OnResume = 'same', **bounds: float
+) -> Any:
+    """A field with a real number; `bounds` are those of `Range`; see `_setting`."""
+    return _setting('float', default, text, allowed=Range(**bounds), on_resume=on_resume)
+
+
+def _setting(
+    kind: str,
+    default: Any,
+    text: str,
+    *,
+    choices: Sequence[str] | None = None,
+    allowed: Range | None = None,
+    on_resume: OnResume = 'same',
+    may_be_read_off: bool = False,
+) -> Any:
+    """A dataclass field with all that is known of a setting in its metadata.
+
+    Args:
+      kind: 'string', 'integer', 'float' or 'boolean'.
+      default: its value when nobody gives one.
+      text: what the flag does, its unit, and when to change it; `help_of` adds range and choices.
+      choices: the only allowed texts, or None.
+      allowed: the range of a number.
+      on_resume: what a resumed run may do with it.
+      may_be_read_off: whether it is read off the records, once, when it is not given.
+    """
+    metadata = {
+        'kind': kind,
+        'help': text,
+        'choices': choices,
+        'range': allowed,
+        'on_resume': on_resume,
+        'may_be_read_off': may_be_read_off,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def help_of(field: dataclasses.Field) -> str:
+    """The whole help of a setting: its choices, its text, its range."""
+    choices, allowed = field.metadata['choices'], field.metadata['range']
+    text = field.metadata['help']
+    if choices:
+        text = f'<{"|".join(choices)}>: {text}'
+    return f'{text} Range: {allowed}.' if allowed is not None else text
+
+
+def check(field: dataclasses.Field, value: Any) -> None:
+    """Checks the value of one setting by itself.
+
+    Raises:
+      ConfigError: if it is out of its range or none of its choices.
+    """
+    choices, allowed = field.metadata['choices'], field.metadata['range']
+    if value is not None and allowed is not None and not allowed.holds(value):
+        is_open = allowed.at_most is None and allowed.below is None
+        finite = ' and finite' if is_open and field.metadata['kind'] == 'float' else ''
+        raise ConfigError(f'--{field.name} must be {allowed}{finite}. Received: {value}.')
+    if choices and value not in choices:
+        raise ConfigError(f'--{field.name} must be one of {", ".join(choices)}. Received: {value}.')

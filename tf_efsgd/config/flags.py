@@ -1,0 +1,85 @@
+"""The flags of the settings: absl flags made from their fields, and read back into settings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from absl import flags
+
+from tf_efsgd.config import fields
+from tf_efsgd.config.classes import join_classes, parse_classes
+from tf_efsgd.config.fields import ConfigError
+from tf_efsgd.config.settings import PrivacyConfig, RunConfig, groups_of
+
+_DEFINE = {
+    'string': flags.DEFINE_string,
+    'integer': flags.DEFINE_integer,
+    'float': flags.DEFINE_float,
+    'boolean': flags.DEFINE_boolean,
+}
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, **only) -> list[str]:
+    """Defines one absl flag per setting.
+
+    Args:
+      flag_values: where.
+      **only: settings to define, by name, with the default they have there. None means all, with
+        their own.
+
+    Returns:
+      Their names.
+    """
+    names = []
+    for group in groups_of(_defaults()):
+        for field in dataclasses.fields(group):
+            if only and field.name not in only:
+                continue
+            default = only.get(field.name, field.default)
+            define = _DEFINE[field.metadata['kind']]
+            define(field.name, default, fields.help_of(field), flag_values=flag_values)
+            names.append(field.name)
+    return names
+
+
+def _defaults() -> RunConfig:
+    """The default of every setting; they alone are no valid run: a budget is missing."""
+    return RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0))
+
+
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
+    """Reads the settings from parsed flags.
+
+    Raises:
+      ConfigError: if one is wrong.
+    """
+    groups = {
+        field.name: type(group)(
+            **{f.name: flag_values[f.name].value for f in dataclasses.fields(group)}
+        )
+        for field, group in zip(dataclasses.fields(RunConfig), groups_of(_defaults()))
+    }
+    data = groups['data']
+    if data.classes is not None:  # So that the file, if they come from one, need not stay.
+        classes = join_classes(parse_classes(data.classes))
+        groups['data'] = dataclasses.replace(data, classes=classes)
+    return RunConfig(**groups)
+
+
+def from_flagfile(text: str) -> RunConfig:
+    """Reads the settings from the text of a flagfile, as `RunConfig.to_flags` writes it.
+
+    Raises:
+      ConfigError: if one is wrong.
+    """
+    flag_values = flags.FlagValues()
+    define_flags(flag_values)
+    lines = [line.strip() for line in text.splitlines()]
+    arguments = [line for line in lines if line and not line.startswith(('#', '//'))]
+    try:
+        rest = flag_values(['flagfile', *arguments])
+    except flags.Error as error:
+        raise ConfigError(' '.join(str(error).split())) from error
+    if len(rest) > 1:  # absl stops reading there.
+        raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
+    return from_flags(flag_values)
