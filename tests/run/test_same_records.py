@@ -278,7 +278,7 @@ def test_what_is_remembered_is_listed(folder):
     assert 'classifiers that learned from real images' in lines['classifiers']
     assert lines['classifiers'].endswith('2.5 MB')
     assert 'left alone' in lines['mine.txt'] and 'secret key' in lines['seen.key']
-    assert set(evaluate.__dict__[name] for name in ('CLASSIFIERS', '_DOWNLOADS')) < set(
+    assert set(evaluate.__dict__[name] for name in ('CLASSIFIERS', 'DOWNLOADS')) < set(
         state_folder._OTHERS
     )
 

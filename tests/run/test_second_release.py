@@ -6,6 +6,7 @@ from helpers import account_by_hand as by_hand
 from helpers import tiny_run
 
 from tf_efsgd import budget, config, files
+from tf_efsgd.budget import statement
 from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.privacy import class_sums, grid
@@ -175,7 +176,7 @@ def test_what_was_never_released_is_told():
 
     for entry, wanted in ((kept, []), (lost, ['second']), (None, [])):
         Book.learned_features = entry
-        assert budget._warm_start_statement(Book)['never_released'] == wanted
+        assert statement._warm_start_statement(Book)['never_released'] == wanted
 
 
 def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys):
