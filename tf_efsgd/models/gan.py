@@ -110,6 +110,7 @@ class EFSGDGan(tf.keras.Model):
         *,
         losses,
         expected_batch_size: int | None = None,
+        generated_per_step: int | None = None,
         reconstruction_weight: float = 0.01,
         discriminator_steps: int = 5,
         adaptive_discriminator_steps: bool = True,
@@ -132,6 +133,8 @@ class EFSGDGan(tf.keras.Model):
           losses: per-example losses, a `models.losses.NonSaturatingLosses` or the like.
           expected_batch_size: mean number of records in a batch and number of generated images
             beside them. None takes the optimizer's.
+          generated_per_step: how many generated images there are in a private step, at least 1, a
+            public constant; they weigh as much as `expected_batch_size` records. None: as many.
           reconstruction_weight: lambda >= 0 of the squared error of the reconstruction; where the
             generator decodes, of that and the posterior's divergence.
           discriminator_steps: private steps per generator step, at least; 1 to 64.
@@ -177,6 +180,7 @@ class EFSGDGan(tf.keras.Model):
         self.discriminator_optimizer = discriminator_optimizer
         self._losses = losses
         self._expected_batch_size = expected_batch_size
+        self._generated_per_step = generated_per_step or expected_batch_size
         self._reconstruction_weight = reconstruction_weight
         self._discriminator_steps = discriminator_steps
         self._adaptive_discriminator_steps = adaptive_discriminator_steps
@@ -279,7 +283,7 @@ class EFSGDGan(tf.keras.Model):
 
     def _measured_sums(self, records, step_noise) -> dict[str, tf.Tensor]:
         """Sums over the records of all replicas, in a replica context; PRIVATE."""
-        images, labels = to_float(records[0]), records[1]
+        images, labels = self._records_to_float(records[0]), records[1]
         # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
         draws = self._draw_for_records(labels, step_noise)
         names = []
@@ -342,8 +346,8 @@ class EFSGDGan(tf.keras.Model):
         optimizer = self.discriminator_optimizer
         variables = self.private_variables
         clipped, residual, public, seen = self._sums_of_step(images, labels, step_noise)
-        public = [s / self._expected_batch_size for s in _all_reduce(public)]
-        fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._expected_batch_size)
+        public = [s / self._generated_per_step for s in _all_reduce(public)]
+        fake_accuracy, fake_loss = tf.unstack(_all_reduce(seen) / self._generated_per_step)
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
@@ -385,7 +389,7 @@ class EFSGDGan(tf.keras.Model):
         def gradient():
             return _gradient_of_sum(self._loss_of_generator, variables)
 
-        if self._target.value is None and self._expected_batch_size < replicas:
+        if self._target.value is None and self._generated_per_step < replicas:
             # On no images at all, TensorFlow's convolutions fail.
             gradients = tf.cond(
                 tf.shape(self._own_rows())[0] > 0, gradient, lambda: _zeros_like(variables)
@@ -398,7 +402,7 @@ class EFSGDGan(tf.keras.Model):
         """This replica's part, []: the optimizer adds them up."""
         if self._target.value is None:
             generated, labels = self._generate_share(for_generator=True)
-            return tf.reduce_sum(self._adversarial(generated, labels)) / self._expected_batch_size
+            return tf.reduce_sum(self._adversarial(generated, labels)) / self._generated_per_step
         target, weight = self._target.value
         seeds = tf.random.experimental.stateless_split(self._public_seed(_TARGET), 3)
         labels = target.draw_labels(seeds[0])
@@ -462,7 +466,7 @@ class EFSGDGan(tf.keras.Model):
 
         replica = tf.distribute.get_replica_context()
         # Replica 0 has the largest share.
-        generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
+        generated = -(-self._generated_per_step // replica.num_replicas_in_sync)
         count = tf.maximum(tf.shape(labels)[0], generated)
         private = _zeros_like(self.private_variables, tf.float64)
         public = _zeros_like(self.discriminator.trainable_variables)
@@ -478,7 +482,7 @@ class EFSGDGan(tf.keras.Model):
     def _sums_of(self, records, generated):
         """As `_sums_of_step`, of a part of it at once."""
         images, labels, draws = records
-        records = to_float(images), labels, draws
+        records = self._records_to_float(images), labels, draws
         learns_of_generated = self.discriminator.trainable_variables
 
         def of_generated():
@@ -570,6 +574,9 @@ class EFSGDGan(tf.keras.Model):
         divergence = self._losses.divergence(mean, log_variance)
         return self._losses.reconstruction(images, decoded) + divergence
 
+    def _records_to_float(self, records: tf.Tensor) -> tf.Tensor:
+        return to_float(records)
+
     def _losses_of_made_up(self, records) -> tf.Tensor:
         return self._losses_of_records(*records)
 
@@ -603,14 +610,14 @@ class EFSGDGan(tf.keras.Model):
     def _generate_share(
         self, for_generator: bool = False, part: slice = slice(None)
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """This replica's part of `expected_batch_size` generated images, or a part of that.
+        """This replica's part of `generated_per_step` generated images, or a part of that.
 
         Every replica draws all inputs from the same public seed and takes its own rows, so the
         images of a step do not depend on the number of replicas.
         """
         seed = self._public_seed(int(for_generator))
         labels = tf.random.stateless_uniform(
-            [self._expected_batch_size], seed, 0, self.num_classes, tf.int32
+            [self._generated_per_step], seed, 0, self.num_classes, tf.int32
         )
         own = self._own_rows()[part]
         inputs = self._draw_inputs(self.generator, labels, seed, own)
@@ -621,7 +628,7 @@ class EFSGDGan(tf.keras.Model):
         replica = tf.distribute.get_replica_context()
         return tf.range(
             replica.replica_id_in_sync_group,
-            self._expected_batch_size,
+            self._generated_per_step,
             replica.num_replicas_in_sync,
         )
 

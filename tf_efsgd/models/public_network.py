@@ -21,7 +21,13 @@ STAGES = ('stage_1', 'stage_2', 'stage_3', 'stage_4', 'stage_5')
 
 _WEIGHTS = pathlib.Path(__file__).parent / 'embedded' / f'{NAME}.npz'
 # Repeats, kernel, stride, expansion, channels of each stage.
-_BLOCKS = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112))
+_BLOCKS = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+)
 _STEM_CHANNELS = 32
 
 

@@ -78,9 +78,12 @@ class GroupedFeatures(tf.Module):
     that can be called.
     """
 
+    # How many; a subclass may have another number.
+    groups = GROUPS
+
     def _measure(self, image_shape: tuple[int, int, int]) -> None:
         self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
-        self.size = GROUPS * self.group_size + 1
+        self.size = self.groups * self.group_size + 1
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Computes phi.
@@ -92,8 +95,8 @@ class GroupedFeatures(tf.Module):
           float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
           where it would not be finite.
         """
-        share = math.sqrt((1.0 - _COUNT**2) / GROUPS)
-        groups = [share * self.group(images, group) for group in range(GROUPS)]
+        share = math.sqrt((1.0 - _COUNT**2) / self.groups)
+        groups = [share * self.group(images, group) for group in range(self.groups)]
         count = tf.fill([tf.shape(images)[0], 1], _COUNT)
         return _bounded(tf.concat([*groups, count], axis=-1))
 
@@ -337,7 +340,9 @@ def _integers(shape, step_noise):
     return noise.integers(shape, step_noise=step_noise, purpose=noise.CLIPPED_GRAD_SUM, variable=0)
 
 
-def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) -> np.ndarray:
+def class_means(
+    sums: np.ndarray, noise_multiplier: float, dataset_size: int, groups: int = GROUPS
+) -> np.ndarray:
     """Mean features of each class and group: post-processing of a release.
 
     Args:
@@ -345,6 +350,7 @@ def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) ->
         that counts.
       noise_multiplier: of the release.
       dataset_size: declared number of records.
+      groups: of the features, `GroupedFeatures.groups`.
 
     Returns:
       float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided
@@ -353,9 +359,9 @@ def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) ->
     sums = sums * grid.class_sum_step(noise_multiplier)
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (_COUNT * _BOUND), _SMALLEST_CLASS * even)
-    share = _BOUND * math.sqrt((1.0 - _COUNT**2) / GROUPS)
+    share = _BOUND * math.sqrt((1.0 - _COUNT**2) / groups)
     means = (sums[:, :-1] / (share * counts)).astype(np.float32)
-    return np.moveaxis(means.reshape(len(sums), GROUPS, -1), 1, 0)
+    return np.moveaxis(means.reshape(len(sums), groups, -1), 1, 0)
 
 
 def mmd_loss(features: tf.Tensor, means: tf.Tensor) -> tf.Tensor:
