@@ -1,8 +1,8 @@
-"""Makes tf_efsgd/models/embedded/public_photographs.jpg: crops of scikit-image's sample photographs.
+"""Makes tf_efsgd/models/embedded/public_photographs.jpg from scikit-image's sample photographs.
 
 python tests/tools/make_public_photographs.py FOLDER OUTPUT, with FOLDER the `skimage/data` of
-scikit-image 0.22.0 (`pip download --no-deps scikit-image==0.22.0`, then unzip the wheel), and Pillow
-installed. All of these photographs are CC0 or in the public domain (`skimage/data/_fetchers.py`).
+scikit-image 0.22.0 (`pip download --no-deps scikit-image==0.22.0`, then unzip the wheel), and
+Pillow installed. All of these photographs are CC0 or in the public domain (`skimage/data/_fetchers.py`).
 """
 
 import math

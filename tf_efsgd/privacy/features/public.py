@@ -1,8 +1,8 @@
 """Features of pixels and of a network that learned from public photographs, under one bound.
 
-Random Fourier features (Rahimi and Recht 2007) of Gaussian kernels on pixels, on tone, on texture and
-on the stages of the frozen network, and its pooled activations themselves, whose sums by class tell
-the classes apart at any noise. In the line of DP-MEPF (Harder et al. 2023).
+Random Fourier features (Rahimi and Recht 2007) of Gaussian kernels on pixels, on tone, on texture
+and on the stages of the frozen network, and its pooled activations themselves, whose sums by class
+tell the classes apart at any noise. In the line of DP-MEPF (Harder et al. 2023).
 
 Formal guarantees:
   - phi is a function of public constants and of the image shape: random frequencies of a public
@@ -56,7 +56,7 @@ _ROOM = 1.2
 _OPPONENT = ((0.299, 0.587, 0.114), (1.0, -0.5, -0.5), (0.0, 1.0, -1.0))
 _TONE_SIZE, _TEXTURE_WINDOW = 8, 4
 
-# The noise over a class's mean features, sigma_w sqrt(size) / n, shall be about this, within limits.
+# The noise over the mean features of a class, sigma_w sqrt(size) / n, shall be about this.
 _NOISE = 0.04
 _SMALLEST, _LARGEST = 0.2, 2.0
 
