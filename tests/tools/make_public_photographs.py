@@ -2,7 +2,8 @@
 
 python tests/tools/make_public_photographs.py FOLDER OUTPUT, with FOLDER the `skimage/data` of
 scikit-image 0.22.0 (`pip download --no-deps scikit-image==0.22.0`, then unzip the wheel), and
-Pillow installed. All of these photographs are CC0 or in the public domain (`skimage/data/_fetchers.py`).
+Pillow installed. All of these photographs are CC0 or in the public domain
+(`skimage/data/_fetchers.py`).
 """
 
 import math

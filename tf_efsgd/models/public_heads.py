@@ -2,8 +2,8 @@
 
 In the line of Projected GANs (Sauer et al. 2021). A record's features, a function of this record
 and public constants, are computed once (`record_features`); the private step sees these alone, and
-never runs the network on a record. Generated images go through the network, and the generator follows the
-heads and a release at once.
+never runs the network on a record. Generated images go through the network, and
+the generator follows the heads and a release at once.
 
 Formal guarantees: those of `gan.EFSGDGan`, whose private step this is: a record's loss depends on
 its features, its label and the weights, and what it adds is clipped over all heads together. Here
