@@ -107,3 +107,67 @@ def test_it_learned_something():
 def test_wrong_arguments_are_refused(shape, arguments):
     with pytest.raises(ValueError, match='Received'):
         public_network.build_public_network(shape, **arguments)
+
+
+def _save(path, mixes=False):
+    images = tf.keras.Input([None, None, 3])
+    x, maps = images, {}
+    for number, channels in enumerate((4, 5, 6, 7, 8)):
+        x = tf.keras.layers.Conv2D(channels, 3, strides=2, padding='same')(x)
+        if mixes:
+            x = x - tf.reduce_mean(x, axis=0, keepdims=True)
+        maps[f'map_{number}'] = x
+    tf.keras.Model(images, maps).save(path)
+    return str(path)
+
+
+def test_a_network_of_ones_own_by_its_path(tmp_path):
+    path = _save(tmp_path / 'mine.keras')
+
+    network = public_network.load_public_network(path, (32, 32, 1), enlarge=2)
+    maps = network(_images(2, (32, 32, 1)))
+
+    assert [tuple(maps[name].shape[1:]) for name in public_network.MAPS] == [
+        (16, 16, 5),
+        (8, 8, 6),
+        (4, 4, 7),
+        (2, 2, 8),
+    ]
+    assert not network.trainable_variables
+
+
+def test_a_network_that_mixes_images_is_refused(tmp_path):
+    path = _save(tmp_path / 'mixes.keras', mixes=True)
+
+    with pytest.raises(ValueError, match='mixes them'):
+        public_network.load_public_network(path, (32, 32, 3))
+
+
+@pytest.mark.parametrize('name', ['', 'no_such_network', '/no/such/path.keras', 'mobilenet_v2'])
+def test_an_unknown_network_is_refused(name):
+    with pytest.raises(ValueError, match='Received'):
+        public_network.load_public_network(name, (32, 32, 3))
+
+
+def test_a_network_of_keras(monkeypatch):
+    """Without its download: the weights are random."""
+    module = tf.keras.applications.mobilenet_v2
+    build = module.MobileNetV2
+
+    def without_weights(**kwargs):
+        return build(**{**kwargs, 'weights': None, 'alpha': 0.35})
+
+    monkeypatch.setattr(module, 'MobileNetV2', without_weights)
+
+    network = public_network.load_public_network('MobileNetV2', (32, 32, 3), enlarge=2)
+
+    sizes = [network.output[name].shape[1] for name in public_network.MAPS]
+    assert sizes == [16, 8, 4, 2]
+    assert not network.trainable_variables
+
+
+@pytest.mark.parametrize(
+    'size, classes, expected', [(28, 10, 2), (32, 2, 2), (32, 10, 1), (64, 10, 1), (128, 2, 1)]
+)
+def test_enlargement(size, classes, expected):
+    assert public_network.choose_enlargement(size, classes) == expected
