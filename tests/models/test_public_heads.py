@@ -36,7 +36,13 @@ def _records(n, seed=0):
     return images.astype(np.uint8), labels
 
 
-def _make(inputs, noise_multiplier=0.0, error_feedback='none', wrong_class_weight=0.7):
+def _make(
+    inputs,
+    noise_multiplier=0.0,
+    error_feedback='none',
+    wrong_class_weight=0.7,
+    measure_records=False,
+):
     tf.keras.utils.set_random_seed(5)
     gan = public_heads.PublicHeadsGan(
         build_generator(
@@ -61,6 +67,7 @@ def _make(inputs, noise_multiplier=0.0, error_feedback='none', wrong_class_weigh
         losses=public_heads.HingeLosses(),
         wrong_class_weight=wrong_class_weight,
         generated=8,
+        measure_records=measure_records,
     )
     return gan
 
@@ -139,6 +146,8 @@ def test_generator_and_heads_learn_in_one_fit(network, inputs, error_feedback):
     assert any(np.any(a != b) for a, b in zip(heads, gan.discriminator.get_weights()))
     assert 0.0 < float(gan.balance) < np.inf
     assert not network.trainable_variables
+    # A checkpoint has no weights of the network.
+    assert sum(v.shape.num_elements() for v in gan.variables) < network.count_params() // 2
 
 
 def test_a_step_on_no_records_is_a_step(inputs):
@@ -151,6 +160,40 @@ def test_a_step_on_no_records_is_a_step(inputs):
 
     assert int(gan.private_steps) == 2
     assert history.history['released_gradient_norm'][0] > 0.0
+
+
+def test_consistent_images_are_those_with_the_largest_margins(inputs):
+    gan = _make(inputs)
+    labels = np.array([0, 1, 1, 0, 1, 0, 0], np.int32)
+
+    chosen = gan.generate_consistent(labels, seed=3, candidates=4.0)
+    plain = gan.generate_consistent(labels, seed=3, candidates=1.0)
+
+    def margins(images):
+        floats = tf.cast(images, tf.float32) / 127.5 - 1.0
+        return gan.class_margins(floats, tf.constant(labels)).numpy()
+
+    assert chosen.shape == (7, *_SHAPE) and chosen.dtype == np.uint8
+    for label in (0, 1):
+        of_label = labels == label
+        assert margins(chosen)[of_label].mean() > margins(plain)[of_label].mean()
+    np.testing.assert_array_equal(chosen, gan.generate_consistent(labels, seed=3, candidates=4.0))
+    # A margin is of the own class: under the other label it is as much below.
+    floats = tf.cast(chosen, tf.float32) / 127.5 - 1.0
+    other = gan.class_margins(floats, tf.constant(1 - labels))
+    np.testing.assert_allclose(other, -margins(chosen), atol=1e-4)
+
+
+def test_what_is_measured_on_records(inputs):
+    gan = _make(inputs, 0.4, measure_records=True)
+    images, labels = _records(9)
+    features = public_heads.record_features(inputs, images)
+
+    found = gan._measured_sums_of_share(tf.cast(features, tf.float32), tf.constant(labels), {})
+
+    logits = gan.discriminator(tf.cast(features, tf.float32))['logits'].numpy()
+    own = np.stack([logits[i, :, label] for i, label in enumerate(labels)])
+    np.testing.assert_allclose(found['real_accuracy'], np.mean(own > 0) * 9, rtol=1e-5)
 
 
 def test_hinge_losses():

@@ -216,17 +216,19 @@ class PublicHeadsGan(gan.EFSGDGan):
 
     def __init__(self, generator, heads: tf.keras.Model, draw_inputs, inputs: HeadInputs, **kwargs):
         super().__init__(generator, heads, draw_inputs, **kwargs)
-        self._inputs = inputs
+        # Not an attribute of Keras: the network's weights are no part of a checkpoint.
+        self._get_inputs = lambda: inputs
         self._wrong_class_weight = 0.0
         self.balance = tf.Variable(0.0, trainable=False, name='balance')
 
-    def compile(self, *args, wrong_class_weight: float = 0.0, generated: int = 100, **kwargs):
+    def compile(self, *args, wrong_class_weight: float = 1.0, generated: int = 100, **kwargs):
         """Configures training, as `EFSGDGan.compile`.
 
         Args:
           *args: of `EFSGDGan.compile`.
           wrong_class_weight: of `HingeLosses.wrong_class` in a record's loss, >= 0: heads that
-            tell the classes apart, not only what is generated from what is not.
+            tell the classes apart, not only what is generated from what is not. On CIFAR-10 it was
+            worth more than anything else.
           generated: how many generated images the heads see in a step, at least 1, a public
             constant; they weigh as much as the expected number of records.
           **kwargs: of `EFSGDGan.compile`.
@@ -234,6 +236,9 @@ class PublicHeadsGan(gan.EFSGDGan):
         self._wrong_class_weight = wrong_class_weight
         kwargs = {'adaptive_discriminator_steps': False, 'discriminator_steps': 1, **kwargs}
         super().compile(*args, generated_per_step=generated, **kwargs)
+        # Variables that the first step would make would have it traced twice, at 10 s each.
+        self.generator_optimizer._create_all_weights(self.generator.trainable_variables)
+        self.discriminator_optimizer._create_all_weights(self.private_variables)
 
     def _records_to_float(self, records: tf.Tensor) -> tf.Tensor:
         return tf.cast(records, tf.float32)
@@ -245,6 +250,11 @@ class PublicHeadsGan(gan.EFSGDGan):
             losses += self._wrong_class_weight * self._losses.wrong_class(logits, labels)
         return losses
 
+    def _measured_sums_of_share(self, images, labels, draws):
+        sums = super()._measured_sums_of_share(images, labels, draws)
+        heads = self.discriminator.output[LOGITS].shape[1]
+        return {**sums, 'real_accuracy': sums['real_accuracy'] / heads}
+
     def _losses_of_generated(self, features, labels) -> tuple[tf.Tensor, tf.Tensor]:
         logits = self.discriminator(features, training=True)[LOGITS]
         realness = self._losses.realness(logits, labels)
@@ -253,14 +263,64 @@ class PublicHeadsGan(gan.EFSGDGan):
     def _generate_share(self, for_generator=False, part=slice(None)):
         images, labels = super()._generate_share(for_generator, part)
         # The heads alone learn in the private step; the generator has its own.
-        return images if for_generator else tf.stop_gradient(self._inputs(images)), labels
+        return images if for_generator else tf.stop_gradient(self._get_inputs()(images)), labels
 
     def _adversarial(self, generated, labels) -> tf.Tensor:
-        return self._of_heads(self._inputs.maps(generated), labels)
+        return self._of_heads(self._get_inputs().maps(generated), labels)
 
     def _of_heads(self, maps: Maps, labels: tf.Tensor) -> tf.Tensor:
-        logits = self.discriminator(self._inputs.of_maps(maps), training=False)[LOGITS]
+        logits = self.discriminator(self._get_inputs().of_maps(maps), training=False)[LOGITS]
         return self._losses.generator(self._losses.realness(logits, labels))
+
+    def class_margins(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """How much more the heads take images for their own class than for any other.
+
+        Args:
+          images: generated ones, float32 [n, H, W, C] in [-1, 1].
+          labels: int32 [n].
+
+        Returns:
+          float32 [n]. Public for generated images: the heads are released.
+        """
+        logits = self.discriminator(self._get_inputs()(images), training=False)[LOGITS]
+        logits = tf.reduce_mean(logits, axis=1)
+        own = tf.one_hot(labels, self.num_classes)
+        others = tf.reduce_max(logits - _LARGEST_BALANCE * own, axis=1)
+        return tf.reduce_sum(logits * own, axis=1) - others
+
+    def generate_consistent(
+        self, labels: np.ndarray, seed: int = 0, candidates: float = 1.5
+    ) -> np.ndarray:
+        """Generates more images than asked for and keeps those most like their class.
+
+        Post-processing of what was released. On CIFAR-10 a classifier that learned from the best
+        two thirds was right on 1 to 2 percent more real images.
+
+        Args:
+          labels: int32 [n].
+          seed: of latents; public.
+          candidates: how many images are made for each that is kept, at least 1.
+
+        Returns:
+          uint8 [n, H, W, C], of these labels, in an order that their margins do not show in.
+        """
+        labels = np.asarray(labels, np.int32)
+        made = np.empty([len(labels), *self.generator.output_shape[1:]], np.uint8)
+        for label in np.unique(labels):
+            at = np.flatnonzero(labels == label)
+            count = math.ceil(candidates * len(at))
+            images, margins = [], []
+            for start in range(0, count, _RECORDS_PER_PART):
+                part = np.full(min(_RECORDS_PER_PART, count - start), label, np.int32)
+                draw = tf.random.experimental.stateless_fold_in(
+                    tf.constant([seed, int(label)], tf.int32), start
+                )
+                generated = self.generate(tf.constant(part), draw)
+                images.append(gan.to_uint8(generated).numpy())
+                margins.append(self.class_margins(generated, part).numpy())
+            best = np.argsort(-np.concatenate(margins), kind='stable')[: len(at)]
+            made[at] = np.concatenate(images)[np.sort(best)]
+        return made
 
     def follow(self, target, weight: float = 1.0) -> None:
         """Lets the generator follow a release and the heads at once; call it before `fit`.
@@ -301,7 +361,7 @@ class PublicHeadsGan(gan.EFSGDGan):
 
     def _joint_losses(self, drawn):
         images, labels, seed = drawn
-        maps = self._inputs.maps(images)
+        maps = self._get_inputs().maps(images)
         by_release = self._target.value[0].loss((images, maps), labels, seed)
         return by_release, tf.reduce_mean(self._of_heads(maps, labels))
 
