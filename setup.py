@@ -37,6 +37,7 @@ setuptools.setup(
     package_data={
         'tf_efsgd.configs': ['*.flags'],
         'tf_efsgd.data': ['embedded/*.gz', 'embedded/LICENSE.md'],
+        'tf_efsgd.models': ['embedded/*.npz', 'embedded/*.jpg', 'embedded/LICENSE.md'],
     },
     include_package_data=False,
     zip_safe=False,

@@ -51,7 +51,7 @@ _ROOMS = {
     # Without TensorFlow, see below.
     'budget': ['config', 'privacy'],
     'privacy': [],
-    'privacy.features': ['data.images'],
+    'privacy.features': ['models.public_network', 'data.images'],
     'models': ['data.images'],
     'data': [],
     'config': [],

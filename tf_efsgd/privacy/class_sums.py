@@ -115,7 +115,9 @@ def _integers(shape, step_noise):
     return noise.integers(shape, step_noise=step_noise, purpose=noise.CLIPPED_GRAD_SUM, variable=0)
 
 
-def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) -> np.ndarray:
+def class_means(
+    sums: np.ndarray, noise_multiplier: float, dataset_size: int, groups: int = GROUPS
+) -> np.ndarray:
     """Mean features of each class and group: post-processing of a release.
 
     Args:
@@ -123,6 +125,7 @@ def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) ->
         that counts.
       noise_multiplier: of the release.
       dataset_size: declared number of records.
+      groups: of the features, `GroupedFeatures.groups`.
 
     Returns:
       float32 [groups, classes, group_size], in units of `GroupedFeatures.group`, each class divided
@@ -131,6 +134,6 @@ def class_means(sums: np.ndarray, noise_multiplier: float, dataset_size: int) ->
     sums = sums * grid.class_sum_step(noise_multiplier)
     even = dataset_size / len(sums)
     counts = np.maximum(sums[:, -1:] / (COUNT * BOUND), _SMALLEST_CLASS * even)
-    share = BOUND * math.sqrt((1.0 - COUNT**2) / GROUPS)
+    share = BOUND * math.sqrt((1.0 - COUNT**2) / groups)
     means = (sums[:, :-1] / (share * counts)).astype(np.float32)
-    return np.moveaxis(means.reshape(len(sums), GROUPS, -1), 1, 0)
+    return np.moveaxis(means.reshape(len(sums), groups, -1), 1, 0)

@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from tf_efsgd.data.images import to_float
 from tf_efsgd.privacy import optimizer as private_optimizer
 from tf_efsgd.training.private_model import (
     Box,
@@ -99,6 +98,7 @@ class EFSGDGan(PrivateModel, Schedule):
         *,
         losses,
         expected_batch_size: int | None = None,
+        generated_per_step: int | None = None,
         reconstruction_weight: float = 0.01,
         discriminator_steps: int = 5,
         adaptive_discriminator_steps: bool = True,
@@ -121,6 +121,8 @@ class EFSGDGan(PrivateModel, Schedule):
           losses: per-example losses, a `models.losses.NonSaturatingLosses` or the like.
           expected_batch_size: mean number of records in a batch and number of generated images
             beside them. None takes the optimizer's.
+          generated_per_step: how many generated images there are in a private step, at least 1, a
+            public constant; they weigh as much as `expected_batch_size` records. None: as many.
           reconstruction_weight: lambda >= 0 of the squared error of the reconstruction; where the
             generator decodes, of that and the posterior's divergence.
           discriminator_steps: private steps per generator step, at least; 1 to 64.
@@ -166,6 +168,7 @@ class EFSGDGan(PrivateModel, Schedule):
         self.discriminator_optimizer = discriminator_optimizer
         self._losses = losses
         self._expected_batch_size = expected_batch_size
+        self._generated_per_step = generated_per_step or expected_batch_size
         self._reconstruction_weight = reconstruction_weight
         self._discriminator_steps = discriminator_steps
         self._adaptive_discriminator_steps = adaptive_discriminator_steps
@@ -230,8 +233,8 @@ class EFSGDGan(PrivateModel, Schedule):
         optimizer = self.discriminator_optimizer
         variables = self.private_variables
         clipped, residual, public, seen = self._sums_of_step(images, labels, step_noise)
-        public = [s / self._expected_batch_size for s in all_reduce(public)]
-        fake_accuracy, fake_loss = tf.unstack(all_reduce(seen) / self._expected_batch_size)
+        public = [s / self._generated_per_step for s in all_reduce(public)]
+        fake_accuracy, fake_loss = tf.unstack(all_reduce(seen) / self._generated_per_step)
         if self.is_private:
             private = optimizer.release(clipped, residual, variables, step_noise=step_noise)
         else:
@@ -273,7 +276,7 @@ class EFSGDGan(PrivateModel, Schedule):
         def gradient():
             return gradient_of_sum(self._loss_of_generator, variables)
 
-        if self._target.value is None and self._expected_batch_size < replicas:
+        if self._target.value is None and self._generated_per_step < replicas:
             # On no images at all, TensorFlow's convolutions fail.
             gradients = tf.cond(
                 tf.shape(self._own_rows())[0] > 0,
@@ -288,7 +291,7 @@ class EFSGDGan(PrivateModel, Schedule):
         """This replica's part, []: the optimizer adds them up."""
         if self._target.value is None:
             generated, labels = self._generate_share(for_generator=True)
-            return tf.reduce_sum(self._adversarial(generated, labels)) / self._expected_batch_size
+            return tf.reduce_sum(self._adversarial(generated, labels)) / self._generated_per_step
         target, weight = self._target.value
         seeds = tf.random.experimental.stateless_split(self._public_seed(_TARGET), 3)
         labels = target.draw_labels(seeds[0])
@@ -347,7 +350,7 @@ class EFSGDGan(PrivateModel, Schedule):
 
         replica = tf.distribute.get_replica_context()
         # Replica 0 has the largest share.
-        generated = -(-self._expected_batch_size // replica.num_replicas_in_sync)
+        generated = -(-self._generated_per_step // replica.num_replicas_in_sync)
         count = tf.maximum(tf.shape(labels)[0], generated)
         private = zeros_like(self.private_variables, tf.float64)
         public = zeros_like(self.discriminator.trainable_variables)
@@ -363,7 +366,7 @@ class EFSGDGan(PrivateModel, Schedule):
     def _sums_of(self, records, generated):
         """As `_sums_of_step`, of a part of it at once."""
         images, labels, draws = records
-        records = to_float(images), labels, draws
+        records = self._records_to_float(images), labels, draws
         learns_of_generated = self.discriminator.trainable_variables
 
         def of_generated():
@@ -450,14 +453,14 @@ class EFSGDGan(PrivateModel, Schedule):
     def _generate_share(
         self, for_generator: bool = False, part: slice = slice(None)
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """This replica's part of `expected_batch_size` generated images, or a part of that.
+        """This replica's part of `generated_per_step` generated images, or a part of that.
 
         Every replica draws all inputs from the same public seed and takes its own rows, so the
         images of a step do not depend on the number of replicas.
         """
         seed = self._public_seed(int(for_generator))
         labels = tf.random.stateless_uniform(
-            [self._expected_batch_size], seed, 0, self.num_classes, tf.int32
+            [self._generated_per_step], seed, 0, self.num_classes, tf.int32
         )
         own = self._own_rows()[part]
         inputs = self._draw_inputs(self.generator, labels, seed, own)
@@ -468,7 +471,7 @@ class EFSGDGan(PrivateModel, Schedule):
         replica = tf.distribute.get_replica_context()
         return tf.range(
             replica.replica_id_in_sync_group,
-            self._expected_batch_size,
+            self._generated_per_step,
             replica.num_replicas_in_sync,
         )
 

@@ -178,7 +178,7 @@ class PrivateModel(tf.keras.Model):
 
     def _measured_sums(self, records, step_noise) -> dict[str, tf.Tensor]:
         """Sums over the records of all replicas, in a replica context; PRIVATE."""
-        images, labels = to_float(records[0]), records[1]
+        images, labels = self._records_to_float(records[0]), records[1]
         # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
         draws = self._draw_for_records(labels, step_noise)
         names = []
@@ -210,6 +210,10 @@ class PrivateModel(tf.keras.Model):
         return private_optimizer.draw_for_records(
             self._drawn_shapes(), tf.shape(labels)[0], step_noise, first
         )
+
+    def _records_to_float(self, images: tf.Tensor) -> tf.Tensor:
+        """What the loss takes, from what a batch holds."""
+        return to_float(images)
 
     def _losses_of_made_up(self, records) -> tf.Tensor:
         return self._losses_of_records(*records)

@@ -1,0 +1,1 @@
+"""What a release sums over the records."""

@@ -33,9 +33,12 @@ class GroupedFeatures(tf.Module):
     `_measure` when that can be called.
     """
 
+    # How many; a subclass may have another number.
+    groups = GROUPS
+
     def _measure(self, image_shape: tuple[int, int, int]) -> None:
         self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
-        self.size = GROUPS * self.group_size + 1
+        self.size = self.groups * self.group_size + 1
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """Computes phi.
@@ -47,8 +50,8 @@ class GroupedFeatures(tf.Module):
           float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
           where it would not be finite.
         """
-        share = math.sqrt((1.0 - COUNT**2) / GROUPS)
-        groups = [share * self.group(images, group) for group in range(GROUPS)]
+        share = math.sqrt((1.0 - COUNT**2) / self.groups)
+        groups = [share * self.group(images, group) for group in range(self.groups)]
         count = tf.fill([tf.shape(images)[0], 1], COUNT)
         return _bounded(tf.concat([*groups, count], axis=-1))
 

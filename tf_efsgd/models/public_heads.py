@@ -1,0 +1,190 @@
+"""A discriminator of small heads on a frozen public network.
+
+In the line of Projected GANs (Sauer et al. 2021). A record's features, a function of this record
+and public constants, are computed once (`record_features`); a private step sees these alone, and
+never runs the network on a record. Generated images go through the network.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.data.images import to_float
+
+LOGITS = 'logits'
+
+STAGES = ('stage_2', 'stage_3', 'stage_4', 'stage_5')
+_POOLED_SIZE = 8
+_LARGEST_ACTIVATION = 5.0
+_LEAST_DEVIATION = 1e-2
+_RECORDS_PER_PART = 256
+
+
+Maps = Mapping[str, tf.Tensor]
+
+
+class HeadInputs(tf.Module):
+    """What the heads see of an image: pooled, standardized feature maps, as one vector.
+
+    Args:
+      network: frozen, from images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps with
+        the names in `STAGES`.
+      photographs: public ones, float32 [m, H, W, C] in [-1, 1], which channels are standardized by.
+
+    Attributes:
+      shapes: (height, width, channels) of each part, in order.
+      size: of the vector.
+    """
+
+    def __init__(self, network: tf.keras.Model, photographs: np.ndarray):
+        super().__init__(name='head_inputs')
+        self._network = network
+        pooled = [
+            np.concatenate(parts)
+            for parts in zip(
+                *(
+                    [value.numpy() for value in self._pooled(self.maps(tf.constant(part)))]
+                    for part in np.array_split(photographs, max(1, len(photographs) // 64))
+                )
+            )
+        ]
+        self.shapes = [values.shape[1:] for values in pooled]
+        self.size = sum(math.prod(shape) for shape in self.shapes)
+        self._means = [values.mean(axis=(0, 1, 2)) for values in pooled]
+        self._deviations = [values.std(axis=(0, 1, 2)) + _LEAST_DEVIATION for values in pooled]
+
+    def maps(self, images: tf.Tensor) -> Maps:
+        """What the network makes of images, float32 [n, H, W, C] in [-1, 1]."""
+        return self._network(images, training=False)
+
+    def of_maps(self, maps: Maps) -> tf.Tensor:
+        """The heads' input, float32 [n, size] in [-5, 5], from feature maps."""
+        parts = zip(self._pooled(maps), self._means, self._deviations, self.shapes)
+        flat = [
+            tf.reshape((values - mean) / deviation, [-1, math.prod(shape)])
+            for values, mean, deviation, shape in parts
+        ]
+        values = tf.concat(flat, axis=1)
+        return tf.clip_by_value(values, -_LARGEST_ACTIVATION, _LARGEST_ACTIVATION)
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """The heads' input of images, float32 [n, H, W, C] in [-1, 1]: float32 [n, size]."""
+        return self.of_maps(self.maps(images))
+
+    def _pooled(self, maps: Maps) -> list[tf.Tensor]:
+        pooled = []
+        for stage in STAGES:
+            pooling = -(-maps[stage].shape[1] // _POOLED_SIZE)
+            values = maps[stage]
+            if pooling > 1:
+                values = tf.nn.avg_pool2d(values, pooling, pooling, 'SAME')
+            pooled.append(values)
+        return pooled
+
+
+def record_features(
+    inputs: HeadInputs, images: np.ndarray, path: str | os.PathLike | None = None
+) -> np.ndarray:
+    """What the heads see of all records: PRIVATE, as the records are.
+
+    Every part has the same number of images, the last one with images that count nowhere, so that a
+    record's features do not depend on how many others there are.
+
+    Args:
+      inputs: of the heads.
+      images: uint8 [N, H, W, C].
+      path: of a file to keep them in, mapped into memory and readable for its owner alone, outside
+        the run folder; None keeps them in memory.
+
+    Returns:
+      float16 [N, inputs.size].
+
+    Raises:
+      OSError: if the file cannot be written.
+    """
+    shape = (len(images), inputs.size)
+    if path is None:
+        features = np.zeros(shape, np.float16)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        os.chmod(path, 0o600)
+        features = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
+    compute = tf.function(lambda part: tf.cast(inputs(to_float(part)), tf.float16))
+    for start in range(0, len(images), _RECORDS_PER_PART):
+        part = images[start : start + _RECORDS_PER_PART]
+        padded = np.pad(part, [(0, _RECORDS_PER_PART - len(part)), (0, 0), (0, 0), (0, 0)])
+        features[start : start + len(part)] = compute(tf.constant(padded)).numpy()[: len(part)]
+    return features
+
+
+def build_public_heads(
+    shapes: Sequence[tuple[int, int, int]], num_classes: int, *, channels: int = 32
+) -> tf.keras.Model:
+    """Builds the heads: for each part a 1x1 convolution, and one logit per class.
+
+    Args:
+      shapes: `HeadInputs.shapes`.
+      num_classes: number of labels.
+      channels: of each head.
+
+    Returns:
+      A model from float32 [n, size], as `HeadInputs` makes it, to {'logits': float32 [n, heads,
+      num_classes], above 0 for real}.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    inputs = tf.keras.Input([sum(sizes)], name='features')
+    logits, start = [], 0
+    for shape, size in zip(shapes, sizes):
+        x = tf.keras.layers.Reshape(shape)(inputs[:, start : start + size])
+        x = tf.keras.layers.Conv2D(channels, 1)(x)
+        x = tf.keras.layers.Flatten()(tf.keras.layers.LeakyReLU(0.2)(x))
+        x = tf.keras.layers.Dense(num_classes)(x)
+        logits.append(tf.keras.layers.Reshape([1, num_classes])(x))
+        start += size
+    outputs = {LOGITS: tf.keras.layers.Concatenate(axis=1, name=LOGITS)(logits)}
+    return tf.keras.Model(inputs, outputs, name='public_heads')
+
+
+class HingeLosses:
+    """Hinge losses of several heads (Lim and Ye 2017), the mean over heads; per example."""
+
+    @staticmethod
+    def realness(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """Each head's logit of the example's own class: float32 [n, heads] from [n, heads, K]."""
+        return tf.reduce_sum(logits * tf.one_hot(labels, logits.shape[-1])[:, tf.newaxis], axis=-1)
+
+    @staticmethod
+    def real(realness: tf.Tensor) -> tf.Tensor:
+        """For the heads on records; float32 [n] from [n, heads]."""
+        return tf.reduce_mean(tf.nn.relu(1.0 - realness), axis=1)
+
+    @staticmethod
+    def wrong_class(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """For the heads on records under the other labels (Reed et al. 2016, section 4.2).
+
+        Args:
+          logits: float32 [n, heads, K].
+          labels: int32 [n], the right ones.
+
+        Returns:
+          float32 [n], the mean over heads and wrong labels.
+        """
+        num_classes = logits.shape[-1]
+        others = 1.0 - tf.one_hot(labels, num_classes)
+        of_class = tf.reduce_mean(tf.nn.relu(1.0 + logits), axis=1)
+        return tf.reduce_sum(of_class * others, axis=1) / max(1, num_classes - 1)
+
+    @staticmethod
+    def fake(realness: tf.Tensor) -> tf.Tensor:
+        """For the heads on generated images; float32 [n] from [n, heads]."""
+        return tf.reduce_mean(tf.nn.relu(1.0 + realness), axis=1)
+
+    @staticmethod
+    def generator(realness: tf.Tensor) -> tf.Tensor:
+        """For the generator on its images; float32 [n] from [n, heads]."""
+        return -tf.reduce_mean(realness, axis=1)

@@ -1,0 +1,322 @@
+"""Features of pixels and of a network that learned from public photographs, under one bound.
+
+Random Fourier features (Rahimi and Recht 2007) of Gaussian kernels on pixels, on tone, on texture
+and on the stages of the frozen network, and its pooled activations themselves, whose sums by class
+tell the classes apart at any noise. In the line of DP-MEPF (Harder et al. 2023).
+
+Formal guarantees:
+  - phi is a function of public constants and of the image shape: random frequencies of a public
+    seed, the network's weights, which learned from public photographs, and scales that are measured
+    on public photographs which come with the package. It is fixed before it sees a record.
+  - All parts lie under ONE bound: every part has norm 1 at most times the root of its public share,
+    and the shares add up to 1. `grouped.on_grid` holds the whole to it in integers, as for every
+    release, so the privacy of a release does not rest on anything computed here.
+
+There is one group of features instead of several: the noise over what a class has to tell is
+sigma_w sqrt(size) / n for n records of it, so there are fewer features where records are few.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.privacy.features.grouped import GroupedFeatures
+from tf_efsgd.privacy.features.kernels import fourier_features
+
+# Of phi: other versions' releases mean nothing to this one.
+VERSION = 1
+
+Maps = Mapping[str, tf.Tensor]
+
+_PHOTOGRAPHS = (
+    pathlib.Path(__file__).resolve().parents[2] / 'models' / 'embedded' / 'public_photographs.jpg'
+)
+_PHOTOGRAPH_SIZE = 64
+
+_SEED = (2601, 15063)
+# Standard deviation of the kernels over the root mean square distance of two public photographs;
+# the frequencies take turns with these factors: a mixture of narrow and wide kernels.
+_BANDWIDTH = 0.5
+_FACTORS = (0.25, 0.5, 1.0, 2.0)
+# Activations are standardized by the photographs and cut off there.
+LARGEST_ACTIVATION = 5.0
+_LEAST_DEVIATION = 1e-2
+# The stages whose activations are released, pooled to 2 by 2, and what each has of them.
+_POOLED_SHARES = {'stage_2': 0.1, 'stage_3': 0.2, 'stage_4': 0.3, 'stage_5': 0.4}
+_POOLED_SIZE = 2
+# Most photographs are then within the bound of the activations' norm.
+_ROOM = 1.2
+
+# Luma and two doubled opponent colours.
+_OPPONENT = ((0.299, 0.587, 0.114), (1.0, -0.5, -0.5), (0.0, 1.0, -1.0))
+_TONE_SIZE, _TEXTURE_WINDOW = 8, 4
+
+# The noise over the mean features of a class, sigma_w sqrt(size) / n, shall be about this.
+_NOISE = 0.04
+_SMALLEST, _LARGEST = 0.2, 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernel:
+    """A Gaussian kernel: `source` of (images, maps) [n, h, w, C] is what it looks at.
+
+    Attributes:
+      source: as above.
+      part: of the height and width it looks at at a time.
+      count: random frequencies, at size 1.
+      share: of all that is released, before they are made to add up to 1.
+    """
+
+    source: Callable[[tf.Tensor, Maps], tf.Tensor]
+    part: float
+    count: int
+    share: float
+
+
+def _stage(name: str) -> Callable[[tf.Tensor, Maps], tf.Tensor]:
+    return lambda _, maps: maps[name]
+
+
+def _pixels(images: tf.Tensor, _: Maps) -> tf.Tensor:
+    return images
+
+
+def _tone(images: tf.Tensor, _: Maps) -> tf.Tensor:
+    pooled = pool_to(images, _TONE_SIZE)
+    return pooled if images.shape[-1] == 1 else pooled @ tf.transpose(tf.constant(_OPPONENT))
+
+
+def _meaning(_: tf.Tensor, maps: Maps) -> tf.Tensor:
+    means = [tf.reduce_mean(maps[s], [1, 2], keepdims=True) for s in ('stage_4', 'stage_5')]
+    return tf.concat(means, axis=-1)
+
+
+_KERNELS = (
+    _Kernel(_pixels, 1.0, 400, 0.1),
+    _Kernel(_tone, 1.0, 200, 0.1),
+    _Kernel(_pixels, 0.5, 40, 0.05),
+    _Kernel(_stage('stage_2'), 0.5, 40, 0.1),
+    _Kernel(_stage('stage_3'), 0.5, 60, 0.1),
+    _Kernel(_stage('stage_3'), 1.0, 250, 0.1),
+    _Kernel(_stage('stage_4'), 1.0, 400, 0.125),
+    _Kernel(_stage('stage_5'), 1.0, 500, 0.125),
+    _Kernel(_meaning, 1.0, 400, 0.1),
+)
+_TEXTURE_COUNT, _TEXTURE_SHARE = 24, 0.1
+# What the pooled activations have: as much as all kernels together.
+_ACTIVATIONS_SHARE = 0.5
+
+
+def choose_size(dataset_size: int, num_classes: int, noise_multiplier: float) -> float:
+    """How many features to release, as a multiple of the usual number, about 7,000 + 1,000.
+
+    Args:
+      dataset_size: declared number of records.
+      num_classes: number of labels.
+      noise_multiplier: of the release.
+
+    Returns:
+      `size` of `PublicFeatures`, from public facts alone: fewer for fewer records and more noise.
+    """
+    if not noise_multiplier:
+        return 1.0
+    features = (_NOISE * dataset_size / num_classes / noise_multiplier) ** 2
+    return min(_LARGEST, max(_SMALLEST, round(features / 8000.0, 2)))
+
+
+def public_photographs(image_shape: tuple[int, int, int]) -> np.ndarray:
+    """The photographs that scales are measured on, CC0 or in the public domain.
+
+    Args:
+      image_shape: (H, W, C), C is 1 or 3.
+
+    Returns:
+      float32 [256, H, W, C] in [-1, 1].
+    """
+    height, width, channels = image_shape
+    sheet = tf.io.decode_jpeg(_PHOTOGRAPHS.read_bytes()).numpy()
+    rows, columns = (side // _PHOTOGRAPH_SIZE for side in sheet.shape[:2])
+    images = sheet.reshape(rows, _PHOTOGRAPH_SIZE, columns, _PHOTOGRAPH_SIZE, 3).swapaxes(1, 2)
+    images = images.reshape(-1, _PHOTOGRAPH_SIZE, _PHOTOGRAPH_SIZE, 3)
+    images = tf.image.resize(images, [height, width], 'area').numpy() / np.float32(127.5) - 1.0
+    if channels == 1:
+        images = images @ np.float32(_OPPONENT[0])[:, np.newaxis]
+    return images.astype(np.float32)
+
+
+def pool_to(values: tf.Tensor, size: int) -> tf.Tensor:
+    """Averages float32 [n, h, w, C] to `size` or a little more in height; smaller ones stay."""
+    pooling = values.shape[1] // size
+    return tf.nn.avg_pool2d(values, pooling, pooling, 'VALID') if pooling > 1 else values
+
+
+def in_parts(function: Callable, images: np.ndarray, part: int = 128) -> list[np.ndarray]:
+    """What a function makes of images, part by part; it returns a list of tensors [n, ...]."""
+    parts = [
+        [value.numpy() for value in function(tf.constant(images[start : start + part]))]
+        for start in range(0, len(images), part)
+    ]
+    return [np.concatenate(values) for values in zip(*parts)]
+
+
+class PublicFeatures(GroupedFeatures):
+    """Bounded features of pixels and of a public network, in one group.
+
+    Args:
+      network: frozen, from images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps with
+        'stage_2' to 'stage_5', as `models.public_network.build_public_network` makes it.
+      image_shape: (H, W, C), H and W at least 8.
+      size: multiple of the usual number of features, > 0, see `choose_size`.
+    """
+
+    groups = 1
+
+    def __init__(
+        self, network: tf.keras.Model, image_shape: tuple[int, int, int], size: float = 1.0
+    ):
+        super().__init__(name='public_features')
+        self._network = network
+        photographs = public_photographs(image_shape)
+        names = sorted(network.output)
+        values = in_parts(lambda images: [network(images)[name] for name in names], photographs)
+        photographs, maps = tf.constant(photographs), dict(zip(names, map(tf.constant, values)))
+        self._measure_activations(maps)
+        seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(_KERNELS) + 1))
+        self._frequencies = []
+        for kernel, seed in zip(_KERNELS, seeds):
+            values = kernel.source(photographs, maps)
+            window = [math.ceil(kernel.part * side) for side in values.shape[1:3]]
+            count = max(4, round(size * kernel.count))
+            self._frequencies.append(_draw_frequencies(values, window, count, seed))
+        window = [_TEXTURE_WINDOW, _TEXTURE_WINDOW]
+        count = max(4, round(size * _TEXTURE_COUNT))
+        self._texture = _draw_frequencies(photographs, window, count, seeds[-1], centered=True)
+        total = sum(kernel.share for kernel in _KERNELS) + _TEXTURE_SHARE
+        self._shares = [(1.0 - _ACTIVATIONS_SHARE) * kernel.share / total for kernel in _KERNELS]
+        self._texture_share = (1.0 - _ACTIVATIONS_SHARE) * _TEXTURE_SHARE / total
+        self._measure(image_shape)
+
+    def _measure_activations(self, maps: Maps) -> None:
+        values = _pooled(maps).numpy()
+        self._activation_mean = values.mean(axis=0)
+        self._activation_deviation = values.std(axis=0) + np.float32(_LEAST_DEVIATION)
+        sizes = [math.prod(pool_to(maps[s], _POOLED_SIZE).shape[1:]) for s in _POOLED_SHARES]
+        weights = [np.full(n, (w / n) ** 0.5) for n, w in zip(sizes, _POOLED_SHARES.values())]
+        self._activation_weights = np.concatenate(weights).astype(np.float32)
+        norms = tf.norm(self._standardized(maps) * self._activation_weights, axis=1).numpy()
+        self._largest_norm = np.float32(_ROOM * np.median(norms))
+
+    def maps(self, images: tf.Tensor) -> Maps:
+        """What the network makes of images, float32 [n, H, W, C] in [-1, 1]."""
+        return self._network(images, training=False)
+
+    def group(self, images: tf.Tensor, group: tf.Tensor | int = 0) -> tf.Tensor:
+        """The features, as `pixels.FeatureMap.group`; there is one group."""
+        del group
+        return self.of_maps(images, self.maps(images))
+
+    def of_maps(self, images: tf.Tensor, maps: Maps) -> tf.Tensor:
+        """The features of images whose feature maps are known already.
+
+        Args:
+          images: float32 [n, H, W, C] in [-1, 1].
+          maps: from `maps`.
+
+        Returns:
+          float32 [n, group_size], rows of norm at most 1: kernels, texture, activations.
+        """
+        parts = [
+            share**0.5 * fourier_features([kernel.source(images, maps)], [frequencies])
+            for kernel, frequencies, share in zip(_KERNELS, self._frequencies, self._shares)
+        ]
+        parts.append(self._texture_share**0.5 * self._texture_features(images))
+        parts.append(_ACTIVATIONS_SHARE**0.5 * self.activations(maps))
+        return tf.concat(parts, axis=-1)
+
+    def activations(self, maps: Maps) -> tf.Tensor:
+        """Pooled, standardized activations, float32 [n, activations_size] of norm at most 1."""
+        values = self._standardized(maps) * self._activation_weights / self._largest_norm
+        return values / tf.maximum(1.0, tf.norm(values, axis=1, keepdims=True))
+
+    @property
+    def activations_size(self) -> int:
+        """How many of the features, the last ones of a group, are `activations`."""
+        return len(self._activation_weights)
+
+    def activation_means(self, means: np.ndarray) -> np.ndarray:
+        """The mean `activations` of each class: post-processing of a release.
+
+        Args:
+          means: float32 [1, classes, group_size], from `class_sums.class_means`.
+
+        Returns:
+          float32 [classes, activations_size].
+        """
+        return means[0, :, -self.activations_size :] / np.float32(_ACTIVATIONS_SHARE**0.5)
+
+    def _standardized(self, maps: Maps) -> tf.Tensor:
+        values = (_pooled(maps) - self._activation_mean) / self._activation_deviation
+        return tf.clip_by_value(values, -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
+
+    def _texture_features(self, images: tf.Tensor) -> tf.Tensor:
+        """Means over each quarter of the image of cosines and sines of small windows, norm <= 1."""
+        stride = _TEXTURE_WINDOW // 2
+        angles = tf.nn.conv2d(images, self._texture, stride, 'VALID')
+        rows, columns, count = angles.shape[1:]
+        quarters = [
+            (slice(r, r + -(-rows // 2)), slice(c, c + -(-columns // 2)))
+            for r in (0, rows // 2)
+            for c in (0, columns // 2)
+        ]
+        values = tf.concat([tf.cos(angles), tf.sin(angles)], axis=-1)
+        means = [tf.reduce_mean(values[:, r, c], axis=[1, 2]) for r, c in quarters]
+        return tf.concat(means, axis=-1) * (len(quarters) * count) ** -0.5
+
+
+def _pooled(maps: Maps) -> tf.Tensor:
+    values = [pool_to(maps[stage], _POOLED_SIZE) for stage in _POOLED_SHARES]
+    return tf.concat([tf.reshape(v, [-1, math.prod(v.shape[1:])]) for v in values], axis=1)
+
+
+def _draw_frequencies(
+    values: tf.Tensor, window: list[int], count: int, seed: tf.Tensor, centered: bool = False
+) -> tf.Tensor:
+    """Of a mixture of kernels as wide as windows of public photographs are apart.
+
+    Args:
+      values: of public photographs, float32 [n, h, w, C].
+      window: its height and width.
+      count: how many frequencies.
+      seed: int32 [2]; public.
+      centered: of windows less their mean colour.
+
+    Returns:
+      float32 [*window, C, count].
+    """
+    height, width = window
+    strides = [max(1, height // 2), max(1, width // 2)]
+    rows, columns = (
+        range(0, side - size + 1, stride)
+        for side, size, stride in zip(values.shape[1:3], window, strides)
+    )
+    values = values.numpy()
+    # The middle row of windows will do.
+    top = list(rows)[len(rows) // 2]
+    windows = np.concatenate([values[:, top : top + height, c : c + width] for c in columns])
+    if centered:
+        windows = windows - windows.mean(axis=(1, 2), keepdims=True)
+    flat = windows.reshape(len(windows), -1)
+    # Twice the variance: the mean square of the distance of two.
+    distance = max(1e-3, float(np.sqrt(2.0 * flat.var(axis=0).sum())))
+    factors = np.resize(np.float32(_FACTORS), count)
+    shape = [*window, values.shape[-1], count]
+    frequencies = tf.random.stateless_normal(shape, seed) * factors / (_BANDWIDTH * distance)
+    if centered:
+        frequencies -= tf.reduce_mean(frequencies, axis=[0, 1], keepdims=True)
+    return frequencies
