@@ -141,6 +141,8 @@ _MAY_IMPORT = {
     'benchmark.text': ['benchmark', 'models.discriminator'],
     'benchmark.timing': [],
     'benchmark.variants': [],
+    'run.log_filters': [],
+    'run.state_folder': ['config', 'privacy.run_state', 'privacy.seen_records'],
     'results': ['results'],
     'results.grids': ['budget', 'config', 'privacy.mechanism'],
     'results.runs': ['config', 'files', 'results'],

@@ -10,10 +10,11 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from tf_efsgd import budget, config, rounding
+from tf_efsgd import config, rounding
 from tf_efsgd.audit import findings
 from tf_efsgd.budget import forecast as forecasts
 from tf_efsgd.budget import text as texts
+from tf_efsgd.budget.epsilon import or_none
 from tf_efsgd.cli import audit
 from tf_efsgd.privacy import accounting
 from tf_efsgd.reporting import report
@@ -116,13 +117,13 @@ _STATEMENT = {
 
 
 def _in_the_last_line_of_a_run(epsilon, forecast, capsys):
-    stated = budget._or_none(epsilon.headline)
+    stated = or_none(epsilon.headline)
     runner._print_result({**_STATEMENT, 'epsilon': stated}, {})
     return [capsys.readouterr().out.split('Spent ε = ')[1].split()[0]]
 
 
 def _in_the_tables(epsilon, forecast, capsys):
-    return [tables._epsilon([{**_STATEMENT, 'epsilon': budget._or_none(epsilon.headline)}])]
+    return [tables._epsilon([{**_STATEMENT, 'epsilon': or_none(epsilon.headline)}])]
 
 
 def _in_the_audit(epsilon, forecast, capsys):

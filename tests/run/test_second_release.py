@@ -6,6 +6,7 @@ from helpers import account_by_hand as by_hand
 from helpers import tiny_run
 
 from tf_efsgd import budget, config, files
+from tf_efsgd.budget import statement as statements
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.privacy import grid, learned_features, warm_start
 from tf_efsgd.run import runner
@@ -171,7 +172,7 @@ def test_what_was_never_released_is_told():
 
     for entry, wanted in ((kept, []), (lost, ['second']), (None, [])):
         Book.learned_features = entry
-        assert budget._warm_start_statement(Book)['never_released'] == wanted
+        assert statements._warm_start_statement(Book)['never_released'] == wanted
 
 
 def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys):
