@@ -35,7 +35,7 @@ class Wanted(NamedTuple):
     channels: int | None = None
     classes: tuple[str, ...] | None = None
     rule: Rule | None = None
-    label: str = 'Male'
+    label: str = ''
     data_dir: PathLike | None = None
     manual_dir: PathLike | None = None
 
