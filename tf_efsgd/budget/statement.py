@@ -13,7 +13,7 @@ from tf_efsgd.budget.events import (
     noise_of_releases,
     sampling_probability,
 )
-from tf_efsgd.config import RunConfig
+from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.privacy import accounting, grid
 from tf_efsgd.privacy.ledger import Ledger, Plan
 from tf_efsgd.privacy.mechanism import Mechanism
@@ -84,6 +84,7 @@ def make_statement(
         'record': 'one image with its label',
         'applied_steps': applied_steps,
         'software': software,
+        'public_images': _public_images(config),
     }
     if plan.event is None:
         return {**statement, 'mechanism': 'none: trained without clipping and noise'}
@@ -130,6 +131,16 @@ def make_statement(
             *(NOT_COVERED_PER_IMAGE if plan.images_per_person is None else NOT_COVERED_PER_PERSON),
         ],
     }
+
+
+def _public_images(config: RunConfig) -> str | None:
+    """Which images besides the records the result comes from; they have no guarantee."""
+    if not recipes.uses_public_features(config):
+        return None
+    network = config.privacy.public_features
+    if network == recipes.PUBLIC_NETWORK:
+        return f'features of a network that learned from ImageNet ({network})'
+    return f'features of a network that learned from public images, by its user ({network})'
 
 
 def _read_off(config: RunConfig) -> list[str]:

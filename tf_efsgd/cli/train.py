@@ -27,7 +27,7 @@ def _main() -> None:
         from tf_efsgd.run import runner
 
         try:
-            runner.run(run_config)
+            runner.run(run_config, given=config.given_flags())
         except runner.Interrupted as interrupted:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
             sys.exit(128 + interrupted.signal_number)

@@ -68,6 +68,7 @@ def string(
     choices: Sequence[str] | None = None,
     on_resume: OnResume = 'same',
     may_be_read_off: bool = False,
+    earlier: str | None = None,
 ) -> Any:
     """A field with a text; see `_setting`."""
     return _setting(
@@ -77,6 +78,7 @@ def string(
         choices=choices,
         on_resume=on_resume,
         may_be_read_off=may_be_read_off,
+        earlier=earlier,
     )
 
 
@@ -120,6 +122,7 @@ def _setting(
     allowed: Range | None = None,
     on_resume: OnResume = 'same',
     may_be_read_off: bool = False,
+    earlier: object = None,
 ) -> Any:
     """A dataclass field with all that is known of a setting in its metadata.
 
@@ -131,6 +134,8 @@ def _setting(
       allowed: the range of a number.
       on_resume: what a resumed run may do with it.
       may_be_read_off: whether it is read off the records, once, when it is not given.
+      earlier: the value that runs had before there was this setting; it is left out of the hash of
+        the settings, so that these runs can be resumed. None for the settings of the first version.
     """
     metadata = {
         'kind': kind,
@@ -139,6 +144,7 @@ def _setting(
         'range': allowed,
         'on_resume': on_resume,
         'may_be_read_off': may_be_read_off,
+        'earlier': earlier,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -47,6 +47,12 @@ def _defaults() -> RunConfig:
     return RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0))
 
 
+def given_flags(flag_values: flags.FlagValues = flags.FLAGS) -> frozenset[str]:
+    """The names of the settings that the command line or its flagfiles gave."""
+    names = (field.name for group in groups_of(_defaults()) for field in dataclasses.fields(group))
+    return frozenset(name for name in names if flag_values[name].present)
+
+
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
     """Reads the settings from parsed flags.
 

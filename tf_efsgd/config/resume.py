@@ -60,6 +60,7 @@ def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
         for group in groups_of(config)
         for field in dataclasses.fields(group)
         if field.metadata['on_resume'] not in ('same', 'may_move')
+        or field.metadata['earlier'] == getattr(group, field.name) is not None
     }
     left_out['dataset'] = None  # The plan holds its name.
     if not has_place:

@@ -277,6 +277,17 @@ class PrivacyConfig:
         on_resume='may_change',
     )
 
+    public_features: str = string(
+        'auto',
+        'Features of a network that learned from public images, released beside those of pixels in '
+        'the warm start. efficientnet_lite0: the one that comes with the package (it learned from '
+        'ImageNet); another name of tf.keras.applications, e.g. MobileNetV2, is downloaded; PATH: '
+        'a saved Keras model from images, float32 [n, H, W, 3] in [-1, 1], to a dict of feature '
+        'maps; none: pixels alone; auto: efficientnet_lite0 for colour images, else none. The '
+        'statement, the report and every table say that public images were used.',
+        earlier='none',
+    )
+
     @property
     def has_warm_start(self) -> bool:
         """Whether a generator is fitted to class sums before the first step."""
@@ -326,6 +337,15 @@ class ModelConfig:
         'export use the average; 0 uses the last weights.',
         at_least=0,
         below=1.0,
+    )
+
+    discriminator: str = string(
+        'auto',
+        'What the discriminator sees. pixels: images, which it learns from scratch; public_heads: '
+        'the feature maps of the frozen network of --public_features, by small heads, so that the '
+        'noise is small; auto: public_heads where there are public features, else pixels.',
+        choices=('auto', 'public_heads', 'pixels'),
+        earlier='pixels',
     )
 
 
@@ -407,6 +427,14 @@ class TrainingConfig:
         'Split the CPU into this many devices, to try --strategy=mirrored without GPUs.',
         at_least=1,
         at_most=64,
+        on_resume='may_change',
+    )
+
+    minutes: int = integer(
+        30,
+        'About how long to train, in minutes, when the number of steps is not given: the program '
+        'measures the speed of this machine and chooses the steps before it starts.',
+        at_least=1,
         on_resume='may_change',
     )
 

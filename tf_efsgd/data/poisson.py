@@ -35,7 +35,7 @@ def poisson_batches(
     """An endless data set of Poisson samples.
 
     Args:
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H, W, C], or what stands for them, e.g. features float16 [N, size].
       labels: int32 [N].
       threshold: a record is sampled when its uniform 32-bit draw is below it; in [1, 2^32], see
         `accounting.sampling_threshold`.
@@ -44,7 +44,7 @@ def poisson_batches(
       secure: draw from the operating system's generator itself.
 
     Returns:
-      Elements (images uint8 [n, H, W, C], labels int32 [n]); n varies and may be 0.
+      Elements (images [n, ...] of the same type, labels int32 [n]); n varies and may be 0.
 
     Raises:
       ValueError: if `threshold` is out of range.
@@ -61,7 +61,7 @@ def poisson_batches(
     dataset = tf.data.Dataset.from_generator(
         batches,
         output_signature=(
-            tf.TensorSpec([None, *images.shape[1:]], tf.uint8),
+            tf.TensorSpec([None, *images.shape[1:]], tf.as_dtype(images.dtype)),
             tf.TensorSpec([None], tf.int32),
         ),
     )

@@ -45,6 +45,7 @@ class Releases:
       labels: of the records, int32 [N]. PRIVATE.
       noise_multipliers: of the first and of the second release; 0 without privacy.
       new_noise: makes the source of noise of one release, see `optimizer.new_noise`.
+      version: of the features of the first release.
     """
 
     def __init__(
@@ -56,14 +57,16 @@ class Releases:
         labels: np.ndarray,
         noise_multipliers: Sequence[float],
         new_noise: Callable,
+        version: int = pixels.VERSION,
     ):
         self._folder = folder
         self._ledger = book
         self._state = state
         self._images = images
         self._labels = labels
-        self._noise_multipliers = tuple(noise_multipliers)
+        self.noise_multipliers = tuple(noise_multipliers)
         self._new_noise = new_noise
+        self._version = version
 
     @property
     def _is_private(self) -> bool:
@@ -79,7 +82,7 @@ class Releases:
         if book.first_plan.warm_start_event is None:
             return
         for name, noted, version in (
-            (WARM_START, book.warm_start, pixels.VERSION),
+            (WARM_START, book.warm_start, self._version),
             (LEARNED_FEATURES, book.learned_features, learned.VERSION),
         ):
             path = self._folder / name
@@ -115,7 +118,7 @@ class Releases:
         buffer = io.BytesIO()
         np.save(buffer, sums)
         charge = self._ledger.reserve_warm_start
-        self._pay_and_write(path, buffer.getvalue(), charge, pixels.VERSION)
+        self._pay_and_write(path, buffer.getvalue(), charge, self._version)
         return sums
 
     def stored_learned_features(self) -> learned.Release | None:
@@ -171,18 +174,21 @@ class Releases:
             self._ledger.note_learned_features(None, None)
             self._state.store_position(self._ledger.position)
 
-    def class_means(self, number: int, sums: np.ndarray) -> np.ndarray:
+    def class_means(
+        self, number: int, sums: np.ndarray, groups: int = grouped.GROUPS
+    ) -> np.ndarray:
         """Mean features of each class from released sums: post-processing.
 
         Args:
           number: 0 for the first release, 1 for the second.
           sums: of that release.
+          groups: of its features.
 
         Returns:
           As `class_sums.class_means`.
         """
         size = self._ledger.first_plan.dataset_size
-        return class_sums.class_means(sums, self._noise_multipliers[number], size)
+        return class_sums.class_means(sums, self.noise_multipliers[number], size, groups)
 
     def _make(self, features: grouped.GroupedFeatures, number: int) -> np.ndarray:
         """Looks at the records; what it returns is not paid for yet."""
@@ -191,7 +197,7 @@ class Releases:
             self._labels,
             self._ledger.first_plan.num_classes,
             features,
-            self._noise_multipliers[number],
+            self.noise_multipliers[number],
             self._new_noise(),
         )
 

@@ -24,6 +24,9 @@ import numpy as np
 
 from tf_efsgd import files
 
+# Behind a run's id: what the heads of its discriminator see of its records, while it trains.
+FEATURES = '.features.npy'
+
 
 class RunStateError(ValueError):
     """The run does not fit what is remembered of it; the message is one line."""

@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_efsgd.config import ModelConfig, PrivacyConfig, RunConfig, TrainingConfig
+from tf_efsgd.config import (
+    ConfigError,
+    ModelConfig,
+    PrivacyConfig,
+    RunConfig,
+    TrainingConfig,
+    recipes,
+)
 from tf_efsgd.data.records import Records
 from tf_efsgd.models import generator as generators
+from tf_efsgd.models import public_network
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
+from tf_efsgd.models.public_heads import HeadInputs, HingeLosses, build_public_heads
 from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.features import public
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training.gan import EFSGDGan
+from tf_efsgd.training.public_heads_gan import PublicHeadsGan
 
+# Standard deviation of the labels' embedding before heads on a public network: with many classes
+# the latents must not drown in it.
+_FEW, _EMBEDDING_OF_FEW, _EMBEDDING_OF_MANY = 2, 1.0, 0.5
+# Of the generator's learning rate there, what is left at the end.
+_LAST_LEARNING_RATE = 0.05
 _ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
 
 
@@ -32,6 +48,12 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
       ValueError: if the networks do not go with images of this shape.
     """
     model = config.model
+    if model.discriminator == 'public_heads':
+        embedding_stddev = _EMBEDDING_OF_FEW if train.num_classes <= _FEW else _EMBEDDING_OF_MANY
+    elif config.privacy.has_warm_start:
+        embedding_stddev = generators.EMBEDDING_STDDEV_FOR_WARM_START
+    else:
+        embedding_stddev = generators.EMBEDDING_STDDEV
     tf.keras.utils.set_random_seed(config.training.seed)  # initial weights: public
     return generators.build_generator(
         train.image_shape,
@@ -39,33 +61,65 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
         latent_dim=model.latent_dim,
         width=model.generator_width,
         noise_injection=model.noise_injection,
-        embedding_stddev=(
-            generators.EMBEDDING_STDDEV_FOR_WARM_START
-            if config.privacy.has_warm_start
-            else generators.EMBEDDING_STDDEV
-        ),
+        embedding_stddev=embedding_stddev,
     )
 
 
-def build_gan(config: RunConfig, train: Records) -> EFSGDGan:
+def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | None:
+    """The frozen network that learned from public images; None where none is used.
+
+    Args:
+      config: the settings of the run, none of them 'auto'.
+      train: its records, for the shape of the images and the number of classes.
+
+    Raises:
+      ConfigError: if there is no such network, or it does not go with these images.
+    """
+    if not recipes.uses_public_features(config):
+        return None
+    enlarge = public_network.choose_enlargement(train.image_shape[0], train.num_classes)
+    return as_config_error(
+        lambda: public_network.load_public_network(
+            config.privacy.public_features, train.image_shape, enlarge=enlarge
+        ),
+        (ValueError, OSError),
+    )
+
+
+def build_gan(
+    config: RunConfig, train: Records, network: tf.keras.Model | None = None
+) -> tuple[EFSGDGan, HeadInputs | None]:
     """Builds the GAN; call it in the strategy's scope.
 
     Args:
       config: the settings of the run.
       train: its records, for the shape of the images and the number of classes.
+      network: from `build_public_network`.
+
+    Returns:
+      (the GAN, what its heads see of an image or None where it sees images).
 
     Raises:
       ConfigError: if the networks do not go with images of this shape.
     """
+    if config.model.discriminator != 'public_heads':
 
-    def build_networks():
-        return (
-            untrained_generator(config, train),
-            _build_discriminator(config.model, train),
+        def build_networks():
+            return untrained_generator(config, train), _build_discriminator(config.model, train)
+
+        generator, discriminator = as_config_error(build_networks, ValueError)
+        return EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed), None
+    if network is None:
+        raise ConfigError(
+            '--discriminator=public_heads needs the network of --public_features and a warm start: '
+            'give --warm_start_share, or --discriminator=pixels. Received: '
+            f'--public_features={config.privacy.public_features}.'
         )
-
-    generator, discriminator = as_config_error(build_networks, ValueError)
-    return EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed)
+    generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
+    inputs = HeadInputs(network, public.public_photographs(train.image_shape))
+    heads = build_public_heads(inputs.shapes, train.num_classes)
+    gan = PublicHeadsGan(generator, heads, draw_inputs, inputs, seed=config.training.seed)
+    return gan, inputs
 
 
 def _build_discriminator(model: ModelConfig, train: Records) -> tf.keras.Model:
@@ -92,17 +146,24 @@ def compile_gan(gan: EFSGDGan, config: RunConfig, plan: ledger.Plan, noise) -> N
     """
     as_config_error(
         lambda: gan.compile(
-            **_optimizers(config.training, plan),
+            **_optimizers(config, plan),
             **_how_to_train(config.model, config.training, config.privacy),
-            losses=NonSaturatingLosses(),
+            losses=HingeLosses() if isinstance(gan, PublicHeadsGan) else NonSaturatingLosses(),
             noise=noise,
         ),
         ValueError,
     )
 
 
-def _optimizers(training: TrainingConfig, plan: ledger.Plan) -> dict:
+def _optimizers(config: RunConfig, plan: ledger.Plan) -> dict:
+    training = config.training
     adam, rate = tf.keras.optimizers.legacy.Adam, training.discriminator_learning_rate
+    of_generator = training.generator_learning_rate
+    if config.model.discriminator == 'public_heads' and plan.train_steps:
+        steps = max(1, plan.train_steps // training.discriminator_steps)
+        of_generator = tf.keras.optimizers.schedules.CosineDecay(
+            of_generator, steps, _LAST_LEARNING_RATE
+        )
     if plan.event is None:
         discriminator = adam(rate, beta_1=_ADAM_BETA_1)
     else:
@@ -113,7 +174,7 @@ def _optimizers(training: TrainingConfig, plan: ledger.Plan) -> dict:
             **plan.mechanism,
         )
     return {
-        'generator_optimizer': adam(training.generator_learning_rate, beta_1=_ADAM_BETA_1),
+        'generator_optimizer': adam(of_generator, beta_1=_ADAM_BETA_1),
         'discriminator_optimizer': discriminator,
     }
 

@@ -7,13 +7,15 @@ import functools
 import pathlib
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 
 from tf_efsgd import budget
 from tf_efsgd.config import RunConfig
 from tf_efsgd.data import poisson
 from tf_efsgd.data.records import Dataset
-from tf_efsgd.models import sampling
+from tf_efsgd.models import public_heads, sampling
+from tf_efsgd.models.public_heads import HeadInputs
 from tf_efsgd.privacy import ledger, run_state, seen_records
 from tf_efsgd.privacy.optimizer import new_noise
 from tf_efsgd.run import checkpoints
@@ -54,6 +56,8 @@ class Context:
       strategy: that it was built under.
       other_runs: on the same records.
       sources: of samples and noise.
+      network: that learned from public images, frozen; None without public features.
+      head_inputs: what a discriminator of heads on it sees of an image; None where it sees images.
       is_restored: whether a checkpoint was found.
     """
 
@@ -67,6 +71,8 @@ class Context:
     strategy: tf.distribute.Strategy
     other_runs: seen_records.OtherRuns
     sources: Sources
+    network: tf.keras.Model | None = None
+    head_inputs: HeadInputs | None = None
     is_restored: bool = False
 
     @functools.cached_property
@@ -77,6 +83,24 @@ class Context:
         return checkpoints.RunCheckpoints(
             self.folder / run_folder.CHECKPOINTS, self.gan, holds_private_state=holds_private_state
         )
+
+    @functools.cached_property
+    def private_inputs(self) -> np.ndarray:
+        """What the private steps see of the records: images, or what the heads see. PRIVATE.
+
+        Features are computed once, into a file of the state folder that is removed at the end.
+        """
+        train = self.dataset.train
+        if self.head_inputs is None:
+            return train.images
+        path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
+        print('Looking at the records once through the public network ...', flush=True)
+        return public_heads.record_features(self.head_inputs, train.images, path)
+
+    def forget_private_inputs(self) -> None:
+        """Removes the file of `private_inputs`."""
+        path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
+        path.unlink(missing_ok=True)
 
     @property
     def is_private(self) -> bool:

@@ -6,9 +6,17 @@ import dataclasses
 import datetime
 import json
 import pathlib
+from collections.abc import Collection
 
 from tf_efsgd import files
-from tf_efsgd.config import ConfigError, RunConfig, forbidden_changes, from_flagfile, join_classes
+from tf_efsgd.config import (
+    ConfigError,
+    RunConfig,
+    forbidden_changes,
+    from_flagfile,
+    join_classes,
+    recipes,
+)
 from tf_efsgd.data import load, records
 from tf_efsgd.privacy import run_state
 
@@ -43,12 +51,13 @@ def public_rule(person: str | None) -> str | None:
     return f'csv:{pathlib.Path(person.removeprefix("csv:")).name}'
 
 
-def check(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
+def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ()) -> RunConfig:
     """Checks that a run can start, or continue, in a folder.
 
     Args:
       run_dir: the run folder; it need not be there.
       config: the settings.
+      given: names of the settings that somebody gave; the others stay what they were on resume.
 
     Returns:
       The settings; those of a run to resume with the public facts that its first start declared or
@@ -63,7 +72,7 @@ def check(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
     # Of a start that was cut off before the ledger was there, only these are left.
     has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
     if config.run.resume:
-        return _check_resume(run_dir, config, has_files)
+        return _check_resume(run_dir, config, given, has_files)
     if has_files:
         raise ConfigError(
             f'The run folder {run_dir} is not empty: give --resume to continue the run in it, or '
@@ -72,15 +81,15 @@ def check(run_dir: pathlib.Path, config: RunConfig) -> RunConfig:
     return config
 
 
-def _check_resume(run_dir, config, has_files) -> RunConfig:
+def _check_resume(run_dir, config, given, has_files) -> RunConfig:
     flagfile = run_dir / FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
     if not has_files:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
     # As settings to resume with: those of a changed run do not start another.
-    before = read_settings(run_dir)
-    config = config.with_public_facts_of(before)
+    before = recipes.without_new(read_settings(run_dir))
+    config = recipes.as_before(config.with_public_facts_of(before), given, before)
     changed = forbidden_changes(before, config)
     if changed:
         raise ConfigError(

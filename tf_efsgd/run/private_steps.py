@@ -90,7 +90,7 @@ def _how_to_continue(run: Context) -> str:
 def _batches(run: Context, part: tf.distribute.InputContext) -> tf.data.Dataset:
     records, plan = run.dataset.train, run.ledger.plan
     return run.sources.sample(
-        records.images,
+        run.private_inputs,
         records.labels,
         accounting.sampling_threshold(plan.expected_batch_size, plan.dataset_size),
         num_replicas=part.num_replicas_in_sync,

@@ -7,9 +7,11 @@ spent.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 
 from tf_efsgd import budget, rounding
 from tf_efsgd.config import RunConfig
+from tf_efsgd.config.recipes import EVERYTHING
 from tf_efsgd.privacy import ledger
 from tf_efsgd.run import (
     build,
@@ -29,12 +31,16 @@ from tf_efsgd.run.warm_start import WarmStart
 __all__ = ['Interrupted', 'Sources', 'TensorFlowError', 'run']
 
 
-def run(config: RunConfig, sources: Sources | None = None) -> str:
+def run(
+    config: RunConfig, sources: Sources | None = None, given: Collection[str] = EVERYTHING
+) -> str:
     """Trains, evaluates and exports.
 
     Args:
       config: the settings.
       sources: of records, samples and noise; None: the usual ones.
+      given: names of the settings that somebody gave: the others are chosen by `config.recipes`, or
+        stay what they were where a run is resumed. By default none is chosen.
 
     Returns:
       The run folder.
@@ -48,7 +54,7 @@ def run(config: RunConfig, sources: Sources | None = None) -> str:
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_filters.quiet_libraries())
-        context, warm_start = _prepare(config, sources or Sources(), stack)
+        context, warm_start = _prepare(config, given, sources or Sources(), stack)
         with without_private_text(context.config.privacy.log_nonprivate_diagnostics):
             warm_start.make()
             private_steps.train(context)
@@ -56,10 +62,10 @@ def run(config: RunConfig, sources: Sources | None = None) -> str:
     return str(context.folder)
 
 
-def _prepare(config, sources, stack) -> tuple[Context, WarmStart]:
+def _prepare(config, given, sources, stack) -> tuple[Context, WarmStart]:
     """All that comes before the first privacy is spent."""
     run_dir = run_folder.choose(config)
-    config = run_folder.check(run_dir, config)
+    config = run_folder.check(run_dir, config, given)
     state_dir = run_folder.state_dir(config, run_dir)
     strategy = devices.make_strategy(config.training)
     book = state = None
@@ -73,8 +79,11 @@ def _prepare(config, sources, stack) -> tuple[Context, WarmStart]:
     if book is not None:
         state = start.remembered(config, run_dir, state_dir, book, dataset)
         stack.callback(state.close)
+    if book is None:
+        config = start.choose_settings(config, given, dataset)
+    network = build.build_public_network(config, dataset.train)
     with strategy.scope():
-        gan = build.build_gan(config, dataset.train)
+        gan, head_inputs = build.build_gan(config, dataset.train, network)
     parameters = sum(v.shape.num_elements() for v in gan.private_variables)
     plan = start.make_plan(config, book, dataset, parameters)
     with strategy.scope():
@@ -89,8 +98,20 @@ def _prepare(config, sources, stack) -> tuple[Context, WarmStart]:
     else:
         other_runs = start.count_run(config, state_dir, book.run_id, plan, promised, dataset)
     context = Context(
-        config, run_dir, state_dir, dataset, book, state, gan, strategy, other_runs, sources
+        config,
+        run_dir,
+        state_dir,
+        dataset,
+        book,
+        state,
+        gan,
+        strategy,
+        other_runs,
+        sources,
+        network,
+        head_inputs,
     )
+    stack.callback(context.forget_private_inputs)
     return context, _restore(context, plan)
 
 

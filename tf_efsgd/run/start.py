@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+from collections.abc import Collection
 
 from tf_efsgd import budget, files
-from tf_efsgd.config import ConfigError, RunConfig, settings_hash, without_place
+from tf_efsgd.config import ConfigError, RunConfig, recipes, settings_hash, without_place
 from tf_efsgd.data import records
 from tf_efsgd.privacy import accounting, ledger, run_state, seen_records
 from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run import speed
 from tf_efsgd.run.errors import as_config_error
 
 # In RUN/nonprivate/: which other runs used these records, and how many of them.
@@ -33,6 +35,23 @@ def public_facts(dataset: records.Dataset) -> dict:
         'images_per_person': dataset.images_per_person,
         'persons': dataset.persons,
     }
+
+
+def choose_settings(
+    config: RunConfig, given: Collection[str], dataset: records.Dataset
+) -> RunConfig:
+    """The settings of a new run with what nobody gave, see `config.recipes`.
+
+    Args:
+      config: the settings, with the public facts of the records.
+      given: names of the settings that somebody gave.
+      dataset: the records: of them only what is public.
+    """
+    train = dataset.train
+    facts = recipes.Facts(dataset.declared_size, train.num_classes, train.image_shape)
+    return recipes.complete(
+        config, given, facts, lambda settings: speed.seconds_per_step(settings, train)
+    )
 
 
 def make_plan(

@@ -17,7 +17,7 @@ from tf_efsgd.privacy import run_state, seen_records
 
 # The name that stands for everything of ours.
 ALL = 'all'
-_RUN_SUFFIXES = (seen_records.SUFFIX, '.json', '.lock')
+_RUN_SUFFIXES = (seen_records.SUFFIX, run_state.FEATURES, '.json', '.lock')
 # Other names in the state folder, and what they are.
 _OTHERS = {
     seen_records.KEY: 'secret key of all sketches of records',

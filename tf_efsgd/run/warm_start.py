@@ -15,12 +15,13 @@ from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.privacy import releases
-from tf_efsgd.privacy.features import learned, pixels
+from tf_efsgd.privacy.features import grouped, learned, pixels, public
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training import callbacks, learn_features, targets
 from tf_efsgd.training import fit as fitting
+from tf_efsgd.training.public_heads_gan import OfMaps, PublicHeadsGan
 
 # Of the generated images that the features of the second release are learned from.
 _LEARNED_SEED = 103
@@ -45,6 +46,7 @@ class WarmStart:
             train.labels,
             budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0),
             run.new_noise,
+            pixels.VERSION if run.network is None else public.VERSION,
         )
         self._checkpoints = run.folder / run_folder.CHECKPOINTS / 'warm_start'
 
@@ -68,14 +70,14 @@ class WarmStart:
             return
         if run.is_restored and not weight:
             return
-        features = pixels.FeatureMap(plan.image_shape)
+        features = self._features()
         sums = as_config_error(lambda: self._releases.class_sums(features), releases.ReleaseError)
         if run.is_private and not run.is_restored:
             callbacks.write_epsilon(run.writer(), 0, budget.EpsilonSoFar(run.ledger, 0)(0))
         if sums is None:
             self._continue_without('warm start')
             return
-        fitted = [targets.Target(features, self._releases.class_means(0, sums))]
+        fitted = [targets.Target(features, self._releases.class_means(0, sums, features.groups))]
         if not run.is_restored:
             fitted = self._fit_to(fitted[0])
         else:
@@ -85,8 +87,20 @@ class WarmStart:
             elif run.ledger.learned_features is not None:
                 name = releases.LEARNED_FEATURES
                 print(f'WARNING: {name} is missing: the steps continue without it.')
-        if weight:
+        if weight and isinstance(run.gan, PublicHeadsGan):
+            of_maps = targets.Target(OfMaps(features), fitted[0].means)
+            run.gan.follow(targets.AveragedTarget(of_maps), 1.0 / weight)
+        elif weight:
             run.gan.set_target(targets.SumOfTargets(fitted), weight)
+
+    def _features(self) -> grouped.GroupedFeatures:
+        """Those of the first release."""
+        plan = self._plan
+        if self._run.network is None:
+            return pixels.FeatureMap(plan.image_shape)
+        noise = self._releases.noise_multipliers[0]
+        size = public.choose_size(plan.dataset_size, plan.num_classes, noise)
+        return public.PublicFeatures(self._run.network, plan.image_shape, size)
 
     def _continue_without(self, what: str) -> None:
         """After a crash between the charge of a release and its file: it is never made again."""

@@ -29,8 +29,8 @@ import tensorflow as tf
 from tf_efsgd.privacy.features.grouped import GroupedFeatures
 from tf_efsgd.privacy.features.kernels import fourier_features
 
-# Of phi: other versions' releases mean nothing to this one.
-VERSION = 1
+# Of phi: other versions' releases, and those of pixels alone, mean nothing to this one.
+VERSION = 101
 
 Maps = Mapping[str, tf.Tensor]
 

@@ -1,0 +1,227 @@
+"""Settings that nobody gave, from public facts: records, classes, size, channels, epsilon, minutes.
+
+What a recipe chooses is written into RUN/config.flags like any other setting. It looks at no record
+and knows only what is declared or published anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection
+
+from tf_efsgd.config.settings import RunConfig, groups_of
+
+# Who gives one of these has a recipe of their own.
+_OWN_RECIPE = (
+    'train_steps',
+    'expected_batch_size',
+    'warm_start_share',
+    'warm_start_noise_multiplier',
+    'noise_multiplier',
+)
+# As names of given settings: nothing is left to choose.
+EVERYTHING = frozenset(
+    field.name
+    for group in dataclasses.fields(RunConfig)
+    for field in dataclasses.fields(group.default)
+)
+PUBLIC_NETWORK = 'efficientnet_lite0'
+_GRAY, _COLOURS = 1, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is public of the records.
+
+    Attributes:
+      records: their declared or published number.
+      classes: how many.
+      image_shape: (H, W, C).
+    """
+
+    records: int
+    classes: int
+    image_shape: tuple[int, int, int]
+
+
+def complete(
+    config: RunConfig,
+    given: Collection[str],
+    facts: Facts,
+    seconds_per_step: Callable[[RunConfig], float],
+) -> RunConfig:
+    """Chooses what nobody gave.
+
+    Args:
+      config: the settings.
+      given: names of the settings that somebody gave.
+      facts: of the records.
+      seconds_per_step: measures how long a step of these settings takes on this machine.
+
+    Returns:
+      The settings, none of them 'auto' any more.
+    """
+    privacy = config.privacy
+    has_recipe = privacy.private and privacy.target_epsilon is not None
+    if has_recipe and not set(_OWN_RECIPE) & set(given):
+        chosen = _of_facts(config, facts)
+        config = _with(config, {k: v for k, v in chosen.items() if k not in given})
+        config = _within_minutes(config, given, facts, seconds_per_step)
+    config = _without_auto(config, facts)
+    if config.model.discriminator == 'public_heads':
+        usual = {'discriminator_steps': 1, 'adaptive_discriminator_steps': False}
+        config = _with(config, {k: v for k, v in usual.items() if k not in given})
+    return config
+
+
+def uses_public_features(config: RunConfig) -> bool:
+    """Whether settings without 'auto' ask for features of a public network."""
+    return config.privacy.has_warm_start and config.privacy.public_features != 'none'
+
+
+def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> RunConfig:
+    """The settings to resume a run with: what nobody gives now stays what it was.
+
+    Args:
+      config: the settings to resume with.
+      given: names of the settings that somebody gave.
+      before: those of an earlier start, from RUN/config.flags.
+    """
+    before = without_new(before)
+    names = {*_CHOSEN, 'public_features', 'discriminator'} - set(given)
+    kept = {
+        field.name: getattr(group, field.name)
+        for group in groups_of(before)
+        for field in dataclasses.fields(group)
+        if field.name in names
+    }
+    return _with(config, kept)
+
+
+def without_new(before: RunConfig) -> RunConfig:
+    """The settings of a run folder of an earlier version, which had no choice yet."""
+    earlier = {
+        field.name: field.metadata['earlier']
+        for group in groups_of(before)
+        for field in dataclasses.fields(group)
+        if field.metadata['earlier'] is not None and getattr(group, field.name) == 'auto'
+    }
+    return _with(before, earlier)
+
+
+def _with(config: RunConfig, values: dict) -> RunConfig:
+    """The settings with some of them replaced, by name."""
+    groups = {}
+    for field in dataclasses.fields(config):
+        group = getattr(config, field.name)
+        names = {f.name for f in dataclasses.fields(group)}
+        own = {name: value for name, value in values.items() if name in names}
+        groups[field.name] = dataclasses.replace(group, **own)
+    return dataclasses.replace(config, **groups)
+
+
+def _without_auto(config: RunConfig, facts: Facts) -> RunConfig:
+    privacy, model = config.privacy, config.model
+    features = privacy.public_features
+    if features == 'auto':
+        has_colours = facts.image_shape[-1] == _COLOURS
+        features = PUBLIC_NETWORK if has_colours and privacy.has_warm_start else 'none'
+    discriminator = model.discriminator
+    if discriminator == 'auto':
+        can = features != 'none' and privacy.has_warm_start and model.reconstruction != 'generator'
+        discriminator = 'public_heads' if can else 'pixels'
+    return _with(config, {'public_features': features, 'discriminator': discriminator})
+
+
+# What a recipe may choose.
+_CHOSEN = (
+    'expected_batch_size',
+    'train_steps',
+    'error_feedback',
+    'warm_start_share',
+    'learned_features_share',
+    'target_delta',
+    'generator_width',
+    'noise_injection',
+    'reconstruction',
+    'generator_ema',
+    'warm_start_steps',
+    'learned_features_steps',
+    'warm_start_weight',
+    'discriminator_only_steps',
+    'discriminator_steps',
+    'adaptive_discriminator_steps',
+    'generator_learning_rate',
+    'discriminator_learning_rate',
+)
+
+_SMALL = 32
+# Of the records, in a step of heads: larger batches cost little there, since features are cached.
+_SHARE_OF_RECORDS, _LARGEST_BATCH = 1 / 8, 2048
+_DELTA = 1e-5
+
+
+def _of_facts(config: RunConfig, facts: Facts) -> dict:
+    """Choices but for the number of steps."""
+    chosen = {'noise_injection': True, 'generator_width': 128}
+    if facts.records >= 1 / _DELTA:
+        chosen['target_delta'] = 10.0 ** -math.ceil(math.log10(facts.records) + 0.3)
+    features = config.privacy.public_features
+    small_gray = facts.image_shape[-1] == _GRAY and facts.image_shape[0] <= _SMALL
+    if features == 'none' or (features == 'auto' and small_gray):
+        # Gray digits and the like: two releases of pixels where the budget is large, one where not.
+        two = config.privacy.target_epsilon >= 4
+        return {
+            **chosen,
+            'public_features': 'none',
+            'noise_injection': False,
+            'generator_width': 64,
+            'warm_start_share': 1.0,
+            'reconstruction': 'none',
+            'learned_features_share': 0.5 if two else 0.0,
+        }
+    batch = max(1, min(_LARGEST_BATCH, round(_SHARE_OF_RECORDS * facts.records)))
+    return {
+        **chosen,
+        'public_features': PUBLIC_NETWORK if features == 'auto' else features,
+        'discriminator': 'public_heads',
+        'warm_start_share': 0.25,
+        'expected_batch_size': batch,
+        'error_feedback': 'none',
+        'reconstruction': 'none',
+        'warm_start_weight': 1.0,
+        'discriminator_only_steps': 50,
+        'generator_learning_rate': 3e-3,
+        'discriminator_learning_rate': 2e-3,
+        'generator_ema': 0.99,
+    }
+
+
+# Of the time, for the fit; of the steps, for both releases.
+_SHARE_OF_FIT, _SHARE_OF_BOTH = 0.1, 0.4
+_FEWEST, _MOST_FIT, _MOST_PRIVATE = 100, 20_000, 5_000
+
+
+def _within_minutes(config, given, facts, seconds_per_step) -> RunConfig:
+    """The numbers of steps that fit into the minutes."""
+    seconds = 60.0 * config.training.minutes
+    config = _with(config, {'train_steps': _FEWEST, 'warm_start_steps': _FEWEST})
+    steps = seconds / seconds_per_step(_without_auto(config, facts))
+    if config.privacy.warm_start_share == 1:
+        fit = _between(_FEWEST, steps, _MOST_FIT)
+        both = round(_SHARE_OF_BOTH * fit) if config.privacy.learned_features_share else 0
+        chosen = {'warm_start_steps': fit - both, 'learned_features_steps': max(1, both)}
+    else:
+        chosen = {
+            'warm_start_steps': _between(_FEWEST, _SHARE_OF_FIT * steps, _MOST_FIT),
+            'train_steps': _between(_FEWEST, (1 - _SHARE_OF_FIT) * steps, _MOST_PRIVATE),
+        }
+    return _with(config, {k: v for k, v in chosen.items() if k not in given})
+
+
+def _between(least: int, value: float, most: int) -> int:
+    """Rounded to two digits, so that two machines of about the same speed choose alike."""
+    value = max(least, min(most, value))
+    unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
+    return int(value // unit * unit)
