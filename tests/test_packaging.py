@@ -93,6 +93,12 @@ def test_wheel_has_nothing_else(wheel_names):
     assert [name for name in wheel_names if 'test' in name.rpartition('/')[2]] == []
 
 
+def test_wheel_has_the_console_command(installed):
+    (entry_points,) = installed.glob('*.dist-info/entry_points.txt')
+    lines = entry_points.read_text().split()
+    assert ''.join(lines) == '[console_scripts]tf-efsgd=tf_efsgd.cli.main:main'
+
+
 def test_sdist_has_the_configs_and_the_embedded_data(clone):
     _run([sys.executable, 'setup.py', '--quiet', 'sdist'], cwd=clone)
     (sdist,) = (clone / 'dist').glob('*.tar.gz')

@@ -60,7 +60,7 @@ def _forecast(*arguments):
 def _refusal(ask, arguments):
     with pytest.raises(config.ConfigError) as caught:
         ask(*arguments)
-    assert 'Received: ' in str(caught.value) or '--allow_large_delta' in str(caught.value)
+    assert 'Received: ' in str(caught.value)
     return str(caught.value)
 
 

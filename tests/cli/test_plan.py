@@ -84,8 +84,9 @@ def test_what_is_printed():
 def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
     large = [*_QUICK, '--noise_multiplier=3', '--target_delta=0.0005']  # 1 / 2,000
     said = (
-        '--target_delta=0.0005 must be below 1 / number of images = 0.0005: giving away one image '
-        'whole would pass it. Lower --target_delta, or say --allow_large_delta.'
+        '--target_delta must be below 1 / number of images = 0.0005: a mechanism that gives away '
+        'one image whole would fulfil a larger one. Lower it, or accept it with '
+        '--allow_large_delta. Received: 0.0005.'
     )
     with pytest.raises(config.ConfigError, match=re.escape(said)):
         _ask(*large)

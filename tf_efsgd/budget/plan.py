@@ -83,9 +83,10 @@ def _check_batch(privacy: PrivacyConfig, plan: Plan) -> None:
 def _check_delta(privacy: PrivacyConfig, plan: Plan) -> None:
     if privacy.target_delta >= 1 / plan.units and not privacy.allow_large_delta:
         raise ConfigError(
-            f'--target_delta={privacy.target_delta:g} must be below 1 / number of '
-            f'{plan.name_of_units} = {1 / plan.units:.2g}: giving away {plan.one_unit} whole would '
-            'pass it. Lower --target_delta, or say --allow_large_delta.'
+            f'--target_delta must be below 1 / number of {plan.name_of_units} = '
+            f'{1 / plan.units:.2g}: a mechanism that gives away {plan.one_unit} whole would fulfil '
+            'a larger one. Lower it, or accept it with --allow_large_delta. Received: '
+            f'{privacy.target_delta:g}.'
         )
 
 
@@ -110,8 +111,8 @@ def _warm_start_event(noise_multiplier: float, images: int) -> dp_accounting.DpE
     if unit < accounting.SMALLEST_NOISE:
         raise ConfigError(
             f'The noise of the warm start must be at least {accounting.SMALLEST_NOISE:g} times '
-            f'what one unit of privacy moves it by. Received: {unit:.3g}. Lower the share or the '
-            'target, or raise the noise.'
+            'what one unit of privacy moves it by: lower the share or the target, or raise the '
+            f'noise. Received: {unit:.3g} times.'
         )
     return dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, None))
 
@@ -189,8 +190,8 @@ def _with_mechanism(
     if is_real and unit < accounting.SMALLEST_NOISE:
         raise ConfigError(
             f'The noise must be at least {accounting.SMALLEST_NOISE:g} times what one unit of '
-            f'privacy moves a step by; less protects nothing. Received: {unit:.3g}. Raise '
-            '--noise_multiplier.'
+            'privacy moves a step by, since less protects nothing: raise --noise_multiplier. '
+            f'Received: {unit:.3g} times.'
         )
     plan = dataclasses.replace(
         plan,
@@ -231,8 +232,8 @@ def changed_plan(config: RunConfig, ledger: Ledger) -> Plan | None:
         return None
     if not config.run.change_mechanism:
         raise ConfigError(
-            'The privacy settings are not those of the last plan in the ledger. Resume with the '
-            'same settings, or see --change_mechanism.'
+            'The privacy settings are not those of the last plan in the ledger: resume with the '
+            'same settings, or allow the change with --change_mechanism.'
         )
     if 'hidden' in (old.mechanism['error_feedback'], privacy.error_feedback):
         raise ConfigError(
