@@ -16,6 +16,7 @@ from tf_efsgd import config
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 _FLAGFILES = sorted((_REPO / 'configs').glob('*.flags'))
 _EMBEDDED = _REPO / 'tf_efsgd' / 'data' / 'embedded'
+_PUBLIC = _REPO / 'tf_efsgd' / 'models' / 'embedded'
 
 
 def _run(command, cwd, **environ):
@@ -81,6 +82,9 @@ def test_wheel_has_the_embedded_data_and_its_licence(wheel_names):
     names = {path.name for path in _EMBEDDED.iterdir()}
     assert 'LICENSE.md' in names and any(name.endswith('.gz') for name in names)
     assert {f'tf_efsgd/data/embedded/{name}' for name in names} <= wheel_names
+    names = {path.name for path in _PUBLIC.iterdir()}
+    assert {'LICENSE.md', 'efficientnet_lite0.npz', 'public_photographs.jpg'} <= names
+    assert {f'tf_efsgd/models/embedded/{name}' for name in names} <= wheel_names
 
 
 def test_wheel_has_nothing_else(wheel_names):
@@ -104,7 +108,13 @@ def test_sdist_has_the_configs_and_the_embedded_data(clone):
     (sdist,) = (clone / 'dist').glob('*.tar.gz')
     with tarfile.open(sdist) as archive:
         names = {name.partition('/')[2] for name in archive.getnames()}
-    wanted = [*_FLAGFILES, *_EMBEDDED.iterdir(), _REPO / 'setup.py', _REPO / 'pyproject.toml']
+    wanted = [
+        *_FLAGFILES,
+        *_EMBEDDED.iterdir(),
+        *_PUBLIC.iterdir(),
+        _REPO / 'setup.py',
+        _REPO / 'pyproject.toml',
+    ]
     assert {path.relative_to(_REPO).as_posix() for path in wanted} <= names
 
 

@@ -26,7 +26,7 @@ def network():
 
 @pytest.fixture(scope='module')
 def inputs(network):
-    return public_heads.HeadInputs(network, public.public_photographs(_SHAPE)[:64])
+    return public_heads.HeadInputs(network, public.public_photographs(_SHAPE)[:64], pixels=True)
 
 
 def _records(n, seed=0):
@@ -92,6 +92,19 @@ def test_features_of_records_are_those_of_images(inputs, tmp_path):
     assert isinstance(found, np.memmap)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert np.abs(found).max() <= 5.0
+
+
+def test_pixels_are_a_part_of_their_own(network, inputs):
+    photographs = public.public_photographs(_SHAPE)[:64]
+    without = public_heads.HeadInputs(network, photographs)
+    checkerboard = 0.4 * (-1.0) ** np.add.outer(np.arange(16), np.arange(16))
+    images = tf.constant(photographs[:2] + checkerboard[:, :, np.newaxis], tf.float32)
+
+    assert inputs.shapes[:-1] == without.shapes
+    assert tuple(inputs.shapes[-1]) == (8, 8, 12)
+    np.testing.assert_array_equal(inputs(images)[:, : without.size], without(images))
+    moved = (inputs(images) - inputs(tf.constant(photographs[:2])))[:, without.size :]
+    assert np.abs(moved).mean() > 0.3
 
 
 def test_a_records_features_do_not_depend_on_the_others(inputs):

@@ -35,20 +35,23 @@ class HeadInputs(tf.Module):
       network: frozen, from images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps with
         the names in `STAGES`.
       photographs: public ones, float32 [m, H, W, C] in [-1, 1], which channels are standardized by.
+      pixels: a part more, patches of the image itself: a network with strides is blind to a pattern
+        of their size, and generators learn to draw it.
 
     Attributes:
       shapes: (height, width, channels) of each part, in order.
       size: of the vector.
     """
 
-    def __init__(self, network: tf.keras.Model, photographs: np.ndarray):
+    def __init__(self, network: tf.keras.Model, photographs: np.ndarray, *, pixels: bool = False):
         super().__init__(name='head_inputs')
         self._network = network
+        self._patch = _patch_size(photographs.shape[1]) if pixels else None
         pooled = [
             np.concatenate(parts)
             for parts in zip(
                 *(
-                    [value.numpy() for value in self._pooled(self.maps(tf.constant(part)))]
+                    [value.numpy() for value in self._parts(tf.constant(part), self.maps(part))]
                     for part in np.array_split(photographs, max(1, len(photographs) // 64))
                 )
             )
@@ -62,9 +65,9 @@ class HeadInputs(tf.Module):
         """What the network makes of images, float32 [n, H, W, C] in [-1, 1]."""
         return self._network(images, training=False)
 
-    def of_maps(self, maps: Maps) -> tf.Tensor:
-        """The heads' input, float32 [n, size] in [-5, 5], from feature maps."""
-        parts = zip(self._pooled(maps), self._means, self._deviations, self.shapes)
+    def of_maps(self, images: tf.Tensor, maps: Maps) -> tf.Tensor:
+        """The heads' input, float32 [n, size] in [-5, 5], of images whose maps are known."""
+        parts = zip(self._parts(images, maps), self._means, self._deviations, self.shapes)
         flat = [
             tf.reshape((values - mean) / deviation, [-1, math.prod(shape)])
             for values, mean, deviation, shape in parts
@@ -74,9 +77,9 @@ class HeadInputs(tf.Module):
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """The heads' input of images, float32 [n, H, W, C] in [-1, 1]: float32 [n, size]."""
-        return self.of_maps(self.maps(images))
+        return self.of_maps(images, self.maps(images))
 
-    def _pooled(self, maps: Maps) -> list[tf.Tensor]:
+    def _parts(self, images: tf.Tensor, maps: Maps) -> list[tf.Tensor]:
         pooled = []
         for stage in STAGES:
             pooling = -(-maps[stage].shape[1] // _POOLED_SIZE)
@@ -84,7 +87,14 @@ class HeadInputs(tf.Module):
             if pooling > 1:
                 values = tf.nn.avg_pool2d(values, pooling, pooling, 'SAME')
             pooled.append(values)
+        if self._patch is not None:
+            pooled.append(tf.nn.space_to_depth(images, self._patch) if self._patch > 1 else images)
         return pooled
+
+
+def _patch_size(height: int) -> int:
+    """The smallest that leaves at most 8 patches to a side."""
+    return next(p for p in range(1, height + 1) if height % p == 0 and height // p <= _POOLED_SIZE)
 
 
 def record_features(

@@ -92,10 +92,11 @@ class PublicHeadsGan(EFSGDGan):
         return images if for_generator else tf.stop_gradient(self._get_inputs()(images)), labels
 
     def _adversarial(self, generated, labels) -> tf.Tensor:
-        return self._of_heads(self._get_inputs().maps(generated), labels)
+        return self._of_heads(generated, self._get_inputs().maps(generated), labels)
 
-    def _of_heads(self, maps: Maps, labels: tf.Tensor) -> tf.Tensor:
-        logits = self.discriminator(self._get_inputs().of_maps(maps), training=False)[LOGITS]
+    def _of_heads(self, images: tf.Tensor, maps: Maps, labels: tf.Tensor) -> tf.Tensor:
+        seen = self._get_inputs().of_maps(images, maps)
+        logits = self.discriminator(seen, training=False)[LOGITS]
         return self._losses.generator(self._losses.realness(logits, labels))
 
     def class_margins(self, images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -189,7 +190,7 @@ class PublicHeadsGan(EFSGDGan):
         images, labels, seed = drawn
         maps = self._get_inputs().maps(images)
         by_release = self._target.value[0].loss((images, maps), labels, seed)
-        return by_release, tf.reduce_mean(self._of_heads(maps, labels))
+        return by_release, tf.reduce_mean(self._of_heads(images, maps, labels))
 
     def _measure_balance(self) -> tf.Tensor:
         """Of generated images only: how much longer the release's gradient is than the heads'."""
