@@ -45,11 +45,24 @@ class Facts:
     image_shape: tuple[int, int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast this machine is.
+
+    Attributes:
+      fit: seconds of a generator step that fits the release.
+      private: seconds of a private step with the generator step that follows it.
+    """
+
+    fit: float
+    private: float
+
+
 def complete(
     config: RunConfig,
     given: Collection[str],
     facts: Facts,
-    seconds_per_step: Callable[[RunConfig], float],
+    measure: Callable[[RunConfig], Speed],
 ) -> RunConfig:
     """Chooses what nobody gave.
 
@@ -57,7 +70,7 @@ def complete(
       config: the settings.
       given: names of the settings that somebody gave.
       facts: of the records.
-      seconds_per_step: measures how long a step of these settings takes on this machine.
+      measure: how long steps of these settings take on this machine.
 
     Returns:
       The settings, none of them 'auto' any more.
@@ -67,7 +80,7 @@ def complete(
     if has_recipe and not set(_OWN_RECIPE) & set(given):
         chosen = _of_facts(config, facts)
         config = _with(config, {k: v for k, v in chosen.items() if k not in given})
-        config = _within_minutes(config, given, facts, seconds_per_step)
+        config = _within_minutes(config, given, measure(_without_auto(config, facts)))
     config = _without_auto(config, facts)
     if config.model.discriminator == 'public_heads':
         usual = {'discriminator_steps': 1, 'adaptive_discriminator_steps': False}
@@ -198,24 +211,23 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
     }
 
 
-# Of the time, for the fit; of the steps, for both releases.
-_SHARE_OF_FIT, _SHARE_OF_BOTH = 0.1, 0.4
+# Of the time, for the fit; of the fit's steps, for both releases.
+_SHARE_OF_FIT, _SHARE_OF_BOTH = 0.05, 0.4
 _FEWEST, _MOST_FIT, _MOST_PRIVATE = 100, 20_000, 5_000
 
 
-def _within_minutes(config, given, facts, seconds_per_step) -> RunConfig:
+def _within_minutes(config: RunConfig, given: Collection[str], speed: Speed) -> RunConfig:
     """The numbers of steps that fit into the minutes."""
     seconds = 60.0 * config.training.minutes
-    config = _with(config, {'train_steps': _FEWEST, 'warm_start_steps': _FEWEST})
-    steps = seconds / seconds_per_step(_without_auto(config, facts))
     if config.privacy.warm_start_share == 1:
-        fit = _between(_FEWEST, steps, _MOST_FIT)
+        fit = _between(_FEWEST, seconds / speed.fit, _MOST_FIT)
         both = round(_SHARE_OF_BOTH * fit) if config.privacy.learned_features_share else 0
         chosen = {'warm_start_steps': fit - both, 'learned_features_steps': max(1, both)}
     else:
+        of_fit, of_private = _SHARE_OF_FIT * seconds, (1.0 - _SHARE_OF_FIT) * seconds
         chosen = {
-            'warm_start_steps': _between(_FEWEST, _SHARE_OF_FIT * steps, _MOST_FIT),
-            'train_steps': _between(_FEWEST, (1 - _SHARE_OF_FIT) * steps, _MOST_PRIVATE),
+            'warm_start_steps': _between(_FEWEST, of_fit / speed.fit, _MOST_FIT),
+            'train_steps': _between(_FEWEST, of_private / speed.private, _MOST_PRIVATE),
         }
     return _with(config, {k: v for k, v in chosen.items() if k not in given})
 

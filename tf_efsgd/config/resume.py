@@ -48,6 +48,11 @@ def forbidden_changes(before: RunConfig, now: RunConfig) -> list[str]:
     return changed
 
 
+def _as_earlier(field: dataclasses.Field) -> tuple[str, str]:
+    """Values of a newer setting that stand for what runs did before there was it."""
+    return field.metadata['earlier'], 'auto'
+
+
 def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
     """The hash of the settings that a resumed run must share with its first start.
 
@@ -60,7 +65,7 @@ def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
         for group in groups_of(config)
         for field in dataclasses.fields(group)
         if field.metadata['on_resume'] not in ('same', 'may_move')
-        or field.metadata['earlier'] == getattr(group, field.name) is not None
+        or (field.metadata['earlier'] and getattr(group, field.name) in _as_earlier(field))
     }
     left_out['dataset'] = None  # The plan holds its name.
     if not has_place:

@@ -205,6 +205,7 @@ def _gen2real(
         'num_generated': results[0].num_generated,
         'num_test': results[0].num_test,
         'guessing': 1 / test.num_classes,
+        'largest_class': float(np.bincount(test.labels).max() / len(test)),
         'untrained': untrained,
         'real': classifiers.summarize([classifiers.accuracy(t.model, test) for t in on_real]),
     }

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from tf_efsgd.reporting import pages
+from tf_efsgd.reporting.verdict import verdict
 
 _LABELS = {
     'unit_of_privacy': 'Unit of privacy',
@@ -22,6 +23,7 @@ _LABELS = {
     'num_images': 'Images measured',
     'training_minutes': 'Minutes of training, pauses included',
     'evaluation_minutes': 'Minutes of evaluation',
+    'public_images': 'Public images used beside the records (†)',
     'machine': 'Machine of the evaluation',
     'tf_efsgd': 'Version',
 }
@@ -67,6 +69,7 @@ def write_metrics_page(
             'figures spends privacy that no ε counts.',
             may_be_shared=False,
         ),
+        pages.section('Verdict', f'<p><b>{html.escape(verdict(metrics))}</b></p>'),
         pages.section('Usefulness', _table(_usefulness(metrics)) + _usefulness_notes(metrics)),
         pages.section('Likeness', _table(_likeness(metrics)) + _likeness_notes(metrics)),
         pages.section('Copies of training images', _copies(metrics, pictures)),

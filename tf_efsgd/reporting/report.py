@@ -46,6 +46,7 @@ _LABELS = {
     'together_with_all': 'All runs that are remembered there together',
     'other_runs_not_known': 'Other runs of which nothing is known',
     'software': 'Software',
+    'public_images': 'Public images used beside the records (†)',
 }
 
 # The tag of ε in a run's logs.

@@ -116,7 +116,7 @@ def build_gan(
             f'--public_features={config.privacy.public_features}.'
         )
     generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
-    inputs = HeadInputs(network, public.public_photographs(train.image_shape))
+    inputs = HeadInputs(network, public.public_photographs(train.image_shape), pixels=True)
     heads = build_public_heads(inputs.shapes, train.num_classes)
     gan = PublicHeadsGan(generator, heads, draw_inputs, inputs, seed=config.training.seed)
     return gan, inputs

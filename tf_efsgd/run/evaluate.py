@@ -28,6 +28,7 @@ from tf_efsgd.machine import describe_machine, machine
 from tf_efsgd.models import sampling
 from tf_efsgd.privacy import ledger
 from tf_efsgd.reporting import metrics_page
+from tf_efsgd.reporting.verdict import verdict
 from tf_efsgd.run import build, checkpoints
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.training import callbacks as monitoring
@@ -176,7 +177,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
     """What the figures belong to: privacy, steps, time, machine."""
     statement = budget.make_statement(run_config, spent, step, {})
     wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
-    wanted += ('delta', 'delta_times_units', 'steps')
+    wanted += ('delta', 'delta_times_units', 'steps', 'public_images')
     return {
         'dataset': spent.plan.dataset,
         **{name: statement[name] for name in wanted if name in statement},
@@ -258,3 +259,4 @@ def _print_summary(metrics: dict[str, Any]) -> None:
         print('No gen2real: it needs a test split and at least two classes.')
     others = {k: v for k, v in _scores(metrics).items() if not k.startswith('gen2real_cnn')}
     print('  ' + ', '.join(f'{name} {value:.4g}' for name, value in others.items()))
+    print(verdict(metrics))

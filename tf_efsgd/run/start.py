@@ -49,9 +49,7 @@ def choose_settings(
     """
     train = dataset.train
     facts = recipes.Facts(dataset.declared_size, train.num_classes, train.image_shape)
-    return recipes.complete(
-        config, given, facts, lambda settings: speed.seconds_per_step(settings, train)
-    )
+    return recipes.complete(config, given, facts, lambda settings: speed.measure(settings, train))
 
 
 def make_plan(

@@ -1,0 +1,50 @@
+"""What an evaluation means for somebody who wants to use the images, in one sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+# Standard errors above guessing from which on a score is better than guessing.
+_CLEAR = 3.0
+# Up to which share of the way from guessing to real images, and what the images are good for.
+_USES = (
+    (0.5, 'good for testing code, not for training'),
+    (0.8, 'good for prototypes; expect a clearly weaker classifier than from real images'),
+    (0.95, 'good for training a first classifier'),
+    (math.inf, 'nearly as good for training as real images'),
+)
+
+
+def verdict(metrics: Mapping[str, Any]) -> str:
+    """One sentence on what the generated images are good for.
+
+    Args:
+      metrics: as `protocol.measure` returns them; `gen2real_cnn` is read.
+
+    Returns:
+      A sentence with the score, that of guessing and that of real images.
+    """
+    if 'gen2real_cnn' not in metrics:
+        return (
+            'Whether a classifier can learn from these images was not measured: that needs at '
+            'least two classes and a test split of real images.'
+        )
+    found = metrics['gen2real_cnn']
+    score, real = found['accuracy'], found['real']['accuracy']
+    guessing = max(found['guessing'], found.get('largest_class', 0.0))
+    error = math.sqrt(guessing * (1.0 - guessing) / found['num_test'])
+    figures = (
+        f'A classifier that learned from these images is right on {score:.0%} of real ones; always '
+        f'guessing the largest class is right on {guessing:.0%}, a classifier that learned from '
+        f'real images on {real:.0%}'
+    )
+    if score < guessing + _CLEAR * error:
+        return (
+            f'{figures}: these images are NO BETTER THAN GUESSING. Do not train on them; give more '
+            'records, a larger ε or more minutes.'
+        )
+    share = (score - guessing) / max(real - guessing, 1e-9)
+    use = next(text for most, text in _USES if share < most)
+    return f'{figures}: {use}.'
