@@ -12,6 +12,9 @@ _CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / 'configs').glob
 
 # A value for every setting, none of them its default.
 _OTHER = {
+    'public_features': 'MobileNetV2',
+    'discriminator': 'public_heads',
+    'minutes': 7,
     'dataset': 'folder:/some where/#1=x',
     'data_dir': '/a',
     'tfds_manual_dir': '/b c',
