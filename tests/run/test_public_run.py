@@ -9,7 +9,7 @@ from helpers import read_page, tiny_run
 
 from tf_efsgd import config
 from tf_efsgd.privacy.features import public
-from tf_efsgd.run import runner
+from tf_efsgd.run import devices, runner
 
 _SETTINGS = {
     'target_epsilon': 5,
@@ -111,3 +111,14 @@ def test_a_network_that_is_not_there_is_refused(photos, tmp_path):
     with pytest.raises(config.ConfigError, match='A public network is'):
         _run(photos, tmp_path / 'run', public_features='no_such_network')
     assert not (tmp_path / 'run').exists()
+
+
+def test_several_devices_are_refused_or_one_is_taken(photos, tmp_path, strategy, capsys):
+    settings = config.from_flagfile('--target_epsilon=5\n--discriminator=public_heads')
+    one = devices.for_settings(strategy, settings)
+    assert one.num_replicas_in_sync == 1 and 'on one device' in capsys.readouterr().out
+    asked = config.from_flagfile(settings.to_flags() + '--strategy=mirrored')
+    with pytest.raises(config.ConfigError, match='--strategy=mirrored with 2 devices'):
+        devices.for_settings(strategy, asked)
+    pixels = config.from_flagfile(asked.to_flags() + '--discriminator=pixels')
+    assert devices.for_settings(strategy, pixels) is strategy

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_efsgd.config import TrainingConfig
+from tf_efsgd.config import ConfigError, RunConfig, TrainingConfig
 
 
 def make_strategy(training: TrainingConfig) -> tf.distribute.Strategy:
@@ -27,3 +27,28 @@ def make_strategy(training: TrainingConfig) -> tf.distribute.Strategy:
     if training.strategy == 'one_device' or (training.strategy == 'auto' and len(devices) == 1):
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def for_settings(strategy: tf.distribute.Strategy, config: RunConfig) -> tf.distribute.Strategy:
+    """The strategy that these settings can be trained under.
+
+    Args:
+      strategy: from `make_strategy`.
+      config: the settings, none of them 'auto'.
+
+    Returns:
+      That strategy, or that of one device where heads on a public network cannot be spread.
+
+    Raises:
+      ConfigError: if several devices were asked for that these settings cannot use.
+    """
+    if config.model.discriminator != 'public_heads' or strategy.num_replicas_in_sync == 1:
+        return strategy
+    if config.training.strategy == 'auto':
+        print('Heads on a public network train on one device: the first one is used.')
+        return tf.distribute.OneDeviceStrategy(strategy.extended.worker_devices[0])
+    raise ConfigError(
+        '--discriminator=public_heads trains on one device: give --strategy=one_device, or '
+        f'--discriminator=pixels. Received: --strategy={config.training.strategy} with '
+        f'{strategy.num_replicas_in_sync} devices.'
+    )

@@ -81,6 +81,7 @@ def _prepare(config, given, sources, stack) -> tuple[Context, WarmStart]:
         stack.callback(state.close)
     if book is None:
         config = start.choose_settings(config, given, dataset)
+    strategy = devices.for_settings(strategy, config)
     network = build.build_public_network(config, dataset.train)
     with strategy.scope():
         gan, head_inputs = build.build_gan(config, dataset.train, network)
