@@ -25,7 +25,7 @@ def launch(monkeypatch, tmp_path):
     dataset = load.load('digits')
     network = types.SimpleNamespace(private_variables=[tf.zeros([_PARAMETERS - 8]), tf.zeros([8])])
     monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=lambda _: dataset))
-    monkeypatch.setattr(build, 'build_gan', lambda *_: network)
+    monkeypatch.setattr(build, 'build_gan', lambda *_: (network, None))
 
     def stop(gan, settings, found, noise):
         raise _Planned(found)

@@ -15,6 +15,7 @@ from helpers import read_page, tiny_inception, tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config
+from tf_efsgd.cli import arguments
 from tf_efsgd.cli import evaluate as command
 from tf_efsgd.data import load
 from tf_efsgd.evaluation import inception
@@ -72,7 +73,9 @@ def test_an_evaluation_writes_to_its_own_folder_alone(evaluated, folder):
     names = {path.relative_to(folder / 'nonprivate').as_posix() for path in nonprivate}
     (events,) = (name for name in names if 'tfevents' in name)
     assert os.path.dirname(events) == 'logs/evaluation'
-    assert names - {events} == {'metrics.json', 'metrics.html', 'NOT_COVERED.txt'}
+    assert names - {events} == {
+        *('metrics.json', 'metrics.html', 'NOT_COVERED.txt', 'other_runs.json')
+    }
 
 
 def test_metrics_have_the_names_that_others_read(evaluated):
@@ -143,7 +146,7 @@ def test_the_generator_is_the_one_that_drew_the_samples(folder):
 def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
     settings = run_folder.read_settings(folder)
     dataset = run_folder.load_records(settings)
-    gan = build.build_gan(settings, dataset.train)
+    gan, _ = build.build_gan(settings, dataset.train)
     untrained = build.untrained_generator(settings, dataset.train)
     for one, other in zip(gan.generator.get_weights(), untrained.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -228,8 +231,8 @@ def test_other_records_of_the_same_size_are_refused(folder, tmp_path, monkeypatc
     assert '\n' not in str(raised.value)
     assert not (copy / 'nonprivate').exists()
     assert _snapshot(run_state.default_folder()) == state
-    with pytest.raises(SystemExit) as ended:
-        config.exit_with(raised.value)
+    with pytest.raises(SystemExit) as ended, arguments.one_line_errors():
+        raise raised.value
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith('tf_efsgd: The records are not the ones')
 

@@ -142,17 +142,17 @@ def test_samples_have_one_class_per_column(num_classes, columns, tmp_path):
         # The label as shade.
         return np.tile(labels.astype(np.uint8)[:, None, None, None], [1, 56, 56, 1])
 
-    logs, samples = tmp_path / 'logs', tmp_path / 'samples'
-    samples.mkdir()
+    logs, folder = tmp_path / 'logs', tmp_path / 'samples'
+    folder.mkdir()
     writer = tf.summary.create_file_writer(str(logs))
     _run(
-        [samples.SampleGrid(writer, str(samples), generate, num_classes, 0, 5, 2, rows=4)],
+        [samples.SampleGrid(writer, str(folder), generate, num_classes, 0, 5, 2, rows=4)],
         [{}] * 5,
     )
-    names = sorted(path.name for path in samples.iterdir())
+    names = sorted(path.name for path in folder.iterdir())
     assert names == ['step_000002.png', 'step_000004.png', 'step_000005.png']
     assert (asked[0].dtype, len(asked[0])) == (np.int32, 4 * columns)
-    grid = tf.io.decode_png(tf.io.read_file(str(samples / names[0]))).numpy()
+    grid = tf.io.decode_png(tf.io.read_file(str(folder / names[0]))).numpy()
     assert grid.shape == (4 * 60, columns * 60, 1)
     np.testing.assert_array_equal(grid[30::60, 30::60, 0], np.tile(np.arange(columns), [4, 1]))
     # Pictures are no scalars.

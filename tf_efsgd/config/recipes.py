@@ -102,12 +102,14 @@ def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> R
       before: those of an earlier start, from RUN/config.flags.
     """
     before = without_new(before)
-    names = {*_CHOSEN, 'public_features', 'discriminator'} - set(given)
     kept = {
-        field.name: getattr(group, field.name)
-        for group in groups_of(before)
+        field.name: getattr(old, field.name)
+        for old, group in zip(groups_of(before), groups_of(config))
         for field in dataclasses.fields(group)
-        if field.name in names
+        if getattr(group, field.name) == 'auto'
+        and field.metadata['earlier']
+        or field.name in _CHOSEN
+        and field.name not in given
     }
     return _with(config, kept)
 

@@ -149,7 +149,7 @@ def noisy_integers(
     Returns:
       int64, one per variable. Public where there is noise.
     """
-    noisy = []
+    noisy, sums = [], [tf.convert_to_tensor(s) for s in sums]
     for group in _groups(sums, step_noise):
         first, shapes = len(noisy), [s.shape for s in group]
         total = tf.concat([tf.reshape(s, [-1]) for s in group], axis=0)
