@@ -193,7 +193,7 @@ def _blame(
     stream: tf.data.Dataset,
     start: int,
     image_size: int | None,
-    shape: tuple[int, int] | None,
+    shape: tuple[int, ...] | None,
     describe: Callable[[int], str],
     error: Exception | None = None,
 ) -> DataError:

@@ -85,7 +85,7 @@ class PrivateOptimizer:
         self._released = False
         self._parameters = ASSUMED_PARAMETERS
         # How many `dp_event` counted when it was last read.
-        self._parameters_claimed = None
+        self._parameters_claimed: int | None = None
 
     @property
     def _part_size(self) -> int:
@@ -272,7 +272,7 @@ class PrivateOptimizer:
             sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
             clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
             residual_grad_sum = rest[0] if rest else None
-        buffer = None
+        buffer: Sequence[tf.Tensor] | None = None
         if has_buffer:
             buffer = [tf.convert_to_tensor(e) for e in self._buffer(var_list)]
         public_gradient, buffer = private_step.release(
@@ -402,7 +402,7 @@ class PrivateOptimizer:
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        config = super().get_config()
+        config = super().get_config()  # type: ignore[misc]  # Of the Keras class behind it.
         config.update(dataclasses.asdict(self.mechanism))
         config['num_microbatches'] = self._num_microbatches
         config['expected_batch_size'] = self.expected_batch_size

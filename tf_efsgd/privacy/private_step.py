@@ -90,7 +90,7 @@ def release(
     buffer: Sequence[tf.Tensor] | None,
     divisor: tf.Tensor | float,
     step_noise: noise.StepNoise,
-) -> tuple[list[tf.Tensor], list[tf.Tensor] | None]:
+) -> tuple[list[tf.Tensor], Sequence[tf.Tensor] | None]:
     """Adds the noise of one step to the sums over ALL replicas and parts, and feeds back.
 
     Args:
@@ -149,7 +149,7 @@ def noisy_integers(
     Returns:
       int64, one per variable. Public where there is noise.
     """
-    noisy = []
+    noisy: list[tf.Tensor] = []
     for group in _groups(sums, step_noise):
         first, shapes = len(noisy), [s.shape for s in group]
         total = tf.concat([tf.reshape(s, [-1]) for s in group], axis=0)
