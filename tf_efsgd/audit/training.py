@@ -98,7 +98,7 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
     def __init__(self, canary: tuple[np.ndarray, np.ndarray], **kwargs):
         super().__init__(**kwargs)
         self._canary = canary
-        self.evidence = None
+        self.evidence: list[tf.Tensor] | None = None
 
     def watch(self, loss_of_record, records):
         """Tells what the coming step's records are and what their loss is."""

@@ -20,6 +20,7 @@ gradient, which is tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
@@ -139,7 +140,7 @@ class BatchGradients:
         From the gradients themselves, as in `clip_and_sum`. What they are products of may be so far
         above them that to scale by it would lose them.
         """
-        gradients = {}
+        gradients: dict[Any, tf.Tensor] = {}
         for part in self._parts:
             exact = part.exact()
             gradients.update((v.ref(), _flat(g)) for v, g in zip(exact.variables, exact.gradients))

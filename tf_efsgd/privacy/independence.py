@@ -356,7 +356,7 @@ def _in_round(number, handles, function):
 
 def _once(function):
     """Runs it in a replica context, where variables have a value, on one replica."""
-    results = []
+    results: list[Any] = []
 
     def run():
         if not results:  # The replicas of a process take turns.

@@ -12,6 +12,7 @@ import dataclasses
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import dp_accounting
 import tensorflow as tf
@@ -21,8 +22,11 @@ from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
 _BUFFER = 'error_feedback'
 
+# What stands behind the mixin: a Keras class, of which a type checker knows nothing here.
+_Behind: Any = object
 
-class PrivateOptimizer:
+
+class PrivateOptimizer(_Behind):
     """The private step over a legacy Keras optimizer class that stands behind it in the bases.
 
     Every class made by `optimizer.make_error_feedback_optimizer_class` is a subclass; it is not
@@ -355,8 +359,12 @@ class PrivateOptimizer:
         self._check_loss(loss)
         var_list = tf.nest.flatten(var_list)
         check_float32(var_list)
+        clipped_grad_sum, residual_grad_sum = self._dense_clipped_sums(
+            _jacobian(tape, loss, var_list), var_list
+        )
         gradients = self.release(
-            *self._dense_clipped_sums(_jacobian(tape, loss, var_list), var_list),
+            clipped_grad_sum,
+            residual_grad_sum,
             var_list,
             step_noise=self._own_randomness.next(),
             batch_size=tf.cast(tf.shape(loss)[0], tf.float32),
@@ -402,7 +410,7 @@ class PrivateOptimizer:
 
     def get_config(self) -> dict:
         """The constructor's arguments."""
-        config = super().get_config()  # type: ignore[misc]  # Of the Keras class behind it.
+        config = super().get_config()
         config.update(dataclasses.asdict(self.mechanism))
         config['num_microbatches'] = self._num_microbatches
         config['expected_batch_size'] = self.expected_batch_size

@@ -174,7 +174,7 @@ def _groups(sums, step_noise):
 
     The operating system's noise is drawn outside, per variable.
     """
-    groups = []
+    groups: list[list[tf.Tensor]] = []
     for s in sums:
         fits = groups and sum(x.shape.num_elements() for x in [*groups[-1], s]) <= _GROUP
         if fits and 'draws' not in step_noise:

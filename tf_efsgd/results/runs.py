@@ -197,7 +197,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._process = None
+        self._process: subprocess.Popen | None = None
 
     @contextlib.contextmanager
     def handled(self):

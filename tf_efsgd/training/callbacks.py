@@ -88,7 +88,7 @@ class ProgressBar(EveryStep):
     def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
         super().__init__(first_step, last_step, every)
         self._epsilon = epsilon
-        self._bar = None
+        self._bar: progress.Bar | None = None
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
