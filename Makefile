@@ -41,7 +41,7 @@ help:
 	@echo 'make test    run the tests'
 	@echo 'make bench   time the private steps and compare their memory, on this machine'
 	@echo 'make results train all runs of a table of the README (hours), or what is missing of them'
-	@echo 'make lint    check the code with ruff'
+	@echo 'make lint    check the code with ruff and its types with mypy'
 	@echo 'make clean   remove .venv and what the tools left behind (never runs/ and results/)'
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
@@ -63,6 +63,7 @@ results: $(STAMP)
 lint: $(STAMP)
 	@$(PY) -m ruff check $(or $(ARGS),.)
 	@$(PY) -m ruff format --check $(or $(ARGS),.)
+	@$(if $(ARGS),,$(PY) -m mypy)
 
 # The stamp is written last. pip is brought up to date first: old ones look for versions that
 # fit together for many minutes. What builds the package is installed, not fetched again for it.
@@ -78,5 +79,5 @@ $(STAMP): setup.py $(FRESH)
 	echo '$(VENV) is ready.'
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -23,7 +23,9 @@ _OWN_RECIPE = (
 )
 # As names of given settings: nothing is left to choose.
 EVERYTHING = frozenset(
-    field.name for group in groups_of(RunConfig()) for field in dataclasses.fields(group)
+    field.name
+    for group in dataclasses.fields(RunConfig)
+    for field in dataclasses.fields(getattr(RunConfig, group.name))
 )
 PUBLIC_NETWORK = 'efficientnet_lite0'
 _GRAY, _COLOURS = 1, 3
