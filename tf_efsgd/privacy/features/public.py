@@ -184,8 +184,8 @@ class PublicFeatures(GroupedFeatures):
         self._network = network
         photographs = public_photographs(image_shape)
         names = sorted(network.output)
-        values = in_parts(lambda images: [network(images)[name] for name in names], photographs)
-        photographs, maps = tf.constant(photographs), dict(zip(names, map(tf.constant, values)))
+        of_all = in_parts(lambda images: [network(images)[name] for name in names], photographs)
+        photographs, maps = tf.constant(photographs), dict(zip(names, map(tf.constant, of_all)))
         self._measure_activations(maps)
         seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(_KERNELS) + 1))
         self._frequencies = []
