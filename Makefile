@@ -1,4 +1,4 @@
-# demo, test, bench, results and lint each make .venv themselves when it is missing or out of date.
+# demo, test, test-fast, bench, results and lint each make .venv themselves when it is missing or out of date.
 # Works with GNU make 3.81 (macOS) and later.
 
 VENV  := .venv
@@ -34,14 +34,14 @@ endef
 UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench results lint clean fresh
+.PHONY: help demo test test-fast bench results lint clean fresh
 
 help:
 	@echo 'make demo    train a small private GAN on the digits that come with the package'
-	@echo 'make test    run the tests'
+	@echo 'make test    run the tests (test-fast leaves out those that train)'
 	@echo 'make bench   time the private steps and compare their memory, on this machine'
 	@echo 'make results train all runs of a table of the README (hours), or what is missing of them'
-	@echo 'make lint    check the code with ruff'
+	@echo 'make lint    check the code with ruff and its types with mypy'
 	@echo 'make clean   remove .venv and what the tools left behind (never runs/ and results/)'
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
@@ -54,6 +54,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
 
+# Without the files that train: a first answer while you work.
+test-fast: $(STAMP)
+	@$(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow' $(ARGS)
+
 bench: $(STAMP)
 	@$(PY) -m tf_efsgd.benchmark $(ARGS)
 
@@ -63,6 +67,7 @@ results: $(STAMP)
 lint: $(STAMP)
 	@$(PY) -m ruff check $(or $(ARGS),.)
 	@$(PY) -m ruff format --check $(or $(ARGS),.)
+	@$(if $(ARGS),,$(PY) -m mypy)
 
 # The stamp is written last. pip is brought up to date first: old ones look for versions that
 # fit together for many minutes. What builds the package is installed, not fetched again for it.
@@ -78,5 +83,5 @@ $(STAMP): setup.py $(FRESH)
 	echo '$(VENV) is ready.'
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -71,7 +71,14 @@ setuptools.setup(
         'tqdm>=4.60',
     ],
     extras_require={
-        'dev': ['pytest>=7.4', 'pytest-xdist>=3.3', 'hypothesis>=6.80', 'mpmath>=1.2', 'ruff>=0.5'],
+        'dev': [
+            'pytest>=7.4',
+            'pytest-xdist>=3.3',
+            'hypothesis>=6.80',
+            'mpmath>=1.2',
+            'ruff>=0.5',
+            'mypy>=1.8',
+        ],
         'report': ['matplotlib>=3.7'],
         # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
         'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],

@@ -14,6 +14,39 @@ import pytest  # noqa: E402
 
 _REPO = pathlib.Path(__file__).resolve().parent.parent
 
+# Files that take more than some twenty seconds, measured; `make test-fast` leaves them out.
+_SLOW_FILES = (
+    'run/',
+    'training/test_gan',
+    'training/test_public_heads_gan',
+    'training/test_fit',
+    'training/test_learn_features',
+    'privacy/test_float_slack',
+    'privacy/test_hidden',
+    'privacy/test_lattice_attack',
+    'privacy/test_noise',
+    'privacy/test_optimizer',
+    'privacy/layer_norms/',
+    'privacy/features/',
+    'budget/test_plan',
+    'cli/test_train',
+    'benchmark/',
+    'evaluation/',
+    'test_audit',
+    'test_packaging',
+    'test_results',
+    'test_upstream_semantics',
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what is slow."""
+    folder = pathlib.Path(__file__).resolve().parent
+    for item in items:
+        name = item.path.relative_to(folder).as_posix()
+        if name.startswith(_SLOW_FILES):
+            item.add_marker(pytest.mark.slow)
+
 
 def pytest_sessionstart(session):
     """Splits the CPU in two, for MirroredStrategy(['CPU:0', 'CPU:1']).

@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 # Thresholds that are tried at each end, and all over, of the scores of each world.
@@ -51,16 +52,16 @@ class Attack:
         Returns:
           A bound >= 0 that exceeds the true epsilon with probability at most 1 - confidence.
         """
-        scores_in, scores_out = scores_in[self.statistic], scores_out[self.statistic]
-        hits, false_alarms = _counts(scores_in, scores_out, self.threshold)
-        runs = len(scores_in)
+        with_record, without = scores_in[self.statistic], scores_out[self.statistic]
+        hits, false_alarms = _counts(with_record, without, self.threshold)
+        runs = len(with_record)
         if self.says_out:
             hits, false_alarms = runs - false_alarms, runs - hits
         return float(epsilon_lower_bound(hits, false_alarms, runs, delta, confidence))
 
 
 def epsilon_lower_bound(
-    hits: np.ndarray, false_alarms: np.ndarray, runs: int, delta: float, confidence: float
+    hits: npt.ArrayLike, false_alarms: npt.ArrayLike, runs: int, delta: float, confidence: float
 ) -> np.ndarray:
     """ln((hit rate - delta) / false alarm rate), each rate at the cautious end of its interval.
 
@@ -80,14 +81,14 @@ def epsilon_lower_bound(
     return np.log(np.maximum(ratio, 1.0))
 
 
-def lower_rate(count: np.ndarray, runs: int, error: float) -> np.ndarray:
+def lower_rate(count: npt.ArrayLike, runs: int, error: float) -> np.ndarray:
     """One-sided Clopper-Pearson lower bound of a binomial rate; 0 for no success."""
     # scipy.stats.binomtest has the same interval, one count at a time.
     bound = stats.beta.ppf(error, count, runs - np.asarray(count) + 1)
     return np.where(np.asarray(count) <= 0, 0.0, bound)
 
 
-def upper_rate(count: np.ndarray, runs: int, error: float) -> np.ndarray:
+def upper_rate(count: npt.ArrayLike, runs: int, error: float) -> np.ndarray:
     """One-sided Clopper-Pearson upper bound of a binomial rate; 1 for successes only."""
     bound = stats.beta.ppf(1.0 - error, np.asarray(count) + 1, runs - np.asarray(count))
     return np.where(np.asarray(count) >= runs, 1.0, bound)

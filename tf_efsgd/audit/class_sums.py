@@ -81,8 +81,8 @@ def audit(
             seen[np.newaxis, :, np.newaxis].astype(np.float32), np.array([[[shift]]])
         )
 
-    worlds = [observe(with_record) for with_record in (True, False)]
-    return findings_of(claim, *worlds, deltas, confidence, audit='warm start')
+    record_in, record_out = observe(True), observe(False)
+    return findings_of(claim, record_in, record_out, deltas, confidence, audit='warm start')
 
 
 def _float(images) -> tf.Tensor:

@@ -109,7 +109,7 @@ class Claim:
         if not self.feeds_back:
             return [gradient * divisor]
         decay, clip = self.mechanism.feedback_decay, self.mechanism.feedback_l2_norm_clip
-        stretch = 1.0 / decay
+        stretch: float | np.ndarray = 1.0 / decay
         if clip is not None:
             norm = np.linalg.norm(buffer_after, axis=-1, keepdims=True)
             binds = (stretch - 1.0) * norm > clip
@@ -143,7 +143,7 @@ class Claim:
             np.add.reduceat((noisy - other) * along, starts, axis=-1)
             for noisy, other in zip(noisy_sums, others)
         ]
-        norm = max(np.linalg.norm(norms), 1e-30)
+        norm = max(float(np.linalg.norm(norms)), 1e-30)
         clipped = min(norm, self.mechanism.l2_norm_clip)
         residual = min(norm - clipped, self.mechanism.residual_l2_norm_clip)
         shifts = [length * norms / norm for length in (clipped, residual)][: len(noisy_sums)]

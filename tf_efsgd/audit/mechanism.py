@@ -66,12 +66,14 @@ def audit(
     noise_key, coins = noise_key or noise.NoiseKey(), np.random.default_rng(seed)
     claim = Claim(mechanism, sampling_probability, sum(_SIZES))
     all_runs = runs_with_held_out(runs)
-    worlds = [
+    record_in, record_out = (
         _observe(claim, steps, all_runs, with_record, noise_key, coins, strategy)
         for with_record in (True, False)
-    ]
+    )
     replicas = strategy.num_replicas_in_sync if strategy else 1
-    return findings_of(claim, *worlds, deltas, confidence, audit='mechanism', replicas=replicas)
+    return findings_of(
+        claim, record_in, record_out, deltas, confidence, audit='mechanism', replicas=replicas
+    )
 
 
 def _observe(

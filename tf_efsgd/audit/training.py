@@ -76,10 +76,10 @@ def audit(
     with progress.Bar(
         total=2 * all_runs, desc=f'training, {mechanism.error_feedback}', unit='run', leave=False
     ) as bar:
-        worlds = [
+        record_in, record_out = (
             trainer.observe(steps, all_runs, with_record, bar) for with_record in (True, False)
-        ]
-    return findings_of(trainer.claim, *worlds, deltas, confidence, audit='training')
+        )
+    return findings_of(trainer.claim, record_in, record_out, deltas, confidence, audit='training')
 
 
 class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
@@ -98,7 +98,7 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
     def __init__(self, canary: tuple[np.ndarray, np.ndarray], **kwargs):
         super().__init__(**kwargs)
         self._canary = canary
-        self.evidence = None
+        self.evidence: list[tf.Tensor] | None = None
 
     def watch(self, loss_of_record, records):
         """Tells what the coming step's records are and what their loss is."""

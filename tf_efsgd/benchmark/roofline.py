@@ -42,7 +42,9 @@ def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) ->
       layers: (positions, fan-in, fan-out, numbers going in), from the input on.
       variant: 'plain', or one of clipping 'fast'.
     """
-    operations = numbers = parameters = 0
+    operations: float = 0
+    numbers: float = 0
+    parameters = 0
     is_private, feeds_back = variant.optimizer != 'plain', variant.optimizer == 'error_feedback'
     for index, (positions, fan_in, fan_out, going_in) in enumerate(layers):
         product = 2 * positions * fan_in * fan_out

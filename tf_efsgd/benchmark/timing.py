@@ -46,9 +46,9 @@ def measure_times(
         run(1)  # Traces.
         repeats[name] = max(1, math.ceil(_LEAST_SECONDS / seconds_of(run, 1)))
         after_each()
-    seconds = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
-        for name in list(runs) if number % 2 == 0 else reversed(runs):
+        for name in list(runs) if number % 2 == 0 else reversed(list(runs)):
             seconds[name].append(seconds_of(runs[name], repeats[name]) / repeats[name])
             after_each()
     return seconds

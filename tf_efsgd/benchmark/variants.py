@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 SCALING_BATCH_SIZES = tuple(64 * 2**i for i in range(7))
 SCALING_MICROBATCH_SIZE = 256
@@ -69,10 +70,10 @@ def step_variants(
       microbatch_size: of our steps at `batch_size`.
     """
     plain, whole, small = 'plain', 'plain_with_generator', 'error_feedback_small'
-    ours = {'batch_size': batch_size, 'microbatch_size': microbatch_size}
+    ours: dict[str, Any] = {'batch_size': batch_size, 'microbatch_size': microbatch_size}
     strict, with_generator = {**ours, 'against': plain}, {**ours, 'against': whole}
     with_generator['with_generator'] = True
-    few = {'batch_size': small_batch_size, 'against': small}
+    few: dict[str, Any] = {'batch_size': small_batch_size, 'against': small}
     return [
         Variant(plain, 'plain', 'none', **strict),
         Variant('dp_sgd', 'dp_sgd', 'fast', **strict),

@@ -23,7 +23,7 @@ def filter_of(ledger: Ledger) -> accounting.RenyiFilter:
     )
 
 
-def _planned(ledger: Ledger):
+def _planned(ledger: Ledger) -> tuple[dp_accounting.DpEvent, int]:
     return ledger.first_plan.event, ledger.first_plan.train_steps
 
 
@@ -114,7 +114,8 @@ def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | No
     plan = ledger.first_plan
     if plan.images_per_person is not None or ledger.changes:
         return None
-    found, delta = {}, accounted_delta(plan)
+    found: dict[int, float | None] = {}
+    delta = accounted_delta(plan)
     largest = grid.largest_epsilon(plan.target_delta, draws(plan))
     for images in IMAGES_PER_PERSON:
         warm_start = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from tf_efsgd.budget import epsilon as epsilons
 from tf_efsgd.budget.events import (
@@ -75,7 +76,7 @@ def make_statement(
       JSON values by name.
     """
     plan = ledger.plan
-    statement = {
+    statement: dict[str, Any] = {
         'unit_of_privacy': plan.unit_of_privacy,
         'private': plan.event is not None,
         'dataset': plan.dataset,

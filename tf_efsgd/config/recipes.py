@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Collection
+from typing import Any
 
 from tf_efsgd.config.settings import RunConfig, groups_of
 
@@ -24,7 +25,7 @@ _OWN_RECIPE = (
 EVERYTHING = frozenset(
     field.name
     for group in dataclasses.fields(RunConfig)
-    for field in dataclasses.fields(group.default)
+    for field in dataclasses.fields(getattr(RunConfig, group.name))
 )
 PUBLIC_NETWORK = 'efficientnet_lite0'
 _GRAY, _COLOURS = 1, 3
@@ -179,7 +180,7 @@ _DELTA = 1e-5
 
 def _of_facts(config: RunConfig, facts: Facts) -> dict:
     """Choices but for the number of steps."""
-    chosen = {'noise_injection': True, 'generator_width': 128}
+    chosen: dict[str, Any] = {'noise_injection': True, 'generator_width': 128}
     if facts.records >= 1 / _DELTA:
         chosen['target_delta'] = 10.0 ** -math.ceil(math.log10(facts.records) + 0.3)
     features = config.privacy.public_features

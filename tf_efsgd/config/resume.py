@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 from tf_efsgd.config.settings import RunConfig, groups_of
 
 _PLACED_DATASETS = ('folder:', 'idx:')
 
 
-def without_place(value: object, name: str) -> object:
+def without_place(value: Any, name: str) -> Any:
     """A setting without where things are on this machine.
 
     Args:

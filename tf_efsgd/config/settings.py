@@ -546,10 +546,10 @@ class RunConfig:
         given = (privacy.target_epsilon is not None) + (privacy.noise_multiplier is not None)
         # A run whose mechanism was changed may have both: a limit, and the noise of its next steps.
         if privacy.private and given != 1 and not (given == 2 and self.run.resume):
-            given = 'neither' if privacy.target_epsilon is None else 'both'
+            received = 'neither' if privacy.target_epsilon is None else 'both'
             raise ConfigError(
                 'Give either --target_epsilon (the noise is calibrated) or --noise_multiplier '
-                f'(epsilon is reported). Received: {given}.'
+                f'(epsilon is reported). Received: {received}.'
             )
         self._check_data()
         self._check_warm_start()

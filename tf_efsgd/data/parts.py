@@ -141,7 +141,8 @@ def part_of_stream(
         .prefetch(2)
         .as_numpy_iterator()
     )
-    images, labels = None, np.empty([count], np.int32)
+    images: np.ndarray | None = None
+    labels = np.empty([count], np.int32)
     digests, persons = np.empty([count, 2], np.uint64), np.full([count], '', object)
     done = 0
     while done < count:
@@ -193,7 +194,7 @@ def _blame(
     stream: tf.data.Dataset,
     start: int,
     image_size: int | None,
-    shape: tuple[int, int] | None,
+    shape: tuple[int, ...] | None,
     describe: Callable[[int], str],
     error: Exception | None = None,
 ) -> DataError:

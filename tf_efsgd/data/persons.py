@@ -160,7 +160,7 @@ def _read_table(path: pathlib.Path) -> dict[str, str]:
                     f'Received: {", ".join(columns)[:100] or "nothing"}'
                 )
             rows.fieldnames = columns
-            table = {}
+            table: dict[str, str] = {}
             for row in rows:
                 name = posixpath.normpath((row['file'] or '').strip())
                 person = (row['person'] or '').strip()
@@ -261,7 +261,8 @@ def first_images(
     """
     _, codes = np.unique(persons, return_inverse=True)
     order = np.lexsort([labels, digests[:, 1], digests[:, 0], codes])
-    kept, counts = np.zeros(len(persons), bool), {}
+    kept = np.zeros(len(persons), bool)
+    counts: dict[int, int] = {}
     for i in order:
         counts[codes[i]] = counts.get(codes[i], 0) + 1
         kept[i] = counts[codes[i]] <= images_per_person

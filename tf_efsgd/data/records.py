@@ -72,7 +72,8 @@ class Records:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
-        return tuple(self.images.shape[1:])
+        _, height, width, channels = self.images.shape
+        return height, width, channels
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

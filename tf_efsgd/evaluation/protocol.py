@@ -274,7 +274,9 @@ def _duplicates(
     quantile it would be 0, and nothing is nearer than that. Without others there is no scale, and
     only what repeats a training image counts.
     """
-    found, pairs, near, repeats, identical = {}, {}, {}, {}, {}
+    found: dict[str, Any] = {}
+    pairs: dict[str, Pairs] = {}
+    near, repeats, identical = {}, {}, {}
     names = [name for name in ('generated', 'untrained', 'test') if name in sets]
     some = {name: _some(len(sets[name])) for name in names}
     train = set(map(_digest, sets['train'].images))

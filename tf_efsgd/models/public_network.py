@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -206,7 +207,7 @@ def _maps_of_application(name: str, x: tf.Tensor) -> dict[str, tf.Tensor]:
     network.trainable = False
     last = {}
     for layer in network.layers:
-        shape = getattr(layer.output, 'shape', ())
+        shape: Any = getattr(layer.output, 'shape', ())
         # Padding has sizes of its own, and tells nothing new.
         if len(shape) == 4 and not isinstance(layer, tf.keras.layers.ZeroPadding2D):
             last[shape[1]] = layer.output

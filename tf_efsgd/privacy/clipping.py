@@ -20,6 +20,7 @@ gradient, which is tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
@@ -119,12 +120,12 @@ class BatchGradients:
     def __init__(self, parts: Sequence, variables: Sequence[tf.Variable]):
         self._parts = list(parts)
         self._variables = list(variables)
-        squared = []
+        squared_norms: list[tf.Tensor] = []
         for part in self._parts:
             # One after the other: what they need for it is there once, not for all at a time.
-            with tf.control_dependencies(squared[-1:]):
-                squared.append(part.squared_norms())
-        squared = tf.add_n(squared)
+            with tf.control_dependencies(squared_norms[-1:]):
+                squared_norms.append(part.squared_norms())
+        squared = tf.add_n(squared_norms)
         in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
         exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
         # True for almost every batch; the rare exception takes the slower exact path.
@@ -139,7 +140,7 @@ class BatchGradients:
         From the gradients themselves, as in `clip_and_sum`. What they are products of may be so far
         above them that to scale by it would lose them.
         """
-        gradients = {}
+        gradients: dict[Any, tf.Tensor] = {}
         for part in self._parts:
             exact = part.exact()
             gradients.update((v.ref(), _flat(g)) for v, g in zip(exact.variables, exact.gradients))

@@ -21,7 +21,7 @@ class PoissonTraining:
     ```
     """
 
-    def train_step(self, data) -> dict[str, tf.Tensor]:
+    def train_step(self: tf.keras.Model, data) -> dict[str, tf.Tensor]:
         """As in Keras, but for an empty batch, where a record of zeros takes the way forward.
 
         That record has no loss, so nothing of it reaches the sums.

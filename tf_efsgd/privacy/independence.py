@@ -185,6 +185,20 @@ class _Found:
         return math.isfinite(self.norm) and (self.loss is None or math.isfinite(self.loss))
 
 
+class _OfAnySize:
+    """A function of (records, second) whose graph does not know how many records there are.
+
+    Args:
+      compiled: the `tf.function`, of the records' flat parts.
+    """
+
+    def __init__(self, compiled):
+        self.compiled = compiled
+
+    def __call__(self, records, second):
+        return self.compiled(tf.nest.flatten(records), second)
+
+
 class _Trial:
     """The plain gradients of a loss, row by row."""
 
@@ -213,11 +227,7 @@ class _Trial:
             autograph=False,
         )
 
-        def call(records, second):
-            return compiled(tf.nest.flatten(records), second)
-
-        call.compiled = compiled
-        return call
+        return _OfAnySize(compiled)
 
     def _loss_and_gradient(self, records, row):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -346,7 +356,7 @@ def _in_round(number, handles, function):
 
 def _once(function):
     """Runs it in a replica context, where variables have a value, on one replica."""
-    results = []
+    results: list[Any] = []
 
     def run():
         if not results:  # The replicas of a process take turns.

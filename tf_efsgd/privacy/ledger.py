@@ -191,7 +191,7 @@ class Ledger:
         ledger._open(path, None, for_writing=False)
         return ledger
 
-    def _open(self, path, plan, for_writing):
+    def _open(self, path: str | os.PathLike, plan: Plan | None, for_writing: bool) -> None:
         self._path = pathlib.Path(path)
         self.entries: list[Entry] = []
         self.warm_start: dict | None = None
@@ -393,7 +393,7 @@ class Ledger:
         self._append({'kind': 'unverified'})
         self.unverified_resumes += 1
 
-    def check_position(self, position: dict[str, int | str]) -> None:
+    def check_position(self, position: dict[str, Any]) -> None:
         """Checks that the ledger still begins with what a checkpoint saw of it.
 
         Raises:

@@ -24,6 +24,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -57,7 +58,7 @@ _LARGEST_INTEGER = 2.0**62
 
 # The randomness of one step, an argument of the `tf.function` that uses it: {'key': uint64 [1],
 # 'step': uint64 []}, or {'draws': per purpose and variable int64, as `integers` gives them}.
-StepNoise = Mapping[str, object]
+StepNoise = Mapping[str, Any]
 
 
 class NoiseKey:

@@ -12,6 +12,7 @@ import dataclasses
 import numbers
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import dp_accounting
 import tensorflow as tf
@@ -21,8 +22,11 @@ from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
 _BUFFER = 'error_feedback'
 
+# What stands behind the mixin: a Keras class, of which a type checker knows nothing here.
+_Behind: Any = object
 
-class PrivateOptimizer:
+
+class PrivateOptimizer(_Behind):
     """The private step over a legacy Keras optimizer class that stands behind it in the bases.
 
     Every class made by `optimizer.make_error_feedback_optimizer_class` is a subclass; it is not
@@ -85,7 +89,7 @@ class PrivateOptimizer:
         self._released = False
         self._parameters = ASSUMED_PARAMETERS
         # How many `dp_event` counted when it was last read.
-        self._parameters_claimed = None
+        self._parameters_claimed: int | None = None
 
     @property
     def _part_size(self) -> int:
@@ -272,7 +276,7 @@ class PrivateOptimizer:
             sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
             clipped_grad_sum, *rest = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
             residual_grad_sum = rest[0] if rest else None
-        buffer = None
+        buffer: Sequence[tf.Tensor] | None = None
         if has_buffer:
             buffer = [tf.convert_to_tensor(e) for e in self._buffer(var_list)]
         public_gradient, buffer = private_step.release(
@@ -355,8 +359,12 @@ class PrivateOptimizer:
         self._check_loss(loss)
         var_list = tf.nest.flatten(var_list)
         check_float32(var_list)
+        clipped_grad_sum, residual_grad_sum = self._dense_clipped_sums(
+            _jacobian(tape, loss, var_list), var_list
+        )
         gradients = self.release(
-            *self._dense_clipped_sums(_jacobian(tape, loss, var_list), var_list),
+            clipped_grad_sum,
+            residual_grad_sum,
             var_list,
             step_noise=self._own_randomness.next(),
             batch_size=tf.cast(tf.shape(loss)[0], tf.float32),

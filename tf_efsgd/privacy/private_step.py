@@ -90,7 +90,7 @@ def release(
     buffer: Sequence[tf.Tensor] | None,
     divisor: tf.Tensor | float,
     step_noise: noise.StepNoise,
-) -> tuple[list[tf.Tensor], list[tf.Tensor] | None]:
+) -> tuple[list[tf.Tensor], Sequence[tf.Tensor] | None]:
     """Adds the noise of one step to the sums over ALL replicas and parts, and feeds back.
 
     Args:
@@ -149,7 +149,8 @@ def noisy_integers(
     Returns:
       int64, one per variable. Public where there is noise.
     """
-    noisy, sums = [], [tf.convert_to_tensor(s) for s in sums]
+    noisy: list[tf.Tensor] = []
+    sums = [tf.convert_to_tensor(s) for s in sums]
     for group in _groups(sums, step_noise):
         first, shapes = len(noisy), [s.shape for s in group]
         total = tf.concat([tf.reshape(s, [-1]) for s in group], axis=0)
@@ -174,7 +175,7 @@ def _groups(sums, step_noise):
 
     The operating system's noise is drawn outside, per variable.
     """
-    groups = []
+    groups: list[list[tf.Tensor]] = []
     for s in sums:
         fits = groups and sum(x.shape.num_elements() for x in [*groups[-1], s]) <= _GROUP
         if fits and 'draws' not in step_noise:

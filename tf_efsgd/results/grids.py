@@ -7,6 +7,7 @@ import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tf_efsgd import budget, config
 from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
@@ -137,8 +138,8 @@ def make_config(
       config.ConfigError: if one is wrong; the message names the row.
     """
     lines = [*_flags(row), *(f'--{override}' for override in overrides), f'--seed={seed}']
-    places = {'data_dir': data_dir, 'tfds_manual_dir': tfds_manual_dir}
-    places = {name: place for name, place in places.items() if place is not None}
+    given = {'data_dir': data_dir, 'tfds_manual_dir': tfds_manual_dir}
+    places: dict[str, Any] = {name: place for name, place in given.items() if place is not None}
     try:
         settings = config.from_flagfile('\n'.join(lines))
         dataset = (datasets or {}).get(settings.data.dataset, settings.data.dataset)

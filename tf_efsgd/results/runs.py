@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import dataclasses
 import datetime
+import io
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from tf_efsgd import config, files
 from tf_efsgd.results.grids import Row
@@ -124,7 +126,8 @@ class Run:
                 ) as process,
                 signals.passed_on_to(process),
             ):
-                for said in iter(lambda: process.stdout.read1(65536), b''):
+                output = cast(io.BufferedReader, process.stdout)
+                for said in iter(lambda: output.read1(65536), b''):
                     log.write(said)
                     log.flush()
                     sys.stdout.write(decoder.decode(said))
@@ -192,9 +195,9 @@ class Signals:
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.received: signal.Signals | None = None
-        self._process = None
+        self._process: subprocess.Popen | None = None
 
     @contextlib.contextmanager
     def handled(self):

@@ -11,6 +11,7 @@ import shutil
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scipy import stats
 
@@ -165,10 +166,11 @@ def _state(run: Run, starts: Sequence[dict]) -> dict:
 
 
 def _number_at(values: Mapping, path: str) -> float | None:
+    found: Any = values
     for name in path.split('.'):
-        values = values.get(name) if isinstance(values, Mapping) else None
-    is_number = isinstance(values, (int, float)) and math.isfinite(values)
-    return float(values) if is_number else None
+        found = found.get(name) if isinstance(found, Mapping) else None
+    is_number = isinstance(found, (int, float)) and math.isfinite(found)
+    return float(found) if is_number else None
 
 
 def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:

@@ -176,8 +176,8 @@ def _trained_generator(
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
     """What the figures belong to: privacy, steps, time, machine."""
     statement = budget.make_statement(run_config, spent, step, {})
-    wanted = ('unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp')
-    wanted += ('delta', 'delta_times_units', 'steps', 'public_images')
+    wanted = ['unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp']
+    wanted += ['delta', 'delta_times_units', 'steps', 'public_images']
     return {
         'dataset': spent.plan.dataset,
         **{name: statement[name] for name in wanted if name in statement},

@@ -23,13 +23,13 @@ from tf_efsgd.version import __version__
 def finish(run: Context) -> None:
     """Reports, exports, evaluates, and says where everything is."""
     statement = _statement(run)
-    found = {'sample picture': _last_samples(run.folder), 'report': run.folder / run_folder.REPORT}
+    samples_png, page = _last_samples(run.folder), run.folder / run_folder.REPORT
     report.write_report(
-        found['report'],
+        page,
         title=f'{run.ledger.plan.dataset}: synthetic images',
         private=statement['private'],
         statement=statement,
-        samples_png=found['sample picture'],
+        samples_png=samples_png,
         sample_caption=samples.SampleGrid.caption(run.dataset.train.class_names),
         history=callbacks.read_scalars(
             str(run.folder / run_folder.LOGS), is_private=run.is_private
@@ -42,6 +42,7 @@ def finish(run: Context) -> None:
             tfds_manual_dir=None,
         ),
     )
+    found = {'sample picture': samples_png, 'report': page}
     if run.config.run.export:
         found['SavedModel'] = _export(run, statement)
     if run.config.run.evaluate:

@@ -59,7 +59,8 @@ def find_items(folder: pathlib.Path) -> list[Item]:
     """
     if not folder.exists():
         return []
-    runs, items = {}, []
+    runs: dict[str, list[pathlib.Path]] = {}
+    items = []
     for path in sorted(folder.iterdir()):
         suffix = next((s for s in _RUN_SUFFIXES if path.name.endswith(s)), None)
         if path.name.endswith(seen_records.DAMAGED):

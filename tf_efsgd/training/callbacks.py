@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
@@ -87,7 +88,7 @@ class ProgressBar(EveryStep):
     def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
         super().__init__(first_step, last_step, every)
         self._epsilon = epsilon
-        self._bar = None
+        self._bar: progress.Bar | None = None
 
     def on_train_begin(self, logs=None):
         """Opens the bar."""
@@ -213,7 +214,7 @@ class StopOnSignal(tf.keras.callbacks.Callback):
     def __init__(self, save: Callable[[], None]):
         super().__init__()
         self._save = save
-        self._before = {}
+        self._before: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
 
     def on_train_begin(self, logs=None):
@@ -259,7 +260,7 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
     """
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
     events.Reload()
-    entries = collections.defaultdict(dict)
+    entries: dict[int, dict[str, float]] = collections.defaultdict(dict)
     start = f'{prefix(is_private)}/'
     for tag in events.Tags()['tensors']:
         if not tag.startswith(start) or tag == f'{start}samples':

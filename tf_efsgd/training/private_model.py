@@ -8,6 +8,8 @@ goes its straight way into the graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -37,6 +39,8 @@ class PrivateModel(tf.keras.Model):
       - The noise of a step is an argument of the graph, never a constant in it.
       - Without records a step is a full step with noise.
     """
+
+    train_function: Callable[..., Any] | None  # Keras calls it, and makes it anew after None.
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -181,7 +185,7 @@ class PrivateModel(tf.keras.Model):
         images, labels = self._records_to_float(records[0]), records[1]
         # What the step draws too, read off the same key; with `SecureNoise` others of the same law.
         draws = self._draw_for_records(labels, step_noise)
-        names = []
+        names: list[str] = []
 
         def measured():
             sums = self._measured_sums_of_share(images, labels, draws)
@@ -263,7 +267,7 @@ class PrivateModel(tf.keras.Model):
 class Box:
     """Holds one value that Keras does not track."""
 
-    value = None
+    value: Any = None
 
 
 def all_reduce(values):

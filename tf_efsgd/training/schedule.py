@@ -14,6 +14,15 @@ MAX_DISCRIMINATOR_STEPS = 64
 class Schedule:
     """A part of `EFSGDGan`, whose variables it counts in: their names are those of checkpoints."""
 
+    # Of the whole model.
+    generator: tf.keras.Model
+    ema_generator: tf.keras.Model
+    # Set by its `compile`.
+    _discriminator_steps: int
+    _discriminator_only_steps: int
+    _adaptive_discriminator_steps: bool
+    _generator_ema: float
+
     def _make_counters(self) -> None:
         def counter(name):
             return tf.Variable(0, trainable=False, dtype=tf.int64, name=name)

@@ -7,11 +7,10 @@ discrepancy (MMD) falls. It sees no record: all here is post-processing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
-
-from tf_efsgd.privacy.features.grouped import GroupedFeatures
 
 _IMAGES_PER_STEP = 100
 _LEAST_IMAGES_PER_CLASS = 4
@@ -44,6 +43,13 @@ def _mean_and_its_variance(features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return mean, squares / (n * (n - 1.0))
 
 
+class Grouped(Protocol):
+    """What a target asks of features."""
+
+    def group(self, images: Any, group: tf.Tensor | int) -> tf.Tensor:
+        """As `GroupedFeatures.group`, of images or of what stands for them."""
+
+
 class Target:
     """What a generator is fitted to: the released means, and which images are held against them.
 
@@ -51,10 +57,10 @@ class Target:
 
     Args:
       features: phi, the one of the release.
-      means: float32 [groups, classes, features.group_size], from `class_means`.
+      means: float32 [groups, classes, size of a group], from `class_means`.
     """
 
-    def __init__(self, features: GroupedFeatures, means: tf.Tensor | np.ndarray):
+    def __init__(self, features: Grouped, means: tf.Tensor | np.ndarray):
         self.features = features
         self.means = tf.constant(means)
         num_classes = self.means.shape[1]

@@ -38,7 +38,7 @@ def read(dataset: str, root: pathlib.Path, wanted: parts.Wanted) -> parts.Source
     person_of, identity = None, None
     if wanted.rule is not None:
         person_of, identity = persons.of_files(wanted.rule, root)
-    read_off = ('channels',) if wanted.channels is None else ()
+    read_off: tuple[str, ...] = ('channels',) if wanted.channels is None else ()
     read_off += ('image_size',) if wanted.image_size is None else ()
 
     def read_part(folder: pathlib.Path) -> parts.Part:

@@ -67,7 +67,7 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
     # The schema is public; where it leaves something open, the records say it.
     height, width, depth = features['image'].shape
     channels = wanted.channels or {1: 1, 3: 3, 4: 3}.get(depth)
-    read_off = () if channels else ('channels',)
+    read_off: tuple[str, ...] = () if channels else ('channels',)
     read_off += () if wanted.image_size or (height and width) else ('image_size',)
 
     def read_part(split: str) -> parts.Part:

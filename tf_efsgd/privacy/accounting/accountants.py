@@ -37,6 +37,8 @@ class RdpAccountant(rdp.RdpAccountant):
     the rounding of those sums, and come out as 0 or negative: no bound, and an epsilon of 0.
     """
 
+    _rdp: np.ndarray
+
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> RdpAccountant:
         """As dp_accounting's."""
         super().compose(event, count)

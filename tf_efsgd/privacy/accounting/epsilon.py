@@ -207,7 +207,7 @@ class EpsilonMeter:
         self._warm_start = warm_start
         self._delta = delta
         self._grid = sorted({math.ceil(steps * (i + 1) / grid_points) for i in range(grid_points)})
-        self._pld_at = {}
+        self._pld_at: dict[int, float] = {}
 
     def __call__(self, steps: int) -> float:
         """Returns an upper bound on the epsilon of `steps` steps (0 to the planned number)."""

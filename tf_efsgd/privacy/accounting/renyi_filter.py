@@ -44,7 +44,9 @@ class RenyiFilter:
         for one, count in parts:
             accountant.compose(one, count)
         epsilon, order = accountant.get_epsilon_and_optimal_order(delta)
-        budget = sum(count * _exact_divergence(one, order) for one, count in parts)
+        budget = sum(
+            (count * _exact_divergence(one, order) for one, count in parts), fractions.Fraction(0)
+        )
         return cls(float(order), budget, float(epsilon))
 
     def steps_left(

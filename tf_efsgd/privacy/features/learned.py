@@ -95,9 +95,9 @@ class Release:
     """
 
     sums: np.ndarray
-    distances: tuple[float, ...]
-    classifier: list[np.ndarray]
-    generator: list[np.ndarray]
+    distances: Sequence[float]
+    classifier: Sequence[np.ndarray]
+    generator: Sequence[np.ndarray]
 
     def to_bytes(self) -> bytes:
         """As the content of an .npz file; `from_bytes` reads it back."""

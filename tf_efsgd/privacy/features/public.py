@@ -146,7 +146,7 @@ def public_photographs(image_shape: tuple[int, int, int]) -> np.ndarray:
     images = images.reshape(-1, _PHOTOGRAPH_SIZE, _PHOTOGRAPH_SIZE, 3)
     images = tf.image.resize(images, [height, width], 'area').numpy() / np.float32(127.5) - 1.0
     if channels == 1:
-        images = images @ np.float32(_OPPONENT[0])[:, np.newaxis]
+        images = images @ np.array(_OPPONENT[0], np.float32)[:, np.newaxis]
     return images.astype(np.float32)
 
 
@@ -184,8 +184,8 @@ class PublicFeatures(GroupedFeatures):
         self._network = network
         photographs = public_photographs(image_shape)
         names = sorted(network.output)
-        values = in_parts(lambda images: [network(images)[name] for name in names], photographs)
-        photographs, maps = tf.constant(photographs), dict(zip(names, map(tf.constant, values)))
+        of_all = in_parts(lambda images: [network(images)[name] for name in names], photographs)
+        photographs, maps = tf.constant(photographs), dict(zip(names, map(tf.constant, of_all)))
         self._measure_activations(maps)
         seeds = tf.unstack(tf.random.experimental.stateless_split(_SEED, len(_KERNELS) + 1))
         self._frequencies = []
@@ -314,7 +314,7 @@ def _draw_frequencies(
     flat = windows.reshape(len(windows), -1)
     # Twice the variance: the mean square of the distance of two.
     distance = max(1e-3, float(np.sqrt(2.0 * flat.var(axis=0).sum())))
-    factors = np.resize(np.float32(_FACTORS), count)
+    factors = np.resize(np.array(_FACTORS, np.float32), count)
     shape = [*window, values.shape[-1], count]
     frequencies = tf.random.stateless_normal(shape, seed) * factors / (_BANDWIDTH * distance)
     if centered:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Union
+from typing import Any, Union
 
 import tensorflow as tf
 
 from tf_efsgd.privacy.layer_norms.registry import rule_of
-from tf_efsgd.privacy.layer_norms.rule import UnsupportedLayerError
+from tf_efsgd.privacy.layer_norms.rule import PerExample, UnsupportedLayerError
 
 _OTHER_ROWS = (
     'is called on a batch axis that is not that of the losses: views, patches or time steps of a '
@@ -29,7 +29,7 @@ def check_layers(models: Models, variables: Sequence[tf.Variable]) -> None:
     Raises:
       UnsupportedLayerError: naming the layer that has none, or the variable of no layer.
     """
-    owners = {}
+    owners: dict[Any, list[tf.keras.layers.Layer]] = {}
     for layer in _layers_with_variables(models):
         for variable in layer._trainable_weights:
             owners.setdefault(variable.ref(), []).append(layer)
@@ -103,7 +103,7 @@ def gradients_by_layer(
             output_gradients=ones,
             unconnected_gradients='zero',
         )
-    by_layer = {}
+    by_layer: dict[int, list[PerExample]] = {}
     for call, gradient in zip(calls, gradients):
         by_layer.setdefault(id(call.layer), []).append(call.bind(gradient))
     wanted = {variable.ref() for variable in variables}
@@ -150,7 +150,7 @@ def reason_of(error: tf.errors.InvalidArgumentError) -> str | None:
     """Which layer `gradients_by_layer` refused when it was run, and why; None: it was not that."""
     text = error.message.replace('\\', '')  # TensorFlow escapes the quotes.
     found = re.search(r"layer '[^']*' \(\w+\) " + re.escape(_OTHER_ROWS), text)
-    return found and found[0]
+    return found[0] if found else None
 
 
 def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.Tensor:

@@ -67,7 +67,7 @@ class Patches:
         self.variables = [calls[0].kernel]
         self._calls = list(calls)
         self._to_variable = to_variable
-        self._found = None
+        self._found: list[tf.Tensor] | None = None
 
     def products(self, take: Callable[[tf.Tensor], tf.Tensor] = lambda x: x) -> Products:
         """Of the examples that `take` takes out of [batch, ...]."""
