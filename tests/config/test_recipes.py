@@ -124,3 +124,10 @@ def test_on_resume_what_nobody_gives_stays_what_was_chosen():
 
 def test_everything_names_all_settings():
     assert {'dataset', 'target_epsilon', 'minutes', 'run_dir'} <= recipes.EVERYTHING
+
+
+@pytest.mark.parametrize(
+    ('side', 'wanted'), [(8, None), (27, None), (28, 28), (31, 28), (40, 32), (64, 64), (3000, 64)]
+)
+def test_images_get_a_size_that_a_cpu_can_train(side, wanted):
+    assert recipes.image_size(side) == wanted

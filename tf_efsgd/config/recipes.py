@@ -29,6 +29,8 @@ EVERYTHING = frozenset(
 )
 PUBLIC_NETWORK = 'efficientnet_lite0'
 _GRAY, _COLOURS = 1, 3
+# Larger images take minutes of steps on a CPU; give --image_size for more.
+_SIZES = (28, 32, 48, 64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +61,27 @@ class Speed:
     private: float
 
 
+def is_open(config: RunConfig, given: Collection[str]) -> bool:
+    """Whether the recipe is left to this program."""
+    privacy = config.privacy
+    has_target = privacy.private and privacy.target_epsilon is not None
+    return has_target and not set(_OWN_RECIPE) & set(given)
+
+
+def image_size(usual_side: int) -> int | None:
+    """A size to resize images to, for a machine without a GPU.
+
+    Args:
+      usual_side: of the images, in pixels.
+
+    Returns:
+      The largest of a few that is at most `usual_side`; None: as they are.
+    """
+    if usual_side < _SIZES[0]:
+        return None
+    return max(size for size in _SIZES if size <= usual_side)
+
+
 def complete(
     config: RunConfig,
     given: Collection[str],
@@ -76,9 +99,7 @@ def complete(
     Returns:
       The settings, none of them 'auto' any more.
     """
-    privacy = config.privacy
-    has_recipe = privacy.private and privacy.target_epsilon is not None
-    if has_recipe and not set(_OWN_RECIPE) & set(given):
+    if is_open(config, given):
         chosen = _of_facts(config, facts)
         config = _with(config, {k: v for k, v in chosen.items() if k not in given})
         config = _within_minutes(config, given, measure(_without_auto(config, facts)))

@@ -72,6 +72,8 @@ def _prepare(config, given, sources, stack) -> tuple[Context, WarmStart]:
     if config.run.resume:
         book = start.open_ledger(run_dir)
         stack.callback(book.close)
+    else:
+        config = start.choose_image_size(config, given)
     dataset = sources.load(config)
     config = run_folder.declare(config, dataset)
     if config.run.evaluate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -10,6 +11,7 @@ from collections.abc import Collection
 from tf_efsgd import budget, files
 from tf_efsgd.config import ConfigError, RunConfig, recipes, settings_hash, without_place
 from tf_efsgd.data import records
+from tf_efsgd.data.sources import folder
 from tf_efsgd.privacy import accounting, ledger, run_state, seen_records
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import speed
@@ -35,6 +37,29 @@ def public_facts(dataset: records.Dataset) -> dict:
         'images_per_person': dataset.images_per_person,
         'persons': dataset.persons,
     }
+
+
+def choose_image_size(config: RunConfig, given: Collection[str]) -> RunConfig:
+    """The settings with a size for the images of a folder, where nobody gave one.
+
+    It is read off the records, once, and said to be.
+
+    Args:
+      config: the settings.
+      given: names of the settings that somebody gave.
+    """
+    scheme, _, path = config.data.dataset.partition(':')
+    is_open = recipes.is_open(config, given) and config.data.image_size is None
+    if scheme != 'folder' or not is_open:
+        return config
+    side = folder.usual_side(pathlib.Path(path).expanduser())
+    size = None if side is None else recipes.image_size(side)
+    if size is None:
+        return config
+    if size != side:
+        print(f'Images are resized to {size}x{size}; give --image_size for another size.')
+    data = dataclasses.replace(config.data, image_size=size, read_off_records='image_size')
+    return dataclasses.replace(config, data=data)
 
 
 def choose_settings(

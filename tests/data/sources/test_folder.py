@@ -1,9 +1,11 @@
 """Image files in class folders."""
 
 import numpy as np
+import tensorflow as tf
 from helpers.data_sets import error_of, grey_files, grey_image, png, rows_of, write_folder
 
 from tf_efsgd.data import load
+from tf_efsgd.data.sources import folder
 
 
 def test_folder_of_classes(tmp_path):
@@ -61,3 +63,14 @@ def test_folders_without_images_are_named(tmp_path):
 def test_images_one_folder_too_deep_are_no_empty_class(tmp_path):
     dataset = write_folder(tmp_path, {'cat': grey_files(2, 0), 'dog/rex': grey_files(2, 9)})
     error_of([str(tmp_path / 'dog'), 'no .png, .jpg, .jpeg images of its own', '--person'], dataset)
+
+
+def test_the_usual_side_is_the_middle_of_the_shorter_sides(tmp_path):
+    assert folder.usual_side(tmp_path / 'nowhere') is None
+    (tmp_path / 'a').mkdir()
+    for number, shape in enumerate(([9, 30, 1], [20, 11, 1], [40, 13, 1])):
+        png = tf.io.encode_png(tf.zeros(shape, tf.uint8)).numpy()
+        (tmp_path / 'a' / f'{number}.png').write_bytes(png)
+    assert folder.usual_side(tmp_path) == 11
+    (tmp_path / 'a' / 'broken.png').write_bytes(b'no image')
+    assert folder.usual_side(tmp_path) == 11

@@ -14,6 +14,8 @@ from tf_efsgd.data.records import DataError
 
 _IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg')
 _KINDS = ', '.join(_IMAGE_SUFFIXES)
+# Images that `usual_side` looks at.
+_PROBED = 25
 
 
 def read(dataset: str, root: pathlib.Path, wanted: parts.Wanted) -> parts.Source:
@@ -53,6 +55,26 @@ def read(dataset: str, root: pathlib.Path, wanted: parts.Wanted) -> parts.Source
         read_off=read_off,
         person_rule=identity,
     )
+
+
+def usual_side(root: pathlib.Path) -> int | None:
+    """About how large the images are: the middle of the shorter sides of some of them, in pixels.
+
+    Args:
+      root: as for `read`.
+
+    Returns:
+      None where there is no image that can be decoded.
+    """
+    files = sorted(_images_below(root)) if root.is_dir() else []
+    sides = []
+    for path in files[:: max(1, len(files) // _PROBED)][:_PROBED]:
+        try:
+            image = tf.io.decode_image(tf.io.read_file(os.fsencode(path)), expand_animations=False)
+        except tf.errors.OpError:  # Reading all of them names it.
+            continue
+        sides.append(min(image.shape[:2]))
+    return sorted(sides)[len(sides) // 2] if sides else None
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
