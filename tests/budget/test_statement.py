@@ -10,7 +10,7 @@ from helpers import account_by_hand as by_hand
 from scipy import optimize, stats
 
 from tf_efsgd import budget, config
-from tf_efsgd.budget import epsilon
+from tf_efsgd.budget import epsilon, statement
 from tf_efsgd.privacy import ledger
 
 _RECORDS, _PARAMETERS = 1602, 1234
@@ -148,6 +148,7 @@ def _start(**changes):
         'persons': None,
         'record': 'one image with its label',
         'software': _SOFTWARE,
+        'public_images': None,
         **changes,
     }
 
@@ -488,3 +489,19 @@ def test_the_statement_where_no_epsilon_is_proven():
     assert (statement['epsilon'], statement['accountant']) == (None, 'none')
     assert 38 < statement['epsilon_of_the_ideal_mechanism'] < 100
     assert statement['epsilon_by_images_per_person'] == {2: None, 5: None, 10: None}
+
+
+@pytest.mark.parametrize(
+    ('network', 'wanted'),
+    [
+        ('efficientnet_lite0', 'features of a network that learned from ImageNet'),
+        ('/a/net.keras', 'learned from public images, by its user (/a/net.keras)'),
+        ('none', None),
+    ],
+)
+def test_public_images_are_told(network, wanted):
+    lines = ['--target_epsilon=3', '--warm_start_share=0.5', f'--public_features={network}']
+    told = statement._public_images(config.from_flagfile('\n'.join(lines)))
+    assert told is None if wanted is None else wanted in told
+    # Without a warm start there is no release that has them.
+    assert statement._public_images(config.from_flagfile('--target_epsilon=3')) is None

@@ -111,8 +111,9 @@ def complete(
 
 
 def uses_public_features(config: RunConfig) -> bool:
-    """Whether settings without 'auto' ask for features of a public network."""
-    return config.privacy.has_warm_start and config.privacy.public_features != 'none'
+    """Whether features of a public network are used; 'auto' has not chosen yet."""
+    privacy = config.privacy
+    return privacy.has_warm_start and privacy.public_features not in ('none', 'auto')
 
 
 def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> RunConfig:

@@ -88,7 +88,7 @@ def _check_resume(run_dir, config, given, has_files) -> RunConfig:
     if not has_files:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
     # As settings to resume with: those of a changed run do not start another.
-    before = recipes.without_new(read_settings(run_dir))
+    before = read_settings(run_dir)
     config = recipes.as_before(config.with_public_facts_of(before), given, before)
     changed = forbidden_changes(before, config)
     if changed:
@@ -131,7 +131,7 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
     if not flagfile.is_file():
         raise ConfigError(f'{run_dir} is no run folder: there is no {flagfile}.')
     lines = [flagfile.read_text(), '--resume', f'--run_dir={run_dir}', *more]
-    return from_flagfile('\n'.join(lines))
+    return recipes.without_new(from_flagfile('\n'.join(lines)))
 
 
 def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
