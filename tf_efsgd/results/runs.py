@@ -93,7 +93,7 @@ class Run:
         return [*self.settings.to_flags().splitlines(), f'--run_dir={self.folder}', *resume]
 
     def start(self, command: Sequence[str], signals: Signals) -> int:
-        """Trains, or goes on; takes as long as it takes, and shows what the launcher says.
+        """Trains, or continues; takes as long as it takes, and shows what the launcher says.
 
         Args:
           command: the launcher, to which `arguments` are added.

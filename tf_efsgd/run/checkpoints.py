@@ -1,4 +1,4 @@
-"""Save and restore a run: everything that training goes on with, and nothing secret.
+"""Save and restore a run: everything that training continues with, and nothing secret.
 
 A checkpoint is for going on, not for sharing: `export.py` ships the generator. Each is a folder of
 its own, `step_000500/`, that appears whole or not at all, with a manifest of what is in it: a
