@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_efsgd.training import callbacks
 
 # Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
-_CELL_SIZE = 56
+_CELL_SIZE = 64
 _MAX_COLUMNS = 16
 _MARGIN = 2
 
