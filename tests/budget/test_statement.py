@@ -73,7 +73,8 @@ _PROVEN = [
 _TESTED = [
     'the norm by which a gradient is clipped is off by its float32 arithmetic; adversarial batches '
     'hold that to the other half of the allowance, and the whole allowance is accounted',
-    'the features of one record do not depend on the other records that are computed beside it',
+    'the features of one record depend neither on the other records that are computed beside it '
+    'nor on its place among them; those of a public network are tried for that at every start',
 ]
 
 
@@ -495,7 +496,7 @@ def test_the_statement_where_no_epsilon_is_proven():
     ('network', 'wanted'),
     [
         ('efficientnet_lite0', 'features of a network that learned from ImageNet'),
-        ('/a/net.keras', 'learned from public images, by its user (/a/net.keras)'),
+        ('/a/net.keras', 'a network (net.keras) that learned from public images, says its user'),
         ('none', None),
     ],
 )

@@ -114,15 +114,15 @@ def test_what_is_planted_in_the_logs_is_not_read_back(tmp_path):
 def test_a_grid_holds_one_image_per_cell(channels, columns, rows):
     images = np.arange(rows * columns * 4 * channels).reshape(-1, 2, 2, channels).astype(np.uint8)
     grid = samples.image_grid(images, columns)
-    # 2 pixels are enlarged to 56, with a white margin of 2 on each side.
-    cell, factor = 60, 28
+    # 2 pixels are enlarged to 64, with a white margin of 2 on each side.
+    cell, factor = 68, 32
     assert grid.shape == (rows * cell, columns * cell, channels)
     assert grid.dtype == np.uint8
     for i, image in enumerate(images):
         top, left = i // columns * cell, i % columns * cell
         shown = grid[top : top + cell, left : left + cell]
         np.testing.assert_array_equal(shown[2:-2:factor, 2:-2:factor], image)
-        np.testing.assert_array_equal(shown[29, 29], image[0, 0])
+        np.testing.assert_array_equal(shown[33, 33], image[0, 0])
         np.testing.assert_array_equal(shown[30, 29], image[1, 0])
         frame = np.ones([cell, cell], bool)
         frame[2:-2, 2:-2] = False

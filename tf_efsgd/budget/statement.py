@@ -57,7 +57,8 @@ PROVEN = (
 TESTED = (
     'the norm by which a gradient is clipped is off by its float32 arithmetic; adversarial batches '
     'hold that to the other half of the allowance, and the whole allowance is accounted',
-    'the features of one record do not depend on the other records that are computed beside it',
+    'the features of one record depend neither on the other records that are computed beside it '
+    'nor on its place among them; those of a public network are tried for that at every start',
 )
 
 
@@ -141,7 +142,10 @@ def _public_images(config: RunConfig) -> str | None:
     network = config.privacy.public_features
     if network == recipes.PUBLIC_NETWORK:
         return f'features of a network that learned from ImageNet ({network})'
-    return f'features of a network that learned from public images, by its user ({network})'
+    if recipes.is_path(network):
+        name = recipes.without_folder(network)
+        return f'features of a network ({name}) that learned from public images, says its user'
+    return f'features of a network of Keras that learned from ImageNet ({network})'
 
 
 def _read_off(config: RunConfig) -> list[str]:
@@ -226,4 +230,6 @@ def _learns_of_records(config: RunConfig) -> str:
     """Which networks a private step updates: one norm and one release for all of their gradient."""
     if config.model.reconstruction == 'generator':
         return 'discriminator and generator'
+    if config.model.discriminator == 'public_heads':
+        return 'heads on the frozen public network; a step sees features of records, not images'
     return 'discriminator'

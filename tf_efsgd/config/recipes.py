@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -114,6 +115,16 @@ def uses_public_features(config: RunConfig) -> bool:
     """Whether features of a public network are used; 'auto' has not chosen yet."""
     privacy = config.privacy
     return privacy.has_warm_start and privacy.public_features not in ('none', 'auto')
+
+
+def is_path(network: str) -> bool:
+    """Whether a value of --public_features is the path of a file."""
+    return os.sep in network or os.path.exists(network)
+
+
+def without_folder(network: str) -> str:
+    """A value of --public_features without where it is on this machine."""
+    return os.path.basename(network.rstrip(os.sep)) if is_path(network) else network
 
 
 def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> RunConfig:

@@ -22,7 +22,7 @@ STAGES = ('stage_2', 'stage_3', 'stage_4', 'stage_5')
 _POOLED_SIZE = 8
 _LARGEST_ACTIVATION = 5.0
 _LEAST_DEVIATION = 1e-2
-_RECORDS_PER_PART = 256
+RECORDS_PER_PART = 256
 
 
 Maps = Mapping[str, tf.Tensor]
@@ -108,28 +108,39 @@ def record_features(
     Args:
       inputs: of the heads.
       images: uint8 [N, H, W, C].
-      path: of a file to keep them in, mapped into memory and readable for its owner alone, outside
-        the run folder; None keeps them in memory.
+      path: of a file to keep them in, outside the run folder. It is mapped into memory and loses
+        its name before anything is written, so nothing is left when the process ends, however it
+        does. None keeps them in memory.
 
     Returns:
       float16 [N, inputs.size].
 
     Raises:
-      OSError: if the file cannot be written.
+      OSError: if there is no room for the file.
     """
     shape = (len(images), inputs.size)
     if path is None:
         features = np.zeros(shape, np.float16)
     else:
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-        os.chmod(path, 0o600)
-        features = np.lib.format.open_memmap(path, 'w+', np.float16, shape)
+        features = _map_without_name(path, shape)
     compute = tf.function(lambda part: tf.cast(inputs(to_float(part)), tf.float16))
-    for start in range(0, len(images), _RECORDS_PER_PART):
-        part = images[start : start + _RECORDS_PER_PART]
-        padded = np.pad(part, [(0, _RECORDS_PER_PART - len(part)), (0, 0), (0, 0), (0, 0)])
+    for start in range(0, len(images), RECORDS_PER_PART):
+        part = images[start : start + RECORDS_PER_PART]
+        padded = np.pad(part, [(0, RECORDS_PER_PART - len(part)), (0, 0), (0, 0), (0, 0)])
         features[start : start + len(part)] = compute(tf.constant(padded)).numpy()[: len(part)]
     return features
+
+
+def _map_without_name(path: str | os.PathLike, shape: tuple[int, int]) -> np.ndarray:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    try:
+        # A file with holes would end the process by a signal when the disk is full.
+        os.posix_fallocate(handle, 0, max(1, math.prod(shape) * np.dtype(np.float16).itemsize))
+        with os.fdopen(handle, 'r+b', closefd=False) as file:
+            return np.memmap(file, np.float16, 'r+', shape=shape)
+    finally:
+        os.unlink(path)
+        os.close(handle)
 
 
 def build_public_heads(

@@ -28,7 +28,7 @@ import tensorflow as tf
 from tf_efsgd.privacy import grid, noise
 from tf_efsgd.privacy.features.grouped import BOUND, COUNT, GROUPS, GroupedFeatures
 
-_RECORDS_PER_PART = 512
+RECORDS_PER_PART = 512
 # A class is never taken for smaller than this part of an even share.
 _SMALLEST_CLASS = 0.01
 
@@ -97,9 +97,9 @@ def sum_over_records(
         tf.constant(grid.class_sum_step(noise_multiplier), tf.float64),
         tf.constant(grid.largest_squared_norm(noise_multiplier), tf.int64),
     )
-    for start in range(0, len(images), _RECORDS_PER_PART):
-        part = images[start : start + _RECORDS_PER_PART]
-        missing = _RECORDS_PER_PART - len(part)
+    for start in range(0, len(images), RECORDS_PER_PART):
+        part = images[start : start + RECORDS_PER_PART]
+        missing = RECORDS_PER_PART - len(part)
         padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)])
         of_part = np.pad(labels[start : start + len(part)], (0, missing), constant_values=-1)
         sums += features.class_sums(

@@ -239,6 +239,6 @@ def _check_release(noted: dict | None, content: bytes, path: pathlib.Path, versi
         )
     if noted['version'] != version:
         raise ReleaseError(
-            f'{path} was released by another version of this program, with other features: resume '
-            'with that version, or start a new run folder.'
+            f'{path} was released by another version of this program, or of its public network, '
+            'with other features: resume with that version, or start a new run folder.'
         )

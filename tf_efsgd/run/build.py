@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from tf_efsgd.config import (
@@ -18,9 +19,14 @@ from tf_efsgd.models import public_network
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.models.public_heads import HeadInputs, HingeLosses, build_public_heads
+from tf_efsgd.models.public_heads import (
+    RECORDS_PER_PART,
+    HeadInputs,
+    HingeLosses,
+    build_public_heads,
+)
 from tf_efsgd.privacy import ledger
-from tf_efsgd.privacy.features import public
+from tf_efsgd.privacy.features import alone, public
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training.gan import EFSGDGan
@@ -86,6 +92,20 @@ def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | 
     )
 
 
+def check_alone(function, photographs: np.ndarray, rows: int) -> None:
+    """Tries on this machine that features of a record are its own, see `features.alone`.
+
+    Raises:
+      ConfigError: if they are not.
+    """
+    reason = alone.why_not_alone(function, photographs, rows)
+    if reason is not None:
+        raise ConfigError(
+            f'The features of --public_features cannot be released here: {reason}. Give another '
+            'network, or --public_features=none.'
+        )
+
+
 def build_gan(
     config: RunConfig, train: Records, network: tf.keras.Model | None = None
 ) -> tuple[EFSGDGan, HeadInputs | None]:
@@ -116,7 +136,9 @@ def build_gan(
             f'--public_features={config.privacy.public_features}.'
         )
     generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
-    inputs = HeadInputs(network, public.public_photographs(train.image_shape), pixels=True)
+    photographs = public.public_photographs(train.image_shape)
+    inputs = HeadInputs(network, photographs, pixels=True)
+    check_alone(inputs, photographs, RECORDS_PER_PART)
     heads = build_public_heads(inputs.shapes, train.num_classes)
     gan = PublicHeadsGan(generator, heads, draw_inputs, inputs, seed=config.training.seed)
     return gan, inputs

@@ -88,19 +88,15 @@ class Context:
     def private_inputs(self) -> np.ndarray:
         """What the private steps see of the records: images, or what the heads see. PRIVATE.
 
-        Features are computed once, into a file of the state folder that is removed at the end.
+        Features are computed once, into a file without a name on the disk of the state folder.
         """
         train = self.dataset.train
         if self.head_inputs is None:
             return train.images
         path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
+        path.unlink(missing_ok=True)  # Of a process that was killed at once.
         print('Looking at the records once through the public network ...', flush=True)
         return public_heads.record_features(self.head_inputs, train.images, path)
-
-    def forget_private_inputs(self) -> None:
-        """Removes the file of `private_inputs`."""
-        path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
-        path.unlink(missing_ok=True)
 
     @property
     def is_private(self) -> bool:

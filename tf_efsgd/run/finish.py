@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_privacy
 
 from tf_efsgd import budget
+from tf_efsgd.config import recipes
 from tf_efsgd.export import saved_model
 from tf_efsgd.reporting import report
 from tf_efsgd.run import evaluate, messages
@@ -38,6 +39,7 @@ def finish(run: Context) -> None:
         config_text=run.config.to_flags(
             dataset=statement['dataset'],
             person=run_folder.public_rule(run.config.data.person),
+            public_features=recipes.without_folder(run.config.privacy.public_features),
             data_dir=None,
             tfds_manual_dir=None,
         ),

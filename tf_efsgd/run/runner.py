@@ -114,7 +114,6 @@ def _prepare(config, given, sources, stack) -> tuple[Context, WarmStart]:
         network,
         head_inputs,
     )
-    stack.callback(context.forget_private_inputs)
     return context, _restore(context, plan)
 
 

@@ -14,8 +14,9 @@ from tf_efsgd.config import ConfigError
 from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.privacy import releases
-from tf_efsgd.privacy.features import grouped, learned, pixels, public
+from tf_efsgd.privacy import class_sums, releases
+from tf_efsgd.privacy.features import learned, pixels, public
+from tf_efsgd.run import build
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
 from tf_efsgd.run.errors import as_config_error
@@ -38,15 +39,17 @@ class WarmStart:
         self._run = run
         plan, train = run.ledger.first_plan, run.dataset.train
         self._plan = plan
+        noise = budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0)
+        self._features = self._make_features(noise[0]) if run.network is not None else None
         self._releases = releases.Releases(
             run.folder,
             run.ledger,
             run.state,
             train.images,
             train.labels,
-            budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0),
+            noise,
             run.new_noise,
-            pixels.VERSION if run.network is None else public.VERSION,
+            pixels.VERSION if self._features is None else self._features.version,
         )
         self._checkpoints = run.folder / run_folder.CHECKPOINTS / 'warm_start'
 
@@ -70,7 +73,7 @@ class WarmStart:
             return
         if run.is_restored and not weight:
             return
-        features = self._features()
+        features = self._features or pixels.FeatureMap(plan.image_shape)
         sums = as_config_error(lambda: self._releases.class_sums(features), releases.ReleaseError)
         if run.is_private and not run.is_restored:
             callbacks.write_epsilon(run.writer(), 0, budget.EpsilonSoFar(run.ledger, 0)(0))
@@ -93,14 +96,14 @@ class WarmStart:
         elif weight:
             run.gan.set_target(targets.SumOfTargets(fitted), weight)
 
-    def _features(self) -> grouped.GroupedFeatures:
-        """Those of the first release."""
+    def _make_features(self, noise_multiplier: float) -> public.PublicFeatures:
+        """Those of the first release, tried on this machine before they see a record."""
         plan = self._plan
-        if self._run.network is None:
-            return pixels.FeatureMap(plan.image_shape)
-        noise = self._releases.noise_multipliers[0]
-        size = public.choose_size(plan.dataset_size, plan.num_classes, noise)
-        return public.PublicFeatures(self._run.network, plan.image_shape, size)
+        size = public.choose_size(plan.dataset_size, plan.num_classes, noise_multiplier)
+        features = public.PublicFeatures(self._run.network, plan.image_shape, size)
+        photographs = public.public_photographs(plan.image_shape)
+        build.check_alone(features, photographs, class_sums.RECORDS_PER_PART)
+        return features
 
     def _continue_without(self, what: str) -> None:
         """After a crash between the charge of a release and its file: it is never made again."""

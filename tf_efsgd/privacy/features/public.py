@@ -19,6 +19,7 @@ sigma_w sqrt(size) / n for n records of it, so there are fewer features where re
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import pathlib
 from collections.abc import Callable, Mapping
@@ -30,7 +31,7 @@ from tf_efsgd.privacy.features.grouped import GroupedFeatures
 from tf_efsgd.privacy.features.kernels import fourier_features
 
 # Of phi: other versions' releases, and those of pixels alone, mean nothing to this one.
-VERSION = 101
+VERSION = 102
 
 Maps = Mapping[str, tf.Tensor]
 
@@ -93,8 +94,21 @@ def _tone(images: tf.Tensor, _: Maps) -> tf.Tensor:
 
 
 def _meaning(_: tf.Tensor, maps: Maps) -> tf.Tensor:
-    means = [tf.reduce_mean(maps[s], [1, 2], keepdims=True) for s in ('stage_4', 'stage_5')]
+    means = [_mean(maps[s]) for s in ('stage_4', 'stage_5')]
     return tf.concat(means, axis=-1)
+
+
+def _mean(values: tf.Tensor) -> tf.Tensor:
+    """Over height and width, [n, 1, 1, C].
+
+    Not by `reduce_mean`, which adds up in another order at another row of a batch: a record's
+    features would depend on its place, by rounding.
+    """
+    return tf.nn.avg_pool2d(values, values.shape[1:3], 1, 'VALID')
+
+
+def _flat_mean(values: tf.Tensor) -> tf.Tensor:
+    return _mean(values)[:, 0, 0]
 
 
 _KERNELS = (
@@ -212,6 +226,15 @@ class PublicFeatures(GroupedFeatures):
         norms = tf.norm(self._standardized(maps) * self._activation_weights, axis=1).numpy()
         self._largest_norm = np.float32(_ROOM * np.median(norms))
 
+    @property
+    def version(self) -> int:
+        """Tells these features from those of another program, network, size or shape."""
+        digest = hashlib.sha256(repr((self.size, self._network.input_shape)).encode())
+        digest.update(self._network.to_json().encode())
+        for weight in self._network.get_weights():
+            digest.update(weight.tobytes())
+        return VERSION * 2**48 + int.from_bytes(digest.digest()[:6], 'big')
+
     def maps(self, images: tf.Tensor) -> Maps:
         """What the network makes of images, float32 [n, H, W, C] in [-1, 1]."""
         return self._network(images, training=False)
@@ -275,7 +298,7 @@ class PublicFeatures(GroupedFeatures):
             for c in (0, columns // 2)
         ]
         values = tf.concat([tf.cos(angles), tf.sin(angles)], axis=-1)
-        means = [tf.reduce_mean(values[:, r, c], axis=[1, 2]) for r, c in quarters]
+        means = [_flat_mean(values[:, r, c]) for r, c in quarters]
         return tf.concat(means, axis=-1) * (len(quarters) * count) ** -0.5
 
 
