@@ -123,7 +123,7 @@ def test_a_grid_holds_one_image_per_cell(channels, columns, rows):
         shown = grid[top : top + cell, left : left + cell]
         np.testing.assert_array_equal(shown[2:-2:factor, 2:-2:factor], image)
         np.testing.assert_array_equal(shown[33, 33], image[0, 0])
-        np.testing.assert_array_equal(shown[30, 29], image[1, 0])
+        np.testing.assert_array_equal(shown[34, 33], image[1, 0])
         frame = np.ones([cell, cell], bool)
         frame[2:-2, 2:-2] = False
         assert (shown[frame] == 255).all()
