@@ -60,6 +60,12 @@ def test_small_gray_images_have_releases_of_pixels_alone():
     # At a small budget each of two releases would be too noisy.
     chosen, _ = _complete(['--target_epsilon=1'], shape=(28, 28, 1))
     assert chosen.privacy.learned_features_share == 0
+    fast = recipes.Speed(0.001, 0.001)
+    chosen, _ = _complete(['--target_epsilon=1'], shape=(28, 28, 1), speed=fast)
+    assert chosen.training.warm_start_steps == 10_000
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1), speed=fast)
+    assert chosen.training.warm_start_steps == 12_000
+    assert chosen.training.learned_features_steps == 8_000
 
 
 def test_without_public_features_colour_has_releases_of_pixels():

@@ -249,15 +249,18 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
 
 # Of the time, for the fit; of the fit's steps, for both releases.
 _SHARE_OF_FIT, _SHARE_OF_BOTH = 0.05, 0.4
-_FEWEST, _MOST_FIT, _MOST_PRIVATE = 100, 20_000, 5_000
+_FEWEST, _MOST_FIT, _MOST_FIT_OF_ONE, _MOST_PRIVATE = 100, 20_000, 10_000, 5_000
 
 
 def _within_minutes(config: RunConfig, given: Collection[str], speed: Speed) -> RunConfig:
     """The numbers of steps that fit into the minutes."""
     seconds = 60.0 * config.training.minutes
     if config.privacy.warm_start_share == 1:
-        fit = _between(_FEWEST, seconds / speed.fit, _MOST_FIT)
-        both = round(_SHARE_OF_BOTH * fit) if config.privacy.learned_features_share else 0
+        has_two = config.privacy.learned_features_share > 0
+        # At a small budget a longer fit follows the noise of what was released.
+        most = _MOST_FIT if has_two else _MOST_FIT_OF_ONE
+        fit = _between(_FEWEST, seconds / speed.fit, most)
+        both = round(_SHARE_OF_BOTH * fit) if has_two else 0
         chosen = {'warm_start_steps': fit - both, 'learned_features_steps': max(1, both)}
     else:
         of_fit, of_private = _SHARE_OF_FIT * seconds, (1.0 - _SHARE_OF_FIT) * seconds
