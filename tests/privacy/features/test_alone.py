@@ -73,6 +73,8 @@ def test_what_mixes_large_batches_alone_is_found_at_the_size_of_the_parts(photog
 def test_another_network_or_size_is_another_version(network):
     one = public.PublicFeatures(network, _SHAPE, 0.2)
     assert one.version == public.PublicFeatures(network, _SHAPE, 0.2).version
+    again = build_public_network(_SHAPE, enlarge=2)  # Keras gives its layers other names.
+    assert one.version == public.PublicFeatures(again, _SHAPE, 0.2).version
     other = build_public_network(_SHAPE, enlarge=1)
     changed = build_public_network(_SHAPE, enlarge=2)
     changed.layers[-1].trainable = False

@@ -229,9 +229,16 @@ class PublicFeatures(GroupedFeatures):
     @property
     def version(self) -> int:
         """Tells these features from those of another program, network, size or shape."""
-        digest = hashlib.sha256(repr((self.size, self._network.input_shape)).encode())
-        digest.update(self._network.to_json().encode())
-        for weight in self._network.get_weights():
+        network = self._network
+        # Without the names of layers, which count what the process has built before.
+        about = (
+            self.size,
+            network.input_shape,
+            sorted((name, tuple(maps.shape)) for name, maps in network.output.items()),
+            [type(layer).__name__ for layer in network.layers],
+        )
+        digest = hashlib.sha256(repr(about).encode())
+        for weight in network.get_weights():
             digest.update(weight.tobytes())
         return VERSION * 2**48 + int.from_bytes(digest.digest()[:6], 'big')
 
