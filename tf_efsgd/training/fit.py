@@ -62,7 +62,10 @@ def fit(
     variables = generator.trainable_variables
     averaged = [AveragedTarget(target) for target in targets]
 
-    @tf.function
+    # Made by the first step, it would be traced twice.
+    optimizer._create_all_weights(variables)
+
+    @tf.function(autograph=False)
     def step(number):
         seeds = tf.random.experimental.stateless_split(tf.stack([seed, number]), 3)
         labels = averaged[0].draw_labels(seeds[0])
