@@ -26,6 +26,10 @@ _OTHER = {
     'person': r'name:^([^_]+)_#=\d',
     'dataset_persons': 456,
     'read_off_records': 'channels,image_size',
+    'bits': 12,
+    'skip_unreadable': True,
+    'cache': False,
+    'cache_dir': '/d',
     'allow_large_delta': True,
     'label': 'Smiling',
     'limit_records': 1234,
@@ -140,6 +144,7 @@ def test_the_text_of_a_config_gives_the_config_again():
     changed = config.RunConfig(**groups)
     # Where the run is, and whether and how to resume, are no part of what would repeat it.
     one_start = ('run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir')
+    one_start += ('cache_dir',)
     wanted = {**_OTHER, **{name: _fields()[name].default for name in one_start}}
     assert _settings(config.from_flagfile(changed.to_flags())) == wanted
 

@@ -1,5 +1,6 @@
 """Data sets of TensorFlow Datasets."""
 
+import functools
 import logging as std_logging
 
 import numpy as np
@@ -99,8 +100,13 @@ def test_celeb_a_schema(test_data):
     builder = tfds._builder('celeb_a', prepared)
     names, partial, get_label = tfds._find_label(builder.info.features, 'celeb_a', 'Eyeglasses')
     assert names == ('not Eyeglasses', 'Eyeglasses')
-    stream = tfds._stream(builder, 'validation', partial, get_label)
-    part = parts.part_of_stream(stream, 1200, 16, 3, str)
+    stream = tfds._stream(builder, 'validation', partial, get_label).take(1200)
+    items = [
+        parts.Item(functools.partial(bytes, image), label, '')
+        for image, label, _ in stream.as_numpy_iterator()
+    ]
+    split = parts.Split('faces', lambda: items, 1200, str, [], area=True)
+    part, _ = parts.part_of_split(split, parts.Wanted(16, 3))
     assert part.images.shape == (1200, 16, 16, 3)
     whole = builder.as_dataset(split='validation', shuffle_files=False).take(1200)
     wanted = [int(record['attributes']['Eyeglasses']) for record in whole.as_numpy_iterator()]
