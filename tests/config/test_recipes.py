@@ -43,6 +43,13 @@ def test_what_was_given_stays():
     assert chosen.model.generator_width == 32 and chosen.training.warm_start_steps == 7
 
 
+def test_a_batch_is_not_larger_than_a_small_data_set():
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1), records=81)
+    assert chosen.privacy.expected_batch_size == 81
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1))
+    assert chosen.privacy.expected_batch_size == 128
+
+
 def test_more_minutes_are_more_steps_up_to_a_limit():
     steps = [
         _complete(['--target_epsilon=10', f'--minutes={m}'])[0].privacy.train_steps

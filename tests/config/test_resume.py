@@ -13,7 +13,7 @@ _MAY_CHANGE = {
     *('microbatch_size', 'log_nonprivate_diagnostics', 'dataset_budget'),
     *('checkpoint_steps', 'log_steps', 'sample_steps', 'evaluate', 'evaluation_images'),
     *('evaluation_runs', 'evaluation_epochs', 'export', 'minutes'),
-    *('skip_unreadable', 'cache'),
+    *('skip_unreadable', 'cache', 'cache_dir'),
 }
 _MECHANISM = {
     *('target_epsilon', 'allow_large_delta', 'noise_multiplier', 'l2_norm_clip'),
@@ -21,7 +21,6 @@ _MECHANISM = {
     *('residual_share', 'feedback_decay', 'feedback_l2_norm_clip', 'clip_fake'),
 }
 _ONE_START = {'run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir'}
-_ONE_START |= {'cache_dir'}
 _PLACES = {'dataset', 'person', 'label'}
 
 _BEFORE = '--noise_multiplier=2\n--dataset=digits'

@@ -144,7 +144,6 @@ def test_the_text_of_a_config_gives_the_config_again():
     changed = config.RunConfig(**groups)
     # Where the run is, and whether and how to resume, are no part of what would repeat it.
     one_start = ('run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir')
-    one_start += ('cache_dir',)
     wanted = {**_OTHER, **{name: _fields()[name].default for name in one_start}}
     assert _settings(config.from_flagfile(changed.to_flags())) == wanted
 

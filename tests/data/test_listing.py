@@ -68,6 +68,21 @@ def test_parts_may_be_called_training_and_testing(tmp_path):
     assert (len(found.train), len(found.test)) == (1, 1)
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    _write(tmp_path, 'car/1.png', 'train/2.png', 'bus/3.png')
+    assert listing.find(tmp_path).class_names == ('bus', 'car', 'train')
+    flat = tmp_path / 'flat'
+    _write(flat, 'train/1.png', 'test/2.png')
+    found = listing.find(flat)
+    assert found.class_names == (listing.ONLY_CLASS,) and len(found.test) == 1
+
+
+def test_a_second_folder_of_the_same_part_is_told(tmp_path):
+    _write(tmp_path, 'train/a/1.png', 'Train/a/2.png')
+    found = listing.find(tmp_path)
+    assert len(found.train) == 1 and '/ (neither train, test nor val)' in found.notes[0]
+
+
 def test_links_are_followed_to_files_and_classes_and_never_in_a_circle(tmp_path):
     elsewhere = tmp_path / 'elsewhere'
     _write(elsewhere, 'c/1.png', 'loose.png')

@@ -225,8 +225,11 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
     if features == 'none' or (features == 'auto' and small_gray):
         # Gray digits and the like: two releases of pixels where the budget is large, one where not.
         two = config.privacy.target_epsilon >= 4
+        # No step is run, but a batch must not be larger than a small data set.
+        batch = min(config.privacy.expected_batch_size, facts.records)
         return {
             **chosen,
+            'expected_batch_size': batch,
             'public_features': 'none',
             'noise_injection': False,
             'generator_width': 64,

@@ -137,7 +137,7 @@ class DataConfig:
         None,
         'The folder, outside the run folder, for decoded images; it takes about as many bytes as '
         'there are pixels after resizing. Default: $XDG_CACHE_HOME/tf_efsgd or ~/.cache/tf_efsgd.',
-        on_resume='one_start',
+        on_resume='may_change',
     )
 
     @property

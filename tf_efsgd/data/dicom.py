@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-from typing import Any
+import os
+from typing import IO, Any
 
 import numpy as np
 
@@ -55,24 +56,33 @@ def _tools() -> Any:
     return pixels
 
 
-def _read(data: bytes, **options) -> Any:
+def _read(file: IO[bytes], **options) -> Any:
     pydicom = _pydicom()
     try:
-        return pydicom.dcmread(io.BytesIO(data), **options)
+        return pydicom.dcmread(file, **options)
     except Exception as error:  # Damaged files raise anything.
         raise DicomError(f'its DICOM header is damaged: {error}') from error
 
 
 def size(data: bytes) -> tuple[int, int]:
     """Height and width that the header declares."""
-    header = _read(data, stop_before_pixels=True)
+    header = _read(io.BytesIO(data), stop_before_pixels=True)
     _check(header)
     return int(header.Rows), int(header.Columns)
 
 
-def patient(data: bytes) -> str:
-    """The PatientID, '' where there is none. It is private."""
-    header = _read(data, stop_before_pixels=True, specific_tags=['PatientID'])
+def patient(path: str | os.PathLike) -> str:
+    """The PatientID of a file, '' where there is none; pixels are not read. It is private.
+
+    Raises:
+      DicomError: if it is no DICOM file, or pydicom is missing.
+      OSError: if it cannot be read.
+    """
+    with open(path, 'rb') as file:
+        if not is_dicom(file.read(HEADER)):
+            raise DicomError('it is no DICOM file')
+        file.seek(0)
+        header = _read(file, stop_before_pixels=True, specific_tags=['PatientID'])
     return str(header.get('PatientID') or '').strip()
 
 
@@ -99,7 +109,7 @@ def decode(data: bytes) -> np.ndarray:
     Raises:
       DicomError: if it has several frames or none, or needs a library that is not there.
     """
-    file = _read(data)
+    file = _read(io.BytesIO(data))
     _check(file)
     try:
         values = file.pixel_array

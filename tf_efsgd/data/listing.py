@@ -141,9 +141,9 @@ def find(
     if classes is not None:
         classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
     ignored, notes = _Ignored(), []
-    train_root, test_root = _parts(root, ignored, notes)
-    roots = [r for r in (train_root, test_root) if r is not None]
     table = table_of(label)
+    train_root, test_root = _parts(root, ignored, notes, table is not None)
+    roots = [r for r in (train_root, test_root) if r is not None]
     if table is not None:
         names, files = _by_table(root, roots, classes, root / pathlib.Path(table).expanduser())
         for part in files:
@@ -174,22 +174,27 @@ def images_below(root: pathlib.Path) -> list[str]:
     """All image files in a folder, whatever their class, sorted; of parts, those to train on."""
     if not root.is_dir():
         return []
-    train_root, _ = _parts(root, _Ignored(), [])
+    train_root, _ = _parts(root, _Ignored(), [], False)
     return [path for path, _ in _Walk(train_root).files]
 
 
 def _parts(
-    root: pathlib.Path, ignored: _Ignored, notes: list[str]
+    root: pathlib.Path, ignored: _Ignored, notes: list[str], has_table: bool
 ) -> tuple[pathlib.Path, pathlib.Path | None]:
     """The folders to train on and to test on; the second is None where there is none."""
-    by_name = {path.name.lower(): path for path in _subfolders(root)}
+    folders = _subfolders(root)
+    by_name = {path.name.lower(): path for path in folders}
     train = next((by_name[name] for name in _TRAIN if name in by_name), None)
-    if train is None or not (_subfolders(train) or _Walk(train).files):
+    # Images right in it are of a class called train, if there are other classes.
+    is_part = train is not None and (
+        bool(_subfolders(train)) or has_table or set(by_name) <= {*_TRAIN, *_TEST, *_VALIDATION}
+    )
+    if not is_part:
         return root, None
     test = next((by_name[name] for name in _TEST if name in by_name), None)
     validation = next((by_name[name] for name in _VALIDATION if name in by_name), None)
     _Walk(root, deep=False).report(ignored)
-    for path in by_name.values():
+    for path in folders:
         if path not in (train, test, validation):
             ignored.add(f'{shown(path.name)}/ (neither train, test nor val)')
     if validation is None:

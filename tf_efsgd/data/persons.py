@@ -156,9 +156,7 @@ def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
 def _patient(path: str) -> str:
     """The PatientID of a DICOM file; '' where there is none."""
     try:
-        with open(path, 'rb') as file:
-            data = file.read()
-        return dicom.patient(data) if dicom.is_dicom(data) else ''
+        return dicom.patient(path)
     except (OSError, dicom.DicomError) as error:
         raise DataError(f'{listing.shown(path)} has no person: {error}') from error
 

@@ -43,6 +43,7 @@ def finish(run: Context) -> None:
             public_features=recipes.without_folder(run.config.privacy.public_features),
             data_dir=None,
             tfds_manual_dir=None,
+            cache_dir=None,
         ),
     )
     found = {'sample picture': samples_png, 'report': page}
