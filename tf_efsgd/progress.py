@@ -54,7 +54,8 @@ class Bar(tqdm.tqdm):
         if self._is_building and not self.disable:
             self._is_building = False
             self.start_t = self.last_print_t = self._time()
-            self.initial = self.last_print_n = self.n = self.n + n
+            self.n: float = self.n + n
+            self.initial = self.last_print_n = self.n
             return self.refresh()
         return super().update(n)
 

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shlex
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,9 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
     """
     data, privacy = config.data, config.privacy
     places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir')}
-    whole = {name: _whole(path) for name, path in places.items() if path is not None}
+    whole: dict[str, Any] = {
+        name: _whole(path) for name, path in places.items() if path is not None
+    }
     scheme, _, path = data.dataset.partition(':')
     if _folder_of_records(config) is not None:
         whole['dataset'] = f'{scheme}:{_whole(path)}'
