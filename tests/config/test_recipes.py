@@ -31,7 +31,9 @@ def test_a_colour_folder_and_an_epsilon_are_enough():
     assert chosen.privacy.train_steps == 3400
     assert chosen.training.warm_start_steps == 450
     assert chosen.training.discriminator_steps == 1
+    assert chosen.model.generator == 'skip'
     assert 'auto' not in (measured.privacy.public_features, measured.model.discriminator)
+    assert measured.model.generator == 'skip'
     assert config.from_flagfile(chosen.to_flags()) == chosen
 
 
@@ -60,6 +62,7 @@ def test_small_gray_images_have_releases_of_pixels_alone():
     chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1))
     assert chosen.privacy.public_features == 'none'
     assert chosen.model.discriminator == 'pixels'
+    assert chosen.model.generator == 'plain'
     assert chosen.privacy.warm_start_share == 1
     assert chosen.privacy.learned_features_share == 0.5
     fitted = chosen.training.warm_start_steps + chosen.training.learned_features_steps

@@ -14,6 +14,7 @@ _CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / 'configs').glob
 _OTHER = {
     'public_features': 'MobileNetV2',
     'discriminator': 'public_heads',
+    'generator': 'skip',
     'minutes': 7,
     'dataset': 'folder:/some where/#1=x',
     'data_dir': '/a',

@@ -180,7 +180,11 @@ def _without_auto(config: RunConfig, facts: Facts) -> RunConfig:
     if discriminator == 'auto':
         can = features != 'none' and privacy.has_warm_start and model.reconstruction != 'generator'
         discriminator = 'public_heads' if can else 'pixels'
-    return _with(config, {'public_features': features, 'discriminator': discriminator})
+    generator = model.generator
+    if generator == 'auto':
+        generator = 'skip' if discriminator == 'public_heads' else 'plain'
+    chosen = {'public_features': features, 'discriminator': discriminator, 'generator': generator}
+    return _with(config, chosen)
 
 
 # What a recipe may choose.

@@ -373,6 +373,14 @@ class ModelConfig:
         below=1.0,
     )
 
+    generator: str = string(
+        'auto',
+        'How the generator is built. plain: latents and label enter at the lowest resolution. '
+        'skip: they enter at every one, and each adds to the image, so that colours vary. auto: '
+        'skip with --discriminator=public_heads, else plain.',
+        choices=('auto', 'skip', 'plain'),
+        earlier='plain',
+    )
     discriminator: str = string(
         'auto',
         'What the discriminator sees. pixels: images, which it learns from scratch; public_heads: '

@@ -108,7 +108,7 @@ def sum_over_records(
     return sums
 
 
-@tf.function
+@tf.function(autograph=False)
 def _integers(shape, step_noise):
     """In a graph: the key is an argument there, never a constant."""
     # The source is used for nothing else, so there are no purposes to tell apart.

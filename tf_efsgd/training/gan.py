@@ -184,6 +184,10 @@ class EFSGDGan(PrivateModel, Schedule):
         super()._check_networks()
         refuse_other_precision(self.generator)
 
+    def _make_slots(self) -> None:
+        super()._make_slots()
+        self.generator_optimizer._create_all_weights(self.generator.trainable_variables)
+
     def _measured_sums_of_share(self, images, labels, draws) -> dict[str, tf.Tensor]:
         outputs = self.discriminator(images, training=False)
         logits = self._losses.realness(outputs[LOGITS], labels)
@@ -217,15 +221,17 @@ class EFSGDGan(PrivateModel, Schedule):
         # All-reduced already: every replica has the same.
         logs = {k: strategy.experimental_local_results(v)[0] for k, v in logs.items()}
         self._count_private_step(logs['fake_accuracy'])
-        if self._generator_is_due():
-            strategy.run(self.generator_step)
-            self._after_generator_step()
+        tf.cond(self._generator_is_due(), self._whole_generator_step, lambda: None)
         return {
             **logs,
             'fake_accuracy_average': tf.identity(self.fake_accuracy),
             'discriminator_steps': tf.identity(self.discriminator_steps),
             'generator_steps': tf.identity(self.generator_steps),
         }
+
+    def _whole_generator_step(self) -> None:
+        self.distribute_strategy.run(self.generator_step)
+        self._after_generator_step()
 
     def discriminator_step(self, records, step_noise) -> dict[str, tf.Tensor]:
         """The private step, in a replica context: clip, all-reduce, release, feed back, update."""

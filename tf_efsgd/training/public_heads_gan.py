@@ -62,9 +62,6 @@ class PublicHeadsGan(EFSGDGan):
         self._wrong_class_weight = wrong_class_weight
         kwargs = {'adaptive_discriminator_steps': False, 'discriminator_steps': 1, **kwargs}
         super().compile(*args, generated_per_step=generated, **kwargs)
-        # Variables that the first step would make would have it traced twice, at 10 s each.
-        self.generator_optimizer._create_all_weights(self.generator.trainable_variables)
-        self.discriminator_optimizer._create_all_weights(self.private_variables)
 
     def _records_to_float(self, records: tf.Tensor) -> tf.Tensor:
         return tf.cast(records, tf.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import dp_accounting
@@ -54,6 +55,8 @@ def calibrate_unsampled_noise_multiplier(
     return math.sqrt(steps) / mu
 
 
+# Of what a process asks for again, as a planner and a table of runs do.
+@functools.lru_cache(maxsize=256)
 def calibrate_noise_multiplier(
     target_epsilon: float,
     target_delta: float,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ from tf_efsgd.privacy.accounting.renyi_filter import RenyiFilter
 
 # Above this epsilon nobody needs the tighter bound.
 NO_PRIVACY = 500.0
+# A run asks for the same epsilon for its plan, its progress and its statement; PLD takes a second.
+_REMEMBERED = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Epsilon:
         return 'PLD' if self.pld <= self.rdp else 'RDP'
 
 
+@functools.lru_cache(maxsize=_REMEMBERED)
 def compute_epsilon(
     event: dp_accounting.DpEvent,
     steps: int,
@@ -89,13 +93,18 @@ def compute_epsilon(
     parts = parts_of(event, steps, warm_start)
     if not parts:
         return Epsilon(pld=0.0, rdp=0.0)
-    by_rdp = rdp_epsilon_of(parts, delta)
+    by_rdp = _rdp_of_steps(event, steps, delta, warm_start)
     if all(is_unsampled(one) and one.noise_multiplier > 0 for one, _ in parts):
         return Epsilon(pld=math.inf, rdp=by_rdp, closed_form=_closed_form(parts, delta))
     if NO_PRIVACY < by_rdp < math.inf:
         return Epsilon(pld=math.inf, rdp=by_rdp)
     by_pld = float(PldAccountant().compose(compose(parts)).get_epsilon(delta))
     return Epsilon(pld=by_pld, rdp=by_rdp)
+
+
+@functools.lru_cache(maxsize=_REMEMBERED)
+def _rdp_of_steps(event, steps, delta, warm_start) -> float:
+    return rdp_epsilon_of(parts_of(event, steps, warm_start), delta)
 
 
 def _closed_form(parts, delta: float) -> float:
@@ -213,7 +222,7 @@ class EpsilonMeter:
         """Returns an upper bound on the epsilon of `steps` steps (0 to the planned number)."""
         if steps == 0 or is_unsampled(self._event):
             return compute_epsilon(self._event, steps, self._delta, self._warm_start).headline
-        by_rdp = rdp_epsilon_of(parts_of(self._event, steps, self._warm_start), self._delta)
+        by_rdp = _rdp_of_steps(self._event, steps, self._delta, self._warm_start)
         position = bisect.bisect_left(self._grid, steps)
         if position == len(self._grid):
             return float(by_rdp)

@@ -55,7 +55,7 @@ class GroupedFeatures(tf.Module):
         count = tf.fill([tf.shape(images)[0], 1], COUNT)
         return _bounded(tf.concat([*groups, count], axis=-1))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def class_sums(
         self,
         images: tf.Tensor,
