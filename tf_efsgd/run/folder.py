@@ -70,7 +70,7 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         was: the hash of the settings holds it.
     """
     data, privacy = config.data, config.privacy
-    places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir')}
+    places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir', 'cache_dir')}
     whole = {name: _whole(path) for name, path in places.items() if path is not None}
     scheme, _, path = data.dataset.partition(':')
     if _folder_of_records(config) is not None:
