@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import json
 import math
@@ -27,6 +26,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
+
+from tf_efsgd import files
 
 SUFFIX = '.images'
 _MAGIC = b'tfefsgd1'
@@ -262,7 +263,9 @@ class FileRows(Rows):
             prefix=f'.{place.path.name}{_TEMPORARY}', dir=place.folder
         )
         self._file = open(handle, 'r+b')
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # It tells others that this is no left-over; without locks nobody removes left-overs.
+        with contextlib.suppress(OSError):
+            files.lock(handle, self._path)
         self._last = tempfile.TemporaryFile(dir=place.folder)
         self._shape: tuple[int, ...] | None = None
         self._counts = [0, 0]
@@ -355,7 +358,7 @@ def _remove_left_over(place: Place) -> None:
 def _remove_unless_written(path: pathlib.Path) -> bool:
     try:
         with open(path, 'rb') as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file, path)
             path.unlink()
     except OSError:
         return False

@@ -71,7 +71,7 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         was: the hash of the settings holds it.
     """
     data, privacy = config.data, config.privacy
-    places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir')}
+    places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir', 'cache_dir')}
     whole: dict[str, Any] = {
         name: _whole(path) for name, path in places.items() if path is not None
     }
