@@ -6,6 +6,7 @@ import re
 import setuptools
 
 _HERE = pathlib.Path(__file__).parent
+_SERVING = 'tensorflow-serving-api>=2.15.1,<2.16'
 
 
 def _version():
@@ -78,7 +79,10 @@ setuptools.setup(
             'mpmath>=1.2',
             'ruff>=0.5',
             'mypy>=1.8',
+            _SERVING,
         ],
+        # Requests that warm a server up, in each export; and gRPC clients.
+        'serving': [_SERVING],
         'report': ['matplotlib>=3.7'],
         # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
         'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],

@@ -16,7 +16,8 @@ _EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'version']
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _ROOMS = {
-    '': ['models', 'privacy', 'training', 'data'],
+    '': ['models', 'privacy', 'training', 'data', 'budget', 'config', 'synthesizer'],
+    'synthesizer': ['run', 'export', 'config'],
     **dict.fromkeys(_EVERYBODYS, []),
     'cli': [
         'run',
@@ -86,7 +87,9 @@ _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'ke
 _WITHOUT = dict.fromkeys(
     ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mechanism']
     + ['privacy.run_state', 'privacy.seen_records', 'budget', 'config', 'reporting', 'rounding']
-    + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder'],
+    + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder']
+    + ['cli.helps', 'cli.verify', 'run.verify', 'export.checksums', 'export.names']
+    + ['export.versions'],
     _TENSORFLOW,
 )
 

@@ -19,7 +19,7 @@ class Bar(tqdm.tqdm):
     """
 
     def __init__(self, iterable=None, **options):
-        is_watched = sys.stderr.isatty()
+        is_watched = _is_watched()
         super().__init__(
             iterable,
             mininterval=_WATCHED if is_watched else _UNWATCHED,
@@ -28,6 +28,11 @@ class Bar(tqdm.tqdm):
             dynamic_ncols=is_watched,
             **options,
         )
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees the bar move: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
 
 def progress_bar(name: str | None, total: int) -> Bar:

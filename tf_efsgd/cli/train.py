@@ -15,6 +15,8 @@ _HOW_TO_CONTINUE = (
     '--resume (and the same --state_dir, if one was given), RUN being the run folder.'
 )
 
+_FIRST = ['dataset', 'target_epsilon', 'minutes', 'image_size', 'run_dir', 'resume']
+
 
 def _main() -> None:
     logging.set_verbosity(logging.WARNING)
@@ -38,4 +40,4 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, config.define_flags)
+    arguments.start(_main, config.define_flags, positional=arguments.PATH, first=_FIRST)
