@@ -16,8 +16,12 @@ _EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'terminal', 'version'
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _ROOMS = {
-    '': ['models', 'privacy', 'training', 'data', 'python_312'],
+    '': [
+        *('models', 'privacy', 'training', 'data', 'budget', 'config', 'synthesizer'),
+        'python_312',
+    ],
     'python_312': [],
+    'synthesizer': ['run', 'export', 'config'],
     **dict.fromkeys(_EVERYBODYS, []),
     'cli': [
         'run',
@@ -89,7 +93,9 @@ _WITHOUT = dict.fromkeys(
     + ['privacy.run_state', 'privacy.seen_records', 'budget', 'config', 'reporting', 'rounding']
     + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder']
     + ['cli.check', 'cli.cache', 'data.pictures', 'data.dicom', 'data.listing', 'data.survey']
-    + ['data.cache', 'data.records'],
+    + ['data.cache', 'data.records']
+    + ['cli.helps', 'cli.verify', 'run.verify', 'export.checksums', 'export.names']
+    + ['export.versions'],
     _TENSORFLOW,
 )
 

@@ -18,6 +18,7 @@ from helpers import read_page, tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config, rounding
+from tf_efsgd.export import checksums, versions, warmup
 from tf_efsgd.privacy import accounting
 from tf_efsgd.run import checkpoints
 from tf_efsgd.training import callbacks as monitoring
@@ -52,6 +53,9 @@ _FILES = {
     'export/1/variables/variables.index',
     'export/1/variables/variables.<data>',
     'export/1/assets.extra/privacy_statement.json',
+    'export/1/assets.extra/SHA256SUMS',
+    *(['export/1/assets.extra/tf_serving_warmup_requests'] if warmup.is_possible() else []),
+    'export/1/assets/class_names.txt',
     'nonprivate/logs/evaluation/<events>',
     'nonprivate/metrics.html',
     'nonprivate/metrics.json',
@@ -202,9 +206,21 @@ def test_what_is_planted_in_the_logs_is_not_in_the_report(finished, tmp_path):
 
 def test_the_export_is_the_trained_generator(finished):
     folder = finished[0]
-    serve = tf.saved_model.load(str(folder / 'export' / '1')).signatures['serving_default']
+    loaded = tf.saved_model.load(str(folder / 'export' / '1'))
+    serve = loaded.signatures['serving_default']
     images = serve(labels=tf.range(10))['images']
     assert images.shape == (10, 8, 8, 1)
+    latents = tf.tile(tf.random.normal([1, 4]), [10, 1])
+    of_latents = loaded.signatures['from_latent']
+    # One latent, one image, whatever stands beside it.
+    alone, beside = (
+        of_latents(labels=tf.zeros([n], tf.int32), latents=latents[:n]) for n in (1, 9)
+    )
+    np.testing.assert_allclose(beside['images'], tf.tile(alone['images'], [9, 1, 1, 1]), atol=1e-5)
+    statement = tiny_run.statement(folder)
+    assert statement['class_names'] == list('0123456789')
+    assert len(statement['generator_sha256']) == 64
+    assert checksums.differences(folder / 'export' / '1', versions.CHECKSUMS) == []
     reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'step_000008' / 'variables'))
     averages = [
         reader.get_tensor(name)
