@@ -54,7 +54,15 @@ def finish(run: Context) -> None:
 
 
 def _statement(run: Context) -> dict:
-    statement = budget.make_statement(run.config, run.ledger, run.private_steps, _software())
+    config = run.config
+    statement = budget.make_statement(
+        run.ledger,
+        run.private_steps,
+        _software(),
+        data=config.data,
+        privacy=config.privacy,
+        model=config.model,
+    )
     if 'not_covered' in statement:  # Without privacy nothing is.
         statement['not_covered'].append(run.other_runs.not_covered)
     return {**statement, **run.other_runs.to_statement()}
