@@ -64,6 +64,8 @@ setuptools.setup(
         # TF Privacy 0.9.0 holds packaging at 22, which later ones do not take.
         'wheel<0.46',
         'numpy>=1.23.5,<2',
+        # What TensorFlow does not decode, or does not show as a person sees it.
+        'pillow>=9.2',
         'scikit-learn>=1.2,<2',
         'scipy>=1.9,<2',
         'attrs>=22',
@@ -80,6 +82,7 @@ setuptools.setup(
             'mypy>=1.8',
         ],
         'report': ['matplotlib>=3.7'],
+        'dicom': ['pydicom>=2.4,<4'],
         # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
         'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],
     },

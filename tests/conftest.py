@@ -74,6 +74,7 @@ def pytest_sessionstart(session):
     del session
     # What runs remember outside their folders.
     os.environ['XDG_STATE_HOME'] = tempfile.mkdtemp(prefix='tf_efsgd-tests-')
+    os.environ['XDG_CACHE_HOME'] = os.environ['XDG_STATE_HOME']
     try:
         import tensorflow as tf
     except ImportError:  # Tests of what needs no TensorFlow still run.

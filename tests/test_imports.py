@@ -90,7 +90,9 @@ _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'ke
 _WITHOUT = dict.fromkeys(
     _ACCOUNT
     + ['privacy.run_state', 'privacy.seen_records', 'budget', 'config', 'reporting', 'rounding']
-    + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder'],
+    + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder']
+    + ['cli.check', 'cli.cache', 'data.pictures', 'data.dicom', 'data.listing', 'data.survey']
+    + ['data.cache', 'data.records'],
     _TENSORFLOW,
 )
 

@@ -8,13 +8,18 @@ import platform
 from collections.abc import Mapping
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    is_limited = hasattr(os, 'sched_getaffinity')
+    return len(os.sched_getaffinity(0)) if is_limited else os.cpu_count() or 1
+
+
 def machine() -> dict[str, object]:
     """Facts about this machine, by name: cores, processor, GPUs and versions."""
     import tensorflow as tf
 
-    is_limited = hasattr(os, 'sched_getaffinity')
     return {
-        'cores': len(os.sched_getaffinity(0)) if is_limited else os.cpu_count(),
+        'cores': cores(),
         'processor': _processor(),
         'gpus': len(tf.config.list_physical_devices('GPU')),
         'tensorflow': tf.__version__,

@@ -30,7 +30,7 @@ class Bar(tqdm.tqdm):
         )
 
 
-def progress_bar(name: str | None, total: int) -> Bar:
+def progress_bar(name: str | None, total: int, *, delay: float = 0.0) -> Bar:
     """A bar that moves by `update`.
 
     It shows no counts: how many records there are may be private.
@@ -38,10 +38,12 @@ def progress_bar(name: str | None, total: int) -> Bar:
     Args:
       name: what it is called; None draws none.
       total: how far it goes.
+      delay: seconds before it is drawn: what ends earlier draws none.
     """
     return Bar(
         total=total,
         desc=name,
         bar_format='{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}',
         disable=name is None,
+        delay=delay,
     )

@@ -31,7 +31,9 @@ def test_a_colour_folder_and_an_epsilon_are_enough():
     assert chosen.privacy.train_steps == 3400
     assert chosen.training.warm_start_steps == 450
     assert chosen.training.discriminator_steps == 1
+    assert chosen.model.generator == 'skip'
     assert 'auto' not in (measured.privacy.public_features, measured.model.discriminator)
+    assert measured.model.generator == 'skip'
     assert config.from_flagfile(chosen.to_flags()) == chosen
 
 
@@ -39,6 +41,13 @@ def test_what_was_given_stays():
     lines = ['--target_epsilon=10', '--generator_width=32', '--seed=3']
     chosen, _ = _complete([*lines, '--warm_start_steps=7'])
     assert chosen.model.generator_width == 32 and chosen.training.warm_start_steps == 7
+
+
+def test_a_batch_is_not_larger_than_a_small_data_set():
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1), records=81)
+    assert chosen.privacy.expected_batch_size == 81
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1))
+    assert chosen.privacy.expected_batch_size == 128
 
 
 def test_more_minutes_are_more_steps_up_to_a_limit():
@@ -53,6 +62,7 @@ def test_small_gray_images_have_releases_of_pixels_alone():
     chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1))
     assert chosen.privacy.public_features == 'none'
     assert chosen.model.discriminator == 'pixels'
+    assert chosen.model.generator == 'plain'
     assert chosen.privacy.warm_start_share == 1
     assert chosen.privacy.learned_features_share == 0.5
     fitted = chosen.training.warm_start_steps + chosen.training.learned_features_steps

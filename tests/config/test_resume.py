@@ -13,6 +13,7 @@ _MAY_CHANGE = {
     *('microbatch_size', 'log_nonprivate_diagnostics', 'dataset_budget'),
     *('checkpoint_steps', 'log_steps', 'sample_steps', 'evaluate', 'evaluation_images'),
     *('evaluation_runs', 'evaluation_epochs', 'export', 'minutes'),
+    *('skip_unreadable', 'cache', 'cache_dir'),
 }
 _MECHANISM = {
     *('target_epsilon', 'allow_large_delta', 'noise_multiplier', 'l2_norm_clip'),
@@ -20,7 +21,7 @@ _MECHANISM = {
     *('residual_share', 'feedback_decay', 'feedback_l2_norm_clip', 'clip_fake'),
 }
 _ONE_START = {'run_dir', 'resume', 'change_mechanism', 'resume_unverified', 'state_dir'}
-_PLACES = {'dataset', 'person'}
+_PLACES = {'dataset', 'person', 'label'}
 
 _BEFORE = '--noise_multiplier=2\n--dataset=digits'
 
@@ -58,6 +59,10 @@ def _other(field):
     return {'boolean': not field.default, 'string': 'other', 'integer': 777, 'float': 0.777}[kind]
 
 
+# Without a value of theirs, which earlier versions did not have.
+_WITH_EARLIER = {'dataset', 'public_features', 'discriminator', 'generator'}
+
+
 def test_every_setting_has_its_rule():
     assert _names('may_change') == _MAY_CHANGE
     assert _names('mechanism') == _MECHANISM
@@ -86,8 +91,11 @@ def test_the_hash_holds_what_every_start_shares(name):
 
 def test_the_hash_is_of_these_lines_in_their_order():
     settings = config.from_flagfile(f'{_BEFORE}\n--person=csv:/a/b.csv\n--images_per_person=3')
+    labels = config.from_flagfile(f'{_BEFORE}\n--label=csv:/a/c.csv')
+    moved = config.from_flagfile(f'{_BEFORE}\n--label=csv:/d/e.csv')
+    assert config.settings_hash(labels) == config.settings_hash(moved)
     # What earlier versions did is no line.
-    free = _MAY_CHANGE | _MECHANISM | _ONE_START | {'dataset', 'public_features', 'discriminator'}
+    free = _MAY_CHANGE | _MECHANISM | _ONE_START | _WITH_EARLIER
 
     def is_free(line):
         name = line.split('=')[0].strip().removeprefix('--')
@@ -125,6 +133,8 @@ def test_the_hash_of_a_ledger_that_was_written_before_is_found_again():
         ('person', 'csv:/a/b.csv', 'csv'),
         ('person', 'name:^(.)', 'name:^(.)'),
         ('person', None, None),
+        ('label', 'csv:/a/b.csv', 'csv'),
+        ('label', 'Smiling', 'Smiling'),
         ('data_dir', 'folder:/a', 'folder:/a'),
     ],
 )

@@ -14,6 +14,7 @@ _CONFIGS = sorted((pathlib.Path(__file__).resolve().parents[2] / 'configs').glob
 _OTHER = {
     'public_features': 'MobileNetV2',
     'discriminator': 'public_heads',
+    'generator': 'skip',
     'minutes': 7,
     'dataset': 'folder:/some where/#1=x',
     'data_dir': '/a',
@@ -25,6 +26,10 @@ _OTHER = {
     'person': r'name:^([^_]+)_#=\d',
     'dataset_persons': 456,
     'read_off_records': 'channels,image_size',
+    'bits': 12,
+    'skip_unreadable': True,
+    'cache': False,
+    'cache_dir': '/d',
     'allow_large_delta': True,
     'label': 'Smiling',
     'limit_records': 1234,

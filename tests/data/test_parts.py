@@ -17,7 +17,7 @@ from tf_efsgd.data import load, parts
 
 
 def test_colour_after_the_first_batch_makes_all_rgb(tmp_path):
-    count = parts._DECODE_BATCH + 5
+    count = parts._BATCH + 5
     files = {'a': grey_files(count, 0), 'b': {'c.png': png(noise_images(6, 6, 3))}}
     loaded = load.load(write_train(tmp_path, files))
     assert loaded.train.images.shape == (count + 1, 6, 6, 3)
@@ -37,7 +37,7 @@ def test_an_unreadable_image_is_named(tmp_path, fault, place):
     error_of([str(tmp_path / 'b' / place), 'cannot read'], dataset, image_size=5)
 
 
-@pytest.mark.parametrize('count', [3, parts._DECODE_BATCH])
+@pytest.mark.parametrize('count', [3, parts._BATCH])
 def test_images_of_two_sizes_need_image_size(tmp_path, count):
     files = {**grey_files(count, 0), 'odd.png': png(grey_image(1, 7, 9, 1))}
     dataset = write_train(tmp_path, {'a': files})

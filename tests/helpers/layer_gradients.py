@@ -147,14 +147,15 @@ def model_of_transposed():
     )
 
 
-def encoder_and_decoder():
+def encoder_and_decoder(architecture='plain'):
     """Two networks that records go through one after the other, the second this package's own."""
     tf.keras.utils.set_random_seed(5)
     encoder = model_of(KERAS.Dense(4, activation='tanh'), [6])
-    decoder = build_generator((8, 8, 1), 3, latent_dim=4, width=8)
+    decoder = build_generator((8, 8, 1), 3, latent_dim=4, width=8, architecture=architecture)
     rng = np.random.default_rng(1)
-    # No weight is zero: injected noise acts, and biases count.
-    decoder.set_weights([rng.normal(size=w.shape) * 0.5 for w in decoder.get_weights()])
+    # No weight is zero: injected noise acts, and biases count. No image is saturated.
+    scale = {'plain': 0.5, 'skip': 0.25}[architecture]
+    decoder.set_weights([rng.normal(size=w.shape) * scale for w in decoder.get_weights()])
     records = {
         'x': rng.normal(size=[5, 6]).astype(np.float32),
         'labels': np.int32([0, 2, 1, 1, 0]),

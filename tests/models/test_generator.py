@@ -22,9 +22,9 @@ def _with_noise(model):
     return model
 
 
-@pytest.fixture(scope='module')
-def generator():
-    return _with_noise(_build(16))
+@pytest.fixture(scope='module', params=generators.ARCHITECTURES)
+def generator(request):
+    return _with_noise(_build(16, architecture=request.param))
 
 
 @pytest.fixture
@@ -32,12 +32,15 @@ def inputs(generator):
     return generators.draw_inputs(generator, tf.constant([0, 1, 2]), tf.constant([1, 2]))
 
 
+@pytest.mark.parametrize('architecture', generators.ARCHITECTURES)
 @pytest.mark.parametrize('channels', [1, 3])
 @pytest.mark.parametrize('size', [4, 7, 8, 28, 32, 64])
-def test_images_have_the_asked_shape_and_range(size, channels):
-    model = _build(size, channels)
+def test_images_have_the_asked_shape_and_range(size, channels, architecture):
+    model = _build(size, channels, architecture=architecture)
     # Far from usual: only a bounded output stays in range.
-    model.layers[-1].set_weights([100 * w for w in model.layers[-1].get_weights()])
+    for layer in model.layers:
+        if isinstance(layer, tf.keras.layers.Conv2D) and layer.filters == channels:
+            layer.set_weights([100 * w for w in layer.get_weights()])
     images = model(generators.draw_inputs(model, tf.constant([0, 2]))).numpy()
     assert images.shape == (2, size, size, channels)
     assert images.dtype == np.float32
@@ -56,6 +59,27 @@ def test_latents_outweigh_labels_unless_a_warm_start_follows():
     from_scratch = spread(generators.EMBEDDING_STDDEV)
     fitted = spread(generators.EMBEDDING_STDDEV_FOR_WARM_START)
     assert from_scratch < 0.05 < 0.5 < fitted
+
+
+@pytest.mark.parametrize('scale', ['lowest', 'highest'])
+def test_with_skips_every_resolution_adds_to_the_image(scale):
+    model = _build(16, architecture='skip')
+    to_image = [
+        layer
+        for layer in model.layers
+        if isinstance(layer, tf.keras.layers.Conv2D) and layer.filters == 1
+    ]
+    assert len(to_image) == 3  # 4, 8 and 16 pixels.
+    inputs = generators.draw_inputs(model, tf.constant([0, 1]), tf.constant([1, 2]))
+    before = model(inputs).numpy()
+    layer = to_image[0 if scale == 'lowest' else -1]
+    layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    assert np.abs(model(inputs).numpy() - before).max() > 1e-3
+
+
+def test_an_architecture_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match='plain or skip. Received: other'):
+        _build(architecture='other')
 
 
 def _is_reachable(size):

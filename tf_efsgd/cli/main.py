@@ -11,11 +11,13 @@ from tf_efsgd.version import __version__
 COMMANDS = {
     'train': 'Train a differentially private generator, or resume a run.',
     'plan': 'Show what a privacy budget buys before it is spent, or what a ledger spent.',
+    'check': 'Look at your images: what is read, what is not, what to expect.',
     'evaluate': "Measure a run's generator against real images.",
     'audit': 'Attack the mechanism, and compare what that proves with the account.',
     'bench': 'Measure time and memory of the private step on this machine.',
     'results': 'Run a grid of experiments and write its table.',
     'state': 'List and remove what is remembered of runs outside their folders.',
+    'cache': 'List and remove decoded images that are kept for later starts.',
 }
 
 _HELP = """\

@@ -2,6 +2,7 @@
 
   python -m tf_efsgd.plan --flagfile=mnist.flags --dataset_size=60000 --plot=plan.png
   python -m tf_efsgd.plan --target_epsilon=10 --dataset_size=60000 --train_steps=10000
+  python -m tf_efsgd.plan --dataset=folder:PATH --target_epsilon=10
   python -m tf_efsgd.plan --ledger=RUN/ledger.jsonl
 
 It takes all flags of tf_efsgd.launch and looks at those about privacy. --error_feedback=hidden
@@ -11,14 +12,19 @@ plans the published variant, whose error buffer has no noise.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from absl import flags, logging
 
 from tf_efsgd import config
 from tf_efsgd.budget import picture, text
 from tf_efsgd.budget.forecast import forecast
-from tf_efsgd.cli import arguments
+from tf_efsgd.cli import arguments, check
+from tf_efsgd.config import recipes
 from tf_efsgd.privacy.ledger import Ledger
+
+# Seconds of a step on two cores, where nothing is measured.
+_ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -58,7 +64,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     )
     return [
         *(field.name for field in dataclasses.fields(config.PrivacyConfig)),
-        *('dataset_size', 'images_per_person', 'dataset_persons'),
+        *('dataset', 'dataset_size', 'images_per_person', 'dataset_persons', 'classes', 'label'),
+        *('bits', 'image_size', 'channels', 'limit_records', 'minutes'),
         *('parameters', 'plot', 'ledger', 'ledger_entries'),
     ]
 
@@ -89,10 +96,13 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
         if flag_values.plot is not None:
             raise config.ConfigError('--plot draws a plan, not a ledger: leave one of them out.')
         return text.format_ledger(Ledger.read(flag_values.ledger), flag_values.ledger_entries)
+    if flag_values.dataset_size is None and flag_values['dataset'].value.startswith('folder:'):
+        return _of_folder(flag_values)
     settings = settings_from_flags(flag_values)
     if flag_values.dataset_size is None or flag_values.dataset_size < 1:
         raise config.ConfigError(
-            '--dataset_size is missing: the number of training records, e.g. 60000 for mnist.'
+            '--dataset_size is missing: the number of training records, e.g. 60000 for mnist, or '
+            'give --dataset=folder:PATH to have them counted.'
         )
     if flag_values.plot is not None:
         arguments.check_picture_path('plot', flag_values.plot)
@@ -114,6 +124,58 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
         picture.plot(plan, flag_values.plot)
         lines += f'\n\nPicture: {flag_values.plot}'
     return lines
+
+
+def _of_folder(flag_values: flags.FlagValues) -> str:
+    """What is in a folder, what a run on it chooses by itself, and what that spends.
+
+    Raises:
+      ConfigError: if a flag is wrong or the folder cannot be used.
+    """
+    run_config = config.from_flags(flag_values)
+    if not run_config.privacy.private:
+        raise config.ConfigError('--noprivate spends nothing: there is nothing to plan.')
+    found = check.look(flag_values)
+    side = run_config.data.image_size or recipes.image_size(found.usual_side) or found.usual_side
+    channels = run_config.data.channels or found.channels
+    records = min(found.trained_on, run_config.data.limit_records or found.trained_on)
+    given = config.given_flags(flag_values)
+    facts = recipes.Facts(records, len(found.class_names), (side, side, channels))
+    chosen = recipes.complete(run_config, given, facts, lambda _: _ASSUMED_SPEED)
+    lines = [
+        *found.lines(),
+        f'About {records:,} of them are trained on, as {side}x{side}x{channels}.',
+        *_recipe(run_config, chosen, given),
+    ]
+    persons = run_config.data.images_per_person
+    if persons is not None and run_config.data.dataset_persons is None:
+        return '\n'.join(
+            [*lines, 'Give --dataset_persons, about how many persons there are, for epsilon.']
+        )
+    plan = forecast(
+        chosen.privacy, records, flag_values.parameters, persons, run_config.data.dataset_persons
+    )
+    text_of_plan = text.format_forecast(plan, flag_values.parameters)
+    if flag_values.plot is not None:
+        arguments.check_picture_path('plot', flag_values.plot)
+        picture.plot(plan, flag_values.plot)
+        text_of_plan += f'\n\nPicture: {flag_values.plot}'
+    return '\n'.join(lines) + f'\n\n{text_of_plan}'
+
+
+def _recipe(
+    given_config: config.RunConfig, chosen: config.RunConfig, given: Collection[str]
+) -> list[str]:
+    """What a run chooses where nobody gave it, and how long it takes."""
+    if not recipes.is_open(given_config, given):
+        return ['Nothing is left to choose: the recipe was given.']
+    known = given_config.to_flags().splitlines()
+    values = [line for line in chosen.to_flags().splitlines() if line not in known]
+    minutes = chosen.training.minutes
+    return [
+        f'Recipe, about {minutes} minutes (--minutes): {" ".join(values)}. The numbers of steps '
+        'are for a machine with two cores; a run measures its own machine and chooses them anew.'
+    ]
 
 
 def _main() -> None:

@@ -179,7 +179,11 @@ def _without_auto(config: RunConfig, facts: Facts) -> RunConfig:
     if discriminator == 'auto':
         can = features != 'none' and privacy.has_warm_start and model.reconstruction != 'generator'
         discriminator = 'public_heads' if can else 'pixels'
-    return _with(config, {'public_features': features, 'discriminator': discriminator})
+    generator = model.generator
+    if generator == 'auto':
+        generator = 'skip' if discriminator == 'public_heads' else 'plain'
+    chosen = {'public_features': features, 'discriminator': discriminator, 'generator': generator}
+    return _with(config, chosen)
 
 
 # What a recipe may choose.
@@ -220,8 +224,11 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
     if features == 'none' or (features == 'auto' and small_gray):
         # Gray digits and the like: two releases of pixels where the budget is large, one where not.
         two = config.privacy.target_epsilon >= 4
+        # No step is run, but a batch must not be larger than a small data set.
+        batch = min(config.privacy.expected_batch_size, facts.records)
         return {
             **chosen,
+            'expected_batch_size': batch,
             'public_features': 'none',
             'noise_injection': False,
             'generator_width': 64,

@@ -16,12 +16,12 @@ def without_place(value: Any, name: str) -> Any:
 
     Args:
       value: of the setting.
-      name: of the setting. `folder:PATH` and `idx:PATH` of `dataset`, and `csv:FILE` of `person`,
-        lose what stands behind the colon; all other values are returned as they are.
+      name: of the setting. `folder:PATH` and `idx:PATH` of `dataset`, and `csv:FILE` of `person`
+        and `label`, lose what stands behind the colon; all other values are returned as they are.
     """
     if name == 'dataset' and value is not None and value.startswith(_PLACED_DATASETS):
         return value.partition(':')[0]
-    if name == 'person' and value is not None and value.startswith('csv:'):
+    if name in ('person', 'label') and value is not None and value.startswith('csv:'):
         return 'csv'
     return value
 
@@ -69,6 +69,7 @@ def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
         or (field.metadata['earlier'] and getattr(group, field.name) in _as_earlier(field))
     }
     left_out['dataset'] = None  # The plan holds its name.
+    left_out['label'] = without_place(config.data.label, 'label')
     if not has_place:
         left_out['person'] = without_place(config.data.person, 'person')
     return hashlib.sha256(config.to_flags(**left_out).encode()).hexdigest()

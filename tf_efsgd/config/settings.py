@@ -18,10 +18,11 @@ class DataConfig:
 
     dataset: str = string(
         'mnist_10k',
-        'The data set. mnist_10k: 10,000 embedded images, the test split of MNIST; digits: that of '
-        'scikit-learn; mnist, fashion_mnist, celeb_a or any other TFDS name with images and '
-        'labels; folder:PATH: PATH/<class>/*.{png,jpg} or PATH/train/<class>/...; idx:PATH: the '
-        'files of MNIST. --resume finds moved files at a new PATH; it compares the records.',
+        'The data set. mnist_10k: 10,000 embedded images, the test split of MNIST; digits: those '
+        'of scikit-learn; mnist, fashion_mnist, celeb_a or any other TFDS name with images and '
+        'labels; folder:PATH: images of any usual kind in PATH/<class>/, or in PATH/train/<class>/ '
+        'and PATH/test/<class>/, or all in PATH (one class); idx:PATH: the files of MNIST. '
+        '--resume finds moved files at a new PATH; it compares the records.',
         on_resume='may_move',
     )
     data_dir: str | None = string(
@@ -60,7 +61,12 @@ class DataConfig:
         may_be_read_off=True,
     )
     label: str = string(
-        'Male', 'The attribute of celeb_a that is the label of an image, e.g. Smiling.'
+        'Male',
+        'What the label of an image is. celeb_a: one of its 40 attributes, e.g. Smiling, or '
+        'several with commas, e.g. Male,Smiling: each combination is a class. folder: csv:FILE, a '
+        'table with the columns file and label (FILE and the files in it are relative to the '
+        'folder of the data set); without one the class folder says it.',
+        on_resume='may_move',
     )
     limit_records: int | None = integer(
         None,
@@ -89,7 +95,8 @@ class DataConfig:
         'How the person of an image is found, with --images_per_person: folder '
         '(PATH/<class>/<person>/...), csv:FILE (a table with the columns file and person; FILE and '
         'the files in it are relative to the folder of the data set), name:REGEX (the first group '
-        'in the name of the file, e.g. name:^([^_]+)_), or a TFDS feature (identity for celeb_a).',
+        'in the name of the file, e.g. name:^([^_]+)_), dicom (the PatientID in the file), or a '
+        'TFDS feature (identity for celeb_a).',
         on_resume='may_move',
     )
     dataset_persons: int | None = integer(
@@ -104,6 +111,33 @@ class DataConfig:
         None,
         'Which of the settings above were read off the records, separated by commas. The program '
         'writes it into RUN/config.flags for the privacy statement; do not give it yourself.',
+    )
+    bits: int | None = integer(
+        None,
+        'How many bits the values in 16-bit image files really have, e.g. 12 for many cameras and '
+        'scanners; larger values become white. Give it when all images are of one device. Default: '
+        'what each file says, or what the largest value of that one file needs.',
+        at_least=8,
+        at_most=16,
+    )
+    skip_unreadable: bool = boolean(
+        False,
+        'Leave out image files that cannot be read, and list them on the terminal. Without it the '
+        'first one ends the program, before anything is spent.',
+        on_resume='may_change',
+    )
+    cache: bool = boolean(
+        True,
+        'Keep decoded images of folder: and TFDS data sets in --cache_dir and read them from there '
+        'at the next start. They are private, like the images: tf-efsgd cache lists and removes '
+        'them. --nocache keeps them in memory alone.',
+        on_resume='may_change',
+    )
+    cache_dir: str | None = string(
+        None,
+        'The folder, outside the run folder, for decoded images; it takes about as many bytes as '
+        'there are pixels after resizing. Default: $XDG_CACHE_HOME/tf_efsgd or ~/.cache/tf_efsgd.',
+        on_resume='may_change',
     )
 
     @property
@@ -339,6 +373,14 @@ class ModelConfig:
         below=1.0,
     )
 
+    generator: str = string(
+        'auto',
+        'How the generator is built. plain: latents and label enter at the lowest resolution. '
+        'skip: they enter at every one, and each adds to the image, so that colours vary. auto: '
+        'skip with --discriminator=public_heads, else plain.',
+        choices=('auto', 'skip', 'plain'),
+        earlier='plain',
+    )
     discriminator: str = string(
         'auto',
         'What the discriminator sees. pixels: images, which it learns from scratch; public_heads: '

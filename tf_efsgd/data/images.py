@@ -1,4 +1,4 @@
-"""Pixels: decoding, cropping, resizing, channels, and their two ranges.
+"""Pixels: cropping, resizing, channels, and their two ranges.
 
 Images in memory are uint8 in [0, 255]; inside the networks they are float32 in [-1, 1].
 """
@@ -24,36 +24,10 @@ def to_uint8(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
 
 
-def decode(encoded: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes one image.
-
-    Args:
-      encoded: string [], a PNG or JPEG of any kind.
-
-    Returns:
-      Pixels uint8 [H, W, 3], and whether it is a grey image, bool [].
-    """
-    # Palettes come out as RGB, of 16 bits the upper 8.
-    image = tf.io.decode_image(encoded, expand_animations=False)
-    image = tf.ensure_shape(image, [None, None, None])
-    channels = tf.shape(image)[-1]
-    is_grey = channels <= 2
-    rgb = tf.gather(image, tf.where(is_grey, [0, 0, 0], [0, 1, 2]), axis=-1)
-    rgb = tf.cond(channels % 2 == 0, lambda: _on_white(rgb, image[..., -1:]), lambda: rgb)
-    return tf.ensure_shape(rgb, [None, None, 3]), is_grey
-
-
-def _on_white(rgb: tf.Tensor, alpha: tf.Tensor) -> tf.Tensor:
-    """Lays pixels of this opacity on white, as a viewer does. All are uint8."""
-    opacity = tf.cast(alpha, tf.float32) / 255.0
-    blended = tf.cast(rgb, tf.float32) * opacity + 255.0 * (1.0 - opacity)
-    return tf.saturate_cast(tf.round(blended), tf.uint8)
-
-
-def to_grey(rgb: tf.Tensor) -> tf.Tensor:
+def to_grey(rgb: np.ndarray) -> np.ndarray:
     """Luma of Rec. 601, in integers, so that grey stays as it is: uint8 [..., 3] to [..., 1]."""
-    weighted = tf.cast(rgb, tf.int32) * [299, 587, 114]
-    return tf.cast((tf.reduce_sum(weighted, axis=-1, keepdims=True) + 500) // 1000, tf.uint8)
+    weighted = rgb.astype(np.int32) @ np.array([299, 587, 114], np.int32)
+    return ((weighted + 500) // 1000).astype(np.uint8)[..., np.newaxis]
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -61,26 +35,27 @@ def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return images if images.shape[-1] == channels else np.repeat(images, channels, axis=-1)
 
 
-def crop_and_resize(image: tf.Tensor, image_size: int | None) -> tf.Tensor:
+def crop_and_resize(image: np.ndarray, image_size: int | None, area: bool = False) -> np.ndarray:
     """Cuts out the central square of one image and resizes it.
 
     Args:
       image: uint8 [H, W, C].
       image_size: height and width in pixels of the result; None keeps the square as it is.
+      area: whether a pixel of the result is the mean of the area that it covers; as in `resize`.
 
     Returns:
       uint8 [S, S, C].
     """
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    side = tf.minimum(height, width)
+    height, width = image.shape[:2]
+    side = min(height, width)
     rows, columns = _centre(height, width, side)
     square = image[rows, columns]
-    if image_size is None:
-        return square
     # It stays as it is where it has the size already: a run whose size was read off its records
     # declares it when it is resumed, and must see the same pixels.
-    square = tf.cond(side == image_size, lambda: square, lambda: resize(square, image_size))
-    return tf.ensure_shape(square, [image_size, image_size, image.shape[-1]])
+    if image_size is None or side == image_size:
+        return square
+    with tf.device('CPU:0'):
+        return resize(tf.constant(square), image_size, area).numpy()
 
 
 def crop_and_resize_all(images: np.ndarray, image_size: int | None) -> np.ndarray:
@@ -99,9 +74,20 @@ def crop_and_resize_all(images: np.ndarray, image_size: int | None) -> np.ndarra
     return np.ascontiguousarray(images)
 
 
-def resize(images: tf.Tensor, image_size: int) -> tf.Tensor:
-    """Square images uint8 [..., S, S, C] to uint8 [..., image_size, image_size, C]."""
-    resized = tf.image.resize(images, [image_size, image_size], antialias=True)
+def resize(images: tf.Tensor, image_size: int, area: bool = False) -> tf.Tensor:
+    """Square images uint8 [..., S, S, C] to uint8 [..., image_size, image_size, C].
+
+    Args:
+      images: to resize.
+      image_size: of the result.
+      area: by the mean of the area that a pixel covers, instead of a triangle filter.
+    """
+    if area:
+        stack = images if len(images.shape) == 4 else images[tf.newaxis]
+        resized = tf.image.resize(stack, [image_size, image_size], method='area')
+        resized = resized if len(images.shape) == 4 else resized[0]
+    else:
+        resized = tf.image.resize(images, [image_size, image_size], antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)
 
 

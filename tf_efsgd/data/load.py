@@ -1,4 +1,4 @@
-"""Reads a data set into memory and splits it record by record: the one door to the data.
+"""Reads a data set and splits it record by record: the one door to the data.
 
 Which records are tested on, and which ones `limit_records` keeps, is decided for each record alone,
 by a hash of its pixels (`split`), or for each person alone, by a hash of the name (`persons`).
@@ -59,8 +59,11 @@ def load(
     person: str | None = None,
     images_per_person: int | None = None,
     dataset_persons: int | None = None,
+    bits: int | None = None,
+    skip_unreadable: bool = False,
+    cache_dir: parts.PathLike | None = None,
 ) -> Dataset:
-    """Loads a data set into memory.
+    """Loads a data set: into memory, or into files that are mapped into memory.
 
     A test set that the data set brings along is used as it is. Without one, about a tenth of the
     records is set aside, each chosen by a hash of its decoded pixels. Identical pictures always
@@ -77,8 +80,9 @@ def load(
       dataset: one of
         `mnist_10k` (comes with the package: 9,000 + 1,000 images 28x28);
         `digits` (scikit-learn's, 8x8);
-        `folder:PATH` with `PATH/<class>/*.png|jpg|jpeg`, or `PATH/train/<class>/...` and perhaps
-        `PATH/test/<class>/...`; an empty class folder is a class; transparent pixels turn white;
+        `folder:PATH` with images in `PATH/<class>/`, or in `PATH/train/<class>/` and perhaps
+        `PATH/test/<class>/` or `PATH/val/<class>/`, or all in PATH (one class), see `listing.find`;
+        an empty class folder is a class; transparent pixels turn white;
         `idx:PATH` with MNIST's four files, plain or .gz; those named t10k may be absent;
         or the name of a TFDS data set with an image and a class label, e.g. `mnist`, `celeb_a`.
       data_dir: where TFDS keeps its data sets; None for TFDS's own default.
@@ -88,7 +92,9 @@ def load(
         the data set says; where neither says it, 3 if any image has colours.
       classes: names of the classes, in the order of their labels. None takes the class folders or
         the names that the data set has; for idx:, as many classes as its labels show.
-      label: the attribute to use as class, for a TFDS data set with yes-no attributes (celeb_a).
+      label: for a TFDS data set with yes-no attributes (celeb_a): the attribute to use as class, or
+        several with commas, of which each combination is a class; for folder: csv:FILE, a table
+        with the columns file and label.
       limit_records: train on about this many records. Each is kept with probability
         limit_records / dataset_size, decided by a hash of its content, so the number that stays
         varies a little. None, or the full size or more, keeps all.
@@ -99,6 +105,10 @@ def load(
       images_per_person: how many images of a person are kept, at least 1.
       dataset_persons: declared number of persons in the training records, before the limit. None
         declares the number found.
+      bits: how many bits the values of 16-bit files have, 8 to 16; None: see `pictures.decode`.
+      skip_unreadable: leave out files that cannot be read, and say which in `Dataset.notes`.
+      cache_dir: where decoded images of folder: and TFDS data sets are kept and found again, see
+        `cache`; it must not be in a run folder. None keeps them in memory, for this time only.
 
     Returns:
       The data set; train and test have the same image shape and classes.
@@ -129,14 +139,17 @@ def load(
         label,
         data_dir,
         manual_dir,
+        bits,
+        skip_unreadable,
+        cache_dir,
     )
     source = _read(dataset, wanted)
-    train, test = _split(source, images_per_person)
+    train, test = _split(source, images_per_person, cache_dir)
     whole = _Sizes(
         dataset_size or len(train.labels),
         None if images_per_person is None else dataset_persons or len(np.unique(train.persons)),
     )
-    train, kept = _limit(train, limit_records, whole, images_per_person)
+    train, kept = _limit(train, limit_records, whole, images_per_person, cache_dir)
     if not len(train.labels):
         raise DataError(
             f'{dataset} has no training records left; use more images or a larger limit_records'
@@ -155,6 +168,7 @@ def load(
         person_digests=None if images_per_person is None else _deciding(train, images_per_person),
         found=found,
         read_off=read_off,
+        notes=source.notes,
     )
 
 
@@ -178,7 +192,9 @@ def _read(dataset: str, wanted: parts.Wanted) -> parts.Source:
     return tfds.read(dataset, wanted, other_names=tuple(_BY_NAME), schemes=tuple(_BY_SCHEME))
 
 
-def _split(source: parts.Source, images_per_person: int | None) -> tuple[parts.Part, parts.Part]:
+def _split(
+    source: parts.Source, images_per_person: int | None, cache_dir: parts.PathLike | None
+) -> tuple[parts.Part, parts.Part]:
     """What to train on and what to test on, once each person keeps only so many images."""
     train, test = source.train, source.test
     if images_per_person is not None:
@@ -186,20 +202,25 @@ def _split(source: parts.Source, images_per_person: int | None) -> tuple[parts.P
             None
             if part is None
             else part.select(
-                persons.first_images(part.persons, part.digests, part.labels, images_per_person)
+                persons.first_images(part.persons, part.digests, part.labels, images_per_person),
+                cache_dir,
             )
             for part in (train, test)
         )
         if test is not None:
-            test = test.select(~np.isin(test.persons, np.unique(train.persons)))
+            test = test.select(~np.isin(test.persons, np.unique(train.persons)), cache_dir)
     if test is None:
         is_test = split.is_tested_on(_deciding(train, images_per_person))
-        train, test = train.select(~is_test), train.select(is_test)
+        train, test = train.select(~is_test, cache_dir), train.select(is_test, cache_dir)
     return train, test
 
 
 def _limit(
-    train: parts.Part, limit_records: int | None, whole: _Sizes, images_per_person: int | None
+    train: parts.Part,
+    limit_records: int | None,
+    whole: _Sizes,
+    images_per_person: int | None,
+    cache_dir: parts.PathLike | None,
 ) -> tuple[parts.Part, _Sizes]:
     """What a limit keeps of the training records, and the declared sizes of that."""
     if limit_records is None or limit_records >= whole.records:
@@ -208,7 +229,7 @@ def _limit(
     declared_persons = whole.persons
     if declared_persons is not None:
         declared_persons = -(-declared_persons * limit_records // whole.records)
-    return train.select(kept), _Sizes(limit_records, declared_persons)
+    return train.select(kept, cache_dir), _Sizes(limit_records, declared_persons)
 
 
 def _deciding(part: parts.Part, images_per_person: int | None) -> np.ndarray:

@@ -6,17 +6,22 @@ that the data set brings along.
 
 from __future__ import annotations
 
+import collections
+import concurrent.futures
 import itertools
 import os
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Union
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
+import PIL
 import tensorflow as tf
 
+from tf_efsgd import machine, progress
+from tf_efsgd.data import cache, decoding, dicom
 from tf_efsgd.data import images as images_
-from tf_efsgd.data import split
+from tf_efsgd.data import split as hashes
 from tf_efsgd.data.records import DataError
 
 if TYPE_CHECKING:
@@ -24,8 +29,15 @@ if TYPE_CHECKING:
 
 PathLike = Union[str, 'os.PathLike[str]']
 
-# Records decoded at a time: native images of this many are held beside the result.
-_DECODE_BATCH = 64
+# Decoded images that are written at a time; images that a thread takes at a time, and how often
+# that much waits for each thread.
+_BATCH, _CHUNK, _AHEAD = 64, 16, 3
+# Of files that cannot be read, in one line.
+_NAMED = 10
+# Seconds before a bar shows how far reading is.
+_QUIET = 2.0
+# What is read anew when it changes: how a file becomes pixels.
+_READER = 1
 
 
 class Wanted(NamedTuple):
@@ -38,6 +50,52 @@ class Wanted(NamedTuple):
     label: str = ''
     data_dir: PathLike | None = None
     manual_dir: PathLike | None = None
+    bits: int | None = None
+    skip_unreadable: bool = False
+    cache_dir: PathLike | None = None
+
+
+class Item(NamedTuple):
+    """A record that is still to be decoded.
+
+    Attributes:
+      read: returns the content of its image file.
+      label: its label.
+      person: the name of its person, '' if images are not assigned to persons.
+    """
+
+    read: Callable[[], bytes]
+    label: int
+    person: str
+
+
+class Split(NamedTuple):
+    """A part of a data set that is still to be decoded.
+
+    Attributes:
+      what: the data set, where it is and which part, for a person; it names the cache.
+      items: the records, in an order that stays the same.
+      count: how many there are.
+      describe: names the record at a position, for messages.
+      made_by: JSON of what the records are made of: if it is the same, so are they.
+      has_own_test: whether the data set has a test part of its own.
+      area: as in `images.resize`.
+      root: the folder that the data set is in; lists of files leave it out.
+    """
+
+    what: str
+    items: Callable[[], Iterable[Item]]
+    count: int
+    describe: Callable[[int], str]
+    made_by: Any
+    has_own_test: bool = True
+    area: bool = False
+    root: str = ''
+
+    @property
+    def title(self) -> str:
+        """`what` without where it is."""
+        return self.what.replace(self.root, os.path.basename(self.root)) if self.root else self.what
 
 
 class Part(NamedTuple):
@@ -48,15 +106,16 @@ class Part(NamedTuple):
     digests: np.ndarray  # uint64 [N, 2], see `split`.
     persons: np.ndarray  # Names [N]; all '' if images are not assigned to persons.
 
-    def select(self, mask: np.ndarray) -> Part:
-        """The records where the mask, bool [N], is true."""
-        return Part(*(column[mask] for column in self))
+    def select(self, mask: np.ndarray, cache_dir: PathLike | None = None) -> Part:
+        """The records where the mask, bool [N], is true; as in `cache.take`."""
+        images, *columns = self
+        return Part(cache.take(images, mask, cache_dir), *(column[mask] for column in columns))
 
 
 class Source(NamedTuple):
     """A data set as it was read. Without a test part, the train part is still to be split.
 
-    `found`, `read_off` and `person_rule` are as in Dataset.
+    `found`, `read_off`, `person_rule` and `notes` are as in Dataset.
     """
 
     train: Part
@@ -65,6 +124,7 @@ class Source(NamedTuple):
     found: tuple[str, ...] = ()
     read_off: tuple[str, ...] = ()
     person_rule: Identity | None = None
+    notes: tuple[str, ...] = ()
 
 
 def refuse_persons(dataset: str, wanted: Wanted) -> None:
@@ -102,120 +162,225 @@ def part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | Non
     return Part(
         images_.crop_and_resize_all(images, image_size),
         labels.astype(np.int32),
-        split.digests_of(images),
+        hashes.digests_of(images),
         persons,
     )
 
 
-def part_of_stream(
-    stream: tf.data.Dataset,
-    count: int,
-    image_size: int | None,
-    channels: int | None,
-    describe: Callable[[int], str],
-) -> Part:
-    """A part from encoded images, decoded and resized one by one in a tf.data pipeline.
+def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
+    """A part from image files: from the cache, or decoded by all cores and cached.
 
     Args:
-      stream: elements (encoded image, label, person): string [], integer [] and string [].
-      count: how many there are.
-      image_size: as in `load.load`.
-      channels: 1, 3, or None for what the images have.
-      describe: names the record at a position, for messages.
+      split: the part.
+      wanted: what was asked for.
 
     Returns:
-      The part; with channels None, C is 1 when all of its images are grey, otherwise 3.
+      The part, and what to say of it, see `Dataset.notes`. With channels None, C is 1 when all of
+      its images are grey, otherwise 3.
 
     Raises:
       DataError: an image cannot be read, or has another size than the first.
     """
-    batches = (
-        stream.map(
-            lambda encoded, *of_record: (
-                *_decode_record(encoded, image_size, channels),
-                *of_record,
-            ),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        .batch(_DECODE_BATCH)
-        .prefetch(2)
-        .as_numpy_iterator()
+    if wanted.cache_dir is None:
+        return _decode(split, wanted, cache.Rows(split.count))
+    place = _place(split, wanted)
+    known = cache.read(place)
+    if known is not None:
+        said = f'{split.title}: taken from {place.path}, which holds PRIVATE images.'
+        return Part(known.images, known.labels, known.digests, known.persons), (*known.notes, said)
+    try:
+        rows = cache.FileRows(place)
+        try:
+            part, notes = _decode(split, wanted, rows)
+            rows.commit(cache.Columns(*part, notes))
+        finally:
+            rows.close()
+    except OSError as error:
+        raise DataError(
+            f'cannot write decoded images to {wanted.cache_dir}: {error.strerror}; give another '
+            '--cache_dir, or --nocache to keep them in memory'
+        ) from error
+    said = (
+        f'{split.title}: decoded images are kept in {place.path}. They are PRIVATE, for you alone; '
+        'tf-efsgd cache lists and removes them, --nocache keeps none.'
     )
-    images: np.ndarray | None = None
-    labels = np.empty([count], np.int32)
-    digests, persons = np.empty([count, 2], np.uint64), np.full([count], '', object)
-    done = 0
-    while done < count:
-        try:
-            decoded, is_grey, batch_digests, batch_labels, names = next(batches)
-        except StopIteration:
-            break
-        except tf.errors.OpError as error:
-            shape = None if images is None else images.shape[1:3]
-            raise _blame(stream, done, image_size, shape, describe, error) from error
-        if images is None:
-            images = np.empty([count, *decoded.shape[1:3], channels or 1], np.uint8)
-        if decoded.shape[1:3] != images.shape[1:3]:
-            raise _blame(stream, done, image_size, images.shape[1:3], describe)
-        if channels is None and not is_grey.all():
-            images = images_.with_channels(images, 3)
-        end = done + len(decoded)
-        images[done:end] = decoded[..., : images.shape[-1]]
-        labels[done:end], digests[done:end] = batch_labels, batch_digests
-        persons[done:end] = [name.decode('utf-8', 'surrogateescape') for name in names]
-        done = end
-    if images is None:
-        raise DataError(f'there is no {describe(0)}: the data set is empty; use another one')
-    return Part(images[:done], labels[:done], digests[:done], persons[:done])
+    return part, (*notes, said)
 
 
-def _decode_record(
-    encoded: tf.Tensor, image_size: int | None, channels: int | None
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Decodes one image, crops it to its central square and resizes it.
-
-    Args:
-      encoded: string [], a PNG or JPEG of any kind.
-      image_size: as in `load.load`.
-      channels: 1 turns colours to grey.
-
-    Returns:
-      Pixels uint8 [S, S, 1 or 3], whether it is a grey image, bool [], and its digest as decoded,
-      uint64 [2].
-    """
-    image, is_grey = images_.decode(encoded)
-    digest = tf.ensure_shape(tf.numpy_function(split.digest, [image], tf.uint64), [2])
-    if channels == 1:
-        image = images_.to_grey(image)
-    return images_.crop_and_resize(image, image_size), is_grey, digest
+def _place(split: Split, wanted: Wanted) -> cache.Place:
+    settings = {
+        'image_size': wanted.image_size,
+        'channels': wanted.channels,
+        'bits': wanted.bits,
+        'skip_unreadable': wanted.skip_unreadable,
+        'person': str(wanted.rule or ''),
+    }
+    given = ', '.join(f'{name}={value}' for name, value in settings.items() if value)
+    made_by = [
+        [_READER, tf.__version__, PIL.__version__, dicom.version()],
+        [split.area, split.has_own_test],
+        split.made_by,
+    ]
+    what = f'{split.what} ({given})' if given else split.what
+    return cache.Place.of(wanted.cache_dir, what, made_by)
 
 
-def _blame(
-    stream: tf.data.Dataset,
-    start: int,
-    image_size: int | None,
-    shape: tuple[int, ...] | None,
-    describe: Callable[[int], str],
-    error: Exception | None = None,
-) -> DataError:
-    """Finds the record that broke the batch at `start`: the pipeline does not say which it was."""
-    elements = stream.skip(start).take(_DECODE_BATCH).as_numpy_iterator()
-    for position in itertools.count(start):
-        try:
-            found = _decode_record(next(elements)[0], image_size, None)[0].shape[:2]
-        except StopIteration:
-            break
-        except tf.errors.OpError as cause:
-            return DataError(
-                f'cannot read {describe(position)}: {cause_text(cause)}; repair or remove it'
+class _Decoded(NamedTuple):
+    """One record, decoded: pixels uint8 [S, S, 1 or 3], or why it cannot be read."""
+
+    pixels: np.ndarray | None
+    digest: np.ndarray | None
+    bits: int
+    has_more: bool
+    fault: str = ''
+
+
+def _decode_item(item: Item, wanted: Wanted, area: bool) -> _Decoded:
+    """Decodes one image, crops it to its central square and resizes it; hashes it as decoded."""
+    try:
+        picture = decoding.decode(item.read(), wanted.bits)
+    except decoding.Unreadable as error:
+        return _Decoded(None, None, 0, False, str(error))
+    except OSError as error:
+        return _Decoded(None, None, 0, False, error.strerror or type(error).__name__)
+    except MemoryError:
+        return _Decoded(None, None, 0, False, 'it takes more memory than there is')
+    pixels = picture.pixels
+    digest = hashes.digest(pixels)
+    if wanted.channels == 1 and pixels.shape[-1] == 3:
+        pixels = images_.to_grey(pixels)
+    pixels = images_.crop_and_resize(pixels, wanted.image_size, area)
+    return _Decoded(pixels, digest, picture.bits, picture.has_more)
+
+
+def _decode(split: Split, wanted: Wanted, rows: cache.Rows) -> tuple[Part, tuple[str, ...]]:
+    """Decodes a part into rows, in order, by as many threads as there are cores."""
+    labels: list[int] = []
+    persons: list[str] = []
+    digests: list[np.ndarray] = []
+    found = _Found(split, wanted)
+    batch: list[np.ndarray] = []
+
+    def flush():
+        if batch:
+            channels = wanted.channels or max(
+                [pixels.shape[-1] for pixels in batch] + [found.channels]
             )
-        shape = shape or found
-        if tuple(found) != tuple(shape):
-            return DataError(
-                f'{describe(position)} is {images_.size_text(found)} as a square, the images '
-                f'before it {images_.size_text(shape)}; set --image_size to resize all'
+            found.channels = channels
+            stack = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in batch])
+            # What is set aside for the test may come last, so that both are slices.
+            own = hashes.is_tested_on(np.stack(digests[-len(batch) :]))
+            is_split_by_image = not split.has_own_test and wanted.rule is None
+            rows.append(stack, own & is_split_by_image)
+            batch.clear()
+
+    bar = progress.progress_bar(f'Reading {split.title}', split.count, delay=_QUIET)
+    with bar, concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:
+        for position, (item, decoded) in enumerate(_in_order(pool, split, wanted)):
+            bar.update(1)
+            if not found.is_usable(position, decoded):
+                continue
+            labels.append(item.label)
+            persons.append(item.person)
+            digests.append(decoded.digest)
+            batch.append(decoded.pixels)
+            if len(batch) == _BATCH:
+                flush()
+        flush()
+    if not labels:
+        raise DataError(found.nothing())
+    images, order = rows.finish()
+    names = np.full(len(persons), '', object)
+    names[:] = persons
+    part = Part(images, np.array(labels, np.int32)[order], np.stack(digests)[order], names[order])
+    return part, found.notes()
+
+
+def _in_order(
+    pool: concurrent.futures.Executor, split: Split, wanted: Wanted
+) -> Iterator[tuple[Item, _Decoded]]:
+    """The records with what was decoded of them; a few are decoded ahead."""
+    waiting: collections.deque = collections.deque()
+    items = iter(split.items())
+    try:
+        while waiting or items is not None:
+            while items is not None and len(waiting) < _AHEAD * machine.cores():
+                chunk = list(itertools.islice(items, _CHUNK))
+                if not chunk:
+                    items = None
+                    break
+                work = pool.submit(
+                    lambda c: [_decode_item(i, wanted, split.area) for i in c], chunk
+                )
+                waiting.append((chunk, work))
+            if waiting:
+                chunk, work = waiting.popleft()
+                yield from zip(chunk, work.result())
+    finally:
+        for _, work in waiting:
+            work.cancel()
+
+
+class _Found:
+    """What decoding finds out beside the pixels: for the terminal, or a DataError."""
+
+    def __init__(self, split: Split, wanted: Wanted):
+        self.channels = 1
+        self._split, self._wanted = split, wanted
+        self._shape: tuple[int, ...] | None = None
+        self._faults: list[str] = []
+        self._bits: collections.Counter[int] = collections.Counter()
+        self._animated = 0
+
+    def is_usable(self, position: int, decoded: _Decoded) -> bool:
+        """Whether the record can be trained on; raises DataError for what stops everything."""
+        describe = self._split.describe
+        if decoded.pixels is None:
+            fault = f'{describe(position)}: {decoded.fault}'
+            if not self._wanted.skip_unreadable:
+                raise DataError(
+                    f'cannot read {fault}; repair or remove it, or give --skip_unreadable to leave '
+                    'such files out'
+                )
+            self._faults.append(fault.removeprefix(f'{self._split.root}{os.sep}'))
+            return False
+        shape = decoded.pixels.shape[:2]
+        self._shape = self._shape or shape
+        if shape != self._shape:
+            raise DataError(
+                f'{describe(position)} is {images_.size_text(shape)} as a square, the images '
+                f'before it {images_.size_text(self._shape)}; set --image_size to resize all'
             )
-    return DataError(f'cannot read the images from {describe(start)} on: {cause_text(error)}')
+        self._bits[decoded.bits] += 1
+        self._animated += decoded.has_more
+        return True
+
+    def nothing(self) -> str:
+        """Why there is no record."""
+        if self._faults:
+            return f'no image of {self._split.title} can be read, e.g. {self._faults[0]}'
+        return f'there is no {self._split.describe(0)}: the data set is empty; use another one'
+
+    def notes(self) -> tuple[str, ...]:
+        """Whole sentences."""
+        notes, what = [], self._split.title
+        if self._faults:
+            more = len(self._faults) - _NAMED
+            listed = '; '.join(self._faults[:_NAMED]) + (f'; and {more:,} more' if more > 0 else '')
+            notes.append(f'{what}: {len(self._faults):,} unreadable, left out: {listed}.')
+        deep = {bits: n for bits, n in sorted(self._bits.items()) if bits}
+        if self._wanted.bits is None and set(deep) - {16}:
+            counts = ', '.join(f'{n:,} of {bits} bits' for bits, n in deep.items())
+            notes.append(
+                f'{what}: images in 16-bit files, by the largest value of each: {counts}. If all '
+                'are of one device, give --bits, so that one is not shown brighter than another.'
+            )
+        if self._animated:
+            notes.append(
+                f'{what}: of {self._animated:,} files with several frames or pages the first is '
+                'used.'
+            )
+        return tuple(notes)
 
 
 def cause_text(error: BaseException | None) -> str:

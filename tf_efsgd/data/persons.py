@@ -2,7 +2,8 @@
 
 Formal guarantees:
   - Which person an image belongs to depends on that image alone: on its folder, on its row in a
-    table, on its name or on one of its features. An image without a person is refused.
+    table, on its name, on the patient in its header or on one of its features. An image without a
+    person is refused.
   - Which images a person keeps depends on that person's own images alone: on the hashes of their
     pixels and, for equal pixels, on their labels. Another person's images play no part in it.
   - A person is the same string in all classes and in both splits.
@@ -12,12 +13,10 @@ Names of persons are private: no error here contains one, except within the path
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import os
 import pathlib
-import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,9 +24,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd.data import dicom, listing
 from tf_efsgd.data.records import DataError
 
-_FORMS = 'folder, csv:FILE, name:REGEX (of a folder: data set) or the name of a TFDS feature'
+_FORMS = 'folder, csv:FILE, name:REGEX, dicom (of a folder: data set) or the name of a TFDS feature'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +35,9 @@ class Rule:
     """How images are assigned to persons.
 
     Attributes:
-      kind: 'folder', 'csv', 'name' or 'feature'.
-      value: the file, the pattern, or the feature's name with / between levels; '' for 'folder'.
+      kind: 'folder', 'csv', 'name', 'dicom' or 'feature'.
+      value: the file, the pattern, or the feature's name with / between levels; '' for 'folder' and
+        'dicom'.
     """
 
     kind: str
@@ -47,14 +48,14 @@ class Rule:
         """Reads the value of --person.
 
         Args:
-          text: 'folder', 'csv:FILE', 'name:REGEX', 'feature:NAME' or NAME.
+          text: 'folder', 'dicom', 'csv:FILE', 'name:REGEX', 'feature:NAME' or NAME.
 
         Raises:
           DataError: if it is none of these.
         """
         kind, has_kind, value = text.partition(':')
-        if text == 'folder':
-            return cls('folder', '')
+        if text in ('folder', 'dicom'):
+            return cls(text, '')
         if not has_kind:
             kind, value = 'feature', text
         if kind not in ('csv', 'name', 'feature') or not value:
@@ -102,7 +103,7 @@ def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str],
     """How to tell which person a file of a folder: data set belongs to.
 
     Args:
-      rule: of the kind 'folder', 'csv' or 'name'.
+      rule: of the kind 'folder', 'csv', 'name' or 'dicom'.
       root: the data set's folder, which the rows of a table are relative to, and so is the table
         where its own path is not absolute.
 
@@ -126,12 +127,16 @@ def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str],
 
         return _required(rule, first_group), Identity.of(rule)
     if rule.kind == 'csv':
-        table = _read_table(root / pathlib.Path(rule.value).expanduser())
+        table = listing.read_table(
+            root / pathlib.Path(rule.value).expanduser(), 'person', '--person'
+        )
         found = _required(
             rule,
             lambda path, below: [table.get(pathlib.Path(os.path.relpath(path, root)).as_posix())],
         )
         return found, Identity.of(rule, table)
+    if rule.kind == 'dicom':
+        return _required(rule, lambda path, below: [_patient(path)]), Identity.of(rule)
     raise DataError(f'--person={rule} is for TFDS data sets; a folder: data set takes {_FORMS}')
 
 
@@ -140,43 +145,20 @@ def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
         found = [person for person in find(path, below) if person]
         if not found:
             raise DataError(
-                f'{path} has no person by --person={rule.kind}; every image needs one: name it or '
-                'remove the image'
+                f'{listing.shown(path)} has no person by --person={rule.kind}; every image needs '
+                'one: name it or remove the image'
             )
         return found[0]
 
     return person_of
 
 
-def _read_table(path: pathlib.Path) -> dict[str, str]:
-    """Reads a table of persons: a CSV file with a header and the columns `file` and `person`."""
+def _patient(path: str) -> str:
+    """The PatientID of a DICOM file; '' where there is none."""
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = csv.DictReader(file, strict=True)
-            columns = [name.strip() for name in rows.fieldnames or []]
-            if not {'file', 'person'} <= set(columns):
-                raise DataError(
-                    f'{path} needs a header with the columns file and person, separated by commas. '
-                    f'Received: {", ".join(columns)[:100] or "nothing"}'
-                )
-            rows.fieldnames = columns
-            table: dict[str, str] = {}
-            for row in rows:
-                name = posixpath.normpath((row['file'] or '').strip())
-                person = (row['person'] or '').strip()
-                if table.setdefault(name, person) != person:
-                    raise DataError(
-                        f'{path} gives {name} to two persons, the second time in line '
-                        f'{rows.line_num}; an image belongs to one person'
-                    )
-            return table
-    except OSError as error:
-        raise DataError(
-            f'cannot read {path}: {error.strerror}; --person=csv:FILE is relative to the folder of '
-            'the data set, or absolute'
-        ) from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f'{path} is no CSV file in UTF-8: {error}') from error
+        return dicom.patient(path)
+    except (OSError, dicom.DicomError) as error:
+        raise DataError(f'{listing.shown(path)} has no person: {error}') from error
 
 
 def find_feature(

@@ -1,4 +1,4 @@
-"""The records of a data set in memory, and what is public about them."""
+"""The records of a data set, and what is public about them."""
 
 from __future__ import annotations
 
@@ -97,6 +97,8 @@ class Dataset:
         of the argument of `load.load` that declares each. When they are declared, the same data set
         is read again and nothing public is read off its records.
       read_off: the names among them that were read off the records, in the order of `READ_OFF`.
+      notes: whole sentences for the terminal about how the data set was read: what was ignored,
+        what cannot be read, where decoded images are kept. Private: they name and count files.
     """
 
     name: str
@@ -110,3 +112,4 @@ class Dataset:
     person_digests: np.ndarray | None = None
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
     read_off: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -9,7 +9,12 @@ from tf_efsgd.models.layers import GroupNormalization, NoiseInjection
 LATENTS = 'latents'
 LABELS = 'labels'
 
+ARCHITECTURES = ('plain', 'skip')
+
 _EMBEDDING_DIM = 32
+_STYLE_DIM = 128
+# Of the initial weights from the style to scales and shifts.
+_SCALE_STDDEV, _SHIFT_STDDEV = 0.02, 0.05
 # Of the labels' embedding at first. A GAN from scratch must begin with latents that outweigh it,
 # else it makes one image per class. What is fitted to feature sums of the classes learns faster
 # when they begin apart: twice as far as the latents.
@@ -47,6 +52,7 @@ def build_generator(
     width: int = 64,
     noise_injection: bool = True,
     embedding_stddev: float = EMBEDDING_STDDEV,
+    architecture: str = 'plain',
 ) -> tf.keras.Model:
     """Builds the generator.
 
@@ -60,6 +66,10 @@ def build_generator(
       noise_injection: inject noise after each upsampling.
       embedding_stddev: standard deviation of the initial embedding of the labels, > 0; latents
         have 1.
+      architecture: 'plain': latents and label enter at the lowest resolution, and the image leaves
+        at the highest. 'skip': they scale and shift the channels at every resolution (Perez et al.
+        2018), and every resolution adds to the image (Karras et al. 2020, An Analysis of StyleGAN,
+        section 4.1): colours and light are learned in few steps, and vary within a class.
 
     Returns:
       A model from {'latents': float32 [n, latent_dim], 'labels': int32 [n] in [0, num_classes),
@@ -67,11 +77,14 @@ def build_generator(
       `draw_inputs`) to images, float32 [n, H, W, C] in [-1, 1].
 
     Raises:
-      ValueError: if `image_shape` cannot be reached.
+      ValueError: if `image_shape` cannot be reached, or there is no such architecture.
     """
     height, image_width, channels = image_shape
     if height != image_width:
         raise ValueError(f'Images must be square. Received: {height}x{image_width}.')
+    if architecture not in ARCHITECTURES:
+        allowed = ' or '.join(ARCHITECTURES)
+        raise ValueError(f'architecture must be {allowed}. Received: {architecture}.')
     size = start_size(height)
     latents = tf.keras.Input([latent_dim], name=LATENTS)
     labels = tf.keras.Input([], dtype=tf.int32, name=LABELS)
@@ -83,10 +96,13 @@ def build_generator(
         embeddings_initializer=tf.keras.initializers.RandomNormal(stddev=embedding_stddev),
         name='classes',
     )(labels)
-    x = tf.keras.layers.Concatenate()([latents, classes])
-    x = tf.keras.layers.Dense(size * size * width)(x)
+    drawn = tf.keras.layers.Concatenate()([latents, classes])
+    has_skips = architecture == 'skip'
+    style = _style(drawn) if has_skips else None
+    x = tf.keras.layers.Dense(size * size * width)(drawn)
     x = tf.keras.layers.Reshape([size, size, width])(x)
-    x = _normalize_and_activate(x)
+    x = _normalize_and_activate(x, style)
+    images = tf.keras.layers.Conv2D(channels, 1)(x) if has_skips else None
     while size < height:
         size *= 2
         width = max(width // 2, 16)
@@ -95,13 +111,38 @@ def build_generator(
             noise = tf.keras.Input([size, size, 1], name=f'noise_{size}')
             inputs[noise.name] = noise
             x = NoiseInjection(name=f'noise_injection_{size}')(x, noise=noise)
-        x = _normalize_and_activate(x)
-    images = tf.keras.layers.Conv2D(channels, 3, padding='same', activation='tanh')(x)
+        x = _normalize_and_activate(x, style)
+        if has_skips:
+            enlarged = tf.keras.layers.UpSampling2D(interpolation='bilinear')(images)
+            more = tf.keras.layers.Conv2D(channels, 3, padding='same')(x)
+            images = tf.keras.layers.Add()([enlarged, more])
+    if has_skips:
+        images = tf.keras.layers.Activation('tanh')(images)
+    else:
+        images = tf.keras.layers.Conv2D(channels, 3, padding='same', activation='tanh')(x)
     return tf.keras.Model(inputs, images, name='generator')
 
 
-def _normalize_and_activate(x):
-    x = GroupNormalization(groups=max(1, min(8, x.shape[-1] // 8)))(x)
+def _style(drawn):
+    """What scales and shifts the channels at every resolution, from latents and label."""
+    return tf.keras.layers.LeakyReLU(0.2)(tf.keras.layers.Dense(_STYLE_DIM)(drawn))
+
+
+def _normalize_and_activate(x, style=None):
+    channels = x.shape[-1]
+    x = GroupNormalization(groups=max(1, min(8, channels // 8)))(x)
+    if style is not None:
+        scale, shift = (
+            tf.keras.layers.Reshape([1, 1, channels])(
+                tf.keras.layers.Dense(
+                    channels,
+                    kernel_initializer=tf.keras.initializers.RandomNormal(stddev=stddev),
+                    bias_initializer=bias,
+                )(style)
+            )
+            for stddev, bias in ((_SCALE_STDDEV, 'ones'), (_SHIFT_STDDEV, 'zeros'))
+        )
+        x = tf.keras.layers.Add()([tf.keras.layers.Multiply()([x, scale]), shift])
     return tf.keras.layers.LeakyReLU(0.2)(x)
 
 

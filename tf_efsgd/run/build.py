@@ -68,6 +68,7 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
         width=model.generator_width,
         noise_injection=model.noise_injection,
         embedding_stddev=embedding_stddev,
+        architecture=model.generator,
     )
 
 

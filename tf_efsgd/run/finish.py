@@ -39,9 +39,11 @@ def finish(run: Context) -> None:
         config_text=run.config.to_flags(
             dataset=statement['dataset'],
             person=run_folder.public_rule(run.config.data.person),
+            label=run_folder.public_rule(run.config.data.label),
             public_features=recipes.without_folder(run.config.privacy.public_features),
             data_dir=None,
             tfds_manual_dir=None,
+            cache_dir=None,
         ),
     )
     found = {'sample picture': samples_png, 'report': page}
@@ -65,7 +67,9 @@ def _statement(run: Context) -> dict:
     )
     if 'not_covered' in statement:  # Without privacy nothing is.
         statement['not_covered'].append(run.other_runs.not_covered)
-    return {**statement, **run.other_runs.to_statement()}
+    # Their order says which label is which; they are declared, and public.
+    classes = list(run.dataset.train.class_names)
+    return {**statement, 'classes': classes, **run.other_runs.to_statement()}
 
 
 def _software() -> dict[str, str]:

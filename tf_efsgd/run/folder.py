@@ -8,6 +8,8 @@ import json
 import pathlib
 from collections.abc import Collection
 
+import numpy as np
+
 from tf_efsgd import files
 from tf_efsgd.config import (
     ConfigError,
@@ -17,12 +19,14 @@ from tf_efsgd.config import (
     join_classes,
     recipes,
 )
-from tf_efsgd.data import load, records
+from tf_efsgd.data import cache, load, records
 from tf_efsgd.privacy import run_state
 
 LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
 CHECKPOINTS, SAMPLES, LOGS, REPORT = 'checkpoints', 'samples', 'logs', 'report.html'
 NOT_PRIVATE = 'NOT_PRIVATE.txt'
+# Classes with fewer records are warned of, so many of them by name.
+_FEW_RECORDS, _SHOWN = 20, 10
 
 _NOT_COVERED_NOTE = """\
 What is in this folder was measured on real records. It is NOT covered by the privacy guarantee of
@@ -45,7 +49,7 @@ def public_name(dataset: str) -> str:
 
 
 def public_rule(person: str | None) -> str | None:
-    """The value of --person without where a table is on this machine."""
+    """The value of --person or --label without where a table is on this machine."""
     if person is None or not person.startswith('csv:'):
         return person
     return f'csv:{pathlib.Path(person.removeprefix("csv:")).name}'
@@ -68,6 +72,12 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
+    cached = cache_dir(config)
+    if cached is not None and cached.resolve().is_relative_to(run_dir.resolve()):
+        raise ConfigError(
+            '--cache_dir must be outside the run folder: who has the run must not have the images. '
+            f'Received: {cached}.'
+        )
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     # Of a start that was cut off before the ledger was there, only these are left.
     has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
@@ -112,7 +122,7 @@ def note_settings(run_dir: pathlib.Path, config: RunConfig) -> None:
         files.write_atomically(run_dir / FLAGFILE, config.to_flags())
         return
     before = read_settings(run_dir)
-    place = {'dataset': config.data.dataset, 'person': config.data.person}
+    place = {name: getattr(config.data, name) for name in ('dataset', 'person', 'label')}
     if any(getattr(before.data, name) != value for name, value in place.items()):
         files.write_atomically(run_dir / FLAGFILE, before.to_flags(**place))
 
@@ -160,6 +170,14 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
     except run_state.RunStateError as error:
         raise ConfigError(str(error)) from error
     return folder
+
+
+def cache_dir(config: RunConfig) -> pathlib.Path | None:
+    """Where decoded images are kept; None where they are not."""
+    data = config.data
+    if not data.cache:
+        return None
+    return pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
 
 
 class _Remembered(run_state.RunState):
@@ -232,14 +250,35 @@ def load_records(config: RunConfig) -> records.Dataset:
             person=data.person,
             images_per_person=data.images_per_person,
             dataset_persons=data.dataset_persons,
+            bits=data.bits,
+            skip_unreadable=data.skip_unreadable,
+            cache_dir=cache_dir(config),
         )
     except records.DataError as error:
         raise ConfigError(str(error)) from error
+    # What is in files is for the terminal alone.
+    for note in (*dataset.notes, *_small_classes(dataset.train)):
+        print(note)
     # Facts that an earlier start read are declared by now; they stay marked as read.
     read_off = tuple(
         name for name in records.READ_OFF if name in data.read_off or name in dataset.read_off
     )
     return dataclasses.replace(dataset, read_off=read_off)
+
+
+def _small_classes(train: records.Records) -> list[str]:
+    """A warning about classes with so few records that noise hides them."""
+    counts = np.bincount(train.labels, minlength=train.num_classes)
+    few = sorted(np.flatnonzero(counts < _FEW_RECORDS), key=lambda label: counts[label])
+    if not len(few):
+        return []
+    listed = ', '.join(f'{train.class_names[i]} ({counts[i]})' for i in few[:_SHOWN])
+    more = f' and {len(few) - _SHOWN} more' if len(few) > _SHOWN else ''
+    return [
+        f'WARNING: classes with fewer than {_FEW_RECORDS} images to train on: {listed}{more}. '
+        'Their images will look like noise or like other classes; more images, or fewer and larger '
+        'classes, help.'
+    ]
 
 
 def declare(config: RunConfig, dataset: records.Dataset) -> RunConfig:

@@ -54,15 +54,26 @@ def test_folder_with_train_and_test(tmp_path):
 def test_folders_without_images_are_named(tmp_path):
     error_of([str(tmp_path), 'no class folders'], f'folder:{tmp_path}')
     dataset = write_folder(tmp_path, {'empty': {}, 'too': {}})
-    error_of([str(tmp_path), 'no .png, .jpg, .jpeg images'], dataset)
+    error_of([str(tmp_path), 'no images (.png, .jpg'], dataset)
     write_folder(tmp_path / 'train', {'a': grey_files(1, 0)})
     write_folder(tmp_path / 'test', {'a': {}})
-    error_of([str(tmp_path / 'test'), 'no .png, .jpg, .jpeg images'], dataset)
+    error_of([str(tmp_path / 'test'), 'no images (.png, .jpg'], dataset)
 
 
-def test_images_one_folder_too_deep_are_no_empty_class(tmp_path):
-    dataset = write_folder(tmp_path, {'cat': grey_files(2, 0), 'dog/rex': grey_files(2, 9)})
-    error_of([str(tmp_path / 'dog'), 'no .png, .jpg, .jpeg images of its own', '--person'], dataset)
+def test_images_in_folders_within_a_class_folder_are_of_the_class(tmp_path):
+    files = {'cat': grey_files(20, 0), 'dog/rex': grey_files(9, 50), 'dog/a/b': grey_files(9, 70)}
+    loaded = load.load(write_folder(tmp_path, files))
+    assert loaded.train.class_names == ('cat', 'dog')
+    dogs = {(grey_image(i).tobytes(), 1) for i in (*range(50, 59), *range(70, 79))}
+    assert dogs <= rows_of(loaded.train) | rows_of(loaded.test)
+    (said,) = [note for note in loaded.notes if 'lie in folders' in note]
+    assert '18 images' in said and '--person=folder' in said
+
+
+def test_a_folder_with_nothing_but_the_right_one_is_pointed_out(tmp_path):
+    write_folder(tmp_path / 'images', {'cat': grey_files(2, 0), 'dog': grey_files(2, 9)})
+    error_of(['one folder, images', f'folder:{tmp_path / "images"}'], f'folder:{tmp_path}')
+    assert load.load(f'folder:{tmp_path}', classes=['images']).train.num_classes == 1
 
 
 def test_the_usual_side_is_the_middle_of_the_shorter_sides(tmp_path):

@@ -1,12 +1,13 @@
 """Data sets of TensorFlow Datasets."""
 
+import functools
 import logging as std_logging
 
 import numpy as np
 import pytest
-from helpers.data_sets import error_of, rows_of
+from helpers.data_sets import error_of, png, rows_of
 
-from tf_efsgd.data import load, parts
+from tf_efsgd.data import decoding, load, parts
 from tf_efsgd.data.records import DataError
 from tf_efsgd.data.sources import tfds
 
@@ -101,10 +102,123 @@ def test_celeb_a_schema(test_data):
     builder = tfds._builder('celeb_a', prepared)
     names, partial, get_label = tfds._find_label(builder.info.features, 'celeb_a', 'Eyeglasses')
     assert names == ('not Eyeglasses', 'Eyeglasses')
-    stream = tfds._stream(builder, 'validation', partial, get_label)
-    part = parts.part_of_stream(stream, 1200, 16, 3, str)
+    stream = tfds._stream(builder, 'validation', partial, get_label).take(1200)
+    items = [
+        parts.Item(functools.partial(bytes, image), label, '')
+        for image, label, _ in stream.as_numpy_iterator()
+    ]
+    split = parts.Split('faces', lambda: items, 1200, str, [], area=True)
+    part, _ = parts.part_of_split(split, parts.Wanted(16, 3))
     assert part.images.shape == (1200, 16, 16, 3)
     whole = builder.as_dataset(split='validation', shuffle_files=False).take(1200)
     wanted = [int(record['attributes']['Eyeglasses']) for record in whole.as_numpy_iterator()]
     assert part.labels.tolist() == wanted
     assert 0 < sum(wanted) < 1200
+
+
+def _celeb_a(test_data):
+    prepared = test_data / 'tfds_drawn'
+    if not (prepared / 'celeb_a').is_dir():
+        pytest.skip(f'no celeb_a in {test_data}')
+    return tfds._builder('celeb_a', prepared)
+
+
+def test_several_attributes_make_a_class_of_every_combination(test_data):
+    builder = _celeb_a(test_data)
+    names, partial, get_label = tfds._find_label(
+        builder.info.features, 'celeb_a', 'Male, Smiling,Eyeglasses'
+    )
+    assert len(names) == 8
+    assert names[0] == 'not Male + not Smiling + not Eyeglasses'
+    assert names[0b110] == 'Male + Smiling + not Eyeglasses'
+    stream = tfds._stream(builder, 'validation', partial, get_label).take(300)
+    labels = [int(label) for _, label, _ in stream.as_numpy_iterator()]
+    whole = builder.as_dataset(split='validation', shuffle_files=False).take(300)
+    for label, record in zip(labels, whole.as_numpy_iterator()):
+        has = record['attributes']
+        assert label == 4 * has['Male'] + 2 * has['Smiling'] + has['Eyeglasses']
+    assert len(set(labels)) > 2
+
+
+@pytest.mark.parametrize('label', ['Male,Male', 'Male,', ','.join(map(str, range(9)))])
+def test_attributes_that_cannot_be_combined_are_named(test_data, label):
+    builder = _celeb_a(test_data)
+    with pytest.raises(DataError, match='--label'):
+        tfds._find_label(builder.info.features, 'celeb_a', label)
+
+
+def test_every_attribute_of_celeb_a_can_be_a_label(test_data):
+    features = _celeb_a(test_data).info.features
+    attributes = list(features['attributes'])
+    assert len(attributes) == 40
+    for attribute in attributes:
+        names, _, _ = tfds._find_label(features, 'celeb_a', attribute)
+        assert names == (f'not {attribute}', attribute)
+
+
+def test_faces_are_made_small_by_area():
+    # Two thirds of a pixel's area are black, one is white; a triangle filter gives another gray.
+    stripes = np.zeros([6, 6, 1], np.uint8)
+    stripes[:, 2::3] = 255
+    image = png(stripes)
+
+    def first_of(area):
+        split = parts.Split(
+            'x', lambda: [parts.Item(functools.partial(bytes, image), 0, '')], 1, str, [], area=area
+        )
+        return parts.part_of_split(split, parts.Wanted(2, 1))[0].images[0]
+
+    np.testing.assert_array_equal(first_of(True), np.full([2, 2, 1], 85))
+    assert (first_of(False) != 85).any()
+
+
+def test_a_download_that_is_refused_says_what_to_fetch_by_hand(monkeypatch, tmp_path):
+    class Refused:
+        name, data_dir = 'celeb_a', tmp_path
+
+        def download_and_prepare(self, **_):
+            raise RuntimeError('Failed to get url https://drive.google.com/uc?id=0: quota exceeded')
+
+    with pytest.raises(DataError) as caught:
+        tfds._prepare(Refused(), 'celeb_a', None)
+    message = str(caught.value)
+    assert '\n' not in message and 'quota exceeded' in message
+    builder = __import__('tensorflow_datasets').builder_cls('celeb_a')
+    files = [info.filename for info in builder.url_infos.values()]
+    assert len(files) == 5
+    for word in (*files, 'mmlab.ie.cuhk.edu.hk', '--tfds_manual_dir'):
+        assert word in message
+
+
+@pytest.mark.parametrize('has_validation', [True, False])
+def test_a_test_split_without_labels_is_left_before_anything_is_decoded(
+    own_tfds, has_validation, monkeypatch
+):
+    load_own, images = own_tfds
+    whole = tfds._stream
+
+    def without_labels(builder, split, *rest):
+        stream = whole(builder, split, *rest)
+        if split == 'test':
+            stream = stream.map(lambda image, label, person: (image, -1, person))
+        return stream
+
+    decoded = []
+    decode = decoding.decode
+    monkeypatch.setattr(decoding, 'decode', lambda *a: decoded.append(1) or decode(*a))
+    monkeypatch.setattr(tfds, '_stream', without_labels)
+    splits = {'train': range(150), 'test': range(150, 180)}
+    if has_validation:
+        splits['validation'] = range(180, 200)
+    loaded = load_own(splits)
+    if has_validation:
+        assert rows_of(loaded.test) == _wanted(images, range(180, 200))
+    else:
+        assert rows_of(loaded.train) | rows_of(loaded.test) == _wanted(images, range(150))
+    assert len(decoded) == 150 + 20 * has_validation
+    assert any('split test has no labels' in note for note in loaded.notes)
+    monkeypatch.setattr(
+        tfds, '_stream', lambda *a: whole(*a).map(lambda image, label, person: (image, -1, person))
+    )
+    with pytest.raises(DataError, match='split train of own_set has no labels'):
+        load_own({'train': range(9)})

@@ -17,6 +17,7 @@ from helpers.layer_gradients import (
     weights_of,
 )
 
+from tf_efsgd.models.generator import ARCHITECTURES
 from tf_efsgd.privacy import clipping, layer_norms
 from tf_efsgd.privacy.layer_norms import rule
 
@@ -204,8 +205,9 @@ def test_losses_that_are_not_one_for_every_example_are_refused():
         layer_norms.gradients_by_layer(model, lambda: tf.ones([2]), model.trainable_variables)
 
 
-def test_a_loss_may_go_through_several_models():
-    encoder, decoder, losses, records = encoder_and_decoder()
+@pytest.mark.parametrize('architecture', ARCHITECTURES)
+def test_a_loss_may_go_through_several_models(architecture):
+    encoder, decoder, losses, records = encoder_and_decoder(architecture)
     variables = [*encoder.trainable_variables, *decoder.trainable_variables]
     gradients = []
     for i in range(5):

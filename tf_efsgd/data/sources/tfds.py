@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +17,19 @@ from absl import logging
 
 from tf_efsgd.data import parts, persons
 from tf_efsgd.data.records import DataError
+
+# Records of a split whose labels are looked at before all are decoded.
+_LOOKED_AT = 1000
+# Attributes of which each combination is a class.
+_MOST_ATTRIBUTES = 6
+# What TFDS asks Google Drive for, which refuses when many others did so that day.
+_BY_HAND = {
+    'celeb_a': (
+        'img_align_celeba.zip, list_attr_celeba.txt, list_eval_partition.txt, '
+        'list_landmarks_align_celeba.txt and identity_CelebA.txt',
+        'https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html',
+    )
+}
 
 
 def read(
@@ -70,25 +85,89 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
     read_off: tuple[str, ...] = () if channels else ('channels',)
     read_off += () if wanted.image_size or (height and width) else ('image_size',)
 
-    def read_part(split: str) -> parts.Part:
+    # Where the image is square after the cut at 178 pixels, as most work on these faces does it.
+    area = builder.name == 'celeb_a'
+
+    def read_part(split: str, has_own_test: bool):
         def describe(position: int) -> str:
             return f'record {position} of {name}, split {split}'
 
-        stream = _stream(builder, split, partial, get_label, get_person)
-        count = splits[split].num_examples
-        part = parts.part_of_stream(stream, count, wanted.image_size, channels, describe)
-        if get_person is not None and not all(part.persons):
-            position = list(part.persons).index('')
-            raise DataError(
-                f'{describe(position)} has no person by --person={wanted.rule}; every image needs '
-                'one: use another feature'
-            )
-        return part
+        def items() -> Iterator[parts.Item]:
+            stream = _stream(builder, split, partial, get_label, get_person)
+            for position, (image, label, person) in enumerate(stream.as_numpy_iterator()):
+                if get_person is not None and not person:
+                    raise DataError(
+                        f'{describe(position)} has no person by --person={wanted.rule}; every '
+                        'image needs one: use another feature'
+                    )
+                if not 0 <= label < len(names):
+                    raise DataError(f'{describe(position)} has no label; use another data set')
+                person = person.decode('utf-8', 'surrogateescape')
+                yield parts.Item(functools.partial(bytes, image), label, person)
 
-    held_out = next((split for split in ('test', 'validation') if split in splits), None)
-    test = read_part(held_out) if held_out else None
+        labels = f' by {wanted.label}' if 'attributes' in partial else ''
+        return parts.part_of_split(
+            parts.Split(
+                f'{name}{labels}, {split}',
+                items,
+                splits[split].num_examples,
+                describe,
+                [_stamps(builder), split],
+                has_own_test,
+                area,
+            ),
+            wanted._replace(channels=channels),
+        )
+
+    def has_labels(split: str) -> bool:
+        stream = _stream(builder, split, partial, get_label).map(lambda image, label, person: label)
+        first = stream.take(_LOOKED_AT).as_numpy_iterator()
+        return all(0 <= label < len(names) for label in first)
+
+    held_out, notes = _find_held_out(name, splits, has_labels)
+    test = None
+    if held_out:
+        test, more = read_part(held_out, True)
+        notes += more
+    train, more = read_part('train', held_out is not None)
     identity = None if wanted.rule is None else persons.Identity.of(wanted.rule)
-    return parts.Source(read_part('train'), test, names, read_off=read_off, person_rule=identity)
+    return parts.Source(
+        train, test, names, read_off=read_off, person_rule=identity, notes=(*notes, *more)
+    )
+
+
+def _stamps(builder: Any) -> list:
+    """What changes when a prepared data set does."""
+    files = [entry for entry in os.scandir(builder.data_path) if entry.is_file()]
+    files.sort(key=lambda entry: entry.name)
+    return [
+        os.path.abspath(builder.data_path),
+        *([file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files),
+    ]
+
+
+def _find_held_out(
+    name: str, splits: Sequence[str], has_labels: Callable[[str], bool]
+) -> tuple[str | None, tuple[str, ...]]:
+    """The split to test on, and what to say of others.
+
+    Args:
+      name: of the data set.
+      splits: it has.
+      has_labels: whether a split has labels, found without decoding an image.
+
+    Raises:
+      DataError: if the split to train on has no labels.
+    """
+    if not has_labels('train'):
+        raise DataError(f'the split train of {name} has no labels; use another data set')
+    notes: tuple[str, ...] = ()
+    for split in ('test', 'validation'):
+        if split in splits:
+            if has_labels(split):
+                return split, notes
+            notes += (f'{name}: the split {split} has no labels and is not used.',)
+    return None, notes
 
 
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +230,13 @@ def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None
     try:
         builder.download_and_prepare(download_config=config)
     except Exception as error:  # Builders run code of their own, which may raise anything.
+        if builder.name in _BY_HAND:
+            files, where = _BY_HAND[builder.name]
+            raise DataError(
+                f'{name} cannot be downloaded by TFDS ({parts.cause_text(error)}): its server '
+                f'refuses when many ask. Download {files} by hand from {where}, put them into one '
+                'folder as they are, and give --tfds_manual_dir=FOLDER'
+            ) from error
         raise DataError(
             f'{name} is not in {builder.data_dir} and cannot be downloaded '
             f'({type(error).__name__}: {parts.cause_text(error)}); point --data_dir at a folder '
@@ -189,19 +275,38 @@ def _find_label(
 
 
 def _find_attribute(
-    attributes: Any, name: str, attribute: str
+    attributes: Any, name: str, wanted: str
 ) -> tuple[tuple[str, ...], dict[str, Any], Callable[[Any], tf.Tensor]]:
-    """Like _find_label, for a data set with yes-no attributes."""
+    """Like _find_label, for a data set with yes-no attributes: one, or several with commas."""
     known = [key for key in attributes if attributes[key].np_dtype == np.bool_]
-    if attribute not in known:
-        close = difflib.get_close_matches(attribute.title(), known, n=3, cutoff=0.4) or known[:5]
+    chosen = [attribute.strip() for attribute in wanted.split(',')]
+    for attribute in chosen:
+        if attribute not in known:
+            close = difflib.get_close_matches(attribute.title(), known, n=3, cutoff=0.4)
+            raise DataError(
+                f'{name} has no attribute {attribute!r} among its {len(known)}; '
+                f'set --label to one, e.g. {", ".join(close or known[:5])}, or to several with '
+                'commas'
+            )
+    if len(set(chosen)) < len(chosen) or len(chosen) > _MOST_ATTRIBUTES:
         raise DataError(
-            f'{name} has no attribute {attribute!r} among its {len(known)}; '
-            f'set --label to one, e.g. {", ".join(close)}'
+            f'--label takes up to {_MOST_ATTRIBUTES} attributes, each once: every combination is a '
+            f'class. Received: {wanted}'
         )
-    partial = {'image': True, 'attributes': {attribute: True}}
-    names = (f'not {attribute}', attribute)
-    return names, partial, lambda record: record['attributes'][attribute]
+    partial = {'image': True, 'attributes': dict.fromkeys(chosen, True)}
+    # The first attribute changes last, as in a table that counts up.
+    names = tuple(
+        ' + '.join(combination)
+        for combination in itertools.product(*((f'not {a}', a) for a in chosen))
+    )
+
+    def get_label(record: Any) -> tf.Tensor:
+        number = tf.constant(0)
+        for attribute in chosen:
+            number = 2 * number + tf.cast(record['attributes'][attribute], tf.int32)
+        return number
+
+    return names, partial, get_label
 
 
 def _stream(

@@ -1,0 +1,108 @@
+"""tf-efsgd check: what is said of a folder; tf-efsgd plan on one; nothing is written."""
+
+import re
+
+import numpy as np
+import pytest
+from absl import flags
+from helpers import nasty
+
+from tf_efsgd import config
+from tf_efsgd.cli import check, plan
+from tf_efsgd.config import expectations
+
+
+def _ask(command, *arguments):
+    values = flags.FlagValues()
+    command.define_flags(values)
+    values(['x', *arguments])
+    return command.answer(values)
+
+
+@pytest.fixture
+def animals(tmp_path):
+    """30 images 40x40 of each of 3 classes, one of them broken, some of them TIFF."""
+    for label, name in enumerate(('cat', 'dog', 'emu')):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            image = nasty.picture(100 * label + i, 40, 40)
+            kind, ending = ('TIFF', 'tif') if label == 2 and i < 7 else ('PNG', 'png')
+            (tmp_path / name / f'{i:04}.{ending}').write_bytes(nasty.encoded(image, kind))
+    (tmp_path / 'dog' / '0017.jpg').write_bytes(b'no image')
+    return tmp_path
+
+
+def test_what_is_said_of_a_folder(animals):
+    said = _ask(check, f'--dataset=folder:{animals}')
+    assert said.splitlines()[0] == '90 images, 3 classes (30 each).'
+    assert '1 unreadable: dog/0017.jpg: it is no image' in said
+    assert 'Read too: 7 .tif.' in said
+    assert 'Suggested size: 32x32' in said
+    for epsilon in (10, 1):
+        words = expectations.expect(records=81, classes=3, channels=3, epsilon=epsilon)
+        assert f'epsilon = {epsilon} expect {words}' in said
+    assert 'about 30 minutes' in said
+    assert '--images_per_person' in said and 'dicom' not in said
+
+
+def test_persons_who_are_told_apart_are_not_asked_for(animals):
+    said = _ask(check, f'--dataset=folder:{animals}', '--person=name:^(.)', '--images_per_person=2')
+    assert 'More than one image of a person' not in said
+
+
+def test_a_folder_of_nasty_files_is_told_in_full(tmp_path):
+    good, bad = nasty.write(tmp_path)
+    said = _ask(check, f'--dataset=folder:{tmp_path}')
+    assert said.startswith(f'{good} images, 2 classes') and f'\n{bad} unreadable' in said
+    assert 'Ignored: ' in said and '@eaDir' in said and 'heic' in said
+    said.encode('utf-8')
+
+
+@pytest.mark.parametrize('path', ['', '/no/such/folder'])
+def test_a_folder_that_is_not_there_is_named(path):
+    with pytest.raises(config.ConfigError, match='no folder'):
+        _ask(check, f'--dataset=folder:{path}')
+    with pytest.raises(config.ConfigError, match='takes the path'):
+        _ask(check, '--dataset=mnist')
+
+
+def test_a_folder_without_a_readable_image_is_named(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a' / 'x.png').write_bytes(b'no image')
+    with pytest.raises(config.ConfigError, match=re.escape('a/x.png: it is no image')):
+        _ask(check, f'--dataset=folder:{tmp_path}')
+
+
+def test_a_plan_counts_the_folder_and_shows_the_recipe(animals):
+    before = {path: path.stat().st_mtime_ns for path in animals.rglob('*')}
+    said = _ask(
+        *(plan, f'--dataset=folder:{animals}', '--target_epsilon=9', '--target_delta=1e-3'),
+        *('--minutes=2', '--channels=1'),
+    )
+    assert '90 images, 3 classes' in said and 'dog/0017.jpg' in said
+    assert 'About 81 of them are trained on, as 32x32x1.' in said
+    assert 'about 2 minutes' in said and '--warm_start_share=1.0' in said
+    assert re.search(r'^ε +9 ', said, re.MULTILINE)
+    assert {path: path.stat().st_mtime_ns for path in animals.rglob('*')} == before
+    own = _ask(
+        *(plan, f'--dataset=folder:{animals}', '--noise_multiplier=3', '--train_steps=30'),
+        *('--expected_batch_size=9', '--image_size=16', '--target_delta=1e-3'),
+    )
+    assert 'the recipe was given' in own and '16x16x3' in own and '9 of 81 records' in own
+
+
+def test_a_declared_size_needs_no_look_at_the_folder():
+    said = _ask(
+        *(plan, '--dataset=folder:/no/such', '--dataset_size=2000', '--noise_multiplier=3'),
+        *('--expected_batch_size=20', '--train_steps=30'),
+    )
+    assert '20 of 2,000 records' in said
+
+
+def test_expectations_grow_with_the_budget():
+    few = {'records': 3000, 'classes': 3, 'channels': 3}
+    said = [expectations.expect(**few, epsilon=epsilon) for epsilon in (1, 10)]
+    assert said == ['average colours', 'coarse shapes']
+    gray = expectations.expect(records=60_000, classes=10, channels=1, epsilon=10)
+    assert gray == 'shapes that can be told apart'
+    assert np.unique([*said, gray]).size == 3

@@ -1,0 +1,150 @@
+"""A folder of the images that people really hold: odd, damaged, turned, hidden, too large."""
+
+import io
+import os
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed=0, height=48, width=40, channels=3):
+    """Smooth colours with a bright upper left corner, uint8, so that a turned one is seen."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    base = 30 + 60 * rows / height + 40 * columns / width
+    tint = rng.integers(0, 40, channels)
+    image = np.repeat(base[..., None], channels, -1) + tint
+    image[: height // 3, : width // 3] += 90
+    return np.round(image).astype(np.uint8)
+
+
+def encoded(image, kind, **options):
+    buffer = io.BytesIO()
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_of(header, rows, *chunks):
+    """A PNG from its header fields (width, height, depth, colour type) and raw rows."""
+
+    def chunk(kind, data):
+        return (
+            struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+        )
+
+    width, height, depth, colour_type = header
+    first = struct.pack('>2I5B', width, height, depth, colour_type, 0, 0, 0)
+    pixels = zlib.compress(b''.join(b'\0' + row for row in rows))
+    middle = b''.join(chunk(kind, data) for kind, data in chunks)
+    start = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', first) + middle
+    return start + chunk(b'IDAT', pixels) + chunk(b'IEND', b'')
+
+
+def deep_png(values, *chunks):
+    """A PNG of 16 bits from uint16 [H, W, C], C is 1 to 4."""
+    height, width, channels = values.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = [row.astype('>u2').tobytes() for row in values]
+    return png_of((width, height, 16, colour_type), rows, *chunks)
+
+
+def turned_jpeg(image, orientation, kind='JPEG'):
+    """A file whose pixels are stored so that EXIF's orientation turns them into `image`."""
+    back = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {'quality': 95} if kind == 'JPEG' else {}
+    return encoded(np.ascontiguousarray(back(image)), kind, exif=exif, **options)
+
+
+def good_files():
+    """Files that hold a picture, by name."""
+    rgb, grey = picture(1), picture(2, channels=1)
+    opacity = np.full((*rgb.shape[:2], 1), 128, np.uint8)
+    frames = [Image.fromarray(picture(seed)) for seed in (3, 4, 5)]
+    animated = {'save_all': True, 'append_images': frames[1:], 'duration': 50}
+    files = {
+        'plain.jpg': encoded(rgb, 'JPEG', quality=95),
+        'UPPER.JPEG': encoded(rgb, 'JPEG', quality=90),
+        'progressive.jfif': encoded(rgb, 'JPEG', progressive=True),
+        'cmyk.jpg': encoded(Image.fromarray(rgb).convert('CMYK'), 'JPEG'),
+        'grey.png': encoded(grey, 'PNG'),
+        'bits.png': encoded(Image.fromarray(grey[..., 0]).convert('1'), 'PNG'),
+        'palette.png': encoded(Image.fromarray(rgb).convert('P', palette=1), 'PNG'),
+        'alpha.png': encoded(np.concatenate([rgb, opacity], -1), 'PNG'),
+        'grey_alpha.png': encoded(
+            Image.fromarray(np.concatenate([grey, opacity], -1), 'LA'), 'PNG'
+        ),
+        'clear_rgb.png': encoded(rgb, 'PNG', transparency=tuple(map(int, rgb[0, 0]))),
+        'twelve_bits.png': deep_png(grey.astype(np.uint16) * 16),
+        'sixteen_bits.png': deep_png(rgb.astype(np.uint16) * 256),
+        'still.webp': encoded(rgb, 'WEBP', lossless=True),
+        'animated.webp': encoded(frames[0], 'WEBP', lossless=True, **animated),
+        'animated.gif': encoded(frames[0], 'GIF', **animated),
+        'bitmap.bmp': encoded(rgb, 'BMP'),
+        'scan.tif': encoded(rgb, 'TIFF', compression='tiff_lzw'),
+        'pages.tiff': encoded(frames[0], 'TIFF', save_all=True, append_images=frames[1:]),
+        'face.pgm': encoded(grey, 'PPM'),
+        'wrong_name.png': encoded(rgb, 'JPEG', quality=95),
+        'wide.png': encoded(np.tile(picture(6, 10, 40), (1, 500, 1)), 'PNG'),  # 20,000 x 10.
+        'ünïcödé 猫.png': encoded(rgb, 'PNG'),
+        'new\nline.png': encoded(rgb, 'PNG'),
+    }
+    for turn in range(1, 9):
+        files[f'turned_{turn}.jpg'] = turned_jpeg(rgb, turn)
+    return {os.fsencode(name): data for name, data in files.items()} | {
+        'caf\xe9.png'.encode('latin-1'): encoded(rgb, 'PNG')
+    }
+
+
+def bad_files():
+    """Files that hold none, by name."""
+    rgb = picture(1)
+    jpeg, png = encoded(rgb, 'JPEG', quality=95), encoded(rgb, 'PNG')
+    bomb = png_of((40_000, 40_000, 8, 0), [bytes(40_000)] * 3)
+    return {
+        b'cut_off.jpg': jpeg[:-400],
+        b'cut_off.png': png[: len(png) // 2],
+        b'empty.png': b'',
+        b'text.png': b'This is no image.\n',
+        b'bomb.png': bomb,
+        b'zeros.jpg': bytes(3000),
+    }
+
+
+def write(root):
+    """Makes the folder: class folders `b 10` and `b 2`, and what does not belong there.
+
+    Returns:
+      How many files hold a picture, and how many do not.
+    """
+    first, second = os.fsencode(root / 'b 2'), os.fsencode(root / 'b 10')
+    for folder in (first, second):
+        os.makedirs(folder)
+    good, bad = good_files(), bad_files()
+    for number, (name, data) in enumerate({**good, **bad}.items()):
+        with open(os.path.join(second if number % 3 == 0 else first, name), 'wb') as file:
+            file.write(data)
+    os.symlink(root, root / 'b 2' / 'loop')
+    os.symlink('itself', root / 'b 2' / 'itself')
+    os.symlink(root / 'nowhere', root / 'b 10' / 'gone.png')
+    for litter in ('@eaDir', '__MACOSX', '.hidden'):
+        (root / litter / 'plain.jpg').mkdir(parents=True)
+        (root / 'b 2' / litter).mkdir()
+        (root / 'b 2' / litter / 'thumb.jpg').write_bytes(b'no image')
+    for name in ('Thumbs.db', '.DS_Store', 'notes.txt', 'photo.heic', '._plain.jpg'):
+        (root / 'b 2' / name).write_bytes(b'no image')
+    return len(good), len(bad) + 1

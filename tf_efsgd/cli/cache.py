@@ -1,0 +1,78 @@
+"""Lists and removes decoded images that were kept for later starts: tf-efsgd cache.
+
+They are PRIVATE, like the images they were made of. Removing one costs time only: the next start
+decodes its images again.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from absl import flags
+
+from tf_efsgd import config
+from tf_efsgd.cli import arguments
+from tf_efsgd.data import cache
+
+_ALL = 'all'
+
+
+def run(values: flags.FlagValues) -> str:
+    """Does what the flags ask for, and returns what to say.
+
+    Raises:
+      ConfigError: if there is no such cache.
+      OSError: if the folder cannot be read, or something in it cannot be removed.
+    """
+    given = values['cache_dir'].value
+    folder = pathlib.Path(given).expanduser() if given else cache.default_folder()
+    items = cache.find_items(folder)
+    name = values['remove'].value
+    if name is None:
+        if not items:
+            return f'No decoded images are kept in {folder}.'
+        lines = [
+            f'{item.name}  {item.date:<16}  {_size(item.size):>10}  {item.what}' for item in items
+        ]
+        return '\n'.join(
+            [*lines, '', f'In {folder}; PRIVATE. To remove one: --remove=NAME, or --remove={_ALL}.']
+        )
+    chosen = [item for item in items if name in (item.name, _ALL)]
+    if not chosen and name != _ALL:
+        raise config.ConfigError(
+            f'{folder} has no cache of that name: give one that tf-efsgd cache lists, or {_ALL}. '
+            f'Received: --remove={name}.'
+        )
+    removed = cache.remove(chosen)
+    lines = [f'Removed {item.name}: {item.what}.' for item in removed]
+    lines += [
+        f'{item.name} is being written now and stays.' for item in chosen if item not in removed
+    ]
+    return '\n'.join(lines or ['There was nothing to remove.'])
+
+
+def _size(size: int) -> str:
+    return f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{max(1, round(size / 1e3)):,} kB'
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines the flags and returns their names."""
+    names = config.define_flags(flag_values, cache_dir=None)
+    flags.DEFINE_string(
+        'remove',
+        None,
+        'What to remove: a name of the list, or all. Default: remove nothing and list what there '
+        'is.',
+        flag_values=flag_values,
+    )
+    return [*names, 'remove']
+
+
+def _main() -> None:
+    with arguments.one_line_errors():
+        print(run(flags.FLAGS))
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    arguments.start(_main, define_flags)

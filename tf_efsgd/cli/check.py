@@ -1,0 +1,113 @@
+"""Looks at your images before anything is trained: tf-efsgd check PATH.
+
+It says what is in the folder, what cannot be read and why, what size to train at, what to expect
+and how long it takes. It writes nothing and spends nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+
+from absl import flags
+
+from tf_efsgd import config
+from tf_efsgd.cli import arguments
+from tf_efsgd.config import expectations, recipes
+from tf_efsgd.data import records
+from tf_efsgd.data import survey as surveys
+
+_EPSILONS = (10.0, 1.0)
+_FLAGS = ('dataset', 'classes', 'label', 'bits', 'person', 'images_per_person', 'minutes')
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines the flags and returns their names."""
+    defaults = {
+        field.name: field.default
+        for group in (config.DataConfig, config.TrainingConfig)
+        for field in dataclasses.fields(group)
+    }
+    chosen = {name: defaults[name] for name in _FLAGS} | {'dataset': None}
+    return config.define_flags(flag_values, **chosen)
+
+
+def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
+    """Looks at the folder that --dataset names; None if it names no folder:.
+
+    Raises:
+      ConfigError: if there is no such folder, or it holds no images that can be used.
+    """
+    scheme, _, path = (flag_values['dataset'].value or '').partition(':')
+    if scheme != 'folder':
+        return None
+    root = pathlib.Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise config.ConfigError(f'There is no folder {path!r}. Give the path of one.')
+    classes = flag_values['classes'].value
+    try:
+        found = surveys.survey(
+            root,
+            None if classes is None else config.parse_classes(classes),
+            flag_values['label'].value or '',
+            flag_values['bits'].value,
+            has_folders_of_persons=flag_values['person'].value == 'folder',
+        )
+    except records.DataError as error:
+        raise config.ConfigError(str(error)) from error
+    if not found.images:
+        raise config.ConfigError(
+            f'No image in {path} can be read, e.g. {found.unreadable[0]}. Repair or replace them.'
+        )
+    return found
+
+
+def answer(flag_values: flags.FlagValues) -> str:
+    """What there is to say of a folder.
+
+    Raises:
+      ConfigError: as `look`.
+    """
+    found = look(flag_values)
+    if found is None:
+        raise config.ConfigError(
+            'tf-efsgd check takes the path of a folder with images. Received: '
+            f'{flag_values["dataset"].value or "none"}.'
+        )
+    return '\n'.join([*found.lines(), *_advice(found, flag_values)])
+
+
+def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
+    size = recipes.image_size(found.usual_side) or found.usual_side
+    lines = [f'Suggested size: {size}x{size} (most images are about {found.usual_side} pixels).']
+    words = [
+        f'at epsilon = {epsilon:g} expect '
+        + expectations.expect(
+            records=found.trained_on,
+            classes=len(found.class_names),
+            channels=found.channels,
+            epsilon=epsilon,
+        )
+        for epsilon in _EPSILONS
+    ]
+    text = ', '.join(words)
+    lines.append(f'{text[0].upper()}{text[1:]}; about {flag_values["minutes"].value} minutes.')
+    if flag_values['images_per_person'].value is None:
+        how = ' (--person=dicom takes the PatientID)' if found.has_patients else ''
+        lines.append(f'More than one image of a person? Give --images_per_person{how}.')
+    return lines
+
+
+def _main() -> None:
+    with arguments.one_line_errors():
+        print(answer(flags.FLAGS))
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    sys.argv[1:] = [
+        argument if argument.startswith('-') else f'--dataset=folder:{argument}'
+        for argument in sys.argv[1:]
+    ]
+    arguments.start(_main, define_flags)

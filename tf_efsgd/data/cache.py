@@ -1,0 +1,415 @@
+"""Decoded images on disk, memory-mapped: decoded once, read at every later start. No TensorFlow.
+
+A cache is one file for each part of a data set, PRIVATE like the images in it: mode 0600, in a
+folder of the user's outside of all run folders. It is used only if everything that made it is the
+same and it is whole; otherwise it is made anew.
+
+The file holds the images, uint8, then labels, hashes and persons, then a JSON trailer that says
+what it is; the trailer is written last, and the file gets its name when all of it is on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import hashlib
+import json
+import math
+import mmap
+import os
+import pathlib
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+
+SUFFIX = '.images'
+_MAGIC = b'tfefsgd1'
+_END = struct.Struct('>Q8s')
+_TEMPORARY = '.tmp-'
+# Of a mapping, pages of about so many bytes are resident before they are let go.
+_RESIDENT = 32 * 2**20
+_BLOCK = 4 * 2**20
+# Copies of some of the mapped records are mapped too from so many bytes on.
+_LARGE = 256 * 2**20
+
+
+def default_folder() -> pathlib.Path:
+    """The user's cache folder for this package, by the XDG base directory specification."""
+    base = os.environ.get('XDG_CACHE_HOME')
+    return (pathlib.Path(base) if base else pathlib.Path.home() / '.cache') / 'tf_efsgd'
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a part of a data set is cached.
+
+    Attributes:
+      folder: the cache folder.
+      what: the data set, its part and the settings, for a person; it names the file.
+      key: a hash of everything that makes its content.
+    """
+
+    folder: pathlib.Path
+    what: str
+    key: str
+
+    @classmethod
+    def of(cls, folder: str | os.PathLike, what: str, made_by: Any) -> Place:
+        """A place for what is made by a JSON value."""
+        key = hashlib.sha256(json.dumps([what, made_by]).encode('utf-8', 'surrogatepass'))
+        return cls(pathlib.Path(folder), what, key.hexdigest())
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The file."""
+        name = hashlib.sha256(self.what.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+        return self.folder / f'{name}{SUFFIX}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """What is cached of a part: N records. All of it is private.
+
+    Attributes:
+      images: uint8 [N, H, W, C].
+      labels: int32 [N].
+      digests: uint64 [N, 2].
+      persons: names, object [N].
+      notes: what was said when the images were decoded.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    digests: np.ndarray
+    persons: np.ndarray
+    notes: tuple[str, ...] = ()
+
+
+class MappedImages(np.ndarray):
+    """Images in a file: an array whose pages do not stay resident.
+
+    What is taken from it in slices, by indices or one by one is read from the file; when that was a
+    few megabytes, the pages are given back to the operating system, which keeps them in its cache.
+    """
+
+    @classmethod
+    def open(cls, file: IO[bytes], shape: tuple[int, ...]) -> MappedImages:
+        """Maps the first bytes of a file."""
+        mapping = mmap.mmap(file.fileno(), math.prod(shape), access=mmap.ACCESS_READ)
+        array = np.frombuffer(mapping, np.uint8).reshape(shape).view(cls)
+        array._mapping, array._taken = mapping, [0]
+        return array
+
+    def __array_finalize__(self, parent):
+        self._mapping = getattr(parent, '_mapping', None)
+        self._taken = getattr(parent, '_taken', [0])
+
+    def __getitem__(self, index):
+        taken = super().__getitem__(index)
+        if self._mapping is None or not isinstance(taken, np.ndarray):
+            return taken
+        self._taken[0] += taken.nbytes
+        if self._taken[0] > _RESIDENT:
+            self.release()
+        # What is no view of the file is an array like any other.
+        return taken if np.may_share_memory(taken, self) else taken.view(np.ndarray)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        rows = max(1, _BLOCK // max(1, self[:1].nbytes))
+        for start in range(0, len(self), rows):
+            yield from np.array(self[start : start + rows], subok=False)
+
+    def release(self) -> None:
+        """Gives the pages back."""
+        self._taken[0] = 0
+        if hasattr(mmap, 'MADV_DONTNEED'):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+    def __reduce__(self):
+        return np.asarray(self).__reduce__()
+
+
+def take(images: np.ndarray, chosen: np.ndarray, folder: str | os.PathLike | None) -> np.ndarray:
+    """The images where `chosen`, bool [N], is true, in memory only if they are few.
+
+    Args:
+      images: uint8 [N, H, W, C].
+      chosen: bool [N].
+      folder: where a file without a name may be; None: the images are copied in memory.
+    """
+    rows = np.flatnonzero(chosen)
+    if not len(rows) or rows[-1] - rows[0] + 1 == len(rows):
+        start = rows[0] if len(rows) else 0
+        return images[start : start + len(rows)]
+    size = len(rows) * math.prod(images.shape[1:])
+    if folder is None or not isinstance(images, MappedImages) or size < _LARGE:
+        return images[rows]
+    step = max(1, _BLOCK // math.prod(images.shape[1:]))
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for start in range(0, len(rows), step):
+            file.write(images[rows[start : start + step]].data)
+        file.flush()
+        return MappedImages.open(file, (len(rows), *images.shape[1:]))
+
+
+def read(place: Place) -> Columns | None:
+    """What is cached there; None if there is nothing, it is stale, or it is not whole."""
+    try:
+        with open(place.path, 'rb') as file:
+            trailer = _read_trailer(file)
+            if trailer['key'] != place.key:
+                return None
+            return _read_columns(file, trailer)
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+
+
+def _read_trailer(file: IO[bytes]) -> dict:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - _END.size))
+    size, magic = _END.unpack(file.read())
+    if magic != _MAGIC or size > end:
+        raise ValueError('no whole cache')
+    file.seek(end - _END.size - size)
+    trailer = json.loads(file.read(size))
+    if not isinstance(trailer, dict) or trailer['end'] != end - _END.size - size:
+        raise ValueError('no whole cache')
+    return trailer
+
+
+def _read_columns(file: IO[bytes], trailer: dict) -> Columns:
+    shape = tuple(trailer['shape'])
+    sum_of_all = 0
+    file.seek(0)
+    left = trailer['end']
+    while left:
+        block = file.read(min(left, _BLOCK))
+        if not block:
+            raise ValueError('no whole cache')
+        sum_of_all, left = zlib.crc32(block, sum_of_all), left - len(block)
+    if sum_of_all != trailer['crc32']:
+        raise ValueError('no whole cache')
+    count = shape[0]
+    file.seek(math.prod(shape))
+    labels = np.frombuffer(file.read(4 * count), '<i4').astype(np.int32)
+    digests = np.frombuffer(file.read(16 * count), '<u8').astype(np.uint64).reshape(count, 2)
+    names = json.loads(file.read(trailer['end'] - file.tell()))
+    persons = np.full(count, '', object)
+    if names:
+        persons[:] = names
+    return Columns(
+        MappedImages.open(file, shape), labels, digests, persons, tuple(trailer['notes'])
+    )
+
+
+class Rows:
+    """Where decoded images go, one batch after the other: an array in memory.
+
+    Args:
+      count: the most there can be.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self._images: np.ndarray | None = None
+        self._done = 0
+
+    def append(self, images: np.ndarray, set_aside: np.ndarray) -> None:
+        """Adds images, uint8 [n, H, W, C]; C may grow from 1 to 3.
+
+        Args:
+          images: the images.
+          set_aside: bool [n], of those that may come last in the end.
+        """
+        if self._images is None:
+            self._images = np.empty([self._count, *images.shape[1:]], np.uint8)
+            self._aside = np.zeros(self._count, bool)
+        if images.shape[-1] > self._images.shape[-1]:
+            self._images = np.repeat(self._images, images.shape[-1], axis=-1)
+        end = self._done + len(images)
+        self._images[self._done : end], self._aside[self._done : end] = images, set_aside
+        self._done = end
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """The images, and in which order they are: the number of each as added, int64 [N]."""
+        return self._images[: self._done], np.arange(self._done)
+
+    def close(self) -> None:
+        """Lets go of what is not finished."""
+
+
+class FileRows(Rows):
+    """The same in a new cache.
+
+    Args:
+      place: where.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+
+    def __init__(self, place: Place):
+        self._place = place
+        os.makedirs(place.folder, mode=0o700, exist_ok=True)
+        _remove_left_over(place)
+        handle, self._path = tempfile.mkstemp(
+            prefix=f'.{place.path.name}{_TEMPORARY}', dir=place.folder
+        )
+        self._file = open(handle, 'r+b')
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        self._last = tempfile.TemporaryFile(dir=place.folder)
+        self._shape: tuple[int, ...] | None = None
+        self._counts = [0, 0]
+        self._aside: list[np.ndarray] = []
+
+    def append(self, images: np.ndarray, set_aside: np.ndarray) -> None:
+        """As `Rows.append`."""
+        if self._shape is None:
+            self._shape = images.shape[1:]
+        if images.shape[-1] > self._shape[-1]:
+            self._widen(images.shape[-1])
+        for which, file in enumerate((self._file, self._last)):
+            part = images[set_aside == bool(which)]
+            file.write(np.ascontiguousarray(part).data)
+            self._counts[which] += len(part)
+        self._aside.append(np.array(set_aside, bool))
+
+    def _widen(self, channels: int) -> None:
+        """Repeats the channel of grey images, block by block, from the end on."""
+        size = math.prod(self._shape)
+        step = max(1, _BLOCK // size)
+        for count, file in zip(self._counts, (self._file, self._last)):
+            for start in reversed(range(0, count, step)):
+                file.seek(start * size)
+                block = np.frombuffer(file.read(min(step, count - start) * size), np.uint8)
+                file.seek(start * size * channels)
+                file.write(np.repeat(block, channels).data)
+            file.seek(count * size * channels)
+        self._shape = (*self._shape[:-1], channels)
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """As `Rows.finish`: those set aside come last."""
+        self._last.seek(0)
+        while block := self._last.read(_BLOCK):
+            self._file.write(block)
+        self._last.close()
+        self._file.flush()
+        aside = np.concatenate(self._aside)
+        order = np.concatenate([np.flatnonzero(~aside), np.flatnonzero(aside)])
+        return MappedImages.open(self._file, (sum(self._counts), *self._shape)), order
+
+    def commit(self, columns: Columns) -> None:
+        """Writes the rest, and gives the file its name when all of it is on disk."""
+        file = self._file
+        file.seek(math.prod(columns.images.shape))
+        file.write(columns.labels.astype('<i4').tobytes())
+        file.write(columns.digests.astype('<u8').tobytes())
+        names = list(columns.persons) if any(columns.persons) else []
+        file.write(json.dumps(names).encode())
+        end = file.tell()
+        file.seek(0)
+        sum_of_all, left = 0, end
+        while left:
+            block = file.read(min(left, _BLOCK))
+            sum_of_all, left = zlib.crc32(block, sum_of_all), left - len(block)
+        trailer = json.dumps(
+            {
+                'key': self._place.key,
+                'what': self._place.what,
+                'shape': columns.images.shape,
+                'end': end,
+                'crc32': sum_of_all,
+                'notes': columns.notes,
+                'date': f'{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}',
+            }
+        ).encode()
+        file.write(trailer + _END.pack(len(trailer), _MAGIC))
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(self._path, self._place.path)
+        self._path = None
+        self.close()
+
+    def close(self) -> None:
+        """Removes what was not committed."""
+        if self._path is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self._path = None
+        self._file.close()
+        self._last.close()
+
+
+def _remove_left_over(place: Place) -> None:
+    """Removes what writers of this cache left that were killed."""
+    for path in place.folder.glob(f'.{place.path.name}{_TEMPORARY}*'):
+        _remove_unless_written(path)
+
+
+def _remove_unless_written(path: pathlib.Path) -> bool:
+    try:
+        with open(path, 'rb') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+# What there is, for a person.
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A file in the cache folder.
+
+    Attributes:
+      name: of the file, without its ending.
+      what: it holds.
+      date: when it was made, UTC.
+      size: in bytes.
+      path: of the file.
+    """
+
+    name: str
+    what: str
+    date: str
+    size: int
+    path: pathlib.Path
+
+
+def find_items(folder: pathlib.Path) -> list[Item]:
+    """The caches in a folder, by what they hold; nothing when it is missing."""
+    items = []
+    for path in sorted(folder.glob(f'*{SUFFIX}')):
+        try:
+            with open(path, 'rb') as file:
+                trailer = _read_trailer(file)
+                what = f'{trailer["what"]}: {trailer["shape"][0]:,} images'
+                date = trailer['date']
+        except (OSError, ValueError, KeyError, TypeError, struct.error):
+            what, date = 'a cache that is not whole', ''
+        items.append(Item(path.name[: -len(SUFFIX)], what, date, path.stat().st_size, path))
+    for path in sorted(folder.glob(f'.*{SUFFIX}{_TEMPORARY}*')):
+        what = 'is being written, or left over from a crash'
+        items.append(Item(path.name, what, '', path.stat().st_size, path))
+    return sorted(items, key=lambda item: item.what)
+
+
+def remove(items: list[Item]) -> list[Item]:
+    """Removes these files; returns those that are gone. One that is being written stays."""
+    removed = []
+    for item in items:
+        if _TEMPORARY in item.name:
+            if _remove_unless_written(item.path):
+                removed.append(item)
+        else:
+            item.path.unlink(missing_ok=True)
+            removed.append(item)
+    return removed

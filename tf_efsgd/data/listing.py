@@ -1,0 +1,478 @@
+"""Which image files a folder: data set has, and whose class each is. No TensorFlow.
+
+Formal guarantee:
+  - Whether a file is an image of the data set, of which part and of which class, depends on its own
+    path, on the names of folders and on its own row in a table of labels, never on another file.
+
+Names of files, and how many there are, are private: they are for the terminal alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import pathlib
+import posixpath
+import re
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from tf_efsgd.data import dicom
+from tf_efsgd.data.records import DataError
+
+SUFFIXES = (
+    *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff'),
+    *('.pgm', '.ppm', '.pnm', '.dcm', '.dicom'),
+)
+KINDS = '.png, .jpg, .webp, .bmp, .gif, .tif or .dcm'
+# What programs leave in folders of images; and what begins with a dot.
+_LITTER_FOLDERS = ('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin')
+_LITTER_FOLDERS += ('system volume information', 'lost+found', '__pycache__')
+_LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r')
+# Of a data set in parts.
+_TRAIN, _TEST = ('train', 'training'), ('test', 'testing')
+_VALIDATION = ('val', 'valid', 'validation', 'dev')
+# The class of images that lie in no class folder.
+ONLY_CLASS = 'images'
+_CSV = 'csv:'
+_INNER = 'lie in folders within'
+_SHOWN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One image file.
+
+    Attributes:
+      path: where it is.
+      label: the number of its class.
+      below: its path below its class folder; with a table of labels, below its part.
+    """
+
+    path: str
+    label: int
+    below: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The image files of a data set.
+
+    Attributes:
+      class_names: in the order of their labels.
+      train: sorted by path.
+      test: likewise; None where the data set has no part to test on.
+      is_read_off: whether the classes were read off a table of labels.
+      notes: whole sentences about what was ignored. Private, for the terminal alone.
+    """
+
+    class_names: tuple[str, ...]
+    train: tuple[File, ...]
+    test: tuple[File, ...] | None
+    is_read_off: bool
+    notes: tuple[str, ...]
+
+
+def shown(name: str) -> str:
+    """A file's name that can be printed and written, whatever bytes it has."""
+    try:
+        name.encode('utf-8')
+    except UnicodeEncodeError:  # Of an older system, most often Latin-1.
+        name = os.fsencode(name).decode('cp1252', 'replace')
+    return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in name)
+
+
+def class_name(folder: str) -> str:
+    """The name of the class whose images are in a folder of this name."""
+    return unicodedata.normalize('NFC', shown(folder))
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts 2 before 10."""
+    parts = re.split(r'([0-9]+)', name)
+    return ([(int(p), '') if i % 2 else (-1, p) for i, p in enumerate(parts)], name)
+
+
+class _Ignored:
+    """Counts what is left out, for one line."""
+
+    def __init__(self):
+        self._kinds: Counter[str] = Counter()
+
+    def add(self, what: str, count: int = 1) -> None:
+        self._kinds[what] += count
+
+    def notes(self) -> list[str]:
+        if not self._kinds:
+            return []
+        most = self._kinds.most_common(_SHOWN)
+        parts = [what if what[-1:] == ')' else f'{what} ({count:,})' for what, count in most]
+        return [f'Ignored: {", ".join(parts)}.']
+
+
+def table_of(label: str) -> str | None:
+    """The file that a value of --label names as csv:FILE; None for another value."""
+    return label[len(_CSV) :] if label.startswith(_CSV) else None
+
+
+def find(
+    root: pathlib.Path,
+    classes: Sequence[str] | None = None,
+    label: str = '',
+    *,
+    has_folders_of_persons: bool = False,
+) -> Listing:
+    """Finds the image files.
+
+    Args:
+      root: holds class folders, or the parts train, test and val with class folders in them, or
+        images of one class; with a table of labels, images in whatever folders.
+      classes: the declared classes, in order; None: the folders' names in natural order, empty ones
+        too, or what the table says.
+      label: 'csv:FILE' for a table with the columns file and label; anything else: by folder.
+      has_folders_of_persons: whether folders within class folders are known to be persons.
+
+    Raises:
+      DataError: there is no image, or one is of no declared class.
+    """
+    if classes is not None:
+        classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
+    ignored, notes = _Ignored(), []
+    table = table_of(label)
+    train_root, test_root = _parts(root, ignored, notes, table is not None)
+    roots = [r for r in (train_root, test_root) if r is not None]
+    if table is not None:
+        names, files = _by_table(root, roots, classes, root / pathlib.Path(table).expanduser())
+        for part in files:
+            part[1].report(ignored)
+        found = [part[0] for part in files]
+    else:
+        if classes is None and train_root == root and not has_folders_of_persons:
+            _check_depth(root)
+        names = classes or _names_of_folders(train_root)
+        found = [_by_folder(r, names, classes is not None, ignored, notes) for r in roots]
+        notes = [note for note in notes if not (has_folders_of_persons and _INNER in note)]
+    for part_root, part in zip(roots, found):
+        if not part:
+            where = 'or below it' if table is not None else 'in its class folders'
+            raise DataError(
+                f'{shown(str(part_root))} has no images ({KINDS}) {where}; put some there'
+            )
+    return Listing(
+        names,
+        tuple(found[0]),
+        tuple(found[1]) if test_root is not None else None,
+        is_read_off=table is not None and classes is None,
+        notes=(*notes, *ignored.notes()),
+    )
+
+
+def images_below(root: pathlib.Path) -> list[str]:
+    """All image files in a folder, whatever their class, sorted; of parts, those to train on."""
+    if not root.is_dir():
+        return []
+    train_root, _ = _parts(root, _Ignored(), [], False)
+    return [path for path, _ in _Walk(train_root).files]
+
+
+def _parts(
+    root: pathlib.Path, ignored: _Ignored, notes: list[str], has_table: bool
+) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """The folders to train on and to test on; the second is None where there is none."""
+    folders = _subfolders(root)
+    by_name = {path.name.lower(): path for path in folders}
+    train = next((by_name[name] for name in _TRAIN if name in by_name), None)
+    # Images right in it are of a class called train, if there are other classes.
+    is_part = train is not None and (
+        bool(_subfolders(train)) or has_table or set(by_name) <= {*_TRAIN, *_TEST, *_VALIDATION}
+    )
+    if not is_part:
+        return root, None
+    test = next((by_name[name] for name in _TEST if name in by_name), None)
+    validation = next((by_name[name] for name in _VALIDATION if name in by_name), None)
+    _Walk(root, deep=False).report(ignored)
+    for path in folders:
+        if path not in (train, test, validation):
+            ignored.add(f'{shown(path.name)}/ (neither train, test nor val)')
+    if validation is None:
+        return train, test
+    name = shown(validation.name)
+    if test is None:
+        notes.append(f'{name}/ is what is tested on: there is no test/.')
+        return train, validation
+    notes.append(
+        f'{name}/ is not used: {shown(test.name)}/ is what is tested on. Move its images into '
+        f'{shown(train.name)}/ to train on them too.'
+    )
+    return train, test
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith('.') or name.lower() in _LITTER_FOLDERS
+
+
+def _is_circle(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether something in a folder is a link to the folder, or to one that it is in."""
+    return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The folders that may be classes or parts, in natural order."""
+    try:
+        found = [
+            path
+            for path in folder.iterdir()
+            if path.is_dir() and not _is_litter(path.name) and not _is_circle(path, folder)
+        ]
+    except OSError as error:
+        raise DataError(f'cannot read {shown(str(folder))}: {error.strerror}') from error
+    return sorted(found, key=lambda path: natural_key(class_name(path.name)))
+
+
+def _names_of_folders(root: pathlib.Path) -> tuple[str, ...]:
+    folders = _subfolders(root)
+    names = tuple(class_name(path.name) for path in folders)
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(
+            f'{shown(str(root))} has two folders whose names are shown alike, {twice[0]!r}: rename '
+            'one of them'
+        )
+    if names:
+        return names
+    if _images_in(root):
+        return (ONLY_CLASS,)
+    raise DataError(
+        f'{shown(str(root))} has no class folders and no images; put images into '
+        f'{shown(str(root))}/<class>/'
+    )
+
+
+def _check_depth(root: pathlib.Path) -> None:
+    """Refuses a folder that holds nothing but the folder that was meant."""
+    only, *others = _subfolders(root) or [root]
+    if only == root or others or _images_in(root) or _images_in(only) or len(_subfolders(only)) < 2:
+        return
+    raise DataError(
+        f'{shown(str(root))} has one folder, {shown(only.name)}, with folders in it: if these are '
+        f'the classes, give folder:{shown(str(only))}; if {shown(only.name)} is one class, give '
+        f'--classes with its name. Received: folder:{shown(str(root))}'
+    )
+
+
+def _by_folder(
+    root: pathlib.Path,
+    names: tuple[str, ...],
+    is_declared: bool,
+    ignored: _Ignored,
+    notes: list[str],
+) -> list[File]:
+    """The images below the class folders of a part."""
+    loose = _Walk(root, deep=False)
+    if len(names) == 1 and not _subfolders(root):
+        loose.report(ignored)
+        return [File(path, 0, below) for path, below in loose.files]
+    if loose.files:
+        ignored.add('images beside the class folders', len(loose.files))
+    loose.report(ignored)
+    labels = {name: label for label, name in enumerate(names)}
+    found: list[File] = []
+    nested = 0
+    for folder in _subfolders(root):
+        walk = _Walk(folder)
+        walk.report(ignored)
+        name = class_name(folder.name)
+        if walk.files and name not in labels:
+            declared = ', '.join(names[:_SHOWN])
+            raise DataError(
+                f'{shown(walk.files[0][0])} has the class {name!r}, which is not '
+                + (
+                    f'declared by --classes, {declared}; declare the class or remove the image'
+                    if is_declared
+                    else f'a folder of the training images, {declared}; every class of the test '
+                    'images must be one of the training images'
+                )
+            )
+        nested += sum(os.sep in below for _, below in walk.files)
+        found += [File(path, labels[name], below) for path, below in walk.files]
+    if nested:
+        notes.append(
+            f'{nested:,} images {_INNER} the class folders of {shown(root.name)}: '
+            'they are of the class of the outer folder. If the inner folders are persons, give '
+            '--person=folder --images_per_person.'
+        )
+    return found
+
+
+class _Walk:
+    """The image files in a folder and the folders within, and what else is there.
+
+    Args:
+      root: where to begin.
+      deep: whether to look into folders.
+
+    Attributes:
+      files: (path, path below `root`), sorted.
+    """
+
+    def __init__(self, root: pathlib.Path, *, deep: bool = True):
+        self.files: list[tuple[str, str]] = []
+        self._others: Counter[str] = Counter()
+        self._visit(root, '', deep)
+        self.files.sort()
+
+    def report(self, ignored: _Ignored) -> None:
+        """Adds what is left out."""
+        for what, count in self._others.items():
+            ignored.add(what, count)
+
+    def _visit(self, folder: pathlib.Path, below: str, deep: bool) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError:
+            self._others['folders that cannot be read'] += 1
+            return
+        for entry in entries:
+            path = os.path.join(below, entry.name)
+            kind = _kind_of(entry)
+            if kind == 'folder':
+                if _is_litter(entry.name):
+                    self._others[f'{shown(entry.name)} folders'] += 1
+                elif _is_circle(pathlib.Path(entry.path), folder):
+                    self._others['links that lead in a circle'] += 1
+                elif deep and entry.is_symlink():
+                    # It may lead to another class, or back here. One in the place of a class
+                    # folder is followed.
+                    self._others['links to folders within class folders'] += 1
+                elif deep:
+                    self._visit(pathlib.Path(entry.path), path, deep)
+            elif kind == 'image':
+                self.files.append((entry.path, path))
+            else:
+                self._others[kind] += 1
+
+
+def _kind_of(entry: os.DirEntry) -> str:
+    """'folder', 'image', or what is left out."""
+    name = entry.name.lower()
+    try:
+        mode = entry.stat().st_mode
+    except OSError:  # A link to nowhere; of an image it is told when it is read.
+        return 'image' if _has_suffix(name) else 'links to nowhere'
+    if stat.S_ISDIR(mode):
+        return 'folder'
+    if name.startswith('.') or name in _LITTER_FILES:
+        return 'hidden files'
+    if _has_suffix(name):
+        return 'image'
+    if not stat.S_ISREG(mode):
+        return 'special files'
+    suffix = os.path.splitext(name)[1]
+    # Files of hospitals often have no ending, or a number for one.
+    if (not suffix or suffix[1:].isdigit()) and _is_dicom(entry.path):
+        return 'image'
+    return f'{shown(suffix)} files' if 1 < len(suffix) <= 10 else 'files without an ending'
+
+
+def _has_suffix(name: str) -> bool:
+    return name.endswith(SUFFIXES) and not name.startswith('.')
+
+
+def _is_dicom(path: str) -> bool:
+    try:
+        with open(path, 'rb') as file:
+            return dicom.is_dicom(file.read(dicom.HEADER))
+    except OSError:
+        return False
+
+
+def _images_in(folder: pathlib.Path) -> bool:
+    return bool(_Walk(folder, deep=False).files)
+
+
+# Labels from a table.
+
+
+def _by_table(
+    root: pathlib.Path,
+    roots: Iterable[pathlib.Path],
+    classes: tuple[str, ...] | None,
+    path: pathlib.Path,
+) -> tuple[tuple[str, ...], list[tuple[list[File], _Walk]]]:
+    table = read_table(path, 'label', '--label')
+    names = classes or tuple(
+        sorted({unicodedata.normalize('NFC', v) for v in table.values() if v}, key=natural_key)
+    )
+    labels = {name: number for number, name in enumerate(names)}
+    parts, used = [], set()
+    for part_root in roots:
+        walk, files = _Walk(part_root), []
+        for file, below in walk.files:
+            name = pathlib.Path(os.path.relpath(file, root)).as_posix()
+            # A bare name stands for files of that name in any folder.
+            name = name if name in table else posixpath.basename(name)
+            label = table.get(name)
+            if not label:
+                walk._others['images without a row in the table of labels'] += 1
+                continue
+            label = unicodedata.normalize('NFC', label)
+            if label not in labels:
+                raise DataError(
+                    f'{shown(file)} has the class {label!r}, which is not declared by --classes, '
+                    f'{", ".join(names[:_SHOWN])}; declare the class or remove its row'
+                )
+            used.add(name)
+            files.append(File(file, labels[label], below))
+        parts.append((files, walk))
+    missing = sorted(set(table) - used)
+    if missing:
+        parts[0][1]._others[
+            f'rows of the table of labels without an image, e.g. {shown(missing[0])}'
+        ] += len(missing)
+    return names, parts
+
+
+def read_table(path: pathlib.Path, column: str, flag: str) -> dict[str, str]:
+    """Reads a table: a CSV file with a header and the columns `file` and `column`.
+
+    Args:
+      path: of the CSV file, in UTF-8.
+      column: the name of the column of values.
+      flag: the setting that names the table, for messages.
+
+    Returns:
+      The value of each file.
+
+    Raises:
+      DataError: if it cannot be read, or gives a file two values.
+    """
+    try:
+        with open(path, encoding='utf-8-sig', newline='') as file:
+            rows = csv.DictReader(file, strict=True)
+            columns = [name.strip() for name in rows.fieldnames or []]
+            if not {'file', column} <= set(columns):
+                raise DataError(
+                    f'{path} needs a header with the columns file and {column}, separated by '
+                    f'commas. Received: {", ".join(columns)[:100] or "nothing"}'
+                )
+            rows.fieldnames = columns
+            table: dict[str, str] = {}
+            for row in rows:
+                name = posixpath.normpath((row['file'] or '').strip())
+                value = (row[column] or '').strip()
+                if table.setdefault(name, value) != value:
+                    raise DataError(
+                        f'{path} gives {name} to two {column}s, the second time in line '
+                        f'{rows.line_num}; an image belongs to one {column}'
+                    )
+            return table
+    except OSError as error:
+        raise DataError(
+            f'cannot read {path}: {error.strerror}; {flag}=csv:FILE is relative to the folder of '
+            'the data set, or absolute'
+        ) from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f'{path} is no CSV file in UTF-8: {error}') from error
