@@ -5,23 +5,44 @@ VENV  := .venv
 PY    := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-# The first command that really runs and is a Python 3.9, 3.10 or 3.11: a pyenv shim may be
-# there and still fail. PYTHON=... is taken alone.
-CANDIDATES = $(if $(PYTHON),'$(PYTHON)',python3.11 python3.10 python3.9 python3)
-IS_SUPPORTED := import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 11))
+# The first command that really runs and is a Python 3.9 to 3.12: a pyenv shim may be there and
+# still fail. 3.12 comes with another TensorFlow, see setup.py. PYTHON=... is taken alone.
+CANDIDATES = $(if $(PYTHON),'$(PYTHON)',python3.11 python3.10 python3.9 python3.12 python3)
+IS_SUPPORTED := import sys; sys.exit(not (3, 9) <= sys.version_info[:2] <= (3, 12))
 BASE_PYTHON = $(shell for p in $(CANDIDATES); do \
   if "$$p" -c '$(IS_SUPPORTED)' >/dev/null 2>&1; then echo "$$p"; break; fi; done)
 FOUND = $(if $(PYTHON),PYTHON=$(PYTHON) is $(shell '$(PYTHON)' --version 2>/dev/null || \
   echo 'not a command that runs'),none was found on the PATH)
-NO_PYTHON = Python 3.9, 3.10 or 3.11 is needed (TensorFlow 2.15 has no other); $(FOUND). \
+NO_PYTHON = Python 3.9 to 3.12 is needed (TensorFlow 2.15 and 2.19 have no other); $(FOUND). \
 Install one ("apt install python3.11 python3.11-venv", "brew install python@3.11" or \
 "pyenv install 3.11") and name it: make $(or $(MAKECMDGOALS),test) PYTHON=python3.11
+
+# Where none is found, uv brings one along. UV=no refuses, UV=/path/to/uv names it.
+UV_PYTHON := 3.11
+UV_HOME := .uv
+USES_UV = $(if $(PYTHON)$(filter no,$(UV))$(BASE_PYTHON),,yes)
 NO_VENV = $$p cannot make virtual environments: install its venv module \
 (on Debian and Ubuntu: apt install python$$v-venv) and run make again
+
+# Part of setup.py up to Python 3.11; on 3.12 it is installed without what it asks for, see there.
+TF_PRIVACY := tensorflow-privacy==0.9.0
 
 # A .venv that was not finished, or whose Python no longer runs, is made anew.
 FRESH = $(shell [ -f '$(STAMP)' ] && $(PY) -c '$(IS_SUPPORTED)' >/dev/null 2>&1 || echo fresh)
 
+define MAKE_VENV_BY_UV
+echo 'No Python 3.9 to 3.12 was found: uv brings Python $(UV_PYTHON) along (UV=no refuses) ...'; \
+uv='$(or $(UV),$(shell command -v uv))'; \
+if [ -z "$$uv" ]; then \
+  echo '  installing uv into $(UV_HOME) ...'; \
+  python3 -m venv '$(UV_HOME)' && '$(UV_HOME)/bin/python' -m pip install -qq uv || { \
+    echo 'uv could not be installed. $(NO_PYTHON)' >&2; exit 2; }; \
+  uv='$(UV_HOME)/bin/uv'; \
+fi; \
+rm -rf '$(VENV)'; \
+"$$uv" venv --quiet --seed --python '$(UV_PYTHON)' '$(VENV)' || { \
+  echo 'uv could not bring a Python along. $(NO_PYTHON)' >&2; exit 2; }
+endef
 define MAKE_VENV
 p='$(or $(BASE_PYTHON),$(error $(NO_PYTHON)))'; \
 v=$$("$$p" -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
@@ -46,7 +67,8 @@ help:
 	@echo 'make clean   remove .venv and what the tools left behind (never runs/ and results/)'
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
-	@echo 'PYTHON=... makes .venv with: make test PYTHON=python3.10 (3.9, 3.10 or 3.11)'
+	@echo 'PYTHON=... makes .venv with: make test PYTHON=python3.10 (3.9 to 3.12)'
+	@echo 'UV=no refuses a Python that uv brings along where none of these is found'
 
 demo: $(STAMP)
 	@$(PY) -m tf_efsgd.launch --flagfile=demo.flags $(ARGS)
@@ -80,15 +102,16 @@ lint: $(STAMP)
 # fit together for many minutes. What builds the package is installed, not fetched again for it.
 $(STAMP): setup.py $(FRESH)
 	@set -e; \
-	$(if $(FRESH),$(MAKE_VENV),$(UPDATE_VENV)); \
+	$(if $(FRESH),$(if $(USES_UV),$(MAKE_VENV_BY_UV),$(MAKE_VENV)),$(UPDATE_VENV)); \
 	PIP_DISABLE_PIP_VERSION_CHECK=1; export PIP_DISABLE_PIP_VERSION_CHECK; \
 	echo '  build tools ...'; \
 	$(PY) -m pip install -qq --upgrade pip 'setuptools>=64,<81' 'wheel<0.46'; \
 	echo '  TensorFlow, TF Privacy and the rest of setup.py ...'; \
-	$(PY) -m pip install -qq --no-build-isolation -e '.[dev,report]'; \
+	$(PY) -m pip install -qq --no-build-isolation -e '.[dev]'; \
+	$(PY) -m pip install -qq --no-deps --ignore-requires-python '$(TF_PRIVACY)'; \
 	touch '$(STAMP)'; \
 	echo '$(VENV) is ready.'
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(UV_HOME) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

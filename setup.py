@@ -5,6 +5,7 @@ import re
 
 import setuptools
 
+_LINE_1, _LINE_2 = 'python_version < "3.12"', 'python_version >= "3.12"'
 _HERE = pathlib.Path(__file__).parent
 
 
@@ -25,8 +26,7 @@ setuptools.setup(
     long_description=_long_description(),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    # TensorFlow 2.15 and TF Privacy 0.9 exist for these versions only.
-    python_requires='>=3.9,<3.12',
+    python_requires='>=3.9,<3.13',
     packages=[
         *setuptools.find_packages(include=['tf_efsgd', 'tf_efsgd.*']),
         'tf_efsgd.configs',
@@ -42,27 +42,37 @@ setuptools.setup(
     include_package_data=False,
     zip_safe=False,
     install_requires=[
-        'tensorflow==2.15.1',
-        'keras==2.15.0',
-        'tensorflow-privacy==0.9.0',
+        # TensorFlow 2.15, the last with Keras 2 inside, ends at Python 3.11; on 3.12 Keras 2 is a
+        # package of its own, see tf_efsgd/python_312.py. TF Privacy 0.9.0 says that it needs a
+        # Python below 3.12 and packages that TensorFlow 2.19 does not take, and works without them:
+        # there it is a second command, `pip install --no-deps --ignore-requires-python
+        # tensorflow-privacy==0.9.0`.
+        f'tensorflow==2.15.1; {_LINE_1}',
+        f'keras==2.15.0; {_LINE_1}',
+        f'tensorflow-privacy==0.9.0; {_LINE_1}',
+        f'tensorflow>=2.19,<2.20; {_LINE_2}',
+        f'tf_keras>=2.19,<2.20; {_LINE_2}',
         # The version that TF Privacy 0.9.0 asks for, to the digit.
         'dp-accounting==0.4.3',
         # 4.9.3 is the last one for Python 3.9; all of these read and write the same files.
         'tensorflow-datasets>=4.9.3,<4.9.11',
         # From 1.14 on it holds Python 3.9 and 3.10 to protobuf 3.20, from 1.16 on it wants one that
         # TensorFlow 2.15 does not take. 1.13 has protobuf 4 for all.
-        'tensorflow-metadata>=1.13.1,<1.14',
+        f'tensorflow-metadata>=1.13.1,<1.14; {_LINE_1}',
         # TFDS 4.9.3 imports it without asking for it.
         'importlib_resources>=5.0',
         # The newest that fit, said here so that pip need not search for them.
         'etils<1.14; python_version == "3.10"',
         'etils<1.6; python_version < "3.10"',
         'googleapis-common-protos>=1.56.4,<1.75.1',
-        'tensorboard>=2.15,<2.16',
-        # TensorBoard 2.15 imports pkg_resources, which setuptools 81 may drop.
+        f'tensorboard>=2.15,<2.16; {_LINE_1}',
+        f'tensorboard>=2.19,<2.20; {_LINE_2}',
+        # TensorBoard imports pkg_resources, which setuptools 81 may drop.
         'setuptools>=64,<81',
         # TF Privacy 0.9.0 holds packaging at 22, which later ones do not take.
-        'wheel<0.46',
+        f'wheel<0.46; {_LINE_1}',
+        # Without it the pages have no curves.
+        'matplotlib>=3.7',
         'numpy>=1.23.5,<2',
         # What TensorFlow does not decode, or does not show as a person sees it.
         'pillow>=9.2',
@@ -81,9 +91,15 @@ setuptools.setup(
             'ruff>=0.5',
             'mypy>=1.8',
         ],
-        'report': ['matplotlib>=3.7'],
         'dicom': ['pydicom>=2.4,<4'],
+        # Part of the base by now; the name stays for who asks for it.
+        'report': [],
+        # TensorFlow with the libraries of NVIDIA that go with it.
+        'gpu': [
+            f'tensorflow[and-cuda]==2.15.1; {_LINE_1}',
+            f'tensorflow[and-cuda]>=2.19,<2.20; {_LINE_2}',
+        ],
         # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
-        'bench': ['matplotlib>=3.7', 'opacus>=1.5,<2', 'torch>=2.0'],
+        'bench': ['opacus>=1.5,<2', 'torch>=2.0'],
     },
 )

@@ -12,12 +12,13 @@ _ACCOUNT = ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mec
 _ACCOUNT += ['privacy.plan']
 
 # Of these everybody may import, and they import nothing of ours, but for each other's doors below.
-_EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'version']
+_EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'terminal', 'version']
 
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _ROOMS = {
-    '': ['models', 'privacy', 'training', 'data'],
+    '': ['models', 'privacy', 'training', 'data', 'python_312'],
+    'python_312': [],
     **dict.fromkeys(_EVERYBODYS, []),
     'cli': [
         'run',

@@ -7,9 +7,13 @@ TensorFlow.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from tf_efsgd.version import __version__
+
+if sys.version_info >= (3, 12):  # Before anything loads TensorFlow or TF Privacy.
+    from tf_efsgd import python_312  # noqa: F401
 
 if TYPE_CHECKING:
     from tf_efsgd.models.discriminator import build_discriminator

@@ -1,11 +1,48 @@
-"""Files that appear whole or not at all, and are still there after a power cut."""
+"""Files that appear whole or not at all, and are still there after a power cut.
+
+File systems differ: some have no hard links (exFAT), some no locks (a few of clusters), some keep
+no permissions, and Windows has none of all that. What is done or said there stands here, once.
+"""
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import errno
+import functools
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows.
+    fcntl = None  # type: ignore[assignment]
+
+# What a file system answers that cannot do something at all.
+_CANNOT = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOLCK)
+# Characters that TensorFlow takes for a pattern where it opens a checkpoint or a SavedModel.
+_WILDCARDS = '*?[]\\'
+# Byte order marks, the longer ones first: UTF-16 begins like UTF-32.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, 'utf-32'),
+    (codecs.BOM_UTF32_BE, 'utf-32'),
+    (codecs.BOM_UTF8, 'utf-8-sig'),
+    (codecs.BOM_UTF16_LE, 'utf-16'),
+    (codecs.BOM_UTF16_BE, 'utf-16'),
+)
+_LINKS: list[tempfile.TemporaryDirectory] = []
+USE_WSL = (
+    'This program needs Linux or macOS: Windows has no locks of the kind that keep two processes '
+    'from spending one budget. Use WSL (https://learn.microsoft.com/windows/wsl) and install it '
+    'there.'
+)
+
+
+class NoLocksError(OSError):
+    """The file system, or the whole system, has no locks; the message says what to do."""
 
 
 def write_atomically(
@@ -32,7 +69,10 @@ def write_atomically(
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.tmp-', dir=path.parent)
     try:
         with open(handle, 'wb') as file:
-            os.fchmod(file.fileno(), mode)
+            # Until then it is for the user alone: a file system without permissions exposes it as
+            # it exposes all of its files.
+            with _unless_it_cannot():
+                os.fchmod(file.fileno(), mode)
             if when_there_is_room is not None:
                 file.write(bytes(len(content)))
                 file.flush()
@@ -61,6 +101,139 @@ def sync(path: str | os.PathLike) -> None:
     """Waits until a file's content, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        if os.path.isdir(path):  # Some network file systems have nothing to wait for there.
+            with _unless_it_cannot():
+                os.fsync(handle)
+        else:
+            os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _unless_it_cannot() -> Iterator[None]:
+    """Lets pass that a file system cannot do something at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+
+
+def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
+    """Gives a finished file its name, unlike a renaming never in another's place.
+
+    Args:
+      temporary: the file, beside `path`; it stays under this name too where there are hard links.
+      path: its name.
+
+    Raises:
+      FileExistsError: if there is a file of that name.
+    """
+    try:
+        os.link(temporary, path)
+        return
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
+    # Without hard links, as on exFAT: whoever makes the name has it, and puts the file there.
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(path)
+        raise
+
+
+def has_locks() -> bool:
+    """Whether this system has locks; a file system may have none all the same."""
+    return fcntl is not None
+
+
+def lock(
+    file: IO | int, path: str | os.PathLike, *, shared: bool = False, wait: bool = False
+) -> None:
+    """Takes the lock of an open file, that the kernel lets go of when this process ends.
+
+    Args:
+      file: open, or its handle.
+      path: its name, for messages.
+      shared: with others who take it shared.
+      wait: for another process that has it.
+
+    Raises:
+      BlockingIOError: if another process has it.
+      NoLocksError: if there are no locks.
+    """
+    if not has_locks():
+        raise NoLocksError(USE_WSL)
+    operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    try:
+        fcntl.flock(file, operation if wait else operation | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise BlockingIOError(error.errno, error.strerror, str(path)) from error
+        raise NoLocksError(
+            f'The file system of {path} has no locks ({error.strerror or error}), so that two '
+            'processes could spend one budget: give a folder on another disk. Received: '
+            f'{pathlib.Path(path).parent}.'
+        ) from error
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Reads a text that a person may have written with any editor: UTF-8, or with a mark for it.
+
+    Args:
+      path: of the file, in UTF-8 with or without a byte order mark, or in UTF-16 or UTF-32 with it.
+
+    Returns:
+      The text without its mark.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is in none of these; the message is one line that names the line.
+    """
+    content = pathlib.Path(path).read_bytes()
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), 'utf-8')
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b'\n') + 1
+        raise ValueError(
+            f'{path} is no text in UTF-8, see its line {line}: save it as UTF-8. Received: '
+            f'{content[error.start : error.start + 8]!r}.'
+        ) from error
+    if '\0' in text:
+        raise ValueError(f'{path} is no text in UTF-8: save it as UTF-8. Received: zero bytes.')
+    return text
+
+
+def has_wildcards(path: str | os.PathLike) -> bool:
+    """Whether TensorFlow takes the path for a pattern, and may find nothing or another file."""
+    return any(character in os.fspath(path) for character in _WILDCARDS)
+
+
+def without_wildcards(path: str | os.PathLike) -> pathlib.Path:
+    """A path that TensorFlow does not take for a pattern, for as long as this process runs.
+
+    Args:
+      path: of a folder, which may be made later.
+
+    Returns:
+      The path itself, or that of a link to it among the temporary files.
+    """
+    if not has_wildcards(path):
+        return pathlib.Path(path)
+    return _link_to(os.path.abspath(path))
+
+
+@functools.cache
+def _link_to(path: str) -> pathlib.Path:
+    # Not removed before the end: an optimizer reads its slots when it makes them.
+    folder = tempfile.TemporaryDirectory(prefix='tf_efsgd-')
+    _LINKS.append(folder)
+    link = pathlib.Path(folder.name) / 'folder'
+    link.symlink_to(path, target_is_directory=True)
+    return link

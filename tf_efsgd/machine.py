@@ -29,7 +29,7 @@ def machine() -> dict[str, object]:
 
 def _processor() -> str:
     path = pathlib.Path('/proc/cpuinfo')
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []
     names = [line.split(':', 1)[1].strip() for line in lines if line.startswith('model name')]
     return names[0] if names else platform.processor() or platform.machine()
 

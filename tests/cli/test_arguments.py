@@ -1,9 +1,15 @@
 """What all commands share: how they end, and the checks of where they write."""
 
+import pathlib
+import subprocess
+import sys
+
 import pytest
 
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
+
+_REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _end(error, capsys, **how):
@@ -59,3 +65,18 @@ def test_an_output_that_cannot_be_written_is_named(name, said, tmp_path):
 def test_an_output_that_can_be_written_is_accepted(tmp_path):
     for name in ('a.json', 'b.PNG'):
         arguments.check_output_path('out', str(tmp_path / name), ['json', 'png'])
+
+
+def test_who_has_read_enough_is_told_nothing():
+    """As `tf-efsgd plan ... | head` does."""
+    code = (
+        'from tf_efsgd.cli import arguments\n'
+        'with arguments.one_line_errors(mistakes=(OSError,)):\n'
+        '    while True: print("x" * 10_000)\n'
+    )
+    reading = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    with subprocess.Popen([sys.executable, '-c', code], cwd=_REPO, **reading) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b''
+        assert process.wait(60) == 0

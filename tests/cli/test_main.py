@@ -86,7 +86,8 @@ def test_help_and_version_load_nothing_else_of_ours(monkeypatch, capsys):
         )
         environment = {**os.environ, 'PYTHONPATH': str(_REPO)}
         shown = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
-        loaded = "['tf_efsgd', 'tf_efsgd.cli', 'tf_efsgd.cli.main', 'tf_efsgd.version']"
+        ours = ['', '.cli', '.cli.main', '.terminal', '.version']
+        loaded = str([f'tf_efsgd{name}' for name in ours])
         assert shown.stdout.decode().splitlines()[-1] == loaded, shown.stderr
 
 

@@ -135,8 +135,8 @@ def _refusal(arguments, folder, monkeypatch):
     ('arguments', 'said'),
     [
         (['--dataset=no_such'], ["'no_such'", 'folder:PATH']),
-        (['--dataset=folder:no/such'], ["'no/such'"]),
-        (['--dataset=idx:no/such'], ["'no/such'"]),
+        (['--dataset=folder:no/such'], ["/no/such'"]),
+        (['--dataset=idx:no/such'], ["/no/such'"]),
         (['--expected_batch_size=1603'], ['--expected_batch_size', '1602', '1603']),
         (['--image_size=30'], ['30', 'nearest: 28']),
         (['--image_size=9'], ['9', 'nearest: 8']),

@@ -121,6 +121,12 @@ def test_a_table_says_the_labels(tmp_path):
     assert [file.label for file in declared.train] == [1, 2, 1] and not declared.is_read_off
 
 
+def test_a_table_may_come_from_a_spreadsheet(tmp_path):
+    _write(tmp_path, 'ä.png')
+    (tmp_path / 'labels.csv').write_bytes('file,label\r\nä.png,gefährlich\r\n'.encode('utf-16'))
+    assert listing.find(tmp_path, label='csv:labels.csv').class_names == ('gefährlich',)
+
+
 def test_a_row_more_changes_no_other_image(tmp_path):
     _write(tmp_path, 'x/1.png', 'y/1.png', 'y/2.png')
     before = listing.find(tmp_path, ['a', 'b'], _table(tmp_path, 'file,label\n1.png,a\n'))

@@ -278,3 +278,17 @@ def test_private_state_is_marked(tmp_path, holds_private_state):
     assert manifest['holds_private_state'] is holds_private_state
     assert (manifest['step'], manifest['ledger']) == (3, _POSITION)
     assert saver.restore_latest() == _POSITION
+
+
+def test_a_run_whose_folder_now_looks_like_a_pattern_is_restored(tmp_path):
+    """Also what its optimizers make later: they read their slots when they make them."""
+    saved, read = _make_gan(), _make_gan(weights_seed=6)
+    _fit(saved, 0, 2)
+    checkpoints.RunCheckpoints(tmp_path / 'run', saved).save(2, _POSITION)
+    folder = (tmp_path / 'run').rename(tmp_path / 'run [1]')
+    assert checkpoints.RunCheckpoints(folder, read).restore_latest() == _POSITION
+    _fit(saved, 2, 4)
+    _fit(read, 2, 4)
+    assert _differing(_state(read), _state(saved)) == []
+    generator = build_generator((8, 8, 1), 2, latent_dim=3, width=8)
+    assert checkpoints.restore_generator(folder, generator) == 2

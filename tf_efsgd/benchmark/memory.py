@@ -66,7 +66,7 @@ def _memory(field: str) -> int | None:
     """
     status = pathlib.Path('/proc/self/status')
     if status.exists():
-        lines = dict(line.split(':', 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(':', 1) for line in status.read_text(encoding='utf-8').splitlines())
         return 1024 * int(lines[field].split()[0])
     if importlib.util.find_spec('resource') is None:
         return None

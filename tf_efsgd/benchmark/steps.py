@@ -99,9 +99,10 @@ def build_optimizer(variant: Variant):
         return tf.keras.optimizers.legacy.Adam(**adam)
     mechanism = {'l2_norm_clip': L2_NORM_CLIP, 'noise_multiplier': NOISE_MULTIPLIER}
     if variant.optimizer == 'tf_privacy':
-        import tensorflow_privacy
+        # By its own name: in Python 3.12 the package itself loads nothing.
+        from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized as dp_keras
 
-        return tensorflow_privacy.VectorizedDPKerasAdamOptimizer(**mechanism, **adam)
+        return dp_keras.VectorizedDPKerasAdamOptimizer(**mechanism, **adam)
     from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 
     # In the drop-in way, generated images are examples of the batch like the records.

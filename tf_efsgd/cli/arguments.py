@@ -12,7 +12,8 @@ from typing import NoReturn
 
 from absl import app, flags
 
-from tf_efsgd.config import ConfigError, find_flagfiles
+from tf_efsgd import terminal
+from tf_efsgd.config import ConfigError, read_flagfiles
 
 
 def start(
@@ -25,6 +26,7 @@ def start(
       main: what the command does with the parsed flags.
       define_flags: defines them in absl's; returns the names that --help shows, or None for all.
     """
+    terminal.use_words()
     others = set(flags.FLAGS)
     shown = define_flags()
     show_in_help(set(flags.FLAGS) - others if shown is None else shown)
@@ -45,7 +47,7 @@ def show_in_help(names: Iterable[str], flag_values: flags.FlagValues = flags.FLA
 def parse_arguments(arguments: Sequence[str]) -> list[str]:
     """Parses a command line into absl's flags; on a mistake exits as `exit_with` does."""
     try:
-        rest = flags.FLAGS(find_flagfiles(arguments))
+        rest = flags.FLAGS(read_flagfiles(arguments))
         if len(rest) > 1:
             raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
     except (flags.Error, ConfigError) as error:
@@ -68,22 +70,28 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Ends the program with one line where something goes wrong inside.
 
-    The exit code is 2 for a mistake of the user's, 1 for another OSError, 130 for Ctrl-C.
+    The exit code is 2 for a mistake of the user's, 1 for another OSError, 130 for Ctrl-C. An error
+    that says itself how to continue, see `run.errors.with_how_to_continue`, ends in that.
 
     Args:
       mistakes: errors that are the user's.
-      hint: whole sentences to say after an OSError or Ctrl-C.
+      hint: whole sentences to say after any other OSError or Ctrl-C.
       when_interrupted: those for Ctrl-C, if they are others.
     """
     try:
         yield
+    except BrokenPipeError:  # Whoever read what was written, `head` say, has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except mistakes as error:
         exit_with(error)
     except OSError as error:
-        print(f'tf_efsgd: {error}. {hint}'.rstrip(), file=sys.stderr)
+        said = getattr(error, 'how_to_continue', None) or hint
+        print(f'tf_efsgd: {error}. {said}'.rstrip(), file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         said = hint if when_interrupted is None else when_interrupted
+        said = getattr(error, 'how_to_continue', None) or said
         print(f'\ntf_efsgd: interrupted. {said}'.rstrip(), file=sys.stderr)
         sys.exit(130)
 

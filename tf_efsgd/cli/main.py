@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from tf_efsgd import terminal
 from tf_efsgd.version import __version__
 
 # Command -> what it does. Each is a module of this folder with a `main`; only that one is loaded.
@@ -33,6 +34,7 @@ tf-efsgd COMMAND --help lists the flags of a command. To begin with:
 
 def main() -> None:
     """Entry point of the console script."""
+    terminal.use_words()
     name, *rest = sys.argv[1:] or ['']
     if name in ('--version', '-version', 'version'):
         print(f'tf_efsgd {__version__}')

@@ -10,15 +10,10 @@ from absl import logging
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
 
-_HOW_TO_CONTINUE = (
-    'Nothing that was saved is lost: continue with --flagfile=RUN/config.flags --run_dir=RUN '
-    '--resume (and the same --state_dir, if one was given), RUN being the run folder.'
-)
-
 
 def _main() -> None:
     logging.set_verbosity(logging.WARNING)
-    with arguments.one_line_errors(hint=_HOW_TO_CONTINUE):
+    with arguments.one_line_errors():
         run_config = config.from_flags()
         # Warnings of TensorFlow tell the size of tensors, and so of a batch, which is private:
         # whatever the user set.
@@ -32,7 +27,7 @@ def _main() -> None:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
             sys.exit(128 + interrupted.signal_number)
         except runner.TensorFlowError as error:
-            print(f'tf_efsgd: {error} {_HOW_TO_CONTINUE}', file=sys.stderr)
+            print(f'tf_efsgd: {error} {error.how_to_continue or ""}'.rstrip(), file=sys.stderr)
             sys.exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from tf_efsgd.config.classes import join_classes, parse_classes
 from tf_efsgd.config.fields import ConfigError
-from tf_efsgd.config.flagfiles import config_dirs, find_flagfiles
+from tf_efsgd.config.flagfiles import config_dirs, find_flagfiles, read_flagfiles
 from tf_efsgd.config.flags import define_flags, from_flagfile, from_flags, given_flags
 from tf_efsgd.config.resume import forbidden_changes, settings_hash, without_place
 from tf_efsgd.config.settings import (
@@ -31,6 +31,7 @@ __all__ = [
     'given_flags',
     'join_classes',
     'parse_classes',
+    'read_flagfiles',
     'settings_hash',
     'without_place',
 ]

@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from tf_efsgd import files
 from tf_efsgd.config.fields import ConfigError
 
 # Names that may stand between commas in a flagfile as they are.
@@ -55,9 +56,11 @@ def _read_classes(text: str) -> list[str]:
     path = pathlib.Path(text).expanduser()
     if os.path.isfile(path):
         try:
-            lines = path.read_text(encoding='utf-8-sig').split('\n')
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f'--classes: {path} cannot be read as UTF-8: {error}.') from error
+            lines = files.read_text(path).split('\n')
+        except OSError as error:
+            raise ConfigError(f'--classes: {path} cannot be read: {error.strerror}.') from error
+        except ValueError as error:
+            raise ConfigError(f'--classes: {error}') from error
         return [line.strip() for line in lines if line.strip()]
     if '/' in text or path.suffix in ('.txt', '.csv'):
         raise ConfigError(

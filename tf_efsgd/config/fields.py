@@ -158,6 +158,15 @@ def help_of(field: dataclasses.Field) -> str:
     return f'{text} Range: {allowed}.' if allowed is not None else text
 
 
+def _fits_a_line(value: str) -> bool:
+    """Whether a flagfile in UTF-8 gives the same text back."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # What Python made of a file's name that is no UTF-8.
+        return False
+    return len(value.splitlines()) <= 1 and value == value.strip()
+
+
 def check(field: dataclasses.Field, value: Any) -> None:
     """Checks the value of one setting by itself.
 
@@ -169,5 +178,10 @@ def check(field: dataclasses.Field, value: Any) -> None:
         is_open = allowed.at_most is None and allowed.below is None
         finite = ' and finite' if is_open and field.metadata['kind'] == 'float' else ''
         raise ConfigError(f'--{field.name} must be {allowed}{finite}. Received: {value}.')
+    if isinstance(value, str) and not _fits_a_line(value):
+        raise ConfigError(
+            f'--{field.name} must be one line of text, without blanks at its ends: flagfiles hold '
+            f'it in a line. Received: {ascii(value)}.'
+        )
     if choices and value not in choices:
         raise ConfigError(f'--{field.name} must be one of {", ".join(choices)}. Received: {value}.')

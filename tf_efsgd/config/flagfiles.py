@@ -1,4 +1,4 @@
-"""Where the file is that a --flagfile names."""
+"""Where the file is that a --flagfile names, and what it says."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.resources
 import pathlib
 from collections.abc import Sequence
 
+from tf_efsgd import files
 from tf_efsgd.config.fields import ConfigError
 
 
@@ -30,15 +31,56 @@ def find_flagfiles(arguments: Sequence[str]) -> list[str]:
     Raises:
       ConfigError: if there is no such file.
     """
-    found, rest = [], list(arguments)
+    found: list[str] = []
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
+        if argument == '--':  # What stands behind it is no flag.
+            return [*found, argument, *rest]
         if argument in ('--flagfile', '-flagfile') and rest:
             argument = f'--flagfile={rest.pop(0)}'
         if argument.startswith(('--flagfile=', '-flagfile=')):
             argument = f'--flagfile={_find_flagfile(argument.split("=", 1)[1])}'
         found.append(argument)
     return found
+
+
+def read_flagfiles(arguments: Sequence[str]) -> list[str]:
+    """Replaces every --flagfile by what the file says, as absl would, whatever editor wrote it.
+
+    Args:
+      arguments: command-line arguments.
+
+    Returns:
+      The arguments without --flagfile; those of a file stand where it was named.
+
+    Raises:
+      ConfigError: if a file is not there, is no text, or names itself.
+    """
+    return _read(arguments, ())
+
+
+def _read(arguments: Sequence[str], within: tuple[pathlib.Path, ...]) -> list[str]:
+    read: list[str] = []
+    arguments = find_flagfiles(arguments)
+    for number, argument in enumerate(arguments):
+        if argument == '--':
+            return read + list(arguments[number:])
+        if not argument.startswith('--flagfile='):
+            read.append(argument)
+            continue
+        path = pathlib.Path(argument.split('=', 1)[1])
+        if path in within:
+            raise ConfigError(f'The flagfile {path} names itself, through --flagfile.')
+        try:
+            lines = [line.strip() for line in files.read_text(path).splitlines()]
+        except OSError as error:
+            raise ConfigError(f'The flagfile {path} cannot be read: {error.strerror}.') from error
+        except ValueError as error:
+            raise ConfigError(f'The flagfile {error}') from error
+        flags = [line for line in lines if line and not line.startswith(('#', '//'))]
+        read += _read(flags, (*within, path))
+    return read
 
 
 def _find_flagfile(name: str) -> pathlib.Path:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import hashlib
 import json
 import math
@@ -27,6 +26,8 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 import numpy as np
+
+from tf_efsgd import files
 
 SUFFIX = '.images'
 _MAGIC = b'tfefsgd1'
@@ -151,7 +152,7 @@ def take(images: np.ndarray, chosen: np.ndarray, folder: str | os.PathLike | Non
     if folder is None or not isinstance(images, MappedImages) or size < _LARGE:
         return images[rows]
     step = max(1, _BLOCK // math.prod(images.shape[1:]))
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         for start in range(0, len(rows), step):
             file.write(images[rows[start : start + step]].data)
         file.flush()
@@ -262,11 +263,13 @@ class FileRows(Rows):
             prefix=f'.{place.path.name}{_TEMPORARY}', dir=place.folder
         )
         self._file = open(handle, 'r+b')
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        # It tells others that this is no left-over; without locks nobody removes left-overs.
+        with contextlib.suppress(OSError):
+            files.lock(handle, self._path)
         self._last = tempfile.TemporaryFile(dir=place.folder)
         self._shape: tuple[int, ...] | None = None
         self._counts = [0, 0]
-        self._aside: list[np.ndarray] = []
+        self._asides: list[np.ndarray] = []
 
     def append(self, images: np.ndarray, set_aside: np.ndarray) -> None:
         """As `Rows.append`."""
@@ -278,7 +281,7 @@ class FileRows(Rows):
             part = images[set_aside == bool(which)]
             file.write(np.ascontiguousarray(part).data)
             self._counts[which] += len(part)
-        self._aside.append(np.array(set_aside, bool))
+        self._asides.append(np.array(set_aside, bool))
 
     def _widen(self, channels: int) -> None:
         """Repeats the channel of grey images, block by block, from the end on."""
@@ -300,7 +303,7 @@ class FileRows(Rows):
             self._file.write(block)
         self._last.close()
         self._file.flush()
-        aside = np.concatenate(self._aside)
+        aside = np.concatenate(self._asides)
         order = np.concatenate([np.flatnonzero(~aside), np.flatnonzero(aside)])
         return MappedImages.open(self._file, (sum(self._counts), *self._shape)), order
 
@@ -355,7 +358,7 @@ def _remove_left_over(place: Place) -> None:
 def _remove_unless_written(path: pathlib.Path) -> bool:
     try:
         with open(path, 'rb') as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file, path)
             path.unlink()
     except OSError:
         return False

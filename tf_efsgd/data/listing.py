@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import os
 import pathlib
 import posixpath
@@ -20,6 +21,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from tf_efsgd import files
 from tf_efsgd.data import dicom
 from tf_efsgd.data.records import DataError
 
@@ -29,8 +31,10 @@ SUFFIXES = (
 )
 KINDS = '.png, .jpg, .webp, .bmp, .gif, .tif or .dcm'
 # What programs leave in folders of images; and what begins with a dot.
-_LITTER_FOLDERS = ('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin')
-_LITTER_FOLDERS += ('system volume information', 'lost+found', '__pycache__')
+_LITTER_FOLDERS = (
+    *('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin'),
+    *('system volume information', 'lost+found', '__pycache__'),
+)
 _LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r')
 # Of a data set in parts.
 _TRAIN, _TEST = ('train', 'training'), ('test', 'testing')
@@ -140,15 +144,16 @@ def find(
     """
     if classes is not None:
         classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
-    ignored, notes = _Ignored(), []
+    ignored = _Ignored()
+    notes: list[str] = []
     table = table_of(label)
     train_root, test_root = _parts(root, ignored, notes, table is not None)
     roots = [r for r in (train_root, test_root) if r is not None]
     if table is not None:
-        names, files = _by_table(root, roots, classes, root / pathlib.Path(table).expanduser())
-        for part in files:
-            part[1].report(ignored)
-        found = [part[0] for part in files]
+        names, of_parts = _by_table(root, roots, classes, root / pathlib.Path(table).expanduser())
+        for _, walk in of_parts:
+            walk.report(ignored)
+        found = [listed for listed, _ in of_parts]
     else:
         if classes is None and train_root == root and not has_folders_of_persons:
             _check_depth(root)
@@ -409,7 +414,7 @@ def _by_table(
     labels = {name: number for number, name in enumerate(names)}
     parts, used = [], set()
     for part_root in roots:
-        walk, files = _Walk(part_root), []
+        walk, listed = _Walk(part_root), []
         for file, below in walk.files:
             name = pathlib.Path(os.path.relpath(file, root)).as_posix()
             # A bare name stands for files of that name in any folder.
@@ -425,8 +430,8 @@ def _by_table(
                     f'{", ".join(names[:_SHOWN])}; declare the class or remove its row'
                 )
             used.add(name)
-            files.append(File(file, labels[label], below))
-        parts.append((files, walk))
+            listed.append(File(file, labels[label], below))
+        parts.append((listed, walk))
     missing = sorted(set(table) - used)
     if missing:
         parts[0][1]._others[
@@ -450,29 +455,30 @@ def read_table(path: pathlib.Path, column: str, flag: str) -> dict[str, str]:
       DataError: if it cannot be read, or gives a file two values.
     """
     try:
-        with open(path, encoding='utf-8-sig', newline='') as file:
-            rows = csv.DictReader(file, strict=True)
-            columns = [name.strip() for name in rows.fieldnames or []]
-            if not {'file', column} <= set(columns):
+        rows = csv.DictReader(io.StringIO(files.read_text(path), newline=''), strict=True)
+        columns = [name.strip() for name in rows.fieldnames or []]
+        if not {'file', column} <= set(columns):
+            raise DataError(
+                f'{path} needs a header with the columns file and {column}, separated by '
+                f'commas. Received: {", ".join(columns)[:100] or "nothing"}'
+            )
+        rows.fieldnames = columns
+        table: dict[str, str] = {}
+        for row in rows:
+            name = posixpath.normpath((row['file'] or '').strip())
+            value = (row[column] or '').strip()
+            if table.setdefault(name, value) != value:
                 raise DataError(
-                    f'{path} needs a header with the columns file and {column}, separated by '
-                    f'commas. Received: {", ".join(columns)[:100] or "nothing"}'
+                    f'{path} gives {name} to two {column}s, the second time in line '
+                    f'{rows.line_num}; an image belongs to one {column}'
                 )
-            rows.fieldnames = columns
-            table: dict[str, str] = {}
-            for row in rows:
-                name = posixpath.normpath((row['file'] or '').strip())
-                value = (row[column] or '').strip()
-                if table.setdefault(name, value) != value:
-                    raise DataError(
-                        f'{path} gives {name} to two {column}s, the second time in line '
-                        f'{rows.line_num}; an image belongs to one {column}'
-                    )
-            return table
+        return table
     except OSError as error:
         raise DataError(
             f'cannot read {path}: {error.strerror}; {flag}=csv:FILE is relative to the folder of '
             'the data set, or absolute'
         ) from error
-    except (csv.Error, UnicodeDecodeError) as error:
+    except DataError:
+        raise
+    except (csv.Error, ValueError) as error:
         raise DataError(f'{path} is no CSV file in UTF-8: {error}') from error

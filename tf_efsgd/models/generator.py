@@ -12,7 +12,7 @@ LABELS = 'labels'
 ARCHITECTURES = ('plain', 'skip')
 
 _EMBEDDING_DIM = 32
-_STYLE_DIM = 128
+_STYLE_DIM, _LEAST_WIDTH = 128, 16
 # Of the initial weights from the style to scales and shifts.
 _SCALE_STDDEV, _SHIFT_STDDEV = 0.02, 0.05
 # Of the labels' embedding at first. A GAN from scratch must begin with latents that outweigh it,
@@ -62,7 +62,8 @@ def build_generator(
       image_shape: (H, W, C) with H = W as in `start_size`.
       num_classes: number of labels.
       latent_dim: size of the latent vector.
-      width: channels at the start; halved at each upsampling, 16 at the least.
+      width: channels at the start; halved at each upsampling, 16 at the least, and with skips a
+        quarter of it.
       noise_injection: inject noise after each upsampling.
       embedding_stddev: standard deviation of the initial embedding of the labels, > 0; latents
         have 1.
@@ -98,6 +99,7 @@ def build_generator(
     )(labels)
     drawn = tf.keras.layers.Concatenate()([latents, classes])
     has_skips = architecture == 'skip'
+    least = max(width // 4, _LEAST_WIDTH) if has_skips else _LEAST_WIDTH
     style = _style(drawn) if has_skips else None
     x = tf.keras.layers.Dense(size * size * width)(drawn)
     x = tf.keras.layers.Reshape([size, size, width])(x)
@@ -105,7 +107,7 @@ def build_generator(
     images = tf.keras.layers.Conv2D(channels, 1)(x) if has_skips else None
     while size < height:
         size *= 2
-        width = max(width // 2, 16)
+        width = max(width // 2, least)
         x = tf.keras.layers.Conv2DTranspose(width, 4, strides=2, padding='same')(x)
         if noise_injection:
             noise = tf.keras.Input([size, size, 1], name=f'noise_{size}')

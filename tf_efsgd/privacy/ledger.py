@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -142,8 +141,8 @@ class Ledger:
             raise LedgerError(f'{self._path} exists already: choose a new run folder.')
         temporary = self._path.with_name(f'.{self._path.name}.tmp-{self.run_id}')
         self._file = open(temporary, 'x+b', buffering=0)
-        self._lock()
         try:
+            self._lock()
             self._write(
                 {
                     'kind': 'plan',
@@ -153,7 +152,7 @@ class Ledger:
                     **to_json(plan),
                 }
             )
-            os.link(temporary, self._path)  # Unlike rename, it never takes another's place.
+            files.publish(temporary, self._path)
         except FileExistsError as error:
             self.close()
             raise LedgerError(f'{self._path} exists already: choose a new run folder.') from error
@@ -161,14 +160,17 @@ class Ledger:
             self.close()
             raise
         finally:
-            temporary.unlink()
+            temporary.unlink(missing_ok=True)
         self.plans.append(plan)
         files.sync(self._path.parent)
 
     def _lock(self):
         """Takes a lock that the kernel releases when this process ends, however it ends."""
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(self._file, self._path)
+        except files.NoLocksError as error:
+            self.close()
+            raise LedgerError(f'{error} The setting is --run_dir.') from error
         except OSError as error:
             self.close()
             raise LedgerError(

@@ -11,7 +11,6 @@ Formal guarantees:
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import json
@@ -44,6 +43,8 @@ def prepare_folder(folder: str | os.PathLike) -> None:
     Raises:
       RunStateError: if it cannot be written.
     """
+    if not files.has_locks():
+        raise RunStateError(files.USE_WSL)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         writable = os.access(folder, os.W_OK | os.X_OK)
@@ -59,8 +60,8 @@ def prepare_folder(folder: str | os.PathLike) -> None:
 def is_trained(folder: str | os.PathLike, run_id: str) -> bool:
     """Whether a process trains a run now."""
     try:
-        with open(pathlib.Path(folder) / f'{run_id}.lock') as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with open(pathlib.Path(folder) / f'{run_id}.lock', encoding='utf-8') as lock:
+            files.lock(lock, lock.name, shared=True)
     except FileNotFoundError:
         return False
     except BlockingIOError:
@@ -85,9 +86,13 @@ def lock(folder: str | os.PathLike, run_id: str) -> IO[str]:
     """
     path = pathlib.Path(folder) / f'{run_id}.lock'
     while True:
-        file = open(path, 'w', opener=_for_the_user_alone)
+        file = open(path, 'w', encoding='utf-8', opener=_for_the_user_alone)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file, path)
+        except files.NoLocksError as error:
+            file.close()
+            path.unlink(missing_ok=True)  # Nobody else has it either.
+            raise RunStateError(f'{error} The setting is --state_dir.') from error
         except OSError as error:
             file.close()
             raise RunStateError(
@@ -116,7 +121,7 @@ class RunState:
         self._lock = lock(folder, run_id)
         try:
             if self._path.exists():
-                self._state = json.loads(self._path.read_text())
+                self._state = json.loads(self._path.read_text(encoding='utf-8'))
                 bytes.fromhex(self._state['key'] + self._state['records'])
         except OSError as error:
             self.close()

@@ -79,7 +79,7 @@ class RunCheckpoints:
 
     def _write(self, work: pathlib.Path, step: int, ledger_position: dict) -> None:
         if self._holds_private_state:
-            (work / 'PRIVATE.txt').write_text(_PRIVATE_NOTE)
+            (work / 'PRIVATE.txt').write_text(_PRIVATE_NOTE, encoding='utf-8')
         self._checkpoint.write(str(work / _PREFIX))
         written = {path.name: _digest(path) for path in work.iterdir()}
         for name in written:
@@ -112,7 +112,8 @@ class RunCheckpoints:
                 os.rename(path, aside)
                 print(f'WARNING: checkpoint {path} is damaged; it is now {aside.name}.')
                 continue
-            status = self._checkpoint.read(str(path / _PREFIX)).assert_existing_objects_matched()
+            place = files.without_wildcards(path)
+            status = self._checkpoint.read(str(place / _PREFIX)).assert_existing_objects_matched()
             # An optimizer restores its slots when it makes them; a run that trains no more makes
             # none, and needs no warning.
             status.expect_partial()
@@ -146,7 +147,7 @@ def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> i
             continue
         root = tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator))
         try:
-            status = root.read(str(path / _PREFIX))
+            status = root.read(str(files.without_wildcards(path) / _PREFIX))
             status.assert_existing_objects_matched().expect_partial()
         except (AssertionError, ValueError) as error:  # A variable is missing; has another shape.
             raise CheckpointError(
@@ -165,7 +166,7 @@ def _all(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
 def _read_manifest(path: pathlib.Path) -> dict | None:
     """The manifest of a checkpoint, None if it is damaged."""
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = json.loads((path / _MANIFEST).read_text(encoding='utf-8'))
         whole = all(_digest(path / name) == digest for name, digest in manifest['sha256'].items())
         return manifest if whole and manifest['sha256'] and 'ledger' in manifest else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

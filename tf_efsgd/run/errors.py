@@ -28,7 +28,13 @@ class Interrupted(Exception):
 
 
 class TensorFlowError(Exception):
-    """TensorFlow failed; the message leaves out its text, which may be about the records."""
+    """TensorFlow failed; the message leaves out its text, which may be about the records.
+
+    Attributes:
+      how_to_continue: see `with_how_to_continue`.
+    """
+
+    how_to_continue: str | None = None
 
 
 def as_config_error(
@@ -39,6 +45,23 @@ def as_config_error(
         return call()
     except error_type as error:
         raise ConfigError(str(error)) from error
+
+
+@contextlib.contextmanager
+def with_how_to_continue(say: Callable[[], str | None]) -> Iterator[None]:
+    """Lets what ends a run early say how to continue, where there is something to continue.
+
+    An OSError, a KeyboardInterrupt or a TensorFlowError has an attribute `how_to_continue` then, a
+    whole sentence or None.
+
+    Args:
+      say: returns the sentence, or None where no run began.
+    """
+    try:
+        yield
+    except (OSError, KeyboardInterrupt, TensorFlowError) as error:
+        error.how_to_continue = say()  # type: ignore[union-attr]
+        raise
 
 
 @contextlib.contextmanager

@@ -5,8 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import os
 import pathlib
+import re
+import shlex
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -38,8 +42,64 @@ def choose(config: RunConfig) -> pathlib.Path:
     """The run folder that the settings name; by default runs/<data set>-<time>."""
     if config.run.run_dir is not None:
         return pathlib.Path(config.run.run_dir).expanduser()
-    name = public_name(config.data.dataset).replace(':', '-')
-    return pathlib.Path('runs') / f'{name}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
+    # No pattern for TensorFlow and no path of several levels, whatever the data set is called.
+    name = re.sub(r'[^\w.+-]+', '-', public_name(config.data.dataset)).strip('-.')
+    name = f'{name or "data"}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
+    data, runs = _folder_of_records(config), pathlib.Path('runs')
+    if data is not None and runs.resolve().is_relative_to(data):
+        runs = data.parent / 'runs'
+    return runs / name
+
+
+def _folder_of_records(config: RunConfig) -> pathlib.Path | None:
+    """The folder that folder:PATH or idx:PATH names; None for other data sets."""
+    scheme, _, path = config.data.dataset.partition(':')
+    if scheme not in ('folder', 'idx') or not path:
+        return None
+    return pathlib.Path(path).expanduser().resolve()
+
+
+def _is_folder_of_images(config: RunConfig) -> bool:
+    return config.data.dataset.startswith('folder:') and _folder_of_records(config) is not None
+
+
+def with_whole_paths(config: RunConfig) -> RunConfig:
+    """The settings with absolute paths, so that a run can be continued from any folder.
+
+    Args:
+      config: the settings. Of a run to resume, the network of its public features stays what it
+        was: the hash of the settings holds it.
+    """
+    data, privacy = config.data, config.privacy
+    places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir', 'cache_dir')}
+    whole: dict[str, Any] = {
+        name: _whole(path) for name, path in places.items() if path is not None
+    }
+    scheme, _, path = data.dataset.partition(':')
+    if _folder_of_records(config) is not None:
+        whole['dataset'] = f'{scheme}:{_whole(path)}'
+    if recipes.is_path(privacy.public_features) and not config.run.resume:
+        privacy = dataclasses.replace(privacy, public_features=_whole(privacy.public_features))
+    return dataclasses.replace(config, data=dataclasses.replace(data, **whole), privacy=privacy)
+
+
+def _whole(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def how_to_continue(config: RunConfig, run_dir: pathlib.Path) -> str | None:
+    """The command that continues a run, in a sentence; None where no run began in the folder.
+
+    Args:
+      config: the settings of the start that ended.
+      run_dir: the run folder.
+    """
+    if not (run_dir / LEDGER).exists():
+        return None
+    arguments = [f'--flagfile={run_dir / FLAGFILE}', f'--run_dir={run_dir}', '--resume']
+    if config.run.state_dir:
+        arguments.append(f'--state_dir={config.run.state_dir}')
+    return f'Continue with: python -m tf_efsgd.launch {shlex.join(arguments)}'
 
 
 def public_name(dataset: str) -> str:
@@ -78,6 +138,8 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
             '--cache_dir must be outside the run folder: who has the run must not have the images. '
             f'Received: {cached}.'
         )
+    if not config.run.resume:
+        _check_place(run_dir, config)
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     # Of a start that was cut off before the ledger was there, only these are left.
     has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
@@ -89,6 +151,27 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
             'another --run_dir.'
         )
     return config
+
+
+def _check_place(run_dir: pathlib.Path, config: RunConfig) -> None:
+    """Raises ConfigError where a new run could not be made, or not be used when it is paid for."""
+    place, data = run_dir.resolve(), _folder_of_records(config)
+    if files.has_wildcards(place):
+        raise ConfigError(
+            'TensorFlow takes *, ?, [, ] and \\ in a path for a pattern, and would not find the '
+            f'SavedModel of the run again: give a --run_dir without them. Received: {place}.'
+        )
+    if _is_folder_of_images(config) and place.is_relative_to(data):
+        raise ConfigError(
+            'The run folder must be outside the folder of the images: its pictures would be taken '
+            f'for images the next time. Give another --run_dir. Received: {place}.'
+        )
+    parent = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f'{parent} {"cannot be written" if parent.is_dir() else "is no folder"}: give a '
+            f'--run_dir that can be made. Received: {place}.'
+        )
 
 
 def _check_resume(run_dir, config, given, has_files) -> RunConfig:
@@ -140,7 +223,11 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
     flagfile = run_dir / FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'{run_dir} is no run folder: there is no {flagfile}.')
-    lines = [flagfile.read_text(), '--resume', f'--run_dir={run_dir}', *more]
+    try:
+        text = files.read_text(flagfile)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    lines = [text, '--resume', f'--run_dir={run_dir}', *more]
     return recipes.without_new(from_flagfile('\n'.join(lines)))
 
 
@@ -148,7 +235,7 @@ def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
     """RUN/nonprivate, made when it is missing, with a note that says what it is."""
     folder = run_dir / 'nonprivate'
     folder.mkdir(exist_ok=True)
-    (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE)
+    (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE, encoding='utf-8')
     return folder
 
 
@@ -160,6 +247,12 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
     """
     given = config.run.state_dir
     folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
+    data = _folder_of_records(config)
+    if data is not None and folder.resolve().is_relative_to(data):
+        raise ConfigError(
+            '--state_dir must be outside the folder of the data set, which it does not belong to. '
+            f'Received: {folder}.'
+        )
     if folder.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(
             '--state_dir must be outside the run folder: who has the run must not have its '
@@ -185,7 +278,7 @@ class _Remembered(run_state.RunState):
 
     def __init__(self, folder: pathlib.Path, run_id: str):
         path = folder / f'{run_id}.json'
-        self._state = json.loads(path.read_text()) if path.exists() else None
+        self._state = json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
 
 
 def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> bool:
@@ -221,6 +314,21 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
     return remembered.is_known
 
 
+def _check_no_runs(config: RunConfig) -> None:
+    """Raises ConfigError where run folders lie among the images: their pictures are no records."""
+    root = _folder_of_records(config)
+    if not _is_folder_of_images(config):
+        return
+    for pattern in (LEDGER, f'*/{LEDGER}', f'*/*/{LEDGER}'):
+        found = next(root.glob(pattern), None)
+        if found is not None:
+            raise ConfigError(
+                f'{found.parent} is a run folder, and it lies in the folder of the images: move it '
+                'elsewhere. Do not delete it: its ledger says what was spent on the records. '
+                f'Received: --dataset={config.data.dataset}.'
+            )
+
+
 def load_records(config: RunConfig) -> records.Dataset:
     """The records that the settings ask for.
 
@@ -228,6 +336,7 @@ def load_records(config: RunConfig) -> records.Dataset:
       ConfigError: if they cannot be had.
     """
     data = config.data
+    _check_no_runs(config)
     # Whether there is any such image is private: both are said without looking.
     if data.channels == 1:
         print('Images with colours, if there are any, are turned to grey (--channels=1).')

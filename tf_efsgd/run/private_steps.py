@@ -74,17 +74,10 @@ def train(run: Context) -> None:
     finally:
         stop.restore_handlers()
     if stop.received is not None:
-        raise Interrupted(stop.received, _how_to_continue(run))
+        how = run_folder.how_to_continue(run.config, run.folder)
+        done = f'stopped after step {run.private_steps}, with a checkpoint.'
+        raise Interrupted(stop.received, f'{done} {how}')
     print(f'Trained {last - first} steps in {(time.monotonic() - started) / 60:.1f} minutes.')
-
-
-def _how_to_continue(run: Context) -> str:
-    state_dir = run.config.run.state_dir
-    return (
-        f'stopped after step {run.private_steps}, with a checkpoint. Continue with: '
-        f'python -m tf_efsgd.launch --flagfile={run.folder / run_folder.FLAGFILE} '
-        f'--run_dir={run.folder} --resume' + (f' --state_dir={state_dir}' if state_dir else '')
-    )
 
 
 def _batches(run: Context, part: tf.distribute.InputContext) -> tf.data.Dataset:

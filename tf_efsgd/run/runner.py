@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 
-from tf_efsgd import budget, rounding
+from tf_efsgd import budget, rounding, terminal
 from tf_efsgd.config import RunConfig
 from tf_efsgd.config.recipes import EVERYTHING
 from tf_efsgd.privacy import ledger
@@ -25,7 +25,12 @@ from tf_efsgd.run import (
 )
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context, Sources
-from tf_efsgd.run.errors import Interrupted, TensorFlowError, without_private_text
+from tf_efsgd.run.errors import (
+    Interrupted,
+    TensorFlowError,
+    with_how_to_continue,
+    without_private_text,
+)
 from tf_efsgd.run.warm_start import WarmStart
 
 __all__ = ['Interrupted', 'Sources', 'TensorFlowError', 'run']
@@ -49,12 +54,18 @@ def run(
       ConfigError: if a setting does not fit the data, the machine or the run folder; nothing has
         been written then, and no privacy spent.
       Interrupted: if SIGINT or SIGTERM stopped training.
-      OSError: if the disk is full, say; `resume` continues then.
+      OSError: if the disk is full, say; `resume` continues then, if the run had begun: see
+        `errors.with_how_to_continue`.
       TensorFlowError: if TensorFlow failed; `resume` continues then, too.
     """
+    terminal.use_words()
+    run_dir = run_folder.choose(config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(log_filters.quiet_libraries())
-        context, warm_start = _prepare(config, given, sources or Sources(), stack)
+        stack.enter_context(
+            with_how_to_continue(lambda: run_folder.how_to_continue(config, run_dir))
+        )
+        context, warm_start = _prepare(config, run_dir, given, sources or Sources(), stack)
         with without_private_text(context.config.privacy.log_nonprivate_diagnostics):
             warm_start.make()
             private_steps.train(context)
@@ -62,9 +73,9 @@ def run(
     return str(context.folder)
 
 
-def _prepare(config, given, sources, stack) -> tuple[Context, WarmStart]:
+def _prepare(config, run_dir, given, sources, stack) -> tuple[Context, WarmStart]:
     """All that comes before the first privacy is spent."""
-    run_dir = run_folder.choose(config)
+    config = run_folder.with_whole_paths(config)
     config = run_folder.check(run_dir, config, given)
     state_dir = run_folder.state_dir(config, run_dir)
     strategy = devices.make_strategy(config.training)

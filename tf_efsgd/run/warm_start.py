@@ -157,7 +157,9 @@ class WarmStart:
             seed=self._run.config.training.seed,
             checkpoint_dir=self._checkpoints,
             checkpoint_steps=self._run.config.run.checkpoint_steps,
-            progress=functools.partial(progress.Bar, desc=description, unit='step'),
+            progress=functools.partial(
+                progress.Bar, desc=description, unit='step', builds_graph=True
+            ),
             **how,
         )
         generator.set_weights(average)
@@ -171,7 +173,7 @@ class WarmStart:
             self._continue_without('second release of the warm start')
             return None
         classifier = build_classifier(plan.image_shape, plan.num_classes)
-        with progress.Bar(desc='learning features', unit='epoch') as bar:
+        with progress.Bar(desc='learning features', unit='epoch', builds_graph=True) as bar:
             distances = learn_features.learn(
                 classifier,
                 lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),

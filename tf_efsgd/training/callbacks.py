@@ -93,7 +93,11 @@ class ProgressBar(EveryStep):
     def on_train_begin(self, logs=None):
         """Opens the bar."""
         self._bar = progress.Bar(
-            initial=self.step, total=self._last_step, unit='step', desc='Training'
+            initial=self.step,
+            total=self._last_step,
+            unit='step',
+            desc='Training',
+            builds_graph=True,
         )
         self._show_epsilon()
 

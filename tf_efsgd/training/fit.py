@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import files
 from tf_efsgd.training.targets import AveragedTarget, Target
 
 # Of Adam in the first step of a fit: to one release, and to both.
@@ -86,7 +86,8 @@ def fit(
                 averages=[average.average(v) for v in variables],
                 targets=[target.variables for target in averaged],
             ),
-            pathlib.Path(checkpoint_dir) / _digest(targets, first_step, steps, learning_rate, seed),
+            files.without_wildcards(checkpoint_dir)
+            / _digest(targets, first_step, steps, learning_rate, seed),
             max_to_keep=1,
             step_counter=optimizer.iterations,
             checkpoint_interval=checkpoint_steps,

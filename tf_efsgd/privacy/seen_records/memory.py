@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import hmac
 import json
@@ -95,7 +94,7 @@ class Memory:
           ValueError: if it is damaged, of another run or was made with another key.
         """
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding='utf-8'))
             tag = values.pop('tag')
             if key is not None and not hmac.compare_digest(tag, _tag(key, values)):
                 raise ValueError('tag')
@@ -203,10 +202,18 @@ def close_to_others(folder: pathlib.Path) -> Iterator[str]:
         path = folder / name
         with contextlib.suppress(FileNotFoundError):
             if path.is_file() and path.stat().st_mode & 0o077:
-                path.chmod(0o600)
+                with contextlib.suppress(PermissionError):
+                    path.chmod(0o600)
+                is_closed = not path.stat().st_mode & 0o077
                 yield (
-                    f'{path} could be used by other users of this machine: with {KEY} and the '
-                    'sketches they can test whether a record was used. It is for you alone now.'
+                    f'{path} {"could" if is_closed else "can"} be used by other users of this '
+                    f'machine: with {KEY} and the sketches they can test whether a record was '
+                    'used. '
+                    + (
+                        'It is for you alone now.'
+                        if is_closed
+                        else 'Its file system keeps no permissions: give a --state_dir on another.'
+                    )
                 )
     if folder.stat().st_mode & 0o022:
         yield (
@@ -222,7 +229,7 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            files.lock(handle, path, wait=True)
             if files.is_at(handle, path):  # Otherwise it was removed while this one waited.
                 yield
                 return
@@ -254,7 +261,8 @@ def _make_key(path: pathlib.Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)
+            files.publish(temporary, path)
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     files.sync(path.parent)

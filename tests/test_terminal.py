@@ -1,0 +1,111 @@
+"""On a terminal that cannot show a letter its name stands there, and nothing ends over it."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from tf_efsgd import progress, terminal
+
+_REPO = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def show(monkeypatch):
+    """Prints a text to a terminal with an encoding; returns the bytes that come there."""
+
+    def print_to(text, encoding, errors='strict', **environ):
+        for name in ('PYTHONIOENCODING', 'PYTHONUTF8', 'LC_ALL', 'LC_CTYPE', 'LANG'):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        written = io.BytesIO()
+        stream = io.TextIOWrapper(written, encoding=encoding, errors=errors)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        terminal.use_words()
+        terminal.use_words()
+        print(text, end='', flush=True)
+        monkeypatch.undo()
+        return written.getvalue()
+
+    return print_to
+
+
+@pytest.mark.parametrize(
+    ('text', 'shown'),
+    [
+        ('ε≤3 at δ = 1e-5', 'epsilon<=3 at delta = 1e-5'),
+        ('σ·2 ± 1…', 'sigma*2 +/- 1...'),
+        ('5 µs × 2–3', '5 us x 2-3'),
+        ('Köln', 'K\\xf6ln'),
+        ('\udce9.png \U0001f600', '\\udce9.png \\U0001f600'),
+    ],
+)
+def test_ascii_gets_words(text, shown, show):
+    assert show(text, 'ascii') == shown.encode()
+    assert show(text, 'ascii', 'surrogateescape', PYTHONIOENCODING='ascii') == shown.encode()
+
+
+def test_what_an_encoding_has_stays(show):
+    assert show('Köln, σ', 'latin-1') == b'K\xf6ln, sigma'
+    assert show('Köln, σ', 'utf-8', LC_ALL='de_DE.UTF-8') == 'Köln, σ'.encode()
+
+
+def test_a_plain_locale_gets_words_and_names_of_files_as_they_are(show):
+    """Python writes UTF-8 in the locale C, whatever the terminal shows."""
+    shown = 'epsilon, Köln, '.encode() + b'\xe9.png'
+    for environ in ({'LC_ALL': 'C'}, {'LC_ALL': 'POSIX'}, {'LC_CTYPE': 'C', 'LANG': 'de_DE'}):
+        assert show('ε, Köln, \udce9.png', 'utf-8', 'surrogateescape', **environ) == shown
+    assert show('ε', 'utf-8', LC_ALL='de_DE.UTF-8', LANG='C') == 'ε'.encode()
+    assert show('ε', 'utf-8', LC_ALL='C', PYTHONUTF8='1') == 'ε'.encode()
+
+
+def test_a_stream_that_has_no_encoding_to_set_is_left_alone(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stdout', stream)
+    terminal.use_words()
+    print('ε', end='')
+    assert stream.getvalue() == 'ε'
+
+
+def test_every_letter_of_ours_has_a_word():
+    """All that the package can print; pages, pictures and comments are not for terminals."""
+    unknown = {}
+    for path in sorted((_REPO / 'tf_efsgd').rglob('*.py')):
+        if {'reporting'} & set(path.parts):
+            continue
+        letters = {c for c in path.read_text('utf-8') if ord(c) > 127} - set(terminal._WORDS)
+        if letters - set('éäń⁻⁰¹²³⁴⁵⁶⁷⁸⁹'):  # Of names and of powers in comments.
+            unknown[path.name] = letters
+    assert unknown == {}
+
+
+def test_a_bar_moves_on_an_ascii_terminal(monkeypatch):
+    written = io.BytesIO()
+    stream = io.TextIOWrapper(written, encoding='ascii')
+    monkeypatch.setattr(sys, 'stderr', stream)
+    terminal.use_words()
+    with progress.Bar(total=2, desc='ε') as bar:
+        bar.set_postfix_str('ε≤1 of 2')
+        bar.update(2)
+    stream.flush()
+    assert b'epsilon<=1 of 2' in written.getvalue()
+
+
+@pytest.mark.slow
+def test_a_command_ends_well_on_an_ascii_terminal(tmp_path):
+    """`plan` writes more of these letters than any other command."""
+    command = [sys.executable, '-m', 'tf_efsgd.plan', '--target_epsilon=9', '--dataset_size=6000']
+    environ = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': str(_REPO)}
+    done = subprocess.run(
+        [*command, '--train_steps=30', '--expected_batch_size=60', '--warm_start_share=0'],
+        cwd=tmp_path,
+        env=environ,
+        capture_output=True,
+        timeout=300,
+    )
+    assert (done.returncode, done.stderr) == (0, b'')
+    assert b'epsilon' in done.stdout and b'\\u' not in done.stdout
