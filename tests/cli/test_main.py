@@ -50,7 +50,12 @@ def test_tensorflow_cannot_be_imported_here(run):
 
 
 @pytest.mark.parametrize(
-    'command', [('tf_efsgd.plan',), ('tf_efsgd', 'plan', '--train_steps=50')], ids=' '.join
+    'command',
+    [
+        pytest.param(('tf_efsgd.plan',), marks=pytest.mark.acceptance),
+        ('tf_efsgd', 'plan', '--train_steps=50'),
+    ],
+    ids=' '.join,
 )
 def test_a_plan_needs_no_tensorflow(command, run):
     finished = run(*command, '--dataset_size=60000', '--target_epsilon=10')

@@ -112,6 +112,7 @@ def test_an_unreadable_image_is_named(tmp_path):
     assert sorted(tmp_path.rglob('*')) == before
 
 
+@pytest.mark.acceptance
 def test_an_unknown_data_set_is_named(tmp_path):
     finished = _launch('--dataset=fashion_mnits', '--noise_multiplier=1', cwd=tmp_path)
     _assert_one_line(finished, "'fashion_mnits'", 'fashion_mnist', 'folder:PATH')

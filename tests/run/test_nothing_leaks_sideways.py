@@ -5,8 +5,10 @@ record more shows. Its gradient is in the released sums, so networks, samples an
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import re
 import secrets
@@ -165,30 +167,45 @@ def _difference(one, other):
     return names
 
 
-def _printed(capsys):
-    printed = capsys.readouterr()
-    text = re.sub(r'/\S*/(one|other)\b', 'RUN', printed.out + printed.err)
-    return re.sub(r'\d+\.\d+ minutes|\[.*?[<?].*?\]|\r.*?\||\d+%', '', text)
+def _run_and_listen(folder, one_more):
+    """What a run wrote, by file and field, and what it printed, without times and places."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            _run(folder, patch, one_more)
+    text = re.sub(r'/\S*/(one|other)\b', 'RUN', printed.getvalue())
+    text = re.sub(r'\d+\.\d+ minutes|\[.*?[<?].*?\]|\r.*?\||\d+%', '', text)
+    return _fields(folder), text
 
 
 @pytest.fixture(scope='module')
-def without(tmp_path_factory):
+def neighbours(tmp_path_factory):
+    """Of a run without the one record more, and of one with it."""
+    folder = tmp_path_factory.mktemp('neighbours')
+    return _run_and_listen(folder / 'one', False), _run_and_listen(folder / 'other', True)
+
+
+@pytest.fixture(scope='module')
+def without(neighbours):
     """What a run without the one record more wrote."""
-    folder = tmp_path_factory.mktemp('without') / 'one'
-    with pytest.MonkeyPatch.context() as patch:
-        _run(folder, patch, one_more=False)
-    return _fields(folder)
+    return neighbours[0][0]
 
 
-def test_only_what_was_released_differs(without, tmp_path, monkeypatch):
-    _run(tmp_path / 'other', monkeypatch, one_more=True)
-    differing = _difference(without, _fields(tmp_path / 'other'))
+def test_only_what_was_released_differs(neighbours):
+    (one, _), (other, _) = neighbours
+    differing = _difference(one, other)
     leaks = sorted(name for name in differing if not _RELEASED.fullmatch(name))
     assert leaks == []
     # The record did act: nothing above holds because nothing differs.
     for name in ('logs:dp/released_gradient_norm', 'report.html', 'samples/step_000004.png'):
         assert name in differing
     assert any('discriminator' in name for name in differing)
+
+
+def test_runs_on_neighbours_print_the_same(neighbours):
+    (_, one), (_, other) = neighbours
+    assert one == other
+    assert 'Spent' in one and '1602 records' in one
 
 
 def test_only_what_was_released_differs_with_the_generator_in_the_private_step(tmp_path):
@@ -244,13 +261,3 @@ def test_a_planted_leak_is_found(without, tmp_path, monkeypatch):
     _run(tmp_path / 'other', monkeypatch, one_more=True)
     differing = _difference(without, _fields(tmp_path / 'other'))
     assert [n for n in differing if not _RELEASED.fullmatch(n)] == ['logs:dp/fake_count']
-
-
-def test_runs_on_neighbours_print_the_same(tmp_path, monkeypatch, capsys):
-    said = []
-    for name, one_more in (('one', False), ('other', True)):
-        with monkeypatch.context() as patch:
-            _run(tmp_path / name, patch, one_more=one_more)
-        said.append(_printed(capsys))
-    assert said[0] == said[1]
-    assert 'Spent' in said[0] and '1602 records' in said[0]

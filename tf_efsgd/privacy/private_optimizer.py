@@ -316,7 +316,7 @@ class PrivateOptimizer(_Behind):
         return tf.maximum(batch_size, 1.0)
 
     def _create_slots(self, var_list):
-        """Those of the base class, then E: whoever makes the slots makes all, in one order.
+        """Makes those of the base class, then E: all at once, always in the same order.
 
         An HDF5 file knows them by their order alone.
         """

@@ -195,7 +195,12 @@ def _plain_noise(privacy: config.PrivacyConfig, size: int) -> tuple[float, float
     from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
 
     plan = budget.make_plan(
-        config.RunConfig(privacy=plain), facts, ASSUMED_PARAMETERS, say=lambda *_, **__: None
+        plain,
+        facts,
+        ASSUMED_PARAMETERS,
+        steps_per_entry=1,
+        settings_sha256='',
+        say=lambda *_, **__: None,
     )
     of_warm_start = plan.warm_start_noise_multiplier
     return (

@@ -97,8 +97,16 @@ def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tupl
 
 def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
     """The privacy statement, with what the latest export says of other runs if it is the same."""
+    spent = budget.make_statement(
+        book,
+        step,
+        finish.software(),
+        data=config.data,
+        privacy=config.privacy,
+        model=config.model,
+    )
     statement = {
-        **budget.make_statement(config, book, step, finish.software()),
+        **spent,
         **exports.of_generator(generator, _class_names(run_dir, config, book)),
         **exports.released_counts(run_dir, book),
     }

@@ -71,7 +71,15 @@ def write_report(folder: pathlib.Path, config: RunConfig, statement: dict) -> pa
 
 
 def _statement(run: Context) -> dict:
-    statement = budget.make_statement(run.config, run.ledger, run.private_steps, software())
+    config = run.config
+    statement = budget.make_statement(
+        run.ledger,
+        run.private_steps,
+        software(),
+        data=config.data,
+        privacy=config.privacy,
+        model=config.model,
+    )
     if 'not_covered' in statement:  # Without privacy nothing is.
         statement['not_covered'].append(run.other_runs.not_covered)
     return {
