@@ -55,11 +55,12 @@ endef
 UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast bench results lint clean fresh
+.PHONY: help demo test test-fast acceptance bench results lint clean fresh
 
 help:
 	@echo 'make demo    train a small private GAN on the digits that come with the package'
 	@echo 'make test    run the tests (test-fast leaves out those that train)'
+	@echo 'make acceptance   run the long tests: other processes, two devices, a browser'
 	@echo 'make bench   time the private steps and compare their memory, on this machine'
 	@echo 'make results train all runs of a table of the README (hours), or what is missing of them'
 	@echo 'make lint    check the code with ruff and its types with mypy'
@@ -72,13 +73,19 @@ help:
 demo: $(STAMP)
 	@$(PY) -m tf_efsgd.launch --flagfile=demo.flags $(ARGS)
 
-# Most of a test is Python and tracing, on one core. A file stays in one process: fixtures are shared in it.
+# Most of a test is Python and tracing, on one core. A file stays in one process: fixtures are
+# shared in it. The longest come first, in the order of tests/conftest.py.
+PYTEST = $(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
 test: $(STAMP)
-	@$(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	@$(PYTEST) -m 'not acceptance' $(ARGS)
 
 # Without the files that train: a first answer while you work.
 test-fast: $(STAMP)
-	@$(PY) -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow' $(ARGS)
+	@$(PYTEST) -m 'not slow and not acceptance' $(ARGS)
+
+acceptance: $(STAMP)
+	@$(PYTEST) -m acceptance $(ARGS)
 
 bench: $(STAMP)
 	@$(PY) -m tf_efsgd.benchmark $(ARGS)

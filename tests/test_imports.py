@@ -9,6 +9,7 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent / 'tf_efsgd'
 
 # What of the privacy room needs no TensorFlow: all that a budget is made of.
 _ACCOUNT = ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mechanism']
+_ACCOUNT += ['privacy.plan']
 
 # Of these everybody may import, and they import nothing of ours, but for each other's doors below.
 _EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'terminal', 'version']
@@ -16,8 +17,12 @@ _EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'terminal', 'version'
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _ROOMS = {
-    '': ['models', 'privacy', 'training', 'data', 'python_312'],
+    '': [
+        *('models', 'privacy', 'training', 'data', 'budget', 'config', 'synthesizer'),
+        'python_312',
+    ],
     'python_312': [],
+    'synthesizer': ['run', 'export', 'config'],
     **dict.fromkeys(_EVERYBODYS, []),
     'cli': [
         'run',
@@ -65,11 +70,14 @@ _PRIMITIVES = {
     'privacy.drop_in': [],
     'privacy.error_feedback': [],
     'privacy.grid': [],
-    'privacy.independence': ['privacy.grid'],
+    'privacy.independence': ['privacy.grid', 'privacy.loss_graph', 'privacy.random_weights'],
     'privacy.layer_norms': ['privacy.layer_norms'],
-    'privacy.ledger': ['privacy.accounting'],
+    'privacy.ledger': ['privacy.plan'],
+    'privacy.loss_graph': [],
     'privacy.mechanism': ['privacy.accounting', 'privacy.grid'],
     'privacy.noise': ['privacy.grid'],
+    'privacy.plan': ['privacy.accounting'],
+    'privacy.random_weights': [],
     'privacy.run_state': [],
     'privacy.seen_records': ['privacy.seen_records'],
     'data.images': [],
@@ -85,11 +93,13 @@ _DOORS += ['results.__main__', 'state']
 # no TensorFlow.
 _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras']
 _WITHOUT = dict.fromkeys(
-    ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mechanism']
+    _ACCOUNT
     + ['privacy.run_state', 'privacy.seen_records', 'budget', 'config', 'reporting', 'rounding']
     + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder']
     + ['cli.check', 'cli.cache', 'data.pictures', 'data.dicom', 'data.listing', 'data.survey']
-    + ['data.cache', 'data.records'],
+    + ['data.cache', 'data.records']
+    + ['cli.helps', 'cli.verify', 'run.verify', 'export.checksums', 'export.names']
+    + ['export.versions'],
     _TENSORFLOW,
 )
 

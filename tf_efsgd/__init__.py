@@ -16,6 +16,9 @@ if sys.version_info >= (3, 12):  # Before anything loads TensorFlow or TF Privac
     from tf_efsgd import python_312  # noqa: F401
 
 if TYPE_CHECKING:
+    from tf_efsgd.budget.optimizer import epsilon
+    from tf_efsgd.config.fields import ConfigError
+    from tf_efsgd.data.poisson import poisson_batches
     from tf_efsgd.models.discriminator import build_discriminator
     from tf_efsgd.models.generator import build_generator, draw_inputs
     from tf_efsgd.models.layers import NoiseInjection
@@ -26,33 +29,42 @@ if TYPE_CHECKING:
         ErrorFeedbackDPKerasSGDOptimizer,
         make_error_feedback_optimizer_class,
     )
+    from tf_efsgd.synthesizer import Synthesizer
     from tf_efsgd.training.gan import EFSGDGan
 
 _MODULES = {
+    'ConfigError': 'config.fields',
     'EFSGDGan': 'training.gan',
     'ErrorFeedbackDPKerasAdamOptimizer': 'privacy.optimizer',
     'ErrorFeedbackDPKerasSGDOptimizer': 'privacy.optimizer',
     'NoiseInjection': 'models.layers',
     'NonSaturatingLosses': 'models.losses',
     'PoissonTraining': 'privacy.drop_in',
+    'Synthesizer': 'synthesizer',
     'build_discriminator': 'models.discriminator',
     'build_generator': 'models.generator',
     'draw_inputs': 'models.generator',
+    'epsilon': 'budget.optimizer',
     'make_error_feedback_optimizer_class': 'privacy.optimizer',
+    'poisson_batches': 'data.poisson',
 }
 
 __all__ = [
+    'ConfigError',
     'EFSGDGan',
     'ErrorFeedbackDPKerasAdamOptimizer',
     'ErrorFeedbackDPKerasSGDOptimizer',
     'NoiseInjection',
     'NonSaturatingLosses',
     'PoissonTraining',
+    'Synthesizer',
     '__version__',
     'build_discriminator',
     'build_generator',
     'draw_inputs',
+    'epsilon',
     'make_error_feedback_optimizer_class',
+    'poisson_batches',
 ]
 
 

@@ -25,7 +25,7 @@ class Bar(tqdm.tqdm):
     """
 
     def __init__(self, iterable=None, *, builds_graph: bool = False, **options):
-        is_watched = sys.stderr.isatty()
+        is_watched = _is_watched()
         self._is_building = builds_graph
         super().__init__(
             iterable,
@@ -54,7 +54,8 @@ class Bar(tqdm.tqdm):
         if self._is_building and not self.disable:
             self._is_building = False
             self.start_t = self.last_print_t = self._time()
-            self.initial = self.last_print_n = self.n = self.n + n
+            self.n: float = self.n + n
+            self.initial = self.last_print_n = self.n
             return self.refresh()
         return super().update(n)
 
@@ -88,6 +89,11 @@ class _Lines:
     def isatty(self) -> bool:
         """It is none."""
         return False
+
+
+def _is_watched() -> bool:
+    """Whether somebody sees the bar move: on a terminal, or in a notebook."""
+    return sys.stderr.isatty() or 'ipykernel' in sys.modules
 
 
 def progress_bar(name: str | None, total: int, *, delay: float = 0.0) -> Bar:

@@ -33,6 +33,7 @@ def run(monkeypatch):
     return lambda *arguments: command.run(_parse('--nomemory', '--rounds=1', *arguments))
 
 
+@pytest.mark.acceptance
 def test_every_kind_of_step_is_timed_shown_and_written(run, tmp_path, capsys):
     picture, figures = tmp_path / 'bench.png', tmp_path / 'bench.json'
     sizes = ['--batch_size=12', '--tf_privacy_batch_size=8']

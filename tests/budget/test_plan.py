@@ -7,41 +7,21 @@ import dp_accounting
 import hypothesis
 import pytest
 from helpers import account_by_hand as by_hand
+from helpers import plans
 from hypothesis import strategies as st
 from scipy import optimize
 
 from tf_efsgd import budget, config
 from tf_efsgd.privacy import accounting
 
-_RECORDS, _PARAMETERS = 1602, 1234
-_FACTS = {
-    'dataset': 'digits',
-    'dataset_size': _RECORDS,
-    'image_shape': (8, 8, 1),
-    'num_classes': 10,
-}
-_PERSONS = {'images_per_person': 5, 'persons': 700}
-_HIDDEN = '--error_feedback=hidden\n--residual_l2_norm_clip=2\n--train_steps=100\n'
 _DELTA = by_hand.accounted_delta(1e-5)
-
-
-def _settings(*flags):
-    return config.from_flagfile('\n'.join(flags))
-
-
-def _plan(*flags, **facts):
-    # Without the line that says that it takes a while.
-    say = list().append
-    return budget.make_plan(
-        _settings(*flags), {**_FACTS, **facts}, _PARAMETERS, say=lambda text, **_: say(text)
-    )
 
 
 # What is refused, and when.
 
 
 def test_a_hidden_buffer_with_a_large_clip_gets_the_noise_that_it_needs():
-    plan = _plan(_HIDDEN, '--target_epsilon=10')
+    plan = plans.plan(plans.HIDDEN, '--target_epsilon=10')
     # mu = sqrt(T) (C1 + 2 C2) / (sigma C1), which is 1.9 at epsilon 10 and delta 1e-5.
     assert plan.event.noise_multiplier == pytest.approx(100**0.5 / 1.9, rel=0.1)
     assert plan.mechanism['noise_multiplier'] == pytest.approx(5 * 100**0.5 / 1.9, rel=0.1)
@@ -49,16 +29,16 @@ def test_a_hidden_buffer_with_a_large_clip_gets_the_noise_that_it_needs():
 
 
 def test_without_steps_no_noise_of_theirs_is_too_small():
-    plan = _plan(_HIDDEN, '--target_epsilon=10\n--warm_start_share=1')
+    plan = plans.plan(plans.HIDDEN, '--target_epsilon=10\n--warm_start_share=1')
     assert plan.train_steps == 0
 
 
 @pytest.mark.parametrize(
     ('flags', 'facts', 'said'),
     [
-        (_HIDDEN + '--noise_multiplier=1.2', {}, 'a step by, since less .* Received: 0.2'),
+        (plans.HIDDEN + '--noise_multiplier=1.2', {}, 'a step by, since less .* Received: 0.2'),
         ('--noise_multiplier=0.24', {}, 'a step by, since less .* Received: 0.24 times.'),
-        ('--noise_multiplier=1.2', _PERSONS, 'a step by, since less .* Received: 0.24 times.'),
+        ('--noise_multiplier=1.2', plans.PERSONS, 'a step by, since less .* Received: 0.24 times.'),
         (
             '--noise_multiplier=1\n--warm_start_noise_multiplier=0.24',
             {},
@@ -66,7 +46,7 @@ def test_without_steps_no_noise_of_theirs_is_too_small():
         ),
         (
             '--noise_multiplier=2\n--warm_start_noise_multiplier=1.2',
-            _PERSONS,
+            plans.PERSONS,
             'The noise of the warm start must be at least 0.25 times .*Received: 0.24 times.',
         ),
         ('--target_epsilon=90\n--warm_start_share=0.5', {}, 'warm start must be at least 0.25'),
@@ -74,13 +54,13 @@ def test_without_steps_no_noise_of_theirs_is_too_small():
 )
 def test_too_little_noise_is_refused(flags, facts, said):
     with pytest.raises(config.ConfigError, match=said):
-        _plan(flags, **facts)
+        plans.plan(flags, **facts)
 
 
-@pytest.mark.parametrize('facts', [{}, _PERSONS], ids=['images', 'persons'])
+@pytest.mark.parametrize('facts', [{}, plans.PERSONS], ids=['images', 'persons'])
 def test_a_quarter_of_what_one_unit_moves_is_enough(facts):
     sigma = 0.25 * (5 if facts else 1)
-    plan = _plan(
+    plan = plans.plan(
         f'--noise_multiplier={sigma}\n--warm_start_noise_multiplier={sigma}\n--train_steps=1',
         **facts,
     )
@@ -98,7 +78,7 @@ def test_a_quarter_of_what_one_unit_moves_is_enough(facts):
             'whole would fulfil a larger one. Lower it, or accept it with --allow_large_delta.',
         ),
         (
-            _PERSONS,
+            plans.PERSONS,
             'persons',
             1 / 700,
             'must be below 1 / number of persons = 0.0014: a mechanism that gives away one person '
@@ -107,31 +87,31 @@ def test_a_quarter_of_what_one_unit_moves_is_enough(facts):
     ],
     ids=['images', 'persons'],
 )
-@pytest.mark.parametrize('noise', ['--noise_multiplier=6', _HIDDEN + '--target_epsilon=3'])
+@pytest.mark.parametrize('noise', ['--noise_multiplier=6', plans.HIDDEN + '--target_epsilon=3'])
 def test_a_delta_that_gives_one_away_is_refused_unless_it_is_allowed(
     facts, units, largest, said, noise
 ):
     flags = noise, f'--target_delta={largest!r}'
     with pytest.raises(config.ConfigError) as caught:
-        _plan(*flags, **facts)
+        plans.plan(*flags, **facts)
     assert str(caught.value) == f'--target_delta {said} Received: {largest:g}.'
-    plan = _plan(*flags, '--allow_large_delta', **facts)
+    plan = plans.plan(*flags, '--allow_large_delta', **facts)
     assert plan.target_delta == largest and plan.name_of_units == units
-    below = _plan(noise, f'--target_delta={0.999 * largest!r}', **facts)
+    below = plans.plan(noise, f'--target_delta={0.999 * largest!r}', **facts)
     assert below.target_delta == 0.999 * largest
     # Without privacy there is no delta.
-    assert _plan('--noprivate', flags[1], **facts).target_delta is None
+    assert plans.plan('--noprivate', flags[1], **facts).target_delta is None
 
 
 def test_an_epsilon_that_cannot_be_proven_is_no_target_and_no_headline():
     with pytest.raises(config.ConfigError) as caught:
-        _plan(_HIDDEN, '--target_epsilon=60')
+        plans.plan(plans.HIDDEN, '--target_epsilon=60')
     assert str(caught.value) == (
         'No ε as large as that can be proven, since the noise is drawn with 128 bits: choose '
         '--target_epsilon=44 or less. Received: 60.'
     )
     # At a noise that was given there is no epsilon, whatever the accountants say.
-    plan = _plan(_HIDDEN, '--noise_multiplier=7')
+    plan = plans.plan(plans.HIDDEN, '--noise_multiplier=7')
     epsilon = budget.planned_epsilon(plan)
     assert 50 < epsilon.smallest_bound < 100
     assert (epsilon.headline, epsilon.accountant) == (math.inf, 'none')
@@ -143,22 +123,22 @@ def test_an_epsilon_that_cannot_be_proven_is_no_target_and_no_headline():
 def test_where_an_epsilon_ends(steps, is_proven):
     """Just where (1 + e^epsilon) draws 2^-108 is delta / 1024, which is computed here."""
     # One step has 1,234 numbers; the epsilon at which so many steps are just proven, and its noise.
-    draws = 98.5 * _PARAMETERS
+    draws = 98.5 * plans.PARAMETERS
     epsilon = optimize.brentq(
         lambda e: by_hand.log2_of_draws(e, draws) - math.log2(1e-5 / 1024), 1, 90
     )
     assert 30 < epsilon < 50
     mu = accounting.gaussian_mu(epsilon, _DELTA)
     effective = math.sqrt(98.5) / mu
-    sigma = 5 * by_hand.noise_for_step(effective, _PARAMETERS)
-    plan = _plan(_HIDDEN, f'--train_steps={steps}', f'--noise_multiplier={sigma}')
+    sigma = 5 * by_hand.noise_for_step(effective, plans.PARAMETERS)
+    plan = plans.plan(plans.HIDDEN, f'--train_steps={steps}', f'--noise_multiplier={sigma}')
     assert budget.planned_epsilon(plan).is_proven == is_proven
 
 
 def test_delta_times_the_number_is_as_by_hand():
-    plan = dataclasses.replace(_plan('--noise_multiplier=1'), dataset_size=60_000)
+    plan = dataclasses.replace(plans.plan('--noise_multiplier=1'), dataset_size=60_000)
     assert budget.delta_times_units(plan) == 0.6 < 1e-5 * 60_000
-    persons = dataclasses.replace(plan, **_PERSONS)
+    persons = dataclasses.replace(plan, **plans.PERSONS)
     assert budget.delta_times_units(persons) == 0.007
 
 
@@ -167,7 +147,7 @@ def test_delta_times_the_number_is_as_by_hand():
 
 def _person_probability(images):
     """Of a sample to hold a person: computed from that of one record, which the sampler rounds."""
-    one = math.ceil(2**32 * _BATCH / _RECORDS) / 2**32
+    one = math.ceil(2**32 * _BATCH / plans.RECORDS) / 2**32
     return 1 - (1 - one) ** images
 
 
@@ -183,8 +163,8 @@ def _event_by_hand(plan, images):
     if numbers['error_feedback'] == 'hidden':
         first, second = numbers['l2_norm_clip'], numbers['residual_l2_norm_clip']
         unit = sigma * first / (images * first + 2 * second)
-        return dp_accounting.GaussianDpEvent(by_hand.effective_step(unit, _PARAMETERS))
-    effective = by_hand.effective_step(sigma / images, sums * _PARAMETERS)
+        return dp_accounting.GaussianDpEvent(by_hand.effective_step(unit, plans.PARAMETERS))
+    effective = by_hand.effective_step(sigma / images, sums * plans.PARAMETERS)
     return dp_accounting.PoissonSampledDpEvent(
         _person_probability(images), dp_accounting.GaussianDpEvent(effective)
     )
@@ -236,7 +216,7 @@ _BUDGETS = {
 
 def _planned(target, images, share, learned, residual, clips, *flags):
     facts = {'images_per_person': images, 'persons': 700} if images else {}
-    return _plan(
+    return plans.plan(
         f'--target_epsilon={target}',
         f'--expected_batch_size={_BATCH}',
         f'--warm_start_share={share}',
@@ -280,7 +260,7 @@ def test_a_plan_of_the_warm_start_alone_keeps_to_the_target_and_is_tight(**value
         assert (plan.warm_start_noise_multiplier / noise[1]) ** 2 == pytest.approx(learned)
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 @hypothesis.given(steps=st.integers(1, 60), mode=st.sampled_from(['private', 'none']), **_BUDGETS)
 @_few(6)
 def test_a_plan_keeps_to_the_target_and_is_tight(steps, mode, **values):

@@ -7,35 +7,14 @@ import dp_accounting
 import pytest
 from dp_accounting import pld, rdp
 from helpers import account_by_hand as by_hand
+from helpers import plans
 from scipy import optimize, stats
 
-from tf_efsgd import budget, config
+from tf_efsgd import budget
 from tf_efsgd.budget import epsilon, statement
 from tf_efsgd.privacy import ledger
 
-_RECORDS, _PARAMETERS = 1602, 1234
-_FACTS = {
-    'dataset': 'digits',
-    'dataset_size': _RECORDS,
-    'image_shape': (8, 8, 1),
-    'num_classes': 10,
-}
-_PERSONS = {'images_per_person': 5, 'persons': 700}
-_HIDDEN = '--error_feedback=hidden\n--residual_l2_norm_clip=2\n--train_steps=100\n'
 _DELTA = by_hand.accounted_delta(1e-5)
-
-
-def _settings(*flags):
-    return config.from_flagfile('\n'.join(flags))
-
-
-def _plan(*flags, **facts):
-    # Without the line that says that it takes a while.
-    say = list().append
-    return budget.make_plan(
-        _settings(*flags), {**_FACTS, **facts}, _PARAMETERS, say=lambda text, **_: say(text)
-    )
-
 
 # Of two releases, for each class.
 _DRAWS_BEFORE = 2 * 2**18 * 10
@@ -121,7 +100,7 @@ def _closed_form(mu):
 
 def _statement(plan, steps, *flags, applied=None, change=None, releases=()):
     """Of a run that has reserved so many steps; with a change, as many again after it."""
-    settings = _settings(*flags)
+    settings = plans.settings(*flags)
     with tempfile.TemporaryDirectory() as folder:
         book = ledger.Ledger(f'{folder}/ledger.jsonl', plan)
         if releases:
@@ -131,12 +110,19 @@ def _statement(plan, steps, *flags, applied=None, change=None, releases=()):
         if steps:
             book.reserve(steps)
         if change is not None:
-            settings = _settings(*change, '--resume', '--run_dir=x', '--change_mechanism')
-            book.change_plan(budget.changed_plan(settings, book))
+            settings = plans.settings(*change, '--resume', '--run_dir=x', '--change_mechanism')
+            book.change_plan(budget.changed_plan(settings.privacy, book, is_allowed=True))
             book.reserve(steps)
         book.close()
         applied = steps if applied is None else applied
-        return budget.make_statement(settings, book, applied, _SOFTWARE)
+        return budget.make_statement(
+            book,
+            applied,
+            _SOFTWARE,
+            data=settings.data,
+            privacy=settings.privacy,
+            model=settings.model,
+        )
 
 
 def _start(**changes):
@@ -247,7 +233,7 @@ def _epsilons(by_pld, by_rdp, epsilon=None, accountant='PLD', target=None):
 def test_the_statement_of_a_run():
     by_pld, by_rdp = _bounds((_Q, _ACCOUNTED, 30))
     _check(
-        _statement(_plan(*_GIVEN), 30, *_GIVEN, applied=25),
+        _statement(plans.plan(*_GIVEN), 30, *_GIVEN, applied=25),
         _start(applied_steps=25),
         _epsilons(by_pld, by_rdp),
         {
@@ -291,7 +277,7 @@ def test_the_statement_of_a_run():
 )
 def test_the_statement_of_other_settings(monkeypatch, flag, sums, changes):
     monkeypatch.setattr(epsilon, 'IMAGES_PER_PERSON', ())  # They take the longest.
-    statement = _statement(_plan(*_GIVEN, flag), 3, *_GIVEN, flag)
+    statement = _statement(plans.plan(*_GIVEN, flag), 3, *_GIVEN, flag)
     for name, value in changes.items():
         assert statement[name] == value
     accounted = by_hand.effective_step(8, sums * 1234)
@@ -306,7 +292,7 @@ def test_the_statement_of_a_run_for_persons():
     flags = [*_GIVEN, '--warm_start_noise_multiplier=30']
     by_pld, by_rdp = _bounds((None, warm, 1), (probability, accounted, 4))
     _check(
-        _statement(_plan(*flags, **_PERSONS), 4, *flags, releases=['ab']),
+        _statement(plans.plan(*flags, **plans.PERSONS), 4, *flags, releases=['ab']),
         _start(
             unit_of_privacy='one person, with up to 5 images and their labels',
             persons=700,
@@ -335,7 +321,7 @@ def test_the_statement_of_a_run_for_persons():
 def test_the_statement_of_a_hidden_buffer():
     flags = ['--error_feedback=hidden', '--train_steps=40', '--target_epsilon=7']
     flags += ['--expected_batch_size=80', '--residual_l2_norm_clip=2']
-    plan = _plan(*flags)
+    plan = plans.plan(*flags)
     sigma = plan.mechanism['noise_multiplier']
     accounted = by_hand.effective_step(sigma / 5, 1234)
     epsilon = _closed_form(math.sqrt(30) / accounted)
@@ -375,7 +361,7 @@ def test_the_statement_of_a_hidden_buffer():
 
 def test_a_hidden_buffer_without_a_target_is_not_called_private():
     flags = ['--error_feedback=hidden', '--train_steps=40', '--noise_multiplier=80']
-    statement = _statement(_plan(*flags), 30, *flags)
+    statement = _statement(plans.plan(*flags), 30, *flags)
     assert statement['private'] is False and statement['epsilon'] < 10
 
 
@@ -387,7 +373,7 @@ def test_the_statement_after_a_change_of_the_mechanism():
     expected = _epsilons(None, planned, planned, 'RDP filter')
     del expected['epsilon_pld'], expected['epsilon_rdp']
     _check(
-        _statement(_plan(*_GIVEN), 10, *_GIVEN, applied=20, change=change),
+        _statement(plans.plan(*_GIVEN), 10, *_GIVEN, applied=20, change=change),
         _start(applied_steps=20),
         expected,
         {
@@ -408,7 +394,7 @@ def test_the_statement_after_a_change_of_the_mechanism():
 
 def test_the_statement_of_the_warm_start_alone():
     flags = ['--target_epsilon=2', '--warm_start_share=1']
-    plan = _plan(*flags)
+    plan = plans.plan(*flags)
     sigma = plan.warm_start_noise_multiplier
     warm = by_hand.effective_sum(sigma)
     epsilon = _closed_form(1 / warm)
@@ -453,7 +439,7 @@ def test_the_statement_of_two_releases_and_steps(monkeypatch, releases, lost, im
     warm = by_hand.effective_sum(20)
     by_pld, by_rdp = _bounds((None, warm, 1), (_Q, _ACCOUNTED, 30))
     _check(
-        _statement(_plan(*flags), 30, *flags, releases=releases),
+        _statement(plans.plan(*flags), 30, *flags, releases=releases),
         _start(applied_steps=30),
         _epsilons(by_pld, by_rdp),
         {
@@ -476,7 +462,7 @@ def test_the_statement_of_two_releases_and_steps(monkeypatch, releases, lost, im
 
 
 def test_the_statement_without_privacy():
-    assert _statement(_plan('--noprivate'), 3, '--noprivate') == _start(
+    assert _statement(plans.plan('--noprivate'), 3, '--noprivate') == _start(
         private=False,
         applied_steps=3,
         mechanism='none: trained without clipping and noise',
@@ -484,8 +470,8 @@ def test_the_statement_without_privacy():
 
 
 def test_the_statement_where_no_epsilon_is_proven():
-    flags = [_HIDDEN, '--noise_multiplier=7', '--log_steps=100']
-    statement = _statement(_plan(*flags), 100, *flags)
+    flags = [plans.HIDDEN, '--noise_multiplier=7', '--log_steps=100']
+    statement = _statement(plans.plan(*flags), 100, *flags)
     assert statement['private'] is False
     assert (statement['epsilon'], statement['accountant']) == (None, 'none')
     assert 38 < statement['epsilon_of_the_ideal_mechanism'] < 100
@@ -502,7 +488,7 @@ def test_the_statement_where_no_epsilon_is_proven():
 )
 def test_public_images_are_told(network, wanted):
     lines = ['--target_epsilon=3', '--warm_start_share=0.5', f'--public_features={network}']
-    told = statement._public_images(config.from_flagfile('\n'.join(lines)))
+    told = statement._public_images(plans.settings(*lines).privacy)
     assert told is None if wanted is None else wanted in told
     # Without a warm start there is no release that has them.
-    assert statement._public_images(config.from_flagfile('--target_epsilon=3')) is None
+    assert statement._public_images(plans.settings('--target_epsilon=3').privacy) is None

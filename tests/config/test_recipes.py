@@ -109,7 +109,7 @@ def test_who_has_a_recipe_keeps_it(own):
     # Public features come with a warm start alone.
     uses = own.startswith('warm_start')
     assert (chosen.privacy.public_features != 'none') is uses
-    assert recipes.uses_public_features(chosen) is uses
+    assert recipes.uses_public_features(chosen.privacy) is uses
 
 
 def test_a_run_folder_of_an_earlier_version_stays_what_it_was():

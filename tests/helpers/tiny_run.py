@@ -1,9 +1,12 @@
 """A run so small that a test can start several: its settings, and how to look at its folder."""
 
 import json
+import shutil
+
+import pytest
 
 from tf_efsgd import config
-from tf_efsgd.run import runner
+from tf_efsgd.run import private_steps, runner
 
 TARGET = 1.0
 SETTINGS = {
@@ -35,6 +38,20 @@ def run(folder, *more, **changes):
     """Runs it, in this process."""
     lines = flags(folder, '--strategy=one_device', *more, **changes)
     assert runner.run(config.from_flagfile('\n'.join(lines))) == str(folder)
+
+
+def run_until_steps(folder, *more, **changes):
+    """Runs it until its private steps would begin, which a power cut prevents."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        patch.setattr(private_steps, 'train', cut)
+        run(folder, *more, **changes)
+
+
+def copy(base, to):
+    """A copy of base/run and of base/state, as if it were the only one; returns its folder."""
+    for name in ('run', 'state'):
+        shutil.copytree(base / name, to / name)
+    return to / 'run'
 
 
 def reserved(folder):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import Phase, given, settings
+from helpers.properties import PROPERTIES
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
@@ -11,7 +12,6 @@ from tf_efsgd.privacy import clipping
 
 _C1, _C2 = 0.7, 0.3
 # The same examples every time, and a failure is shown as it is: shrinking takes minutes.
-_PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
 
 
 def _by_float64(gradients, c1, c2):
@@ -54,7 +54,7 @@ def test_by_hand():
     _assert_close(sums, [[0.9, [1.8]], [1.2, [2.1]]], 1e-6)
 
 
-@settings(_PROPERTIES, max_examples=25)
+@settings(PROPERTIES, max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(0, 4),
@@ -116,7 +116,7 @@ def test_a_record_that_is_not_finite_adds_exactly_zero(bad, place):
         np.testing.assert_array_equal(s, np.zeros(2))
 
 
-@settings(_PROPERTIES, max_examples=25)
+@settings(PROPERTIES, max_examples=25)
 @given(
     row=st.lists(st.floats(width=32), min_size=3, max_size=3),
     c1=st.sampled_from([1e-3, 0.7, 30.0]),

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import Phase, given, settings
+from helpers.properties import PROPERTIES
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_efsgd.privacy import error_feedback
 
 _SHAPES = ([3], [2, 2], [])
 # The same examples every time, and a failure is shown as it is: shrinking takes minutes.
-_PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
 
 
 def _zeros():
@@ -52,7 +52,7 @@ def test_clip_by_hand_over_all_variables():
     np.testing.assert_allclose(np.r_[buffer[0], buffer[1]], [2.7, 3.6], rtol=1e-6)
 
 
-@settings(_PROPERTIES, max_examples=15)
+@settings(PROPERTIES, max_examples=15)
 @given(
     seed=st.integers(0, 2**32 - 1),
     decay=st.sampled_from([0.0, 0.3, 0.9]),

@@ -6,7 +6,8 @@ import dp_accounting
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import Phase, given, settings
+from helpers.properties import PROPERTIES
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tf_efsgd.privacy import accounting, clipping, error_feedback, grid, noise, private_step
@@ -14,7 +15,6 @@ from tf_efsgd.privacy import optimizer as optimizers
 from tf_efsgd.privacy.mechanism import Mechanism
 
 _C1, _C2, _SIGMA, _B = 0.7, 0.3, 1.3, 4
-_PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.generate])
 
 
 def _mechanism(**changes):
@@ -69,7 +69,7 @@ def _random_steps(seed, count=12):
     ]
 
 
-@settings(_PROPERTIES, max_examples=20)
+@settings(PROPERTIES, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_it_is_the_published_algorithm(seed):
     steps = _random_steps(seed)
@@ -90,7 +90,7 @@ def _neighbours(seed):
     return steps, more, sampled
 
 
-@settings(_PROPERTIES, max_examples=40)
+@settings(PROPERTIES, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_step_moves_by_more_than_its_event_says(seed):
     steps, more, sampled = _neighbours(seed)

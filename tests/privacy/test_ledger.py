@@ -16,31 +16,14 @@ import sys
 
 import dp_accounting
 import pytest
+from helpers import plans
 
 from tf_efsgd.privacy import ledger
 
 # As they stand in the file.
 _EVENT = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 0.7}
 _WARM_EVENT = {'class_name': 'GaussianDpEvent', 'noise_multiplier': 5.3}
-_PLAN = ledger.Plan(
-    dataset='mnist',
-    dataset_size=60_000,
-    image_shape=(28, 28, 1),
-    num_classes=10,
-    event=dp_accounting.GaussianDpEvent(0.7),
-    unproven_event=None,
-    expected_batch_size=30,
-    mechanism={'noise_multiplier': 0.7, 'l2_norm_clip': 0.3},
-    private_parameters=1_234,
-    warm_start_event=None,
-    warm_start_noise_multiplier=None,
-    learned_features_share=0.0,
-    train_steps=100,
-    target_delta=1e-5,
-    target_epsilon=None,
-    steps_per_entry=30,
-    settings_sha256='abc',
-)
+_PLAN = plans.in_ledger()
 
 
 @pytest.fixture

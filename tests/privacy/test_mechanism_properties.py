@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.properties import PROPERTIES
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,7 @@ from tf_efsgd.privacy.mechanism import Mechanism
 
 _U = 2.0**-24
 # The same examples every time, and a failure is shown as it is: shrinking takes minutes.
-_PROPERTIES = settings(deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+_PROPERTIES = settings(PROPERTIES, phases=[Phase.explicit, Phase.generate])
 
 # Few, because each is traced once. One to four variables of 1 to 60 numbers in all.
 _SHAPES = (

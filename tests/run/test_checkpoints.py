@@ -6,10 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_gan
 
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
-from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy import noise
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 from tf_efsgd.run import checkpoints
@@ -19,30 +19,14 @@ _POSITION = {'bytes': 12, 'sha256': 'abc'}
 
 
 def _make_gan(weights_seed=5, reconstruction='head', error_feedback='private', **settings):
-    tf.keras.utils.set_random_seed(weights_seed)
-    gan = EFSGDGan(
-        build_generator((8, 8, 1), 2, latent_dim=3, width=8),
-        build_discriminator((8, 8, 1), 2, width=4, reconstruction=reconstruction, latent_dim=3),
-        draw_inputs,
-        seed=3,
-    )
     # Without noise, so that what follows depends on the state alone.
-    optimizer = ErrorFeedbackDPKerasAdamOptimizer(
-        l2_norm_clip=0.3,
+    optimizer = tiny_gan.private(
+        ErrorFeedbackDPKerasAdamOptimizer,
         noise_multiplier=0.0,
-        expected_batch_size=4,
         error_feedback=error_feedback,
         learning_rate=0.01,
     )
-    gan.compile(
-        generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
-        discriminator_optimizer=optimizer,
-        losses=NonSaturatingLosses(),
-        discriminator_steps=2,
-        adaptive_discriminator_steps=False,
-        **settings,
-    )
-    return gan
+    return tiny_gan.make(optimizer, reconstruction, weights_seed=weights_seed, **settings)
 
 
 def _fit(gan, first, last):

@@ -5,8 +5,10 @@ record more shows. Its gradient is in the released sums, so networks, samples an
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import re
 import secrets
@@ -38,6 +40,7 @@ _RELEASED = re.compile(
     | checkpoints/step_\d+/variables:gan/.*
     | checkpoints/step_\d+/manifest.json:sha256
     | export/1/variables/variables:generator_variables/.*
+    | export/1/assets.extra/privacy_statement.json:(generator_sha256|released_class_counts)
     | samples/step_\d+.png
     | report.html
     | warm_start.npy
@@ -119,7 +122,7 @@ def _fields(folder):
         name = path.relative_to(folder).as_posix()
         if name.startswith('logs/'):
             events_seen = True
-        elif name.endswith(('.index', 'fingerprint.pb')):
+        elif name.endswith(('.index', 'fingerprint.pb', 'SHA256SUMS')):
             continue  # Offsets and hashes of the files beside them.
         elif '.data-' in name:
             prefix = str(path).split('.data-')[0]
@@ -164,30 +167,45 @@ def _difference(one, other):
     return names
 
 
-def _printed(capsys):
-    printed = capsys.readouterr()
-    text = re.sub(r'/\S*/(one|other)\b', 'RUN', printed.out + printed.err)
-    return re.sub(r'\d+\.\d+ minutes|\[.*?[<?].*?\]|\r.*?\||\d+%', '', text)
+def _run_and_listen(folder, one_more):
+    """What a run wrote, by file and field, and what it printed, without times and places."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            _run(folder, patch, one_more)
+    text = re.sub(r'/\S*/(one|other)\b', 'RUN', printed.getvalue())
+    text = re.sub(r'\d+\.\d+ minutes|\[.*?[<?].*?\]|\r.*?\||\d+%', '', text)
+    return _fields(folder), text
 
 
 @pytest.fixture(scope='module')
-def without(tmp_path_factory):
+def neighbours(tmp_path_factory):
+    """Of a run without the one record more, and of one with it."""
+    folder = tmp_path_factory.mktemp('neighbours')
+    return _run_and_listen(folder / 'one', False), _run_and_listen(folder / 'other', True)
+
+
+@pytest.fixture(scope='module')
+def without(neighbours):
     """What a run without the one record more wrote."""
-    folder = tmp_path_factory.mktemp('without') / 'one'
-    with pytest.MonkeyPatch.context() as patch:
-        _run(folder, patch, one_more=False)
-    return _fields(folder)
+    return neighbours[0][0]
 
 
-def test_only_what_was_released_differs(without, tmp_path, monkeypatch):
-    _run(tmp_path / 'other', monkeypatch, one_more=True)
-    differing = _difference(without, _fields(tmp_path / 'other'))
+def test_only_what_was_released_differs(neighbours):
+    (one, _), (other, _) = neighbours
+    differing = _difference(one, other)
     leaks = sorted(name for name in differing if not _RELEASED.fullmatch(name))
     assert leaks == []
     # The record did act: nothing above holds because nothing differs.
     for name in ('logs:dp/released_gradient_norm', 'report.html', 'samples/step_000004.png'):
         assert name in differing
     assert any('discriminator' in name for name in differing)
+
+
+def test_runs_on_neighbours_print_the_same(neighbours):
+    (_, one), (_, other) = neighbours
+    assert one == other
+    assert 'Spent' in one and '1602 records' in one
 
 
 def test_only_what_was_released_differs_with_the_generator_in_the_private_step(tmp_path):
@@ -228,7 +246,8 @@ def test_a_record_that_is_never_sampled_changes_nothing(without, tmp_path, monke
     _run(tmp_path / 'other', monkeypatch, one_more=True, sampled=())
     differing = _difference(without, _fields(tmp_path / 'other'))
     # Hashes of the variables, which are compared one by one.
-    assert {name for name in differing if not name.endswith('manifest.json:sha256')} == set()
+    hashes = ('manifest.json:sha256', ':generator_sha256')
+    assert {name for name in differing if not name.endswith(hashes)} == set()
 
 
 def test_a_planted_leak_is_found(without, tmp_path, monkeypatch):
@@ -242,13 +261,3 @@ def test_a_planted_leak_is_found(without, tmp_path, monkeypatch):
     _run(tmp_path / 'other', monkeypatch, one_more=True)
     differing = _difference(without, _fields(tmp_path / 'other'))
     assert [n for n in differing if not _RELEASED.fullmatch(n)] == ['logs:dp/fake_count']
-
-
-def test_runs_on_neighbours_print_the_same(tmp_path, monkeypatch, capsys):
-    said = []
-    for name, one_more in (('one', False), ('other', True)):
-        with monkeypatch.context() as patch:
-            _run(tmp_path / name, patch, one_more=one_more)
-        said.append(_printed(capsys))
-    assert said[0] == said[1]
-    assert 'Spent' in said[0] and '1602 records' in said[0]

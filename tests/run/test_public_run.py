@@ -50,9 +50,21 @@ def _run(photos, folder, *more, **changes):
 
 
 @pytest.fixture(scope='module')
-def finished(photos, tmp_path_factory):
-    folder = tmp_path_factory.mktemp('public') / 'run'
-    _run(photos, folder)
+def stopped(photos, tmp_path_factory):
+    """A run that a power cut ended after two of its four steps; not to be changed."""
+    base = tmp_path_factory.mktemp('stopped')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('tf_efsgd.training.callbacks.Checkpoint.on_due', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
+            _run(photos, base / 'run')
+    return base
+
+
+@pytest.fixture(scope='module')
+def finished(photos, stopped, tmp_path_factory):
+    """The same run, continued to its end."""
+    folder = tiny_run.copy(stopped, tmp_path_factory.mktemp('public'))
+    _run(photos, folder, '--resume')
     return folder
 
 
@@ -76,6 +88,7 @@ def test_the_release_is_of_these_features(finished):
 
 def test_what_the_heads_saw_of_records_is_gone(finished):
     state = finished.parent / 'state'
+    assert list(state.glob('*.json')) and (finished / 'warm_start.npy').exists()
     assert not list(state.rglob('*.features.npy'))
     assert not [p for p in finished.rglob('*') if 'features' in p.name]
 
@@ -87,18 +100,13 @@ def test_no_weight_of_the_network_is_in_a_checkpoint(finished):
     assert not [name for name in names if 'depthwise' in name or 'efficientnet' in name]
 
 
-def test_a_stopped_run_continues(photos, tmp_path, monkeypatch):
-    folder = tmp_path / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('tf_efsgd.training.callbacks.Checkpoint.on_due', tiny_run.cut)
-        with pytest.raises(tiny_run.PowerCut):
-            _run(photos, folder)
-    assert not list((tmp_path / 'state').glob('*.features.npy'))
-    _run(photos, folder, '--resume')
-    assert tiny_run.reserved(folder) == [2, 2]
+def test_a_stopped_run_continues(photos, stopped, finished):
+    assert not list((stopped / 'state').glob('*.features.npy'))
+    assert tiny_run.reserved(stopped / 'run') == [2]
+    assert tiny_run.reserved(finished) == [2, 2]
     # A release of pixels in its place is refused.
     with pytest.raises(config.ConfigError, match='--public_features was efficientnet_lite0'):
-        _run(photos, folder, '--resume', public_features='none', discriminator='pixels')
+        _run(photos, finished, '--resume', public_features='none', discriminator='pixels')
 
 
 def test_heads_without_a_network_are_refused_before_anything_is_written(photos, tmp_path):

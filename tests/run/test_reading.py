@@ -76,7 +76,7 @@ def test_a_run_on_nasty_files_holds_none_of_their_names(tmp_path, photos, capsys
     said = capsys.readouterr().out
     assert '7 unreadable' in said and 'cut_off.jpg' in said and 'PRIVATE' in said
     assert 'b 10 (' in said  # It has few images.
-    assert tiny_run.statement(tmp_path / 'run')['classes'] == ['b 2', 'b 10']
+    assert tiny_run.statement(tmp_path / 'run')['class_names'] == ['b 2', 'b 10']
     names = [os.path.splitext(name)[0] for name in (*nasty.good_files(), *nasty.bad_files())]
     names = [name for name in names if len(name) > 6] + [b'@eaDir', b'Thumbs.db', b'unreadable:']
     for path in (tmp_path / 'run').rglob('*'):
@@ -100,5 +100,5 @@ def test_a_folder_of_one_class_is_trained_on(tmp_path):
         (root / f'{i}.webp').write_bytes(nasty.encoded(nasty.picture(i, 8, 8), 'WEBP'))
     changes = {'dataset': f'folder:{root}', **_SMALL, 'image_size': 8}
     tiny_run.run(tmp_path / 'run', '--noevaluate', '--nocache', **changes)
-    assert tiny_run.statement(tmp_path / 'run')['classes'] == ['images']
+    assert tiny_run.statement(tmp_path / 'run')['class_names'] == ['images']
     assert np.any([path.suffix == '.png' for path in (tmp_path / 'run/samples').iterdir()])

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 import shutil
 import signal
 
@@ -51,10 +50,8 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture
 def run(stopped, tmp_path):
-    """A copy of the stopped run and of what is remembered of it: as if it were the only one."""
-    for name in ('run', 'state'):
-        shutil.copytree(stopped / name, tmp_path / name)
-    return tmp_path / 'run'
+    """A copy of the stopped run and of what is remembered of it."""
+    return tiny_run.copy(stopped, tmp_path)
 
 
 def _resume(folder, *more, **changes):
@@ -344,7 +341,8 @@ def test_a_hidden_buffer_is_private_state_and_its_epsilon_is_the_honest_one(tmp_
     assert statement['accountant'] == 'closed form'
     assert statement['epsilon_unproven'] < 0.1 * statement['epsilon']
     assert 'unproven' in capsys.readouterr().out
-    assert all((p / 'PRIVATE.txt').exists() for p in (folder / 'checkpoints').glob('step_*'))
+    saved = list((folder / 'checkpoints').glob('step_*'))
+    assert saved and all((path / 'PRIVATE.txt').exists() for path in saved)
     assert not [p for p in (folder / 'export').rglob('*') if 'PRIVATE' in p.name]
 
 
@@ -459,9 +457,11 @@ def test_diagnostics_are_written_apart_and_warned_of(tmp_path, capsys):
             'clipped_fraction', 'not_finite_fraction',
         )
     }  # fmt: skip
-    assert all(tag.startswith('dp/') for tag in tags(folder / 'logs'))
+    released = tags(folder / 'logs')
+    assert released and all(tag.startswith('dp/') for tag in released)
     assert 'NOT covered' in (folder / 'nonprivate' / 'NOT_COVERED.txt').read_text()
     shared = [p for p in folder.rglob('*') if p.is_file() and 'nonprivate' not in p.parts]
+    assert folder / 'ledger.jsonl' in shared
     for name in (b'real_loss', b'gradient_norm_mean', b'clipped_fraction'):
         assert not [p for p in shared if name in p.read_bytes()]
     events = event_accumulator.EventAccumulator(str(folder / 'nonprivate' / 'logs'))
@@ -475,7 +475,10 @@ def test_no_byte_of_a_stopped_run_holds_what_is_remembered_of_it(stopped):
     run_id = ledger.Ledger.read(stopped / 'run' / 'ledger.jsonl').run_id
     state = json.loads((stopped / 'state' / f'{run_id}.json').read_text())
     secrets = [state['key'].encode(), state['records'].encode(), bytes.fromhex(state['key'])]
-    for path in (stopped / 'run').rglob('*'):
-        content = path.read_bytes() if path.is_file() else b''
-        assert not any(secret in content for secret in secrets)
-    assert pathlib.Path(stopped / 'run').is_dir()
+    files = [path for path in (stopped / 'run').rglob('*') if path.is_file()]
+    assert {'ledger.jsonl', 'config.flags', 'manifest.json'} <= {path.name for path in files}
+    for path in files:
+        content = path.read_bytes()
+        assert not any(secret in content for secret in secrets), path
+    # The same search finds them where they are.
+    assert secrets[0] in (stopped / 'state' / f'{run_id}.json').read_bytes()

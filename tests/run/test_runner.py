@@ -18,6 +18,7 @@ from helpers import read_page, tiny_run
 from tensorboard.backend.event_processing import event_accumulator
 
 from tf_efsgd import config, rounding
+from tf_efsgd.export import checksums, versions, warmup
 from tf_efsgd.privacy import accounting
 from tf_efsgd.run import checkpoints
 from tf_efsgd.training import callbacks as monitoring
@@ -52,6 +53,9 @@ _FILES = {
     'export/1/variables/variables.index',
     'export/1/variables/variables.<data>',
     'export/1/assets.extra/privacy_statement.json',
+    'export/1/assets.extra/SHA256SUMS',
+    *(['export/1/assets.extra/tf_serving_warmup_requests'] if warmup.is_possible() else []),
+    'export/1/assets/class_names.txt',
     'nonprivate/logs/evaluation/<events>',
     'nonprivate/metrics.html',
     'nonprivate/metrics.json',
@@ -179,6 +183,7 @@ def test_the_report_says_what_the_statement_says(finished):
     assert 'Unit of privacy: one image with its label' in top
     assert f'ε = {epsilon}, δ = 1e-05; δ times the number of images, 1,602, is 0.017' in top
     for name in ('proven', 'tested_not_proven', 'not_covered'):
+        assert statement[name]
         for sentence in statement[name]:
             assert text.count(sentence) == 1, sentence
     for images, found in statement['epsilon_by_images_per_person'].items():
@@ -202,9 +207,21 @@ def test_what_is_planted_in_the_logs_is_not_in_the_report(finished, tmp_path):
 
 def test_the_export_is_the_trained_generator(finished):
     folder = finished[0]
-    serve = tf.saved_model.load(str(folder / 'export' / '1')).signatures['serving_default']
+    loaded = tf.saved_model.load(str(folder / 'export' / '1'))
+    serve = loaded.signatures['serving_default']
     images = serve(labels=tf.range(10))['images']
     assert images.shape == (10, 8, 8, 1)
+    latents = tf.tile(tf.random.normal([1, 4]), [10, 1])
+    of_latents = loaded.signatures['from_latent']
+    # One latent, one image, whatever stands beside it.
+    alone, beside = (
+        of_latents(labels=tf.zeros([n], tf.int32), latents=latents[:n]) for n in (1, 9)
+    )
+    np.testing.assert_allclose(beside['images'], tf.tile(alone['images'], [9, 1, 1, 1]), atol=1e-5)
+    statement = tiny_run.statement(folder)
+    assert statement['class_names'] == list('0123456789')
+    assert len(statement['generator_sha256']) == 64
+    assert checksums.differences(folder / 'export' / '1', versions.CHECKSUMS) == []
     reader = tf.train.load_checkpoint(str(folder / 'checkpoints' / 'step_000008' / 'variables'))
     averages = [
         reader.get_tensor(name)
@@ -308,10 +325,6 @@ def test_a_ledger_that_does_not_fit_is_refused(finished, damage, tmp_path):
 # A run that stops half way.
 
 
-class _PowerCut(Exception):
-    """Not caught by anything of ours."""
-
-
 def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
     folder = tmp_path / 'run'
     at_save, at_restore, continued = {}, [], []
@@ -329,13 +342,10 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
         at_restore.append((position, weights(self._checkpoint.gan)))
         return position
 
-    def power_cut(self, logs):
-        raise _PowerCut
-
     monkeypatch.setattr(checkpoints.RunCheckpoints, 'save', spy_save)
     monkeypatch.setattr(checkpoints.RunCheckpoints, 'restore_latest', spy_restore)
-    with monkeypatch.context() as patch, pytest.raises(_PowerCut):
-        patch.setattr(samples.SampleGrid, 'on_due', power_cut)  # At step 5.
+    with monkeypatch.context() as patch, pytest.raises(tiny_run.PowerCut):
+        patch.setattr(samples.SampleGrid, 'on_due', tiny_run.cut)  # At step 5.
         tiny_run.run(folder, '--noevaluate')
     assert tiny_run.reserved(folder) == [2, 2, 2]
     assert set(at_save) == {3}
@@ -398,6 +408,7 @@ def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     assert '--noprivate' in (folder / 'config.flags').read_text()
 
 
+@pytest.mark.acceptance
 def test_a_mirrored_run_on_two_logical_devices(tmp_path):
     flags = tiny_run.flags('run', '--strategy=mirrored', '--logical_devices=2', '--noevaluate')
     flags = [flag for flag in flags if not flag.startswith(('--target_eps', '--train_steps'))]

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 from helpers import account_by_hand as by_hand
-from helpers import tiny_run
+from helpers import plans, tiny_run
 
-from tf_efsgd import budget, config, files
+from tf_efsgd import config, files
 from tf_efsgd.budget import statement
 from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
-from tf_efsgd.privacy import class_sums, grid
+from tf_efsgd.privacy import class_sums, grid, ledger
 from tf_efsgd.privacy.features import learned, pixels
 from tf_efsgd.training import fit as fitting
 from tf_efsgd.training import gan, learn_features
@@ -27,7 +27,9 @@ _TWO = {
 @pytest.fixture(autouse=True, scope='module')
 def few_images():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learn_features, '_IMAGES', 1000)
+        for name in ('_IMAGES', '_LEAST_IMAGES', '_MEASURED'):
+            patch.setattr(learn_features, name, 200)
+        patch.setattr(learn_features, '_EPOCHS', 1)
         yield
 
 
@@ -88,8 +90,8 @@ def test_both_have_their_noise_each_its_own(finished, truth):
 
 
 def test_without_privacy_it_releases_the_sums_themselves(tmp_path):
-    tiny_run.run(tmp_path / 'run', '--noprivate', '--noevaluate', **{**_TWO, 'train_steps': 2})
-    assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'steps']
+    tiny_run.run_until_steps(tmp_path / 'run', '--noprivate', **_TWO)
+    assert tiny_run.kinds(tmp_path / 'run') == ['plan']
     content = (tmp_path / 'run/learned_features.npz').read_bytes()
     sums = learned.Release.from_bytes(content).sums * grid.class_sum_step(0.0)
     counts = sums[:, -1] / 0.1
@@ -110,9 +112,7 @@ def test_the_classifier_is_given_what_the_generator_makes(tmp_path, monkeypatch)
     monkeypatch.setattr(fitting, 'fit', lambda generator, *_, **__: generator.get_weights())
     for limit in (300, 800):
         with pytest.raises(tiny_run.PowerCut):
-            tiny_run.run(
-                tmp_path / str(limit), **{**_TWO, 'limit_records': limit, 'train_steps': 1}
-            )
+            tiny_run.run(tmp_path / str(limit), **{**_TWO, 'limit_records': limit})
     np.testing.assert_array_equal(seen[0], seen[1])
 
 
@@ -129,7 +129,7 @@ def test_it_comes_after_the_first_and_before_the_fit_to_both(tmp_path, monkeypat
 
     monkeypatch.setattr(class_sums, 'release', releasing)
     monkeypatch.setattr(fitting, 'fit', recorded_fit)
-    tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
+    tiny_run.run_until_steps(tmp_path / 'run', **_TWO)
     assert calls == ['FeatureMap', (1, 4, 0), 'LearnedFeatures', (2, 3, 4)]
 
 
@@ -137,39 +137,68 @@ def _start_and_cut(folder, target, name, replacement):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(target, name, replacement)
         with pytest.raises(tiny_run.PowerCut):
-            tiny_run.run(folder, **_TWO)
+            tiny_run.run(folder, **_TWO, state_dir=folder.parent / 'state')
 
 
-def _go_on(folder, **broken):
-    """Resumes, with `class_sums.release` out of order: nothing may be released again."""
+def _resume(folder):
+    """Continues to the private steps."""
+    tiny_run.run_until_steps(folder, '--resume', **_TWO, state_dir=folder.parent / 'state')
+
+
+def _resume_without_a_release(folder, **broken):
+    """Continues, with `class_sums.release` out of order: nothing may be released again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(class_sums, 'release', tiny_run.cut)
         for name, replacement in broken.items():
             patch.setattr(learn_features, name, replacement)
-        tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
+        _resume(folder)
 
 
-def test_a_crash_before_the_second_is_saved_loses_it_and_releases_nothing_twice(tmp_path, capsys):
-    folder, write = tmp_path / 'run', files.write_atomically
+def _cut_before(name):
+    """In place of `files.write_atomically`: a power cut when this file would be written."""
+    write = files.write_atomically
 
     def write_or_cut(path, *arguments, **more):
-        if path.name == 'learned_features.npz':
+        if path.name == name:
             more['when_there_is_room']()
             raise tiny_run.PowerCut
         write(path, *arguments, **more)
 
-    _start_and_cut(folder, files, 'write_atomically', write_or_cut)
+    return write_or_cut
+
+
+@pytest.fixture(scope='module')
+def cut_while_learning(tmp_path_factory):
+    """A run that ended while its classifier learned, with its state folder; not to be changed."""
+    base = tmp_path_factory.mktemp('learning')
+    _start_and_cut(base / 'run', learn_features, 'learn', tiny_run.cut)
+    return base
+
+
+@pytest.fixture(scope='module')
+def cut_after_both(tmp_path_factory):
+    """A run that ended when it would be fitted to both releases; not to be changed."""
+    base, fit = tmp_path_factory.mktemp('both'), fitting.fit
+
+    def fit_or_cut(generator, draw_inputs, targets, **how):
+        return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
+
+    _start_and_cut(base / 'run', fitting, 'fit', fit_or_cut)
+    return base
+
+
+def test_a_crash_before_the_second_is_saved_loses_it_and_releases_nothing_twice(tmp_path, capsys):
+    folder = tmp_path / 'run'
+    _start_and_cut(folder, files, 'write_atomically', _cut_before('learned_features.npz'))
     assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
-    _go_on(folder)
+    _resume_without_a_release(folder)
     assert 'the second release of the warm start was charged' in capsys.readouterr().out
-    assert tiny_run.kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
 
 
 def test_what_was_never_released_is_told():
     lost, kept = {'sha256': None, 'version': None}, {'sha256': '4c1f', 'version': 1}
-    settings = config.from_flagfile('\n'.join(tiny_run.flags('run', **_TWO)))
-    facts = {'dataset': 'digits', 'dataset_size': 1602, 'image_shape': (8, 8, 1), 'num_classes': 10}
-    plan = budget.make_plan(settings, facts, 1_234)
+    plan = plans.plan(*tiny_run.flags('run', **_TWO))
 
     class Book:
         first_plan, warm_start_reserved, warm_start = plan, True, kept
@@ -180,44 +209,35 @@ def test_what_was_never_released_is_told():
 
 
 def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / 'run'
     monkeypatch.setattr(learn_features, 'learn', lambda *_, **__: (float('nan'), 1.0))
-    tiny_run.run(tmp_path / 'run', '--noevaluate', **_TWO)
+    tiny_run.run_until_steps(folder, **_TWO)
     assert 'the second release is given up' in capsys.readouterr().out
-    assert tiny_run.kinds(tmp_path / 'run')[:3] == ['plan', 'warm_start', 'learned_features']
-    said = tiny_run.statement(tmp_path / 'run')['warm_start']
-    assert said['never_released'] == ['second']
-    assert not (tmp_path / 'run/learned_features.npz').exists()
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
+    book = ledger.Ledger.read(folder / 'ledger.jsonl')
+    assert statement._warm_start_statement(book)['never_released'] == ['second']
+    assert not (folder / 'learned_features.npz').exists()
 
 
-def test_the_position_behind_the_second_release_is_remembered(tmp_path):
+def test_the_position_behind_the_second_release_is_remembered(cut_after_both, tmp_path):
     """An old copy of the ledger, from before it, would let it be made again."""
-    folder, fit = tmp_path / 'run', fitting.fit
-
-    def fit_or_cut(generator, draw_inputs, targets, **how):
-        return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
-
-    _start_and_cut(folder, fitting, 'fit', fit_or_cut)
+    folder = tiny_run.copy(cut_after_both, tmp_path)
     lines = (folder / 'ledger.jsonl').read_bytes().splitlines(keepends=True)
     (folder / 'ledger.jsonl').write_bytes(b''.join(lines[:-1]))
     with pytest.raises(config.ConfigError, match='does not continue'):
-        tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
+        tiny_run.run(folder, '--resume', **_TWO, state_dir=tmp_path / 'state')
 
 
-def test_a_crash_while_the_classifier_learns_costs_nothing(tmp_path):
-    folder = tmp_path / 'run'
-    _start_and_cut(folder, learn_features, 'learn', tiny_run.cut)
+def test_a_crash_while_the_classifier_learns_costs_nothing(cut_while_learning, tmp_path):
+    folder = tiny_run.copy(cut_while_learning, tmp_path)
     assert tiny_run.kinds(folder) == ['plan', 'warm_start']
-    tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
-    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features'] + 4 * ['steps']
+    _resume(folder)
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
+    assert (folder / 'learned_features.npz').exists()
 
 
-def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
-    folder, fit = tmp_path / 'run', fitting.fit
-
-    def fit_or_cut(generator, draw_inputs, targets, **how):
-        return tiny_run.cut() if len(targets) == 2 else fit(generator, draw_inputs, targets, **how)
-
-    _start_and_cut(folder, fitting, 'fit', fit_or_cut)
+def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(cut_after_both, tmp_path):
+    folder, fit = tiny_run.copy(cut_after_both, tmp_path), fitting.fit
     released = (folder / 'learned_features.npz').read_bytes()
     stored = learned.Release.from_bytes(released)
     started = []
@@ -228,7 +248,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fitting, 'fit', fit_and_tell)
-        _go_on(folder, learn=tiny_run.cut)
+        _resume_without_a_release(folder, learn=tiny_run.cut)
     assert (folder / 'learned_features.npz').read_bytes() == released
     # From the generator that the classifier learned from, without its fit again.
     assert [count for count, _ in started] == [2]
@@ -239,7 +259,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(tmp_path):
 def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
     """Of 4 and of 3 steps; with a checkpoint after each but the one that a power cut ends."""
     folder, fit = tmp_path / 'run', fitting.fit
-    settings, to_go = {**_TWO, 'checkpoint_steps': 1, 'train_steps': 2}, []
+    settings, to_go = {**_TWO, 'checkpoint_steps': 1}, []
 
     def cut_in_the_fit_to(count):
         def fit_or_cut(generator, draw_inputs, targets, **how):
@@ -259,34 +279,26 @@ def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
             with pytest.raises(tiny_run.PowerCut):
                 tiny_run.run(folder, *more, **settings)
         patch.setattr(fitting, 'fit', cut_in_the_fit_to(None))
-        tiny_run.run(folder, '--resume', '--noevaluate', **settings)
+        tiny_run.run_until_steps(folder, '--resume', **settings)
     assert to_go == [4, 1, 3, 1]
     # What the fits left is not kept beside the run's own checkpoints.
-    assert all(path.name.startswith('step_') for path in (folder / 'checkpoints').iterdir())
+    assert [path.name for path in (folder / 'checkpoints').iterdir()] == ['step_000000']
 
 
 def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys):
-    folder, write = tmp_path / 'run', files.write_atomically
-
-    def write_or_cut(path, *arguments, **more):
-        if path.name == 'warm_start.npy':
-            more['when_there_is_room']()
-            raise tiny_run.PowerCut
-        write(path, *arguments, **more)
-
-    _start_and_cut(folder, files, 'write_atomically', write_or_cut)
-    _go_on(folder, learn=tiny_run.cut)
+    folder = tmp_path / 'run'
+    _start_and_cut(folder, files, 'write_atomically', _cut_before('warm_start.npy'))
+    _resume_without_a_release(folder, learn=tiny_run.cut)
     assert 'the warm start was charged' in capsys.readouterr().out
-    assert tiny_run.kinds(folder)[:4] == ['plan', 'warm_start', 'learned_features', 'steps']
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
     assert not (folder / 'learned_features.npz').exists()
 
 
-def test_a_file_that_the_ledger_does_not_know_is_refused(tmp_path):
-    folder = tmp_path / 'run'
-    _start_and_cut(folder, learn_features, 'learn', tiny_run.cut)
+def test_a_file_that_the_ledger_does_not_know_is_refused(cut_while_learning, tmp_path):
+    folder = tiny_run.copy(cut_while_learning, tmp_path)
     (folder / 'learned_features.npz').write_bytes(b'planted')
     with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
-        tiny_run.run(folder, '--resume', '--noevaluate', **_TWO)
+        tiny_run.run(folder, '--resume', **_TWO, state_dir=tmp_path / 'state')
 
 
 def test_a_finished_run_goes_on_with_both_targets(finished, monkeypatch, capsys):
@@ -305,6 +317,7 @@ def test_the_share_cannot_change_when_a_run_goes_on(finished):
         tiny_run.run(finished, '--resume', '--change_mechanism', '--noevaluate', **changed)
 
 
+@pytest.mark.acceptance
 def test_two_replicas_make_two_releases(tmp_path):
     lines = tiny_run.flags(tmp_path / 'run', '--noevaluate', **{**_TWO, 'train_steps': 2})
     lines = [line for line in lines if 'strategy' not in line]
@@ -321,6 +334,8 @@ def tiny_run_in_process(lines):
 
 
 def test_without_a_warm_start_a_share_of_it_is_nothing(tmp_path):
-    tiny_run.run(tmp_path / 'run', '--noevaluate', **{**_TWO, 'warm_start_share': 0})
+    tiny_run.run(
+        tmp_path / 'run', '--noevaluate', **{**_TWO, 'warm_start_share': 0, 'train_steps': 1}
+    )
     assert set(tiny_run.kinds(tmp_path / 'run')) == {'plan', 'steps'}
     assert tiny_run.statement(tmp_path / 'run')['warm_start'] is None

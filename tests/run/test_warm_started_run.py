@@ -131,7 +131,7 @@ def test_a_crash_while_fitting_fits_again_to_what_was_released(tmp_path):
     released = (folder / 'warm_start.npy').read_bytes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(class_sums, 'release', tiny_run.cut)
-        tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
+        tiny_run.run_until_steps(folder, '--resume', **_WARM)
     assert (folder / 'warm_start.npy').read_bytes() == released
     assert tiny_run.kinds(folder).count('warm_start') == 1
 
@@ -157,8 +157,8 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     changed = {**_WARM, 'target_epsilon': 2, 'train_steps': 30}
     with pytest.raises(config.ConfigError, match='the budget allows --train_steps='):
         tiny_run.run(folder, '--resume', '--change_mechanism', **changed)
-    tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
-    assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'steps', 'steps', 'steps', 'steps']
+    tiny_run.run_until_steps(folder, '--resume', **_WARM)
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start']
 
 
 @pytest.mark.parametrize('content', [b'', b'other sums'])
@@ -212,8 +212,8 @@ def test_nothing_is_charged_that_a_full_disk_could_not_take(tmp_path, monkeypatc
         tiny_run.run(folder, **_WARM)
     monkeypatch.undo()
     assert tiny_run.kinds(folder) == ['plan']
-    tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
-    assert tiny_run.kinds(folder)[:2] == ['plan', 'warm_start']
+    tiny_run.run_until_steps(folder, '--resume', **_WARM)
+    assert tiny_run.kinds(folder) == ['plan', 'warm_start']
 
 
 def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):

@@ -43,7 +43,7 @@ def main():
             'image_shape': train.image_shape,
             'num_classes': _CLASSES,
         }
-        plan = budget.make_plan(config.RunConfig(privacy=privacy), facts, 0)
+        plan = budget.make_plan(privacy, facts, 0, steps_per_entry=1, settings_sha256='')
         sigma = plan.warm_start_noise_multiplier
         phi = np.concatenate(
             [

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_run
 from helpers.small_images import CLASSES, SHAPE, PixelFeatures
 
 from tf_efsgd.data import load
@@ -78,10 +79,6 @@ def test_the_fit_is_repeatable(features):
     assert any(np.max(np.abs(a - b)) > 1e-4 for a, b in zip(first, other))
 
 
-class _PowerCut(Exception):
-    pass
-
-
 def _fitted(folder, *, cut_after=None, **how):
     """Six steps, with a checkpoint after every second; returns the weights and which ran."""
     means = np.random.default_rng(5).normal(size=[1, CLASSES, 64]).astype(np.float32)
@@ -92,7 +89,7 @@ def _fitted(folder, *, cut_after=None, **how):
     def numbers(steps):
         for number in steps:
             if len(ran) == cut_after:
-                raise _PowerCut
+                raise tiny_run.PowerCut
             ran.append(number)
             yield number
 
@@ -100,7 +97,7 @@ def _fitted(folder, *, cut_after=None, **how):
     targets, weights = [fit_targets.Target(PixelFeatures(), means)], None
     try:
         weights = fitting.fit(generator, draw_inputs, targets, progress=numbers, **how)
-    except _PowerCut:
+    except tiny_run.PowerCut:
         pass
     return weights, ran
 

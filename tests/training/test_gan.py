@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_gan
+from helpers.tiny_gan import BATCH, CLASSES, SHAPE, private
 
 from tf_efsgd.data.images import to_float, to_uint8
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
-from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy.noise import NoiseKey
 from tf_efsgd.privacy.optimizer import (
     ErrorFeedbackDPKerasAdamOptimizer,
@@ -20,8 +21,6 @@ from tf_efsgd.privacy.optimizer import (
 from tf_efsgd.training import gan as gans
 from tf_efsgd.training import schedule
 
-_SHAPE, _CLASSES = (8, 8, 1), 3
-_BATCH = 4  # Expected; samples differ from it.
 _LOGS = {
     'fake_accuracy',
     'fake_loss',
@@ -39,50 +38,6 @@ class _DeafOptimizer(ErrorFeedbackDPKerasSGDOptimizer):
         return [tf.zeros_like(gradient) for gradient in super().release(*args, **kwargs)]
 
 
-def _private(cls=ErrorFeedbackDPKerasSGDOptimizer, **settings):
-    defaults = {
-        'l2_norm_clip': 0.3,
-        'noise_multiplier': 0.7,
-        'expected_batch_size': _BATCH,
-        'residual_l2_norm_clip': 0.2,
-        'learning_rate': 0.05,
-    }
-    return cls(**{**defaults, **settings})
-
-
-def _make_gan(optimizer=None, reconstruction='head', **settings):
-    """A tiny compiled GAN, the same at each call."""
-    tf.keras.utils.set_random_seed(5)
-    gan = gans.EFSGDGan(
-        build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8),
-        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=reconstruction, latent_dim=4),
-        draw_inputs,
-        seed=3,
-    )
-    defaults = {
-        'generator_optimizer': tf.keras.optimizers.legacy.Adam(0.01),
-        'discriminator_optimizer': optimizer or _private(),
-        'losses': NonSaturatingLosses(),
-        'discriminator_steps': 2,
-        'adaptive_discriminator_steps': False,
-        'noise': NoiseKey(7),
-    }
-    gan.compile(**{**defaults, **settings})
-    return gan
-
-
-def _samples(sizes=(5, 0, 3, 4, 1), seed=1):
-    """Poisson samples of given sizes."""
-    draws = np.random.default_rng(seed)
-    return [
-        (
-            draws.integers(0, 256, (size, *_SHAPE)).astype(np.uint8),
-            draws.integers(0, _CLASSES, size).astype(np.int32),
-        )
-        for size in sizes
-    ]
-
-
 def _dataset(samples, num_replicas=1):
     """The samples; several replicas get disjoint shares of each, one after the other."""
 
@@ -91,7 +46,7 @@ def _dataset(samples, num_replicas=1):
             for replica in range(num_replicas):
                 yield images[replica::num_replicas], labels[replica::num_replicas]
 
-    signature = (tf.TensorSpec([None, *_SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
+    signature = (tf.TensorSpec([None, *SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
     return tf.data.Dataset.from_generator(shares, output_signature=signature)
 
 
@@ -146,20 +101,20 @@ def _largest_difference(one, other):
     ids=['plain', 'synchronized', 'v1', 'sync', 'normalization', 'nested'],
 )
 def test_a_discriminator_that_mixes_examples_is_refused(layer):
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     features = tf.keras.layers.Flatten()(layer()(images))
-    logits = {'logits': tf.keras.layers.Dense(_CLASSES)(features)}
-    generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    logits = {'logits': tf.keras.layers.Dense(CLASSES)(features)}
+    generator = build_generator(SHAPE, CLASSES, latent_dim=4, width=8)
     with pytest.raises(ValueError, match='mixes the examples.*GroupNormalization'):
         gans.EFSGDGan(generator, tf.keras.Model(images, logits), draw_inputs)
 
 
 def test_a_generator_that_decodes_records_must_not_mix_them():
-    plain = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    plain = build_generator(SHAPE, CLASSES, latent_dim=4, width=8)
     images = tf.keras.layers.BatchNormalization()(plain.output)
     generator = tf.keras.Model(plain.input, images)
     decoded, head = (
-        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=form, latent_dim=4)
+        build_discriminator(SHAPE, CLASSES, width=8, reconstruction=form, latent_dim=4)
         for form in ('generator', 'head')
     )
     with pytest.raises(ValueError, match='mixes the examples.*GroupNormalization'):
@@ -170,38 +125,38 @@ def test_a_generator_that_decodes_records_must_not_mix_them():
 
 def test_a_posterior_of_other_latents_is_refused():
     discriminator = build_discriminator(
-        _SHAPE, _CLASSES, width=8, reconstruction='generator', latent_dim=5
+        SHAPE, CLASSES, width=8, reconstruction='generator', latent_dim=5
     )
-    generator = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    generator = build_generator(SHAPE, CLASSES, latent_dim=4, width=8)
     with pytest.raises(ValueError, match='the 4 latents .* so 8 numbers. Received: 10'):
         gans.EFSGDGan(generator, discriminator, draw_inputs)
 
 
 @pytest.mark.parametrize(
     'optimizer',
-    [lambda: _private(expected_batch_size=None), tf.keras.optimizers.legacy.SGD],
+    [lambda: private(expected_batch_size=None), tf.keras.optimizers.legacy.SGD],
     ids=['private', 'plain'],
 )
 def test_an_expected_batch_size_is_demanded(optimizer):
     with pytest.raises(ValueError, match='Give expected_batch_size'):
-        _make_gan(optimizer())
+        tiny_gan.make(optimizer())
 
 
 def test_two_expected_batch_sizes_are_refused():
     with pytest.raises(ValueError, match='the same expected_batch_size'):
-        _make_gan(_private(), expected_batch_size=_BATCH + 1)
+        tiny_gan.make(private(), expected_batch_size=BATCH + 1)
 
 
 # The private loss.
 
 
 def _record():
-    images, labels = _samples((1,))[0]
+    images, labels = tiny_gan.samples((1,))[0]
     return to_float(tf.constant(images[0])), tf.constant(labels[0])
 
 
 def test_the_loss_of_a_record_is_the_whole_private_loss():
-    gan = _make_gan(reconstruction_weight=0.3)
+    gan = tiny_gan.make(reconstruction_weight=0.3)
     image, label = _record()
     outputs = gan.discriminator(image[tf.newaxis])
     logit = float(outputs['logits'][0, label])
@@ -214,11 +169,11 @@ def test_the_loss_of_a_record_is_the_whole_private_loss():
 def _draws(count, seed=4):
     """What a decoding generator is given for each record, without noise in its images."""
     latents = np.random.default_rng(seed).normal(size=[count, 4]).astype(np.float32)
-    return {'latents': tf.constant(latents), 'noise_8': tf.ones([count, *_SHAPE[:2], 1])}
+    return {'latents': tf.constant(latents), 'noise_8': tf.ones([count, *SHAPE[:2], 1])}
 
 
 def test_the_loss_of_a_record_that_the_generator_decodes():
-    gan = _make_gan(reconstruction='generator', reconstruction_weight=0.3)
+    gan = tiny_gan.make(reconstruction='generator', reconstruction_weight=0.3)
     image, label = _record()
     draws = _draws(1)
     outputs = gan.discriminator(image[tf.newaxis])
@@ -240,7 +195,7 @@ def test_the_loss_of_a_record_that_the_generator_decodes():
 
 
 def test_every_variable_of_both_networks_gets_a_gradient():
-    gan = _make_gan(reconstruction='generator')
+    gan = tiny_gan.make(reconstruction='generator')
     row = {name: value[0] for name, value in _draws(1).items()}
     with tf.GradientTape() as tape:
         loss = gan._loss_of_record((*_record(), row))
@@ -253,7 +208,7 @@ def test_every_variable_of_both_networks_gets_a_gradient():
 
 @pytest.mark.parametrize('weight', [0.0, 0.3])
 def test_every_variable_of_the_discriminator_gets_a_gradient(weight):
-    gan = _make_gan(reconstruction_weight=weight)
+    gan = tiny_gan.make(reconstruction_weight=weight)
     with tf.GradientTape() as tape:
         loss = gan._loss_of_record(_record())
     variables = gan.discriminator.trainable_variables
@@ -266,14 +221,14 @@ def test_every_variable_of_the_discriminator_gets_a_gradient(weight):
 
 
 def test_generated_images_are_clipped_like_records():
-    gan = _make_gan(_private(l2_norm_clip=1e-3, error_feedback='none'))
-    images, labels = _samples((0,))[0]
+    gan = tiny_gan.make(private(l2_norm_clip=1e-3, error_feedback='none'))
+    images, labels = tiny_gan.samples((0,))[0]
 
     def norm_of_mean():
         _, _, public, _ = gan._sums_of_step(tf.constant(images), tf.constant(labels))
-        return float(tf.linalg.global_norm(public)) / _BATCH
+        return float(tf.linalg.global_norm(public)) / BATCH
 
-    # Each image at most C1, and _BATCH of them over _BATCH.
+    # Each image at most C1, and BATCH of them over BATCH.
     assert 5e-4 < norm_of_mean() <= 1.001e-3
     gan._clip_fake = False
     assert norm_of_mean() > 0.01
@@ -285,9 +240,9 @@ def test_generated_images_are_clipped_like_records():
 @pytest.fixture(scope='module')
 def fixed_schedule():
     """Seven steps, a generator step at every third."""
-    gan = _make_gan(discriminator_steps=3, generator_ema=0.45)
+    gan = tiny_gan.make(discriminator_steps=3, generator_ema=0.45)
     start = gan.generator.get_weights()
-    recorder = _fit(gan, _samples((3, 0, 4, 2, 5, 3, 1)))
+    recorder = _fit(gan, tiny_gan.samples((3, 0, 4, 2, 5, 3, 1)))
     return gan, start, recorder
 
 
@@ -310,8 +265,8 @@ def test_the_generator_moves_every_discriminator_steps_and_only_then(fixed_sched
 
 
 def test_the_discriminator_can_have_the_first_steps_alone():
-    gan = _make_gan(discriminator_steps=1, discriminator_only_steps=3)
-    recorder = _fit(gan, _samples())
+    gan = tiny_gan.make(discriminator_steps=1, discriminator_only_steps=3, run_eagerly=True)
+    recorder = _fit(gan, tiny_gan.samples())
     assert [int(logs['generator_steps']) for logs in recorder.logs] == [0, 0, 0, 1, 2]
 
 
@@ -334,9 +289,9 @@ class _Target:
 
 def test_a_target_pulls_the_generator_and_sees_public_seeds():
     def mean(grey):
-        gan, target = _make_gan(discriminator_steps=1), _Target(grey)
+        gan, target = tiny_gan.make(discriminator_steps=1, run_eagerly=True), _Target(grey)
         gan.set_target(target, 1e3)
-        _fit(gan, _samples())
+        _fit(gan, tiny_gan.samples())
         assert len(set(target.seeds)) == len(target.seeds) == 5  # A new one at each step.
         return np.mean(gan.generate(tf.zeros([20], tf.int32), tf.constant([1, 2])))
 
@@ -344,10 +299,10 @@ def test_a_target_pulls_the_generator_and_sees_public_seeds():
 
 
 def test_a_target_leaves_the_adversarial_term():
-    gan = _make_gan(discriminator_steps=1)
+    gan = tiny_gan.make(discriminator_steps=1, run_eagerly=True)
     gan.set_target(_Target(0.0), 0.0)
     before = gan.generator.get_weights()
-    _fit(gan, _samples())
+    _fit(gan, tiny_gan.samples())
     assert any(np.any(a != b) for a, b in zip(before, gan.generator.get_weights()))
 
 
@@ -369,7 +324,7 @@ def test_what_a_step_logs_is_fixed(fixed_schedule):
 
 
 def test_a_decoding_generator_learns_of_records_in_between():
-    gan = _make_gan(
+    gan = tiny_gan.make(
         reconstruction='generator',
         discriminator_steps=3,
         generator_ema=0.45,
@@ -377,7 +332,7 @@ def test_a_decoding_generator_learns_of_records_in_between():
         run_eagerly=True,
     )
     start = gan.generator.get_weights()
-    recorder = _fit(gan, _samples((3, 0, 4, 2)))
+    recorder = _fit(gan, tiny_gan.samples((3, 0, 4, 2)))
     weights = [start, *recorder.generator]
     for before, after in zip(weights, weights[1:]):
         assert all((a != b).any() for a, b in zip(before, after))
@@ -390,7 +345,7 @@ def test_generated_images_come_from_the_moving_average(fixed_schedule):
     gan = fixed_schedule[0]
     labels, seed = tf.constant([0, 1, 2, 2]), tf.constant([1, 2])
     images = gan.generate(labels, seed)
-    assert images.shape == (4, *_SHAPE)
+    assert images.shape == (4, *SHAPE)
     np.testing.assert_array_equal(images, gan.generate(labels, seed))
     assert not np.allclose(images, gan.generate(labels))
     inputs = draw_inputs(gan.generator, labels, seed)
@@ -399,11 +354,11 @@ def test_generated_images_come_from_the_moving_average(fixed_schedule):
 
 
 def test_the_generator_waits_while_the_discriminator_is_behind():
-    gan = _make_gan(
-        _private(noise_multiplier=0.0, learning_rate=0.0), adaptive_discriminator_steps=True
+    gan = tiny_gan.make(
+        private(noise_multiplier=0.0, learning_rate=0.0), adaptive_discriminator_steps=True
     )
     bias = gan.discriminator.get_layer('logits').bias
-    samples = _samples((1,) * 70)
+    samples = tiny_gan.samples((1,) * 70)
 
     def generator_steps_over(count):
         before = int(gan.generator_steps)
@@ -437,12 +392,13 @@ def test_records_act_through_the_release_alone(optimizer, reconstruction):
     # Sizes, images and labels differ. The discriminator learns from generated images all the same,
     # so the schedule is at work.
     runs = []
-    for samples in (_samples((3, 0, 4, 2, 5), seed=1), _samples((0, 6, 1, 1, 0), seed=2)):
-        gan = _make_gan(
-            _private(optimizer),
+    for seed, sizes in ((1, (3, 0, 4)), (2, (0, 6, 1))):
+        samples = tiny_gan.samples(sizes, seed)
+        gan = tiny_gan.make(
+            private(optimizer),
             reconstruction,
             adaptive_discriminator_steps=True,
-            run_eagerly=reconstruction == 'generator',
+            run_eagerly=optimizer is _DeafOptimizer,
         )
         recorder = _fit(gan, samples)
         runs.append({
@@ -461,17 +417,17 @@ def test_records_act_through_the_release_alone(optimizer, reconstruction):
 @pytest.fixture(scope='module')
 def one_device():
     """The state after some steps, one of them empty, with Adam and noise."""
-    gan = _make_gan(_private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01))
-    _fit(gan, _samples())
+    gan = tiny_gan.make(private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01))
+    _fit(gan, tiny_gan.samples())
     return gan, _state(gan)
 
 
 @pytest.mark.parametrize(('key', 'is_same'), [(7, True), (8, False)])
 def test_the_noise_key_is_all_that_is_secret(one_device, key, is_same):
-    gan = _make_gan(
-        _private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01), noise=NoiseKey(key)
+    gan = tiny_gan.make(
+        private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01), noise=NoiseKey(key)
     )
-    _fit(gan, _samples())
+    _fit(gan, tiny_gan.samples())
     difference = _largest_difference(_state(gan), one_device[1])
     assert difference == 0 if is_same else difference > 1e-3
 
@@ -479,8 +435,8 @@ def test_the_noise_key_is_all_that_is_secret(one_device, key, is_same):
 def test_two_devices_give_the_weights_of_one(one_device, strategy):
     # With noise: the sums come together first, and one noise is added, the same on both.
     with strategy.scope():
-        gan = _make_gan(_private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01))
-    samples = _samples()
+        gan = tiny_gan.make(private(ErrorFeedbackDPKerasAdamOptimizer, learning_rate=0.01))
+    samples = tiny_gan.samples()
     shares = strategy.distribute_datasets_from_function(lambda context: _dataset(samples, 2))
     gan.fit(shares, steps_per_epoch=len(samples), verbose=0)
     assert gan.private_steps.numpy() == len(samples)
@@ -494,10 +450,10 @@ def test_two_devices_give_the_weights_of_one(one_device, strategy):
 
 
 def test_two_devices_are_pulled_to_a_target_as_one(strategy):
-    samples, states = _samples((2, 3)), []
+    samples, states = tiny_gan.samples((2, 3)), []
     for replicas in (1, 2):
         with strategy.scope() if replicas == 2 else contextlib.nullcontext():
-            gan = _make_gan(  # SGD: for Adam twice the gradient would be the same.
+            gan = tiny_gan.make(  # SGD: for Adam twice the gradient would be the same.
                 discriminator_steps=1, generator_optimizer=tf.keras.optimizers.legacy.SGD(0.1)
             )
             gan.set_target(_Target(0.9), 2.0)
@@ -505,7 +461,7 @@ def test_two_devices_are_pulled_to_a_target_as_one(strategy):
         gan.fit(shares if replicas == 2 else _dataset(samples), steps_per_epoch=2, verbose=0)
         states.append(_state(gan))
     assert _largest_difference(*states) < 1e-5
-    moved = zip(_make_gan().generator.get_weights(), gan.generator.get_weights())
+    moved = zip(tiny_gan.make().generator.get_weights(), gan.generator.get_weights())
     assert max(np.abs(a - b).max() for a, b in moved) > 1e-3
 
 
@@ -516,11 +472,13 @@ def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypat
         'draw_for_records',
         lambda shapes, count, *_: {k: tf.fill([count, *s], 0.3) for k, s in shapes.items()},
     )
-    samples = _samples((5, 0))
+    samples = tiny_gan.samples((5, 0))
     states = []
     for replicas in (1, 2):
         with strategy.scope() if replicas == 2 else contextlib.nullcontext():
-            gan = _make_gan(reconstruction='generator', discriminator_steps=10, run_eagerly=True)
+            gan = tiny_gan.make(
+                reconstruction='generator', discriminator_steps=10, run_eagerly=True
+            )
         if replicas == 2:
             shares = strategy.distribute_datasets_from_function(lambda _: _dataset(samples, 2))
             gan.fit(shares, steps_per_epoch=len(samples), verbose=0)
@@ -535,8 +493,8 @@ def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypat
 def test_the_noise_key_is_no_constant_of_the_graph():
     value = 0xFEDCBA9876543210
     key = NoiseKey(value)
-    gan = _make_gan(noise=key)
-    iterator = iter(_dataset(_samples((2, 3))))
+    gan = tiny_gan.make(noise=key)
+    iterator = iter(_dataset(tiny_gan.samples((2, 3))))
     gan.make_train_function()(iterator)
     step = inspect.getclosurevars(gan.train_function).nonlocals['step']
     arguments = (iterator, key.next())
@@ -554,8 +512,8 @@ def test_a_new_key_is_drawn_when_none_is_given(monkeypatch):
     monkeypatch.setattr(
         gans.private_optimizer, 'new_noise', lambda: drawn.append(NoiseKey()) or drawn[-1]
     )
-    gan = _make_gan(noise=None, run_eagerly=True)
-    _fit(gan, _samples((1, 1)))
+    gan = tiny_gan.make(noise=None, run_eagerly=True)
+    _fit(gan, tiny_gan.samples((1, 1)))
     assert len(drawn) == 1
     # Both steps were drawn under it, and neither number will come again.
     assert int(drawn[0].next()['step']) == 2
@@ -565,10 +523,10 @@ def test_a_new_key_is_drawn_when_none_is_given(monkeypatch):
 
 
 def test_it_trains_without_privacy():
-    gan = _make_gan(tf.keras.optimizers.legacy.Adam(0.01), expected_batch_size=_BATCH)
+    gan = tiny_gan.make(tf.keras.optimizers.legacy.Adam(0.01), expected_batch_size=BATCH)
     assert not gan.is_private
     before = gan.discriminator.get_weights()
-    recorder = _fit(gan, _samples((3, 0, 4)))
+    recorder = _fit(gan, tiny_gan.samples((3, 0, 4)))
     assert set(recorder.logs[-1]) == _LOGS
     for old, new in zip(before, gan.discriminator.get_weights()):
         assert np.isfinite(new).all() and (old != new).any()
@@ -578,16 +536,16 @@ def test_it_trains_without_privacy():
 def test_no_clip_and_no_noise_is_plain_training(reconstruction):
     states = []
     for optimizer in (
-        _private(l2_norm_clip=1e6, noise_multiplier=0.0, learning_rate=0.02),
+        private(l2_norm_clip=1e6, noise_multiplier=0.0, learning_rate=0.02),
         tf.keras.optimizers.legacy.SGD(0.02),
     ):
-        gan = _make_gan(
+        gan = tiny_gan.make(
             optimizer,
             reconstruction,
-            expected_batch_size=_BATCH,
+            expected_batch_size=BATCH,
             run_eagerly=reconstruction == 'generator',
         )
-        _fit(gan, _samples((5, 3, 4)))
+        _fit(gan, tiny_gan.samples((5, 3, 4)))
         states.append({'g': gan.generator.get_weights(), 'd': gan.discriminator.get_weights()})
     assert _largest_difference(*states) < 1e-5
 

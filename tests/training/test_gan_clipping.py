@@ -3,16 +3,14 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_gan
+from helpers.tiny_gan import CLASSES, SHAPE
 
 from tf_efsgd.models.discriminator import build_discriminator
-from tf_efsgd.models.generator import build_generator, draw_inputs
-from tf_efsgd.models.losses import NonSaturatingLosses
+from tf_efsgd.models.generator import build_generator
 from tf_efsgd.privacy.noise import NoiseKey
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 from tf_efsgd.training import gan as gans
 
-_SHAPE, _CLASSES = (8, 8, 1), 3
-_BATCH = 4  # Expected, and the number of generated images.
 _SIZES = (5, 0, 2)  # More records than generated images, none, and fewer.
 
 
@@ -20,54 +18,29 @@ def _make_gan(
     clipping,
     error_feedback='private',
     discriminator=None,
-    shape=_SHAPE,
+    shape=SHAPE,
     generator=None,
     **settings,
 ):
-    """A tiny compiled GAN, the same at each call."""
-    tf.keras.utils.set_random_seed(5)
-    gan = gans.EFSGDGan(
-        generator or build_generator(shape, _CLASSES, latent_dim=4, width=8),
-        discriminator or build_discriminator(_SHAPE, _CLASSES, width=8),
-        draw_inputs,
-        seed=3,
-    )
-    gan.compile(
-        generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
-        discriminator_optimizer=ErrorFeedbackDPKerasSGDOptimizer(
-            # Some gradients are cut, and not all of what is cut is given back.
-            l2_norm_clip=0.3,
-            noise_multiplier=0.7,
-            expected_batch_size=_BATCH,
-            error_feedback=error_feedback,
-            residual_l2_norm_clip=0.2,
-            learning_rate=0.05,
-        ),
-        losses=NonSaturatingLosses(),
+    return tiny_gan.make(
+        tiny_gan.private(error_feedback=error_feedback),
+        networks={'discriminator': discriminator, 'generator': generator, 'shape': shape},
         # The generator keeps its weights: Adam's first steps go by the sign of a gradient alone.
         discriminator_steps=10,
-        adaptive_discriminator_steps=False,
-        noise=NoiseKey(7),
         clipping=clipping,
         **settings,
     )
-    return gan
 
 
-def _samples(shape=_SHAPE):
-    draws = np.random.default_rng(1)
-    for size in _SIZES:
-        yield (
-            draws.integers(0, 256, (size, *shape)).astype(np.uint8),
-            draws.integers(0, _CLASSES, size).astype(np.int32),
-        )
+def _samples(shape=SHAPE):
+    return tiny_gan.samples(_SIZES, shape=shape)
 
 
 def _after_training(*args, **settings):
     """(weights of the discriminator, its logs of the last step) after a step on every sample."""
     gan = _make_gan(*args, **settings)
     start = gan.discriminator.get_weights()
-    signature = (tf.TensorSpec([None, *_SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
+    signature = (tf.TensorSpec([None, *SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
     samples = tf.data.Dataset.from_generator(_samples, output_signature=signature)
     history = gan.fit(samples, steps_per_epoch=len(_SIZES), verbose=0).history
     weights = gan.discriminator.get_weights()
@@ -119,9 +92,9 @@ def test_microbatches_only_split_memory(request, clipping):
 
 
 def _odd_discriminator():
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     features = tf.keras.layers.SeparableConv2D(4, 3, 2, name='odd')(images)
-    logits = tf.keras.layers.Dense(_CLASSES)(tf.keras.layers.Flatten()(features))
+    logits = tf.keras.layers.Dense(CLASSES)(tf.keras.layers.Flatten()(features))
     return tf.keras.Model(images, {'logits': logits})
 
 
@@ -151,7 +124,7 @@ def test_convolutions_meet_parts_without_images(clipping):
     steps = []
     for microbatch_size in (None, 3):
         tf.keras.utils.set_random_seed(5)
-        discriminator = build_discriminator(shape, _CLASSES, width=8)
+        discriminator = build_discriminator(shape, CLASSES, width=8)
         assert any(type(layer) is tf.keras.layers.Conv2D for layer in discriminator.layers)
         gan = _make_gan(
             clipping, discriminator=discriminator, shape=shape, microbatch_size=microbatch_size
@@ -166,7 +139,7 @@ def test_convolutions_meet_parts_without_images(clipping):
 def test_what_is_measured_of_no_records_is_zero():
     shape = (20, 20, 1)
     tf.keras.utils.set_random_seed(5)
-    discriminator = build_discriminator(shape, _CLASSES, width=8)
+    discriminator = build_discriminator(shape, CLASSES, width=8)
     gan = _make_gan('fast', discriminator=discriminator, shape=shape)
     signature = (tf.TensorSpec([None, *shape], tf.uint8), tf.TensorSpec([None], tf.int32))
     measure = tf.function(gan._measure, input_signature=[signature])
@@ -186,7 +159,7 @@ _DECODED_SHAPE = (16, 16, 1)
 def _make_decoding_gan(clipping, **settings):
     tf.keras.utils.set_random_seed(5)
     discriminator = build_discriminator(
-        _DECODED_SHAPE, _CLASSES, width=8, reconstruction='generator', latent_dim=4
+        _DECODED_SHAPE, CLASSES, width=8, reconstruction='generator', latent_dim=4
     )
     gan = _make_gan(
         clipping,
@@ -212,7 +185,7 @@ def _sums_of_records(gan, images, labels):
 def decoded():
     """A gan of either clipping, five records, and their sums one record at a time."""
     by_clipping = {clipping: _make_decoding_gan(clipping) for clipping in ('vectorized', 'fast')}
-    images, labels = next(_samples(_DECODED_SHAPE))
+    images, labels = _samples(_DECODED_SHAPE)[0]
     return by_clipping, images, labels, _sums_of_records(by_clipping['vectorized'], images, labels)
 
 
@@ -264,11 +237,11 @@ def test_a_record_that_is_not_finite_adds_nothing_and_touches_no_other(decoded, 
 
 
 def test_auto_says_which_layer_of_the_generator_is_in_the_way(capsys):
-    plain = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    plain = build_generator(SHAPE, CLASSES, latent_dim=4, width=8)
     images = tf.keras.layers.SeparableConv2D(1, 3, padding='same', name='odd')(plain.output)
     generator = tf.keras.Model(plain.input, images)
     discriminators = [
-        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=form, latent_dim=4)
+        build_discriminator(SHAPE, CLASSES, width=8, reconstruction=form, latent_dim=4)
         for form in ('generator', 'head')
     ]
     gan = _make_gan('auto', discriminator=discriminators[0], generator=generator)

@@ -5,17 +5,16 @@ import contextlib
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_gan
+from helpers.tiny_gan import CLASSES, SHAPE, private
 
 from tf_efsgd.data.images import to_float
 from tf_efsgd.models.discriminator import build_discriminator
-from tf_efsgd.models.generator import build_generator, draw_inputs
+from tf_efsgd.models.generator import build_generator
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy import independence, layer_norms
-from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
-from tf_efsgd.training import gan as gans
 
 _LAYERS = tf.keras.layers
-_SHAPE, _CLASSES = (8, 8, 1), 3
 
 
 class _MinibatchDeviation(_LAYERS.Layer):
@@ -97,32 +96,18 @@ _COUNTER = tf.Variable(0.0, trainable=False)
 
 
 def _discriminator(*layers):
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     x = _LAYERS.Dense(4)(_LAYERS.Flatten()(images))
     for layer in layers:
         x = layer(x)
-    logits = _LAYERS.Dense(_CLASSES)(x)
+    logits = _LAYERS.Dense(CLASSES)(x)
     return tf.keras.Model(images, {'logits': logits})
-
-
-def _private(**settings):
-    defaults = {'l2_norm_clip': 0.3, 'noise_multiplier': 0.7, 'expected_batch_size': 4}
-    return ErrorFeedbackDPKerasSGDOptimizer(**{**defaults, **settings}, learning_rate=0.05)
-
-
-def _make_gan(discriminator, generator=None):
-    return gans.EFSGDGan(
-        generator or build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8),
-        discriminator,
-        draw_inputs,
-        seed=3,
-    )
 
 
 def _compile(gan, **settings):
     defaults = {
         'generator_optimizer': tf.keras.optimizers.legacy.Adam(0.01),
-        'discriminator_optimizer': _private(),
+        'discriminator_optimizer': private(),
         'losses': NonSaturatingLosses(),
     }
     gan.compile(**{**defaults, **settings})
@@ -134,7 +119,7 @@ def _compile(gan, **settings):
 )
 def test_layers_without_state_that_mix_examples_are_refused(layer, clipping):
     with pytest.raises(ValueError, match='a loss of which the .* of a record.* alone'):
-        _compile(_make_gan(_discriminator(layer())), clipping=clipping)
+        _compile(tiny_gan.build(_discriminator(layer())), clipping=clipping)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +133,12 @@ def test_layers_without_state_that_mix_examples_are_refused(layer, clipping):
 )
 def test_other_ways_to_mix_examples_are_refused(layer, message):
     with pytest.raises(ValueError, match=message):
-        _compile(_make_gan(_discriminator(layer())))
+        _compile(tiny_gan.build(_discriminator(layer())))
 
 
 def _seen_through(look):
     """The discriminator, behind a look at the whole batch of images."""
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     return tf.keras.Model(images, _discriminator()(_LAYERS.Lambda(look)(images)))
 
 
@@ -161,9 +146,9 @@ def test_the_extremes_of_a_batch_are_found():
     # Of so many pixels that images of one contrast all have nearly the same.
     images = tf.keras.Input([32, 32, 3])
     x = _LAYERS.Lambda(lambda x: x / tf.reduce_max(tf.abs(x)))(images)
-    logits = _LAYERS.Dense(_CLASSES)(_LAYERS.Flatten()(x))
+    logits = _LAYERS.Dense(CLASSES)(_LAYERS.Flatten()(x))
     with pytest.raises(ValueError, match='the loss of a record is .* in a batch of'):
-        _compile(_make_gan(tf.keras.Model(images, {'logits': logits})))
+        _compile(tiny_gan.build(tf.keras.Model(images, {'logits': logits})))
 
 
 def test_python_that_calls_itself_stateless_is_refused():
@@ -172,12 +157,12 @@ def test_python_that_calls_itself_stateless_is_refused():
         return tf.ensure_shape(same, x.shape) + 0.0 * x
 
     with pytest.raises(ValueError, match='it calls Python'):
-        _compile(_make_gan(_seen_through(look)))
+        _compile(tiny_gan.build(_seen_through(look)))
 
 
 def test_weights_that_are_zero_at_first_hide_nothing_and_are_left_alone(monkeypatch):
     discriminator = _discriminator(_MixesLater())
-    gan = _make_gan(discriminator)
+    gan = tiny_gan.build(discriminator)
     before = discriminator.get_weights()
     with pytest.raises(ValueError, match='the (loss|gradient) of a record'):
         _compile(gan)
@@ -205,20 +190,20 @@ def test_random_layers_are_refused(layer, seed):
     if seed is not None:
         tf.keras.utils.set_random_seed(seed)
     with pytest.raises(ValueError, match='it draws random numbers of its own'):
-        _compile(_make_gan(_discriminator(layer())))
+        _compile(tiny_gan.build(_discriminator(layer())))
 
 
 @pytest.mark.parametrize('layer', [_LAYERS.RandomFlip, lambda: _LAYERS.RandomRotation(0.1)])
 def test_random_augmentations_are_refused(layer):
-    images = tf.keras.Input(_SHAPE)
-    logits = _LAYERS.Dense(_CLASSES)(_LAYERS.Flatten()(layer()(images)))
+    images = tf.keras.Input(SHAPE)
+    logits = _LAYERS.Dense(CLASSES)(_LAYERS.Flatten()(layer()(images)))
     with pytest.raises(ValueError, match='it draws random numbers of its own'):
-        _compile(_make_gan(tf.keras.Model(images, {'logits': logits})))
+        _compile(tiny_gan.build(tf.keras.Model(images, {'logits': logits})))
 
 
 def test_random_numbers_that_no_graph_shows_are_found_by_trying():
     with pytest.raises(ValueError, match='when it is computed again'):
-        _compile(_make_gan(_discriminator(_NumpyDraws())), run_eagerly=True)
+        _compile(tiny_gan.build(_discriminator(_NumpyDraws())), run_eagerly=True)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +212,7 @@ def test_random_numbers_that_no_graph_shows_are_found_by_trying():
 def test_a_forward_pass_leaves_nothing_behind(layer, message):
     before = float(_COUNTER)
     with pytest.raises(ValueError, match=message):
-        _compile(_make_gan(_discriminator(layer())))
+        _compile(tiny_gan.build(_discriminator(layer())))
     assert float(_COUNTER) == before
 
 
@@ -235,24 +220,24 @@ def test_a_forward_pass_leaves_nothing_behind(layer, message):
     'layer', [lambda: _LAYERS.Dropout(0.3), _MinusBatchMean], ids=['random', 'mixing']
 )
 def test_a_generator_that_decodes_records_is_tried_too(layer):
-    plain = build_generator(_SHAPE, _CLASSES, latent_dim=4, width=8)
+    plain = build_generator(SHAPE, CLASSES, latent_dim=4, width=8)
     # Its own mode is that of inference, where Keras' random layers do nothing.
     layer = layer()
     images = layer(plain.output, training=True) if 'dropout' in layer.name else layer(plain.output)
     generator = tf.keras.Model(plain.input, images)
     decoded, head = (
-        build_discriminator(_SHAPE, _CLASSES, width=8, reconstruction=form, latent_dim=4)
+        build_discriminator(SHAPE, CLASSES, width=8, reconstruction=form, latent_dim=4)
         for form in ('generator', 'head')
     )
     with pytest.raises(ValueError, match='The private loss of a record may depend on that record'):
-        _compile(_make_gan(decoded, generator))
-    _compile(_make_gan(head, generator))  # Records never meet it otherwise.
+        _compile(tiny_gan.build(decoded, generator))
+    _compile(tiny_gan.build(head, generator))  # Records never meet it otherwise.
 
 
 def test_a_normalization_that_was_frozen_for_a_while_is_refused():
     discriminator = _discriminator(_LAYERS.BatchNormalization())
     discriminator.layers[3].trainable = False
-    gan = _make_gan(discriminator)
+    gan = tiny_gan.build(discriminator)
     _compile(gan)
     discriminator.layers[3].trainable = True
     with pytest.raises(ValueError, match='mixes the examples.*GroupNormalization'):
@@ -262,7 +247,7 @@ def test_a_normalization_that_was_frozen_for_a_while_is_refused():
 
 
 def test_layers_that_are_trained_only_now_are_tried_again():
-    gan = _make_gan(_discriminator())
+    gan = tiny_gan.build(_discriminator())
     gan.discriminator.layers[2].trainable = False
     _compile(gan)
     gan.make_train_function()
@@ -278,7 +263,7 @@ def test_networks_of_other_precision_are_refused(dtype):
     layer = _LAYERS.Dense(4, dtype=dtype, name='other')
     computes_in = 'float16' if dtype == 'mixed_float16' else dtype
     with pytest.raises(ValueError, match=f"Layer 'other' .Dense. computes in {computes_in}"):
-        _make_gan(_discriminator(layer))
+        tiny_gan.build(_discriminator(layer))
 
 
 def test_wrapped_optimizers_are_refused():
@@ -286,7 +271,7 @@ def test_wrapped_optimizers_are_refused():
     scaled = tf.keras.mixed_precision.LossScaleOptimizer(plain)
     for which in ('generator_optimizer', 'discriminator_optimizer'):
         with pytest.raises(ValueError, match='LossScaleOptimizer multiplies the loss'):
-            _compile(_make_gan(_discriminator()), expected_batch_size=4, **{which: scaled})
+            _compile(tiny_gan.build(_discriminator()), expected_batch_size=4, **{which: scaled})
 
 
 class _Mean(NonSaturatingLosses):
@@ -306,12 +291,12 @@ class _Infinite(NonSaturatingLosses):
 )
 def test_losses_of_which_nothing_can_be_said_are_refused(losses, message):
     with pytest.raises(ValueError, match=message):
-        _compile(_make_gan(_discriminator()), losses=losses())
+        _compile(tiny_gan.build(_discriminator()), losses=losses())
 
 
 def test_what_is_not_private_may_be_random():
     _compile(
-        _make_gan(_discriminator(_LAYERS.Dropout(0.3))),
+        tiny_gan.build(_discriminator(_LAYERS.Dropout(0.3))),
         discriminator_optimizer=tf.keras.optimizers.legacy.SGD(0.1),
         expected_batch_size=4,
     )
@@ -319,22 +304,22 @@ def test_what_is_not_private_may_be_random():
 
 def _patch_discriminator():
     """Judges the patches of an image as images of their own, then adds up."""
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     patches = tf.reshape(tf.nn.space_to_depth(images, 4), [-1, 16])
     features = _LAYERS.LeakyReLU()(_LAYERS.Dense(4, name='of_patch')(patches))
-    judged = _LAYERS.Dense(_CLASSES)(features)
-    logits = tf.reduce_sum(tf.reshape(judged, [-1, 4, _CLASSES]), axis=1)
+    judged = _LAYERS.Dense(CLASSES)(features)
+    logits = tf.reduce_sum(tf.reshape(judged, [-1, 4, CLASSES]), axis=1)
     return tf.keras.Model(images, {'logits': logits})
 
 
 def test_patches_on_the_batch_axis_are_clipped_as_one_record(capsys):
-    gan = _make_gan(_patch_discriminator())
+    gan = tiny_gan.build(_patch_discriminator())
     with pytest.raises(ValueError, match="layer 'of_patch' .Dense. is called on a batch axis"):
         _compile(gan, clipping='fast')
     _compile(gan, clipping='auto')
     assert gan.clipping == 'vectorized'
     assert "layer 'of_patch' (Dense) is called on a batch axis" in capsys.readouterr().out
-    images = np.random.default_rng(1).integers(0, 256, [1, *_SHAPE]).astype(np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, [1, *SHAPE]).astype(np.uint8)
     records = to_float(tf.constant(images)), tf.constant([1]), {}
     clipped, _ = gan._sums_of_records(records)
     assert float(tf.linalg.global_norm(clipped)) == pytest.approx(0.3, rel=1e-5)
@@ -345,10 +330,10 @@ def test_it_is_tried_under_a_strategy_too(strategy, reconstruction):
     def make(*layers):
         tf.keras.utils.set_random_seed(5)
         if layers:
-            return _make_gan(_discriminator(*layers))
-        return _make_gan(
+            return tiny_gan.build(_discriminator(*layers))
+        return tiny_gan.build(
             build_discriminator(
-                _SHAPE, _CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
+                SHAPE, CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
             )
         )
 
@@ -367,25 +352,23 @@ def test_it_is_tried_under_a_strategy_too(strategy, reconstruction):
 
 
 def test_more_replicas_than_images_of_a_batch(strategy):
-    samples = [
-        (np.full([size, *_SHAPE], 90, np.uint8), np.zeros(size, np.int32)) for size in (1, 0)
-    ]
+    samples = [(np.full([size, *SHAPE], 90, np.uint8), np.zeros(size, np.int32)) for size in (1, 0)]
 
     def train(scope, num_replicas):
         with scope:
             tf.keras.utils.set_random_seed(5)
-            gan = _make_gan(build_discriminator(_SHAPE, _CLASSES, width=8))
+            gan = tiny_gan.build(build_discriminator(SHAPE, CLASSES, width=8))
             _compile(
                 gan,
                 # Adam's first steps go by the sign of a gradient alone.
                 generator_optimizer=tf.keras.optimizers.legacy.SGD(0.05),
-                discriminator_optimizer=_private(expected_batch_size=1, noise_multiplier=0.0),
+                discriminator_optimizer=private(expected_batch_size=1, noise_multiplier=0.0),
                 discriminator_steps=1,
                 adaptive_discriminator_steps=False,
             )
 
         def shares(context=None):
-            signature = (tf.TensorSpec([None, *_SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
+            signature = (tf.TensorSpec([None, *SHAPE], tf.uint8), tf.TensorSpec([None], tf.int32))
             parts = [
                 (images[replica::num_replicas], labels[replica::num_replicas])
                 for images, labels in samples
@@ -453,7 +436,7 @@ _STEP = tf.Variable(0, trainable=False, dtype=tf.int64)
 @pytest.mark.parametrize('name', _HIDDEN)
 def test_mixers_behind_a_variable_are_found_and_leave_it_alone(name, clipping):
     with pytest.raises(ValueError, match='the (loss|gradient) of a record.* in a batch of'):
-        _compile(_make_gan(_discriminator(_HIDDEN[name]())), clipping=clipping)
+        _compile(tiny_gan.build(_discriminator(_HIDDEN[name]())), clipping=clipping)
     assert _FACTOR.numpy() == 0.0 and not _FACTORS.numpy().any()
     assert not _SWITCH.numpy() and _STEP.numpy() == 0
 
@@ -464,7 +447,7 @@ def test_what_is_hidden_is_found_under_a_strategy_and_restored_on_every_replica(
         before = [v.numpy().tobytes() for v in strategy.experimental_local_results(factor)]
         layer = _BehindAVariable(lambda _: factor, lambda x: tf.where(tf.abs(x) > 0.3, x, 0.0))
         with pytest.raises(ValueError, match='of a record.* in a batch of'):
-            _compile(_make_gan(_discriminator(layer)))
+            _compile(tiny_gan.build(_discriminator(layer)))
     after = [v.numpy().tobytes() for v in strategy.experimental_local_results(factor)]
     assert len(after) == 2 and after == before
 
@@ -511,7 +494,7 @@ def test_integers_that_have_no_other_value_and_variances_are_no_reason_to_refuse
             chosen = tf.gather(tf.constant([0.3, 0.7]), place)
             return chosen * inputs / tf.sqrt(variance)
 
-    _compile(_make_gan(_discriminator(Innocent())))
+    _compile(tiny_gan.build(_discriminator(Innocent())))
     np.testing.assert_array_equal(variance, np.float32([0.3, 1.0, 0.5, 0.2]))
     assert place.numpy() == 1
 
@@ -555,7 +538,7 @@ def test_planted_mixers_are_refused(name, where):
     else:
         discriminator = _discriminator(_LAYERS.Lambda(_MIXERS[name]))
     with pytest.raises(ValueError, match='a loss of which'):
-        _compile(_make_gan(discriminator))
+        _compile(tiny_gan.build(discriminator))
 
 
 _IN_CROWDS = {
@@ -573,14 +556,18 @@ _IN_CROWDS = {
 @pytest.mark.parametrize('clipping', ['fast', 'vectorized'])
 @pytest.mark.parametrize('name', _IN_CROWDS)
 def test_mixers_that_only_a_crowd_shows_are_refused(name, clipping):
-    gan = _make_gan(_seen_through(_IN_CROWDS[name]))
+    gan = tiny_gan.build(_seen_through(_IN_CROWDS[name]))
     with pytest.raises(ValueError, match='two records more move what .* others add to the sum'):
-        _compile(gan, discriminator_optimizer=_private(expected_batch_size=256), clipping=clipping)
+        _compile(
+            gan,
+            discriminator_optimizer=private(expected_batch_size=256),
+            clipping=clipping,
+        )
 
 
 def test_a_crowd_is_no_larger_than_the_parts_of_a_batch():
-    gan = _make_gan(_seen_through(_IN_CROWDS['from 100 on']))
-    optimizer = _private(expected_batch_size=256)
+    gan = tiny_gan.build(_seen_through(_IN_CROWDS['from 100 on']))
+    optimizer = private(expected_batch_size=256)
     _compile(gan, discriminator_optimizer=optimizer, microbatch_size=64)
     _compile(gan)  # Of 4 records on average.
 
@@ -633,17 +620,17 @@ _INNOCENT = {
 
 @pytest.mark.parametrize('name', _INNOCENT)
 def test_innocent_layers_are_accepted(name):
-    images = tf.keras.Input(_SHAPE)
+    images = tf.keras.Input(SHAPE)
     x = _INNOCENT[name](_LAYERS.Conv2D(4, 3, padding='same')(images))
-    logits = _LAYERS.Dense(_CLASSES)(_LAYERS.Flatten()(x))
-    gan = _make_gan(tf.keras.Model(images, {'logits': logits}))
-    _compile(gan, discriminator_optimizer=_private(expected_batch_size=128))
+    logits = _LAYERS.Dense(CLASSES)(_LAYERS.Flatten()(x))
+    gan = tiny_gan.build(tf.keras.Model(images, {'logits': logits}))
+    _compile(gan, discriminator_optimizer=private(expected_batch_size=128))
 
 
 @pytest.mark.parametrize('reconstruction', ['head', 'generator', 'none'])
 def test_the_networks_of_this_package_are_accepted(reconstruction):
     discriminator = build_discriminator(
-        _SHAPE, _CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
+        SHAPE, CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
     )
-    gan = _make_gan(discriminator)
-    _compile(gan, discriminator_optimizer=_private(expected_batch_size=256), clipping='fast')
+    gan = tiny_gan.build(discriminator)
+    _compile(gan, discriminator_optimizer=private(expected_batch_size=256), clipping='fast')

@@ -9,7 +9,8 @@ import dp_accounting
 
 from tf_efsgd.budget.events import accounted_delta, draws, event_of
 from tf_efsgd.privacy import accounting, grid
-from tf_efsgd.privacy.ledger import Ledger, Plan
+from tf_efsgd.privacy.ledger import Ledger
+from tf_efsgd.privacy.plan import Plan
 
 # Numbers of images of one person that the statement has an epsilon for, where it is per image.
 IMAGES_PER_PERSON = (2, 5, 10)
@@ -125,7 +126,7 @@ def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | No
         event = event_of(plan, plan.mechanism['noise_multiplier'], images)
         parts = [(warm_start, 1)] if warm_start else []
         parts += [(event, ledger.reserved_steps)] if ledger.reserved_steps else []
-        if accounting.rdp_epsilon_of(parts, delta) > 2 * largest:  # PLD would take its time.
+        if accounting.rdp_epsilon_of(parts, delta) > 2 * largest:  # PLD would take minutes.
             found[images] = None
             continue
         epsilon = accounting.compute_epsilon(event, ledger.reserved_steps, delta, warm_start)
@@ -142,7 +143,7 @@ class EpsilonSoFar:
     """
 
     def __init__(self, ledger: Ledger, applied_steps: int):
-        # Lost in interruptions; charged all the same.
+        # Interruptions lost these steps; they stay charged.
         self._lost = ledger.reserved_steps - applied_steps
         self._plans = ledger.plans
         self._meter = None
@@ -152,7 +153,7 @@ class EpsilonSoFar:
             event, steps = _planned(ledger)
             warm_start = ledger.first_plan.warm_start_event if ledger.warm_start_reserved else None
             delta = accounted_delta(ledger.plan)
-            # A run of the warm start alone has no steps, and is asked for those of 0 only.
+            # A run of the warm start alone has no steps: the meter is then asked for 0 steps only.
             self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:

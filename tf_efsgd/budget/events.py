@@ -8,8 +8,8 @@ import decimal
 import dp_accounting
 
 from tf_efsgd.privacy import accounting, grid
-from tf_efsgd.privacy.ledger import Plan
 from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.plan import Plan
 
 # Classes that are counted where nobody says how many, for what the noise of the releases before the
 # first step adds to delta.

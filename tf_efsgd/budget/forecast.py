@@ -9,10 +9,10 @@ import dp_accounting
 
 from tf_efsgd.budget.epsilon import planned_epsilon, rdp_epsilon, unproven_epsilon
 from tf_efsgd.budget.plan import make_plan
-from tf_efsgd.config import PrivacyConfig, RunConfig
+from tf_efsgd.config import PrivacyConfig
 from tf_efsgd.privacy import accounting
-from tf_efsgd.privacy.ledger import Plan
 from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
+from tf_efsgd.privacy.plan import Plan
 
 # The table and the picture go over these multiples of what was asked for.
 _STEP_FACTORS = (0.125, 0.25, 0.5, 1, 2, 4)
@@ -113,8 +113,14 @@ def forecast(
         'images_per_person': images_per_person,
         'persons': persons,
     }
-    run_config = RunConfig(privacy=settings)
-    plan = make_plan(run_config, facts, parameters or ASSUMED_PARAMETERS, say=lambda *_, **__: None)
+    plan = make_plan(
+        settings,
+        facts,
+        parameters or ASSUMED_PARAMETERS,
+        steps_per_entry=1,
+        settings_sha256='',
+        say=lambda *_, **__: None,
+    )
     has_steps = bool(plan.train_steps)
     noise_multiplier = plan.mechanism['noise_multiplier'] if has_steps else None
     return Forecast(

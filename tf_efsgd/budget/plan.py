@@ -13,20 +13,32 @@ import dp_accounting
 from tf_efsgd import rounding
 from tf_efsgd.budget.epsilon import filter_of, planned_epsilon
 from tf_efsgd.budget.events import accounted_delta, draws, event_of, sampling_probability
-from tf_efsgd.config import ConfigError, PrivacyConfig, RunConfig, settings_hash
+from tf_efsgd.config import ConfigError, PrivacyConfig
 from tf_efsgd.privacy import accounting, grid
-from tf_efsgd.privacy.ledger import Ledger, Plan
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.plan import Plan
 
 
-def make_plan(config: RunConfig, public_facts: dict, private_parameters: int, *, say=print) -> Plan:
+def make_plan(
+    privacy: PrivacyConfig,
+    public_facts: dict,
+    private_parameters: int,
+    *,
+    steps_per_entry: int,
+    settings_sha256: str,
+    say=print,
+) -> Plan:
     """The plan of a new run: calibrates the noise when a target is given.
 
     Args:
-      config: the settings.
+      privacy: the settings.
       public_facts: of the records, by name the fields of `Plan` that are about them.
       private_parameters: how many parameters a private step updates.
-      say: is told what takes a while.
+      steps_per_entry: how many steps an entry of the ledger reserves, at least 1.
+      settings_sha256: `config.settings_hash` of all settings; '' for a plan that no ledger will
+        have.
+      say: called with a line about what takes a while.
 
     Returns:
       What is fixed before the first step.
@@ -35,7 +47,6 @@ def make_plan(config: RunConfig, public_facts: dict, private_parameters: int, *,
       ConfigError: if the settings do not fit the number of records, no noise fits the target, or
         no epsilon can be proven at it.
     """
-    privacy = config.privacy
     plan = Plan(
         **public_facts,
         event=None,
@@ -49,8 +60,8 @@ def make_plan(config: RunConfig, public_facts: dict, private_parameters: int, *,
         train_steps=_train_steps(privacy),
         target_delta=None,
         target_epsilon=None,
-        steps_per_entry=config.run.log_steps,
-        settings_sha256=settings_hash(config),
+        steps_per_entry=steps_per_entry,
+        settings_sha256=settings_sha256,
     )
     _check_batch(privacy, plan)
     if not privacy.private:
@@ -59,7 +70,7 @@ def make_plan(config: RunConfig, public_facts: dict, private_parameters: int, *,
     plan = _with_warm_start(dataclasses.replace(plan, target_delta=privacy.target_delta), privacy)
     if privacy.noise_multiplier is not None:
         return _with_mechanism(plan, privacy, privacy.noise_multiplier)
-    # What is wrong besides the noise is said at once. Without steps no noise is needed.
+    # Other mistakes are reported before the noise is calibrated. Without steps none is needed.
     without_steps = _with_mechanism(plan, privacy, 1.0, is_real=False)
     if not without_steps.train_steps:
         _check_proven(without_steps)
@@ -141,7 +152,7 @@ def _calibrated(plan: Plan, privacy: PrivacyConfig) -> Plan:
             'parameters: raise --target_epsilon, or lower --train_steps or the width of the '
             f'networks. Received: --target_epsilon={privacy.target_epsilon:g}.'
         )
-    while True:  # The last digit of an accountant must not pass the target.
+    while True:  # The last digit of an accountant must not exceed the target.
         calibrated = _with_mechanism(plan, privacy, noise_multiplier)
         epsilon = planned_epsilon(calibrated)
         if epsilon.smallest_bound <= privacy.target_epsilon:
@@ -208,14 +219,15 @@ def _with_mechanism(
     return dataclasses.replace(plan, event=event, unproven_event=unproven)
 
 
-def changed_plan(config: RunConfig, ledger: Ledger) -> Plan | None:
+def changed_plan(privacy: PrivacyConfig, ledger: Ledger, *, is_allowed: bool) -> Plan | None:
     """The plan of a resumed run whose settings ask for other steps than its ledger's plan.
 
     The noise stays what it was unless `noise_multiplier` is given.
 
     Args:
-      config: the settings.
+      privacy: the settings.
       ledger: the ledger of the run, which is not written to.
+      is_allowed: whether a change was asked for.
 
     Returns:
       The new plan; None when the settings are the ledger's.
@@ -223,14 +235,14 @@ def changed_plan(config: RunConfig, ledger: Ledger) -> Plan | None:
     Raises:
       ConfigError: if the change was not asked for, or does not fit what is left of the budget.
     """
-    old, privacy = ledger.plan, config.privacy
+    old = ledger.plan
     if old.event is None:
         return None
     noise_multiplier = privacy.noise_multiplier or old.mechanism['noise_multiplier']
     new = _with_mechanism(old, privacy, noise_multiplier, is_real=bool(_train_steps(privacy)))
     if new == old:
         return None
-    if not config.run.change_mechanism:
+    if not is_allowed:
         raise ConfigError(
             'The privacy settings are not those of the last plan in the ledger: resume with the '
             'same settings, or allow the change with --change_mechanism.'
@@ -260,7 +272,7 @@ def _check_filter(new: Plan, ledger: Ledger) -> None:
             f'--target_epsilon={rounding.up(budget.epsilon)}, or start a new run '
             f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
         )
-    # Also when it is not charged yet: it will be released all the same.
+    # Even where it is not charged yet: it will be.
     used = ledger.spent + ([(warm_start, 1)] if warm_start else [])
     left = budget.steps_left(used, new.event)
     most = ledger.reserved_steps + left

@@ -14,10 +14,11 @@ from tf_efsgd.budget.events import (
     noise_of_releases,
     sampling_probability,
 )
-from tf_efsgd.config import RunConfig, recipes
+from tf_efsgd.config import DataConfig, ModelConfig, PrivacyConfig, recipes
 from tf_efsgd.privacy import accounting, grid
-from tf_efsgd.privacy.ledger import Ledger, Plan
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.mechanism import Mechanism
+from tf_efsgd.privacy.plan import Plan
 
 # Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
 LARGEST_EPSILON = 100.0
@@ -31,7 +32,7 @@ NOT_COVERED = (
     'which are public',
     'the time that steps take',
 )
-# Where they were not declared; what it was stands behind it.
+# Stated where public facts were not declared; their names follow it.
 NOT_COVERED_READ_OFF = (
     'what was read off the records once, before the start, and is published with all settings'
 )
@@ -63,15 +64,23 @@ TESTED = (
 
 
 def make_statement(
-    config: RunConfig, ledger: Ledger, applied_steps: int, software: dict[str, str]
+    ledger: Ledger,
+    applied_steps: int,
+    software: dict[str, str],
+    *,
+    data: DataConfig,
+    privacy: PrivacyConfig,
+    model: ModelConfig,
 ) -> dict:
     """The privacy statement: what was promised, computed from the ledger.
 
     Args:
-      config: the settings.
       ledger: the ledger.
       applied_steps: steps that training has applied.
       software: versions by name.
+      data: the settings that say which public facts were read off the records.
+      privacy: those that say where randomness comes from, and public images.
+      model: those that say which networks learn of records.
 
     Returns:
       JSON values by name.
@@ -86,7 +95,7 @@ def make_statement(
         'record': 'one image with its label',
         'applied_steps': applied_steps,
         'software': software,
-        'public_images': _public_images(config),
+        'public_images': _public_images(privacy),
     }
     if plan.event is None:
         return {**statement, 'mechanism': 'none: trained without clipping and noise'}
@@ -120,26 +129,26 @@ def make_statement(
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
         'steps': ledger.reserved_steps,
         'changes_of_mechanism': ledger.changes,
-        **_mechanism_statement(plan, mechanism, config),
+        **_mechanism_statement(plan, mechanism, model),
         'randomness': 'operating system'
-        if config.privacy.secure_noise
+        if privacy.secure_noise
         else 'Philox under secret keys from the operating system; the guarantee is computational',
         'noise': _noise_statement(ledger, epsilon),
         'proven': list(PROVEN),
         'tested_not_proven': list(TESTED),
         'not_covered': [
             *NOT_COVERED,
-            *_read_off(config),
+            *_read_off(data),
             *(NOT_COVERED_PER_IMAGE if plan.images_per_person is None else NOT_COVERED_PER_PERSON),
         ],
     }
 
 
-def _public_images(config: RunConfig) -> str | None:
+def _public_images(privacy: PrivacyConfig) -> str | None:
     """Which images besides the records the result comes from; they have no guarantee."""
-    if not recipes.uses_public_features(config):
+    if not recipes.uses_public_features(privacy):
         return None
-    network = config.privacy.public_features
+    network = privacy.public_features
     if network == recipes.PUBLIC_NETWORK:
         return f'features of a network that learned from ImageNet ({network})'
     if recipes.is_path(network):
@@ -148,9 +157,9 @@ def _public_images(config: RunConfig) -> str | None:
     return f'features of a network of Keras that learned from ImageNet ({network})'
 
 
-def _read_off(config: RunConfig) -> list[str]:
+def _read_off(data: DataConfig) -> list[str]:
     """What of the public facts was not declared but read off the records."""
-    names = [name.replace('_', ' ') for name in config.data.read_off]
+    names = [name.replace('_', ' ') for name in data.read_off]
     return [f'{NOT_COVERED_READ_OFF}: {", ".join(names)}'] if names else []
 
 
@@ -169,7 +178,7 @@ def _noise_statement(ledger: Ledger, epsilon: accounting.Epsilon) -> dict:
     }
 
 
-def _mechanism_statement(plan: Plan, mechanism: Mechanism, config: RunConfig) -> dict:
+def _mechanism_statement(plan: Plan, mechanism: Mechanism, model: ModelConfig) -> dict:
     """How the private steps work; nothing of it where none is planned."""
     if not plan.train_steps:
         return {'mechanism': 'the warm start alone: no private steps'}
@@ -177,7 +186,7 @@ def _mechanism_statement(plan: Plan, mechanism: Mechanism, config: RunConfig) ->
     gaussian = event if mechanism.hides_buffer else event.event
     return {
         'mechanism': f'Gaussian on clipped per-example gradients, {_kind(mechanism)}',
-        'private_step_updates': _learns_of_records(config),
+        'private_step_updates': _learns_of_records(model),
         'private_parameters': plan.private_parameters,
         'sampling': 'Poisson',
         'sampling_probability': sampling_probability(plan),
@@ -207,7 +216,7 @@ def _warm_start_statement(ledger: Ledger) -> dict | None:
         'mechanism': mechanism,
         'event': accounting.event_to_dict(plan.warm_start_event),
         'noise_multipliers': noise_multipliers,
-        # Lost in a crash before they were written down: charged all the same.
+        # A crash lost these before they were written down; they stay charged.
         'never_released': [
             name
             for name, entry in (('first', ledger.warm_start), ('second', ledger.learned_features))
@@ -226,10 +235,10 @@ def _kind(mechanism: Mechanism) -> str:
     return 'error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'
 
 
-def _learns_of_records(config: RunConfig) -> str:
+def _learns_of_records(model: ModelConfig) -> str:
     """Which networks a private step updates: one norm and one release for all of their gradient."""
-    if config.model.reconstruction == 'generator':
+    if model.reconstruction == 'generator':
         return 'discriminator and generator'
-    if config.model.discriminator == 'public_heads':
+    if model.discriminator == 'public_heads':
         return 'heads on the frozen public network; a step sees features of records, not images'
     return 'discriminator'

@@ -14,7 +14,8 @@ from tf_efsgd.budget import epsilon as epsilons
 from tf_efsgd.budget.events import delta_times_units, noise_of_releases
 from tf_efsgd.budget.forecast import Forecast
 from tf_efsgd.privacy import accounting
-from tf_efsgd.privacy.ledger import Entry, Ledger, Plan
+from tf_efsgd.privacy.ledger import Entry, Ledger
+from tf_efsgd.privacy.plan import Plan
 
 _WHY_UNPROVEN = (
     'the buffer is not noised: a record sampled once moves every later step, so sampling\n'
@@ -72,7 +73,7 @@ def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
     if plan.event is None:
         return []
     noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
-    if settings.noise_multiplier is None:  # Up, so that who copies it keeps to the target.
+    if settings.noise_multiplier is None:  # So that a copy keeps to the target.
         noise_multiplier = rounding.up(plan.noise_multiplier, 6)
         source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
     return [
@@ -162,7 +163,7 @@ def _format_noise(plan: Forecast, parameters: int | None) -> str:
         lines.append(f'  {name:<44}{one_step:>12.4g}{accumulated:>26.4g}')
     clip = settings.l2_norm_clip
     what, moved = 'it', clip
-    if settings.error_feedback == 'hidden':  # It comes out of the buffer again and again.
+    if settings.error_feedback == 'hidden':  # The same gradient leaves the buffer step after step.
         what, moved = 'every update', clip + 2 * settings.residual_l2_norm_clip
     lines.append(
         f'  Compare with: the mean of gradients clipped at {clip:g} is at most about {clip:g} '

@@ -1,40 +1,100 @@
-"""Command lines: parsing, help, output paths, and how a command ends over what goes wrong."""
+"""Command lines: parsing, help, output paths, and how a command ends over what goes wrong.
+
+Exit codes, of all commands: 0 done; 1 something failed that was not asked wrongly (a full disk,
+TensorFlow, a grid of which a run failed, a folder that does not belong together); 2 a mistake of
+the user's, found before anything was spent; 128 and the number of a signal that ended the command
+(130 for Ctrl-C).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import json
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags
 
 from tf_efsgd import terminal
+from tf_efsgd.cli import helps
 from tf_efsgd.config import ConfigError, read_flagfiles
+
+
+class Positional(NamedTuple):
+    """What an argument without a name is, as in `tf-efsgd train photos/`.
+
+    Attributes:
+      flag: that it sets.
+      shown: what the help calls it, e.g. RUN.
+      prefix: of the flag's value, before the argument.
+    """
+
+    flag: str
+    shown: str
+    prefix: str = ''
+
+
+RUN = Positional('run_dir', 'RUN')
+PATH = Positional('dataset', 'PATH', 'folder:')
 
 
 def start(
     main: Callable[[], None],
     define_flags: Callable[[], Iterable[str] | None],
+    *,
+    positional: Positional | None = None,
+    first: Sequence[str] = (),
 ) -> None:
     """Runs a command: defines its flags, reads the command line, and does its work.
 
+    `--help` shows the flags that most need and the names of the others, `--helpfull` all; both end
+    with exit code 0 before anything else is loaded.
+
     Args:
       main: what the command does with the parsed flags.
-      define_flags: defines them in absl's; returns the names that --help shows, or None for all.
+      define_flags: defines them in absl's; returns the names that the help shows, or None for all.
+      positional: what an argument without a name is; None takes none.
+      first: names of the flags that `--help` explains, at most seven.
     """
     terminal.use_words()
     others = set(flags.FLAGS)
     shown = define_flags()
-    show_in_help(set(flags.FLAGS) - others if shown is None else shown)
-    app.run(lambda _: main(), flags_parser=parse_arguments)
+    names = set(flags.FLAGS) - others if shown is None else set(shown)
+    show_in_help(names)
+    asked = set(sys.argv[1:])
+    if asked & {'--helpfull', '-helpfull'}:
+        _print_help(helps.full_help(_command(), _doc(), flags.FLAGS, names, positional))
+    if asked & {'--help', '-help', '-h', '--helpshort'}:
+        _print_help(helps.short_help(_command(), _doc(), flags.FLAGS, names, first, positional))
+    parse = functools.partial(parse_arguments, positional=positional)
+    app.run(lambda _: main(), flags_parser=parse)
+
+
+def _command() -> str:
+    """As the user calls it: `tf-efsgd train`, or `python -m tf_efsgd.launch`."""
+    if sys.argv[0].startswith('tf-efsgd '):
+        return sys.argv[0]
+    path = pathlib.Path(sys.argv[0])
+    parts = [path.parent.name, path.stem] if path.stem == '__main__' else [path.stem]
+    return f'python -m tf_efsgd.{parts[0]}'
+
+
+def _doc() -> str:
+    return sys.modules['__main__'].__doc__ or ''
+
+
+def _print_help(text: str) -> NoReturn:
+    print(text)
+    sys.exit(0)
 
 
 def show_in_help(names: Iterable[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Makes `--help` show these flags: it shows those of the module that was started alone.
+    """Makes these the key flags of the module that was started.
 
     Args:
       names: of defined flags.
@@ -44,15 +104,31 @@ def show_in_help(names: Iterable[str], flag_values: flags.FlagValues = flags.FLA
         flag_values.register_key_flag_for_module(sys.argv[0], flag_values[name])
 
 
-def parse_arguments(arguments: Sequence[str]) -> list[str]:
-    """Parses a command line into absl's flags; on a mistake exits as `exit_with` does."""
+def parse_arguments(arguments: Sequence[str], positional: Positional | None = None) -> list[str]:
+    """Parses a command line into absl's flags; on a mistake exits as `exit_with` does.
+
+    Args:
+      arguments: the command and what stands behind it.
+      positional: as in `start`.
+    """
     try:
-        rest = flags.FLAGS(read_flagfiles(arguments))
-        if len(rest) > 1:
-            raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
+        values = flags.FLAGS
+        # A path may stand before flags: tf-efsgd train photos/ --target_epsilon=10.
+        values.set_gnu_getopt(positional is not None)
+        program, *rest = values(read_flagfiles(arguments))
+        if positional is not None and rest:
+            name, path = positional.flag, rest.pop(0)
+            if values[name].present:
+                raise ConfigError(
+                    f'{positional.shown} and --{name} say the same: give one of them. Received: '
+                    f'{path} and --{name}={values[name].value}.'
+                )
+            values([program, f'--{name}={positional.prefix}{path}'])
+        if rest:
+            raise ConfigError(f'Settings are flags, --name=value. Received: {rest[0]}')
     except (flags.Error, ConfigError) as error:
         exit_with(error)
-    return rest
+    return [program]
 
 
 def exit_with(error: Exception | str) -> NoReturn:
@@ -94,6 +170,56 @@ def one_line_errors(
         said = getattr(error, 'how_to_continue', None) or said
         print(f'\ntf_efsgd: interrupted. {said}'.rstrip(), file=sys.stderr)
         sys.exit(130)
+
+
+def define_output_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines --json and --quiet, for a command with a result; returns their names."""
+    flags.DEFINE_boolean(
+        'json', False, 'Print the result as JSON, and nothing else.', flag_values=flag_values
+    )
+    flags.DEFINE_boolean(
+        'quiet', False, 'Print nothing but errors; draw no progress bar.', flag_values=flag_values
+    )
+    return ['json', 'quiet']
+
+
+def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines --run_dir, --json and --quiet, for what is made of a run; returns their names."""
+    flags.DEFINE_string('run_dir', None, 'The folder of the run.', flag_values=flag_values)
+    return ['run_dir', *define_output_flags(flag_values)]
+
+
+def given_run(command: str, flag_values: flags.FlagValues = flags.FLAGS) -> pathlib.Path:
+    """The run folder that --run_dir names.
+
+    Args:
+      command: as the user calls it.
+      flag_values: parsed.
+
+    Raises:
+      ConfigError: if it is missing.
+    """
+    given = flag_values['run_dir'].value
+    if given is None:
+        raise ConfigError(f'Give the folder of the run: {command} RUN.')
+    run_dir = pathlib.Path(given).expanduser()
+    if not run_dir.is_dir():
+        raise ConfigError(f'There is no folder {run_dir}.')
+    return run_dir
+
+
+def show(result: dict[str, Any], text: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Prints the result of a command as --json and --quiet ask for it.
+
+    Args:
+      result: JSON values by name.
+      text: the same for a person.
+      flag_values: parsed.
+    """
+    if flag_values['json'].value:
+        print(json.dumps(result, indent=2))
+    elif not flag_values['quiet'].value:
+        print(text)
 
 
 def quieten_tensorflow() -> None:

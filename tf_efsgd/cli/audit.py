@@ -345,4 +345,8 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(
+        _main,
+        define_flags,
+        first=['audit', 'runs', 'error_feedback', 'noise_multiplier', 'train_steps', 'confidence'],
+    )

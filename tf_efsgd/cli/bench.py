@@ -171,4 +171,8 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(
+        _main,
+        define_flags,
+        first=['model', 'batch_size', 'rounds', 'memory', 'only', 'plot'],
+    )

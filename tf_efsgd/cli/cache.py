@@ -75,4 +75,4 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(_main, define_flags, first=['remove', 'cache_dir'])

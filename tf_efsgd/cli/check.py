@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import sys
 
 from absl import flags
 
@@ -106,8 +105,4 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    sys.argv[1:] = [
-        argument if argument.startswith('-') else f'--dataset=folder:{argument}'
-        for argument in sys.argv[1:]
-    ]
-    arguments.start(_main, define_flags)
+    arguments.start(_main, define_flags, positional=arguments.PATH, first=_FLAGS)

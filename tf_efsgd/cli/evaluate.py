@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 _PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
 _OVERRIDES = ('evaluation_images', 'evaluation_runs', 'evaluation_epochs', 'state_dir', *_PLACES)
 
+_FIRST = ['run_dir', 'evaluation_images', 'evaluation_runs', 'dataset', 'data_dir', 'state_dir']
+
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Defines the flags, which mean what they mean in training, and returns their names."""
@@ -122,4 +124,4 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(_main, define_flags, positional=arguments.RUN, first=_FIRST)

@@ -13,7 +13,11 @@ COMMANDS = {
     'train': 'Train a differentially private generator, or resume a run.',
     'plan': 'Show what a privacy budget buys before it is spent, or what a ledger spent.',
     'check': 'Look at your images: what is read, what is not, what to expect.',
+    'generate': 'Write a data set that may be shared, from a run or an export.',
     'evaluate': "Measure a run's generator against real images.",
+    'export': "Write a run's generator as a SavedModel for TF Serving, the next version.",
+    'report': "Write a run's page anew, and say what it spent.",
+    'verify': 'Check that files, checksums and privacy statement belong together.',
     'audit': 'Attack the mechanism, and compare what that proves with the account.',
     'bench': 'Measure time and memory of the private step on this machine.',
     'results': 'Run a grid of experiments and write its table.',
@@ -24,12 +28,15 @@ COMMANDS = {
 _HELP = """\
 tf-efsgd {version}: differentially private synthetic images.
 
-Usage: tf-efsgd COMMAND [--flag=value ...]
+Usage: tf-efsgd COMMAND [PATH or RUN] [--flag=value ...]
 
 {commands}
 
-tf-efsgd COMMAND --help lists the flags of a command. To begin with:
-  tf-efsgd train --flagfile=demo.flags"""
+tf-efsgd COMMAND --help explains a command. Exit codes: 0 done, 1 failed, 2 a mistake in the
+command, 130 Ctrl-C. To begin with:
+  tf-efsgd train --flagfile=demo.flags
+  tf-efsgd train photos/ --target_epsilon=10
+  tf-efsgd generate runs/RUN --output=synthetic"""
 
 
 def main() -> None:

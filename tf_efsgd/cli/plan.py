@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
 from tf_efsgd import config
-from tf_efsgd.budget import picture, text
-from tf_efsgd.budget.forecast import forecast
-from tf_efsgd.cli import arguments, check
+from tf_efsgd.cli import arguments
 from tf_efsgd.config import recipes
-from tf_efsgd.privacy.ledger import Ledger
+
+if TYPE_CHECKING:
+    from tf_efsgd.budget.forecast import Forecast
 
 # Seconds of a step on two cores, where nothing is measured.
 _ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5)
@@ -84,6 +85,13 @@ def settings_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config.P
     return settings
 
 
+def forecast(*settings) -> Forecast:
+    """`budget.forecast.forecast`, loaded when it is needed: --help does without."""
+    from tf_efsgd.budget.forecast import forecast as compute
+
+    return compute(*settings)
+
+
 def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     """What the flags ask for, as text; writes the picture.
 
@@ -92,6 +100,9 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
       LedgerError: if the ledger cannot be trusted.
       ValueError: if no noise fits the target, or the batch does not fit the records.
     """
+    from tf_efsgd.budget import picture, text
+    from tf_efsgd.privacy.ledger import Ledger
+
     if flag_values.ledger is not None:
         if flag_values.plot is not None:
             raise config.ConfigError('--plot draws a plan, not a ledger: leave one of them out.')
@@ -132,6 +143,9 @@ def _of_folder(flag_values: flags.FlagValues) -> str:
     Raises:
       ConfigError: if a flag is wrong or the folder cannot be used.
     """
+    from tf_efsgd.budget import picture, text
+    from tf_efsgd.cli import check
+
     run_config = config.from_flags(flag_values)
     if not run_config.privacy.private:
         raise config.ConfigError('--noprivate spends nothing: there is nothing to plan.')
@@ -186,4 +200,11 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(
+        _main,
+        define_flags,
+        first=[
+            *('dataset_size', 'target_epsilon', 'train_steps', 'expected_batch_size'),
+            *('plot', 'ledger'),
+        ],
+    )

@@ -12,7 +12,6 @@ from absl import flags, logging
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
-from tf_efsgd.results import tables
 from tf_efsgd.results.grids import GRIDS, Row, make_config
 from tf_efsgd.results.runs import LAUNCHER, Run, in_turn, run_all
 
@@ -140,6 +139,8 @@ def answer(
         run then.
       OSError: if something cannot be written.
     """
+    from tf_efsgd.results import tables  # Not for --help.
+
     runs = make_runs(flag_values, GRIDS[flag_values.grid] if grid is None else grid)
     if flag_values.dry_run:
         for run in in_turn(runs):
@@ -167,4 +168,6 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags)
+    arguments.start(
+        _main, define_flags, first=['grid', 'out', 'seeds', 'rows', 'dry_run', 'table_only']
+    )

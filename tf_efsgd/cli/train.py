@@ -10,6 +10,8 @@ from absl import logging
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
 
+_FIRST = ['dataset', 'target_epsilon', 'minutes', 'image_size', 'run_dir', 'resume']
+
 
 def _main() -> None:
     logging.set_verbosity(logging.WARNING)
@@ -33,4 +35,4 @@ def _main() -> None:
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, config.define_flags)
+    arguments.start(_main, config.define_flags, positional=arguments.PATH, first=_FIRST)

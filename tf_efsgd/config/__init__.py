@@ -3,7 +3,14 @@
 from tf_efsgd.config.classes import join_classes, parse_classes
 from tf_efsgd.config.fields import ConfigError
 from tf_efsgd.config.flagfiles import config_dirs, find_flagfiles, read_flagfiles
-from tf_efsgd.config.flags import define_flags, from_flagfile, from_flags, given_flags
+from tf_efsgd.config.flags import (
+    define_flags,
+    from_flagfile,
+    from_flags,
+    given_flags,
+    names_by_group,
+    parse_given,
+)
 from tf_efsgd.config.resume import forbidden_changes, settings_hash, without_place
 from tf_efsgd.config.settings import (
     DataConfig,
@@ -30,7 +37,9 @@ __all__ = [
     'from_flags',
     'given_flags',
     'join_classes',
+    'names_by_group',
     'parse_classes',
+    'parse_given',
     'read_flagfiles',
     'settings_hash',
     'without_place',

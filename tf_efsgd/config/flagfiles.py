@@ -31,7 +31,8 @@ def find_flagfiles(arguments: Sequence[str]) -> list[str]:
     Raises:
       ConfigError: if there is no such file.
     """
-    found, rest = [], list(arguments)
+    found: list[str] = []
+    rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if argument == '--':  # What stands behind it is no flag.

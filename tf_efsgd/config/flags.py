@@ -47,6 +47,12 @@ def _defaults() -> RunConfig:
     return RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0))
 
 
+def names_by_group() -> dict[str, list[str]]:
+    """The names of all settings by their groups: data, privacy, model, training, run."""
+    groups = zip(dataclasses.fields(RunConfig), groups_of(_defaults()))
+    return {field.name: [f.name for f in dataclasses.fields(group)] for field, group in groups}
+
+
 def given_flags(flag_values: flags.FlagValues = flags.FLAGS) -> frozenset[str]:
     """The names of the settings that the command line or its flagfiles gave."""
     names = (field.name for group in groups_of(_defaults()) for field in dataclasses.fields(group))
@@ -78,6 +84,15 @@ def from_flagfile(text: str) -> RunConfig:
     Raises:
       ConfigError: if one is wrong.
     """
+    return parse_given(text)[0]
+
+
+def parse_given(text: str) -> tuple[RunConfig, frozenset[str]]:
+    """As `from_flagfile`, with the names of the settings that the text gives.
+
+    Raises:
+      ConfigError: if one is wrong.
+    """
     flag_values = flags.FlagValues()
     define_flags(flag_values)
     lines = [line.strip() for line in text.splitlines()]
@@ -88,4 +103,4 @@ def from_flagfile(text: str) -> RunConfig:
         raise ConfigError(' '.join(str(error).split())) from error
     if len(rest) > 1:  # absl stops reading there.
         raise ConfigError(f'Settings are flags, --name=value. Received: {rest[1]}')
-    return from_flags(flag_values)
+    return from_flags(flag_values), given_flags(flag_values)

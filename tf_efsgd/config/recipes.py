@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any
 
-from tf_efsgd.config.settings import RunConfig, groups_of
+from tf_efsgd.config.settings import PrivacyConfig, RunConfig, groups_of
 
 # Who gives one of these has a recipe of their own.
 _OWN_RECIPE = (
@@ -111,9 +111,8 @@ def complete(
     return config
 
 
-def uses_public_features(config: RunConfig) -> bool:
+def uses_public_features(privacy: PrivacyConfig) -> bool:
     """Whether features of a public network are used; 'auto' has not chosen yet."""
-    privacy = config.privacy
     return privacy.has_warm_start and privacy.public_features not in ('none', 'auto')
 
 

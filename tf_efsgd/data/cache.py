@@ -152,7 +152,7 @@ def take(images: np.ndarray, chosen: np.ndarray, folder: str | os.PathLike | Non
     if folder is None or not isinstance(images, MappedImages) or size < _LARGE:
         return images[rows]
     step = max(1, _BLOCK // math.prod(images.shape[1:]))
-    with tempfile.TemporaryFile(dir=folder) as file:
+    with tempfile.TemporaryFile(dir=os.fspath(folder)) as file:
         for start in range(0, len(rows), step):
             file.write(images[rows[start : start + step]].data)
         file.flush()
@@ -269,7 +269,7 @@ class FileRows(Rows):
         self._last = tempfile.TemporaryFile(dir=place.folder)
         self._shape: tuple[int, ...] | None = None
         self._counts = [0, 0]
-        self._aside: list[np.ndarray] = []
+        self._asides: list[np.ndarray] = []
 
     def append(self, images: np.ndarray, set_aside: np.ndarray) -> None:
         """As `Rows.append`."""
@@ -281,7 +281,7 @@ class FileRows(Rows):
             part = images[set_aside == bool(which)]
             file.write(np.ascontiguousarray(part).data)
             self._counts[which] += len(part)
-        self._aside.append(np.array(set_aside, bool))
+        self._asides.append(np.array(set_aside, bool))
 
     def _widen(self, channels: int) -> None:
         """Repeats the channel of grey images, block by block, from the end on."""
@@ -303,7 +303,7 @@ class FileRows(Rows):
             self._file.write(block)
         self._last.close()
         self._file.flush()
-        aside = np.concatenate(self._aside)
+        aside = np.concatenate(self._asides)
         order = np.concatenate([np.flatnonzero(~aside), np.flatnonzero(aside)])
         return MappedImages.open(self._file, (sum(self._counts), *self._shape)), order
 

@@ -31,8 +31,10 @@ SUFFIXES = (
 )
 KINDS = '.png, .jpg, .webp, .bmp, .gif, .tif or .dcm'
 # What programs leave in folders of images; and what begins with a dot.
-_LITTER_FOLDERS = ('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin')
-_LITTER_FOLDERS += ('system volume information', 'lost+found', '__pycache__')
+_LITTER_FOLDERS = (
+    *('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin'),
+    *('system volume information', 'lost+found', '__pycache__'),
+)
 _LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r')
 # Of a data set in parts.
 _TRAIN, _TEST = ('train', 'training'), ('test', 'testing')
@@ -142,7 +144,8 @@ def find(
     """
     if classes is not None:
         classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
-    ignored, notes = _Ignored(), []
+    ignored = _Ignored()
+    notes: list[str] = []
     table = table_of(label)
     train_root, test_root = _parts(root, ignored, notes, table is not None)
     roots = [r for r in (train_root, test_root) if r is not None]

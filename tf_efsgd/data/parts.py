@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
 import os
 import re
@@ -69,7 +70,8 @@ class Item(NamedTuple):
     person: str
 
 
-class Split(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Split:
     """A part of a data set that is still to be decoded.
 
     Attributes:

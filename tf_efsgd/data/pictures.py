@@ -238,7 +238,8 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _is_deep_tiff(image: Image.Image) -> bool:
-    return max(image.tag_v2.get(258, (8,))) > 8  # BitsPerSample
+    tags = getattr(image, 'tag_v2', {})
+    return max(tags.get(258, (8,))) > 8  # BitsPerSample
 
 
 def _check_upper_bits(pixels: np.ndarray) -> None:

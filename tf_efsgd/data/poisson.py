@@ -26,19 +26,26 @@ _GRAIN = 2**32
 def poisson_batches(
     images: np.ndarray,
     labels: np.ndarray,
-    threshold: int,
+    threshold: int | None = None,
     *,
+    expected_batch_size: int | None = None,
+    dataset_size: int | None = None,
     num_replicas: int = 1,
     key: int | None = None,
     secure: bool = False,
 ) -> tf.data.Dataset:
-    """An endless data set of Poisson samples.
+    """An endless data set of Poisson samples: the batches that `tf_efsgd.epsilon` accounts.
+
+    Give `expected_batch_size`, or `threshold`.
 
     Args:
       images: uint8 [N, H, W, C], or what stands for them, e.g. features float16 [N, size].
-      labels: int32 [N].
+      labels: integers [N].
       threshold: a record is sampled when its uniform 32-bit draw is below it; in [1, 2^32], see
         `accounting.sampling_threshold`.
+      expected_batch_size: mean number of records in a batch, as the optimizer has it.
+      dataset_size: declared number of records, public, at least `expected_batch_size`; None
+        declares N.
       num_replicas: each step is handed out as this many consecutive elements, one per replica.
       key: for tests only: a fixed key. None draws one from the operating system.
       secure: draw from the operating system's generator itself.
@@ -47,8 +54,29 @@ def poisson_batches(
       Elements (images [n, ...] of the same type, labels int32 [n]); n varies and may be 0.
 
     Raises:
-      ValueError: if `threshold` is out of range.
+      ValueError: if `threshold` is out of range, or both or neither are given, or there is not one
+        label for each image.
     """
+    if (threshold is None) == (expected_batch_size is None):
+        raise ValueError(
+            'Give expected_batch_size or threshold, one of them. Received: '
+            f'expected_batch_size={expected_batch_size}, threshold={threshold}.'
+        )
+    if threshold is None:
+        size = len(images) if dataset_size is None else dataset_size
+        if not 1 <= expected_batch_size <= size:
+            raise ValueError(
+                'expected_batch_size must be between 1 and the number of records. Received: '
+                f'expected_batch_size={expected_batch_size}, records={size}.'
+            )
+        threshold = -(-_GRAIN * expected_batch_size // size)  # Rounded up, never down.
+    labels = np.asarray(labels)
+    if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':
+        raise ValueError(
+            f'labels must be one integer for each of the {len(images)} images. '
+            f'Received: {labels.dtype} of shape {labels.shape}.'
+        )
+    labels = labels.astype(np.int32)
     if not 1 <= threshold <= _GRAIN:
         raise ValueError(f'threshold must be in [1, 2^32]. Received: {threshold}.')
 

@@ -106,7 +106,7 @@ def build_cnn(
             layers.MaxPool2D(),
             layers.Flatten(),
             layers.Dense(128, activation='relu', kernel_initializer=kernel(2), name=FEATURES),
-            # A generator of its own: by default the global seed would have a say in the masks.
+            # A generator of its own: by default the masks would depend on the global seed.
             layers.Dropout(0.5, seed=10 * seed + 3, force_generator=True),
             # float32 logits also where the caller's global policy is mixed precision.
             layers.Dense(num_classes, kernel_initializer=kernel(4), dtype='float32'),

@@ -203,7 +203,7 @@ def _squared_mmd(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _neighbours(features: np.ndarray, k: int) -> neighbors.NearestNeighbors:
-    # In so many dimensions trees are slower than looking at all.
+    # In so many dimensions a tree is slower than comparing all pairs.
     return neighbors.NearestNeighbors(n_neighbors=k, algorithm='brute').fit(features)
 
 

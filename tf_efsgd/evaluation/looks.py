@@ -12,7 +12,7 @@ from tf_efsgd.data.images import to_float
 from tf_efsgd.evaluation import classifiers
 from tf_efsgd.progress import progress_bar
 
-# Pixels as features are averaged down to at most so many a side, so many images at a time.
+# Pixels as features: averaged to at most this height and width, this many images at a time.
 _PIXELS_SIDE = 16
 _PIXELS_BATCH_SIZE = 1024
 

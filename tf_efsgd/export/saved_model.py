@@ -10,11 +10,34 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
-_STATEMENT_PATH = os.path.join('assets.extra', 'privacy_statement.json')
+from tf_efsgd import files
+from tf_efsgd.data.images import to_uint8
+from tf_efsgd.export import checksums, versions, warmup
+
+# The largest count of one `sample` request: a server must not run out of memory over a number.
+LARGEST_SAMPLE = 10_000
+# What `tf.io.encode_png` takes.
+_PNG_CHANNELS = (1, 2, 3, 4)
+
+_Images = Callable[..., tf.Tensor]
+
+
+class FromLatents(NamedTuple):
+    """Images from latents of the caller's.
+
+    Attributes:
+      generate: from labels, int32 [n], and latents, float32 [n, latent_dim], to images, float32
+        [n, H, W, C] in [-1, 1]; the same for the same latents.
+      latent_dim: size of a latent vector.
+    """
+
+    generate: _Images
+    latent_dim: int
 
 
 def export_generator(
@@ -24,14 +47,28 @@ def export_generator(
     *,
     num_classes: int,
     statement: dict,
+    class_names: Sequence[str] | None = None,
+    from_seed: _Images | None = None,
+    from_latents: FromLatents | None = None,
 ) -> str:
     """Writes `export_dir` as a SavedModel that turns labels into images.
 
-    Its signature `serving_default` takes `labels`, int32 [n] in [0, num_classes - 1], and returns
-    {"images": float32 [n, H, W, C] in [0, 1]}. Each call draws fresh latents. A label out of range
-    is an InvalidArgumentError that names the range; no labels give no images.
+    Its signatures, with labels int32 [n] in [0, num_classes - 1]:
+      serving_default: labels -> {"images": float32 [n, H, W, C] in [0, 1]};
+      serving_int64: the same for labels of int64;
+      png: labels -> {"image_bytes": string [n]}, PNG files (base64 over REST, by that name);
+      sample: count int32 [], at most 10,000 -> {"images", "labels": int32 [count], drawn evenly};
+      class_names: -> {"names": string [num_classes]}, in the order of the labels;
+      from_seed: labels, seed int32 [2] -> {"images": uint8 [n, H, W, C]}, the same for the same
+        labels and seed;
+      from_latent: labels, latents float32 [n, latent_dim] -> {"images": as serving_default}.
+    All but the last two draw fresh latents at each call. A label out of range is an
+    InvalidArgumentError that names the range; no labels give no images. Beside them the loaded
+    object has `generate(labels)`, which takes labels of int32 and int64 alike.
 
-    The folder appears whole or not at all: it is written beside `export_dir` and then renamed.
+    The folder appears whole or not at all: it is written beside `export_dir` and then renamed. It
+    holds `assets/class_names.txt` and, in `assets.extra/`, the privacy statement, a list of
+    checksums and, where tensorflow-serving-api is installed, requests to warm a server up with.
 
     Args:
       generate_images: from labels, int32 [n], to images, float32 [n, H, W, C] in [-1, 1]; made of
@@ -42,13 +79,17 @@ def export_generator(
       num_classes: how many classes there are, at least 1.
       statement: what is written to `assets.extra/privacy_statement.json`; JSON values only, no
         NaN and no infinity.
+      class_names: in the order of the labels; None names them by their numbers.
+      from_seed: from labels and a seed, int32 [2], to images as of `generate_images`; None leaves
+        that signature out.
+      from_latents: None leaves that signature out.
 
     Returns:
       The absolute path of the folder that was written.
 
     Raises:
-      ValueError: if `export_dir` exists, `num_classes` is below 1, `statement` is not JSON or
-        claims a privacy that its own numbers do not bear out, or
+      ValueError: if `export_dir` exists, `num_classes` is below 1 or not the number of names,
+        `statement` is not JSON or claims a privacy that its own numbers do not bear out, or
         `generate_images` returns something else, is seeded, or reads another variable or
         tensor from outside. Nothing is left behind then.
     """
@@ -59,9 +100,15 @@ def export_generator(
         )
     if num_classes < 1:
         raise ValueError(f'num_classes must be at least 1. Received: num_classes={num_classes}')
+    names = tuple(map(str, range(num_classes)) if class_names is None else class_names)
+    if len(names) != num_classes:
+        raise ValueError(
+            f'class_names must have a name for each of the {num_classes} classes. '
+            f'Received: {len(names)} names'
+        )
     _check_claim(statement)
-    statement_json = _to_json(statement)
-    signature = _trace_signature(generate_images, num_classes)
+    statement_json = _to_json({**statement, 'class_names': list(names)})
+    signatures = _trace_signatures(generate_images, names, from_seed, from_latents)
 
     parent, name = os.path.split(export_dir)
     os.makedirs(parent, exist_ok=True)
@@ -70,15 +117,26 @@ def export_generator(
     work_dir = tempfile.mkdtemp(prefix=f'.{name}.tmp-', dir=parent)
     try:
         unfinished = os.path.join(work_dir, 'saved_model')
-        _save(signature, generator_variables, unfinished)
-        statement_path = os.path.join(unfinished, _STATEMENT_PATH)
+        names_path = os.path.join(work_dir, os.path.basename(versions.CLASS_NAMES))
+        with open(names_path, 'wb') as file:
+            file.write(b''.join(b' '.join(_bytes_of(n).splitlines()) + b'\n' for n in names))
+        _save(signatures, generator_variables, names_path, unfinished)
+        statement_path = os.path.join(unfinished, versions.STATEMENT)
         os.makedirs(os.path.dirname(statement_path))
         with open(statement_path, 'w', encoding='utf-8') as file:
             file.write(statement_json)
+        warmup.write(os.path.join(unfinished, versions.WARM_UP), list(signatures))
+        checksums.write(unfinished, versions.CHECKSUMS)
         os.rename(unfinished, export_dir)
+        files.sync(parent)
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
     return export_dir
+
+
+def _bytes_of(name: str) -> bytes:
+    """A class name as it is on disk: folders may have names that are no UTF-8."""
+    return name.encode('utf-8', 'surrogateescape')
 
 
 def _check_claim(statement: dict) -> None:
@@ -107,49 +165,151 @@ def _to_json(statement: dict) -> str:
         ) from error
 
 
-def _trace_signature(
-    generate_images: Callable[[tf.Tensor], tf.Tensor], num_classes: int
-) -> tf.types.experimental.ConcreteFunction:
-    """The function that is served, traced and checked."""
+def _trace_signatures(
+    generate_images: _Images,
+    names: Sequence[str],
+    from_seed: _Images | None,
+    from_latents: FromLatents | None,
+) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    """The functions that are served, traced and checked, by the names of their signatures.
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name='labels')])
-    def serving_default(labels: tf.Tensor) -> dict[str, tf.Tensor]:
-        # A global seed (`tf.random.set_seed`) would be written into the graph, and each server
-        # would then hand out the same images after each start.
-        tf.compat.v1.get_default_graph().seed = None
+    All that draw fresh latents call one function: the network is in the SavedModel once for them.
+    """
+    num_classes = len(names)
+    labels_of = {
+        dtype: tf.TensorSpec([None], dtype, name='labels') for dtype in (tf.int32, tf.int64)
+    }
+
+    @tf.function(input_signature=[labels_of[tf.int32]])
+    def draw(labels):
+        return _for_nobody_too(generate_images, num_classes, labels)
+
+    channels = _check_images(draw.get_concrete_function().structured_outputs)
+
+    @tf.function(input_signature=[labels_of[tf.int32]])
+    def serving_default(labels):
+        return {'images': _in_unit_range(draw(labels))}
+
+    @tf.function(input_signature=[labels_of[tf.int64]])
+    def serving_int64(labels):
+        # Checked before the cast: what does not fit into int32 would come out as another label.
         with tf.control_dependencies(_assert_in_range(labels, num_classes)):
-            labels = tf.identity(labels)
-        count = tf.shape(labels)[0]
-        # Not every layer takes an empty batch (cuDNN's convolutions do not): make one image for
-        # nobody then, and hand out none.
-        extra = tf.zeros([tf.cast(tf.equal(count, 0), tf.int32)], tf.int32)
-        images = generate_images(tf.concat([labels, extra], axis=0))
-        _check_images(images)
-        return {'images': tf.clip_by_value((images[:count] + 1.0) / 2.0, 0.0, 1.0)}
+            labels = tf.cast(labels, tf.int32)
+        return {'images': _in_unit_range(draw(labels))}
 
-    concrete = serving_default.get_concrete_function()
-    _check_captures(concrete)
-    _check_unseeded(concrete)
-    return concrete
+    @tf.function(input_signature=[labels_of[tf.int32]])
+    def png(labels):
+        return {'image_bytes': _encode_png(to_uint8(draw(labels)))}
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.int32, name='count')])
+    def sample(count):
+        tf.compat.v1.get_default_graph().seed = None
+        message = f'count must be in [0, {LARGEST_SAMPLE}].'
+        checks = [
+            tf.debugging.assert_greater_equal(count, 0, message=message),
+            tf.debugging.assert_less_equal(count, LARGEST_SAMPLE, message=message),
+        ]
+        with tf.control_dependencies(checks):
+            labels = tf.random.uniform([count], 0, num_classes, tf.int32)
+        return {'images': _in_unit_range(draw(labels)), 'labels': labels}
+
+    @tf.function(input_signature=[])
+    def class_names():
+        return {'names': tf.constant([_bytes_of(name) for name in names])}
+
+    functions = [serving_default, serving_int64, sample, class_names]
+    functions += [png] if channels in _PNG_CHANNELS else []
+    traced = {f.python_function.__name__: f.get_concrete_function() for f in functions}
+    if from_seed is not None:
+        traced['from_seed'] = _trace_from_seed(from_seed, num_classes)
+    if from_latents is not None:
+        traced['from_latent'] = _trace_from_latent(from_latents, num_classes)
+    for concrete in traced.values():
+        _check_captures(concrete)
+        _check_unseeded(concrete)
+    return traced
+
+
+def _trace_from_seed(generate: _Images, num_classes: int):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.int32, name='labels'),
+            tf.TensorSpec([2], tf.int32, name='seed'),
+        ]
+    )
+    def from_seed(labels, seed):
+        images = _for_nobody_too(generate, num_classes, labels, seed)
+        _check_images(images)
+        return {'images': to_uint8(images)}
+
+    return from_seed.get_concrete_function()
+
+
+def _trace_from_latent(latents_to_images: FromLatents, num_classes: int):
+    @tf.function(
+        input_signature=[
+            tf.TensorSpec([None], tf.int32, name='labels'),
+            tf.TensorSpec([None, latents_to_images.latent_dim], tf.float32, name='latents'),
+        ]
+    )
+    def from_latent(labels, latents):
+        message = 'There must be one row of latents for each label.'
+        same = tf.debugging.assert_equal(tf.shape(labels)[0], tf.shape(latents)[0], message=message)
+        with tf.control_dependencies([same]):
+            # For the image that nobody gets, see `_for_nobody_too`.
+            latents = tf.pad(latents, [[0, 1], [0, 0]])
+
+        def generate(padded):
+            return latents_to_images.generate(padded, latents[: tf.shape(padded)[0]])
+
+        images = _for_nobody_too(generate, num_classes, labels)
+        _check_images(images)
+        return {'images': _in_unit_range(images)}
+
+    return from_latent.get_concrete_function()
+
+
+def _for_nobody_too(generate: _Images, num_classes: int, labels: tf.Tensor, *more) -> tf.Tensor:
+    """Images in [-1, 1] of labels that are checked, also where there are none."""
+    # A global seed (`tf.random.set_seed`) would be written into the graph, and each server
+    # would then hand out the same images after each start.
+    tf.compat.v1.get_default_graph().seed = None
+    with tf.control_dependencies(_assert_in_range(labels, num_classes)):
+        labels = tf.identity(labels)
+    count = tf.shape(labels)[0]
+    # Not every layer takes an empty batch (cuDNN's convolutions do not): make one image for
+    # nobody then, and hand out none.
+    extra = tf.zeros([tf.cast(tf.equal(count, 0), tf.int32)], tf.int32)
+    return generate(tf.concat([labels, extra], axis=0), *more)[:count]
+
+
+def _in_unit_range(images: tf.Tensor) -> tf.Tensor:
+    return tf.clip_by_value((images + 1.0) / 2.0, 0.0, 1.0)
+
+
+def _encode_png(images: tf.Tensor) -> tf.Tensor:
+    """uint8 [n, H, W, C] to string [n]."""
+    return tf.io.encode_png(images)
 
 
 def _assert_in_range(labels: tf.Tensor, num_classes: int) -> list[tf.Operation]:
     """Ops that fail unless all labels are in [0, num_classes - 1]."""
     message = f'labels must be in [0, {num_classes - 1}]: the generator has {num_classes} classes.'
     return [
-        tf.debugging.assert_greater_equal(labels, 0, message=message),
-        tf.debugging.assert_less(labels, num_classes, message=message),
+        tf.debugging.assert_greater_equal(labels, tf.zeros([], labels.dtype), message=message),
+        tf.debugging.assert_less(labels, tf.cast(num_classes, labels.dtype), message=message),
     ]
 
 
-def _check_images(images: tf.Tensor) -> None:
-    """Raises ValueError unless images are float32 [n, H, W, C] with known H, W, C."""
+def _check_images(images: tf.Tensor) -> int:
+    """Raises ValueError unless images are float32 [n, H, W, C] with known H, W, C; returns C."""
     shape = images.shape
     if images.dtype != tf.float32 or shape.rank != 4 or None in shape[1:].as_list():
         raise ValueError(
             'generate_images must return float32 [n, H, W, C] with known H, W and C. '
             f'Received: {images.dtype.name}, shape {shape}.'
         )
+    return shape[-1]
 
 
 def _check_captures(concrete: tf.types.experimental.ConcreteFunction) -> None:
@@ -177,15 +337,26 @@ def _check_unseeded(concrete: tf.types.experimental.ConcreteFunction) -> None:
 
 
 def _save(
-    signature: tf.types.experimental.ConcreteFunction,
+    signatures: dict[str, tf.types.experimental.ConcreteFunction],
     generator_variables: Iterable[tf.Variable],
+    names_path: str,
     path: str,
 ) -> None:
-    """Saves the signature with these variables and no others."""
+    """Saves the signatures with these variables and no others."""
     module = tf.Module()
     module.generator_variables = list(generator_variables)
+    module.class_names_file = tf.saved_model.Asset(names_path)
+    of_dtype = {tf.int32: signatures['serving_default'], tf.int64: signatures['serving_int64']}
+
+    @tf.function
+    def generate(labels):
+        return of_dtype[labels.dtype](labels=labels)
+
+    for dtype in of_dtype:
+        generate.get_concrete_function(tf.TensorSpec([None], dtype, name='labels'))
+    module.generate = generate
     try:
-        tf.saved_model.save(module, path, signatures={'serving_default': signature})
+        tf.saved_model.save(module, path, signatures=signatures)
     except AssertionError as error:  # TensorFlow's word for a variable that is not tracked.
         raise ValueError(
             'generate_images must read no variable (or other resource) but generator_variables. '

@@ -15,7 +15,7 @@ POSTERIOR = 'posterior'
 RECONSTRUCTIONS = ('head', 'generator', 'none')
 
 _PATCH_SIZE = 4
-# Each position's features are told to the posterior in so many channels: few parameters.
+# The posterior sees each position through so many channels, which keeps its parameters few.
 _POSTERIOR_CHANNELS = 8
 
 
@@ -73,7 +73,7 @@ def build_discriminator(
         patches = tf.keras.layers.Dense(stride * stride * channels, activation='tanh')(x)
         outputs[RECONSTRUCTION] = PatchesToImage(height, stride, name=RECONSTRUCTION)(patches)
     if reconstruction == 'generator':
-        told = tf.keras.layers.LeakyReLU(0.2)(tf.keras.layers.Dense(_POSTERIOR_CHANNELS)(x))
-        told = tf.keras.layers.Flatten()(told)
-        outputs[POSTERIOR] = tf.keras.layers.Dense(2 * latent_dim, name=POSTERIOR)(told)
+        seen = tf.keras.layers.LeakyReLU(0.2)(tf.keras.layers.Dense(_POSTERIOR_CHANNELS)(x))
+        seen = tf.keras.layers.Flatten()(seen)
+        outputs[POSTERIOR] = tf.keras.layers.Dense(2 * latent_dim, name=POSTERIOR)(seen)
     return tf.keras.Model(images, outputs, name='discriminator')

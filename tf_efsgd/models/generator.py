@@ -180,3 +180,27 @@ def draw_inputs(
     if rows is None:
         return inputs
     return {name: tf.gather(value, rows) for name, value in inputs.items()}
+
+
+def inputs_from_latents(
+    generator: tf.keras.Model, labels: tf.Tensor, latents: tf.Tensor
+) -> dict[str, tf.Tensor]:
+    """All inputs of the generator for latents of the caller's.
+
+    The injected noise is one fixed draw, the same for every image: so the same latents give the
+    same image, whatever stands beside it, and a path between two latents is a smooth one.
+
+    Args:
+      generator: from `build_generator`.
+      labels: int32 [n].
+      latents: float32 [n, latent_dim]; standard normal ones give images as of `draw_inputs`.
+
+    Returns:
+      As `draw_inputs`.
+    """
+    drawn = draw_inputs(generator, labels[:1], tf.zeros([2], tf.int32))
+    count = tf.shape(labels)[0]
+    inputs = {
+        name: tf.broadcast_to(value, [count, *value.shape[1:]]) for name, value in drawn.items()
+    }
+    return {**inputs, LABELS: labels, LATENTS: latents}

@@ -94,7 +94,7 @@ class ImageToPatches(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps float32 [batch, H, W, C] to [batch, H / patch, W / patch, patch^2 C]."""
-        # TensorFlow's op takes 2 at the least.
+        # TensorFlow's op takes no less than 2.
         return inputs if self.patch_size == 1 else tf.nn.space_to_depth(inputs, self.patch_size)
 
     def get_config(self) -> dict:

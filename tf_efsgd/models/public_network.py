@@ -35,10 +35,10 @@ _STEM_CHANNELS = 32
 # The stages that features and heads look at, from fine to coarse.
 MAPS = STAGES[1:]
 # Images are enlarged to about this height: the network learned from photographs of 224 pixels, and
-# tells little from a face of 32. Twice the height costs four times as much.
+# its features of a face of 32 pixels say little. Twice the height costs four times as much.
 _USUAL_SIZE = 64
 _MANY_CLASSES = 5
-# Two rows of features may differ by so much of their size for the batch they were computed in.
+# The features of one image may differ by this share of their size from batch to batch.
 _TOLERANCE = 1e-3
 
 
@@ -74,7 +74,7 @@ def build_public_network(
     Args:
       image_shape: (H, W, C); C is 3, or 1 for gray, which is repeated to three channels.
       enlarge: by how much images are enlarged first (bilinear), at least 1: the network learned
-        from photographs of 224 pixels and tells little from a face of 32.
+        from photographs of 224 pixels, and its features of a face of 32 pixels say little.
       last_stage: the stage to end with, 1 to 5.
 
     Returns:
@@ -208,7 +208,7 @@ def _maps_of_application(name: str, x: tf.Tensor) -> dict[str, tf.Tensor]:
     last = {}
     for layer in network.layers:
         shape: Any = getattr(layer.output, 'shape', ())
-        # Padding has sizes of its own, and tells nothing new.
+        # Padding has sizes of its own and no new features.
         if len(shape) == 4 and not isinstance(layer, tf.keras.layers.ZeroPadding2D):
             last[shape[1]] = layer.output
     inner = tf.keras.Model(network.input, {str(size): x for size, x in last.items()})

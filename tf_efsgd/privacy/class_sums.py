@@ -137,3 +137,16 @@ def class_means(
     share = BOUND * math.sqrt((1.0 - COUNT**2) / groups)
     means = (sums[:, :-1] / (share * counts)).astype(np.float32)
     return np.moveaxis(means.reshape(len(sums), groups, -1), 1, 0)
+
+
+def class_counts(sums: np.ndarray, noise_multiplier: float) -> np.ndarray:
+    """The noisy numbers of records of the classes: post-processing of a release.
+
+    Args:
+      sums: as in `class_means`.
+      noise_multiplier: of the release.
+
+    Returns:
+      float64 [classes]; noise can make one negative.
+    """
+    return sums[:, -1] * grid.class_sum_step(noise_multiplier) / (COUNT * BOUND)

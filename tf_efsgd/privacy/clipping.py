@@ -311,8 +311,8 @@ def _sum_of_parts(
     if batch is not None and batch <= part_size:
         return [tf.cast(s, tf.float64) for s in sums_of(weights, lambda x: x)]
     batch = tf.shape(weights)[1] if batch is None else batch
-    # All parts of one size, as XLA wants it: the last one begins earlier, and whom it takes for the
-    # second time weighs nothing.
+    # XLA wants parts of one size: the last one begins earlier, and the records that it takes a
+    # second time have weight 0.
     size = tf.minimum(part_size, batch)
 
     def add_part(number, totals):

@@ -10,7 +10,7 @@ import tensorflow as tf
 class PoissonTraining:
     """Makes an empty batch a step like every other, whatever the layers of a model are.
 
-    A Poisson sample may be empty, and its step is due all the same: its noise is part of what was
+    A Poisson sample may be empty, and its step must run nevertheless: its noise is part of what was
     accounted. The optimizers take a loss vector of no records. But a few layers fail before that,
     on the way forward: `ConvLSTM2D` does, and with `run_eagerly` so does `Flatten`. Name this class
     first, and they never see less than one record:

@@ -13,19 +13,16 @@ clipped sum a difference may be gone. Of a crowd the sum is, where many small di
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import op_def_registry
-from tensorflow.python.ops import resource_variable_ops
 
-from tf_efsgd.privacy import grid
+from tf_efsgd.privacy import grid, loss_graph
+from tf_efsgd.privacy.random_weights import ROUNDS, handles_of, random_weights
 
 # Of made-up records: three are in use at a time, and three others confirm what they show. One may
 # lie so close to the kink of an activation that it falls on the other side of it in a batch.
@@ -53,25 +50,12 @@ _OF_SUM = grid.SLACK / 8
 # Of a crowd, whose norms say what a gradient's usual norm is.
 _OF_USUAL_NORM = 4
 
-# Random weights, round by round: how far single numbers and vectors are moved (kernels get the same
-# law in each) and in which direction, and how far integers are. A variance that was made negative
-# says nothing; one round in which all is finite is needed.
-_ROUNDS = ((0.1, 'any', 0), (1.0, 'up', 1), (1.0, 'down', 0), (8.0, 'any', 1_000_003))
 # Every crowd has a round of its own: each costs what steps of the run do.
 # What the gradients of a crowd are weighted with, crowd by crowd: (factor of 1 / their usual norm,
 # whether signs are random). Many small differences may agree, or differ in sign.
 _SIGNED = ((1.0, False), (1.0, True))
 # Clipped to a far shorter norm, as all may be, and to the usual one.
 _CLIPPED = ((1e3, False), (1.0, False))
-
-# Ops that TensorFlow calls stateful although they only read, hand on, or stop.
-_HARMLESS = re.compile(
-    r'VarHandleOp|ReadVariableOp|ResourceGather(Nd)?|Assert|NoOp|'
-    r'(Stateful)?PartitionedCall|(Stateless)?(If|While|Case)|TensorArray\w*|'
-    r'(Mutable)?HashTable(V2|OfTensorsV2)?|LookupTable(Find|Size)(V2)?|CudnnRNN(Backprop)?(V2|V3)?'
-)
-_RANDOM = re.compile(r'Random|Rng|Multinomial|Truncated|Sampler|Stateful(Uniform|Standard)|Shuffle')
-_WRITES = re.compile(r'Assign|ResourceApply|ResourceScatter|ResourceSparseApply|Insert|Import')
 
 _NOT_FINITE = 'it is not finite on random records, so that nothing can be said of it'
 
@@ -107,9 +91,9 @@ def why_not_alone(
       What is wrong, as the rest of a sentence.
     """
     trial = _Trial(losses_of, variables, records, run_eagerly)
-    found = _once(trial.refused_op)
+    found = _once(lambda: loss_graph.why_refused(trial.graph))
     return found or _by_trying(
-        _once(lambda: _handles(trial.graph)),
+        _once(lambda: handles_of(trial.graph)),
         lambda first: _why_different(trial.alone(first), trial.row, first, _BATCHES),
         lambda i: _why_sums_move(trial.weighted_sum, trial.gradient_norm, crowds[i:], _SIGNED[i:]),
     )
@@ -144,7 +128,7 @@ def why_not_alike(
         second=tf.TensorSpec([2, None], tf.float32),
     )
 
-    # First: what it says of a layer is more to the point than what the layer says.
+    # Traced first: its message about a layer is clearer than the layer's own.
     _once(other.compiled.get_concrete_function)
 
     def row_of(batch, row):
@@ -159,14 +143,14 @@ def why_not_alike(
         return _arrays(other(crowd, limits)[-1])
 
     return _by_trying(
-        _once(lambda: _handles(other.compiled.get_concrete_function().graph)),
+        _once(lambda: handles_of(other.compiled.get_concrete_function().graph)),
         lambda first: _why_different(trial.alone(first), row_of, first, _TWO_BATCHES),
         lambda i: _why_sums_move(sum_of, trial.gradient_norm, crowds[i:], _CLIPPED[i:]),
     )
 
 
 class _Found:
-    """Of one row of a batch.
+    """What was found of one row of a batch.
 
     Args:
       loss: None where it is not known.
@@ -250,16 +234,16 @@ class _Trial:
         return [tf.convert_to_tensor(g) for g in gradients]
 
     def weighted_sum(self, records, weights: np.ndarray) -> list[np.ndarray]:
-        """Of the gradients of the losses of a batch."""
+        """The weighted sum of the gradients of the losses of a batch."""
         return _arrays(self._weighted(records, tf.constant(weights, tf.float32)))
 
     def gradient_norm(self, record) -> float:
-        """Of a record in a batch of its own."""
+        """The norm of the gradient of a record in a batch of its own."""
         return _norm(_arrays(self._plain(record, tf.constant(0))[-1]))
 
     @property
     def graph(self) -> tf.Graph:
-        """Of one row's loss and gradient."""
+        """The graph of one row's loss and gradient."""
         return self._traced.compiled.get_concrete_function().graph
 
     def take(self, batch: Sequence[int]):
@@ -268,50 +252,19 @@ class _Trial:
         return tf.nest.map_structure(lambda part: tf.gather(part, numbers), self._records)
 
     def row(self, batch: Sequence[int], row: int) -> _Found:
-        """Of one row of a batch of these records."""
+        """What is found of one row of a batch of these records."""
         count, loss, gradients = self._plain(self.take(batch), tf.constant(row))
         if int(count) != len(batch):
             raise _Refused(f'there are {int(count)} losses for {len(batch)} records')
         return _Found(float(loss), None, _arrays(gradients))
 
     def alone(self, first: int) -> list[_Found]:
-        """Of the records that are in use, each in a batch of its own."""
+        """What is found of the records in use, each in a batch of its own."""
         return [self.row([first + i], 0) for i in range(_IN_USE)]
-
-    def refused_op(self) -> str | None:
-        """What is in the graph of the loss that must not be there."""
-        graph = self.graph.as_graph_def()
-        functions = [function.node_def for function in graph.library.function]
-        for node in (node for nodes in [graph.node, *functions] for node in nodes):
-            reason = _why_refused(node)
-            if reason:
-                return reason
-        return None
 
 
 class _Refused(Exception):
     """The loss itself says what is wrong."""
-
-
-def _why_refused(node) -> str | None:
-    definition = op_def_registry.get(node.op)
-    if definition is None:  # A function: its nodes are looked at themselves.
-        return None
-    if _RANDOM.search(node.op):
-        return (
-            f'it draws random numbers of its own ({node.op} in {node.name!r}), which go by a '
-            "record's place in the batch and not by the record; leave that layer out"
-        )
-    if 'PyFunc' in node.op:
-        return f'it calls Python ({node.op} in {node.name!r}), which may do anything'
-    if not definition.is_stateful or _HARMLESS.fullmatch(node.op):
-        return None
-    if _WRITES.search(node.op):
-        return (
-            f'it writes a variable ({node.op} in {node.name!r}), which keeps something of the '
-            'records that no clipping bounds'
-        )
-    return f'it does something besides computing a number ({node.op} in {node.name!r})'
 
 
 def _by_trying(
@@ -330,7 +283,7 @@ def _by_trying(
     if reason:
         return reason
     is_finite = False
-    for number in range(1, 1 + len(_ROUNDS)):
+    for number in range(1, 1 + len(ROUNDS)):
 
         def attempt(number=number):
             return rows() or why_sums_move(number)
@@ -343,14 +296,14 @@ def _by_trying(
 
 
 def _in_round(number, handles, function):
-    with _random_weights(handles, number) as moved_integers:
+    with random_weights(handles, number) as moved_integers:
         try:
             return _once(function)
         except tf.errors.OpError:
             if not moved_integers:
                 raise
     # An integer may be a place in a table, which has no place with this number.
-    with _random_weights(handles, number, integers=False):
+    with random_weights(handles, number, integers=False):
         return _once(function)
 
 
@@ -437,7 +390,7 @@ def _why_sum_moves(sum_of, norm_of, crowd, factor, has_signs, pair) -> str | Non
     signs = np.random.default_rng(0).choice([-1.0, 1.0] if has_signs else [1.0], len(others))
     weights = signs * factor / usual
     without = sum_of(take(others), weights)
-    # The two have no weight themselves.
+    # The two records themselves have weight 0.
     among = sum_of(take([first, *others, last]), np.pad(weights, 1))
     moved = _norm([a - b for a, b in zip(among, without)])
     if moved <= _OF_SUM:
@@ -450,78 +403,3 @@ def _why_sum_moves(sum_of, norm_of, crowd, factor, has_signs, pair) -> str | Non
 
 def _norm(gradients) -> float:
     return math.hypot(*[float(np.linalg.norm(gradient)) for gradient in gradients])
-
-
-def _handles(graph: tf.Graph) -> list[tf.Tensor]:
-    """Of every variable that the graph reads, whoever owns it, on the replica it was traced for.
-
-    Through its handle, since not everything that reads a variable tells the graph which one.
-    """
-    resources = [outer for outer, _ in graph.captures if outer.dtype == tf.resource]
-    return [handle for handle in resources if _dtype_of(handle) is not None]
-
-
-def _dtype_of(handle) -> tf.DType | None:
-    """None for tables and the like."""
-    data = resource_variable_ops.get_eager_safe_handle_data(handle)
-    if data is None or not data.is_set or len(data.shape_and_type) != 1:
-        return None
-    return tf.dtypes.as_dtype(data.shape_and_type[0].dtype)
-
-
-@contextlib.contextmanager
-def _random_weights(
-    handles: Sequence[tf.Tensor], number: int, integers: bool = True
-) -> Iterator[bool]:
-    """Gives variables random values, and then back what they had, to the last bit.
-
-    What is zero at first, as many a last kernel is, hides what lies before it.
-
-    Args:
-      handles: of variables of any type.
-      number: of the round, from 1, see `_ROUNDS`.
-      integers: whether those and booleans get other values too.
-
-    Yields:
-      Whether an integer or boolean has another value.
-    """
-    draws = np.random.default_rng(number)
-    has_moved_integers = False
-    with contextlib.ExitStack() as restored:
-        for handle in handles:
-            dtype = _dtype_of(handle)
-            before = tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype).numpy()
-            if dtype.is_floating or dtype.is_complex:
-                new = _random_floats(before, number, draws)
-            elif integers and (dtype.is_integer or dtype.is_bool):
-                new = _other_integers(before, number)
-                has_moved_integers |= not np.array_equal(new, before)
-            else:
-                continue
-            # Before it is changed; all are restored, whatever one of them raises.
-            restored.callback(_assign, handle, before, dtype)
-            _assign(handle, new, dtype)
-        yield has_moved_integers
-
-
-def _random_floats(before: np.ndarray, number: int, draws: np.random.Generator) -> np.ndarray:
-    distance, direction, _ = _ROUNDS[number - 1]
-    noise = draws.normal(size=before.shape)
-    if before.ndim > 1:
-        return noise / math.sqrt(math.prod(before.shape[:-1]))
-    # At least half the distance: what multiplies a difference must not be small by chance.
-    lengths = distance * (0.5 + np.abs(noise))
-    signs = {'up': 1.0, 'down': -1.0, 'any': np.where(noise < 0, -1.0, 1.0)}[direction]
-    return before + signs * lengths
-
-
-def _other_integers(before: np.ndarray, number: int) -> np.ndarray:
-    moved_by = _ROUNDS[number - 1][-1]
-    if before.dtype == bool:
-        return before ^ bool(moved_by)
-    return before + np.asarray(moved_by).astype(before.dtype)
-
-
-def _assign(handle: tf.Tensor, value: np.ndarray, dtype: tf.DType) -> None:
-    value = tf.constant(np.asarray(value).astype(dtype.as_numpy_dtype), dtype)
-    tf.raw_ops.AssignVariableOp(resource=handle, value=value)

@@ -32,105 +32,23 @@ from typing import Any
 import dp_accounting
 
 from tf_efsgd import files
-from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.plan import (
+    FIXED,
+    Plan,
+    event_from_json,
+    event_to_json,
+    from_json,
+    to_json,
+)
 
 _FORMAT = 5
 
-# Of a plan, what no change may touch.
-_FIXED = (
-    'dataset',
-    'dataset_size',
-    'image_shape',
-    'num_classes',
-    'images_per_person',
-    'persons',
-    'private_parameters',
-    'target_delta',
-    'warm_start_event',
-    'warm_start_noise_multiplier',
-    'learned_features_share',
-)
 # The position at which every ledger starts.
 START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
 
 
 class LedgerError(ValueError):
     """The ledger cannot be trusted or cannot be spent from; the message is one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a run may spend, fixed before its first step. Public.
-
-    Attributes:
-      dataset: name of the data set.
-      dataset_size: declared number of records, N.
-      image_shape: (H, W, C).
-      num_classes: number of labels.
-      event: the event of one step; None when nothing is private.
-      unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
-      expected_batch_size: mean number of records in a step.
-      mechanism: the numbers that define a step, by name; empty when nothing is private.
-      private_parameters: how many parameters a step updates.
-      warm_start_event: of what is released before the first step, like `event`; None without.
-      warm_start_noise_multiplier: sigma_w of that, over what one record moves it by; None without.
-      learned_features_share: of its 1/sigma^2, for a second release; 0 without one.
-      train_steps: the number of steps that may be reserved in all.
-      target_delta: delta in (0, 1); None when nothing is private.
-      target_epsilon: what sigma was calibrated for; None when sigma was given.
-      steps_per_entry: the largest count of one entry.
-      settings_sha256: of the settings that no resumed run may change.
-      images_per_person: K, where the unit of privacy is one person with up to K images; None where
-        it is one image.
-      persons: declared number of persons then.
-    """
-
-    dataset: str
-    dataset_size: int
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    event: dp_accounting.DpEvent | None
-    unproven_event: dp_accounting.DpEvent | None
-    expected_batch_size: int
-    mechanism: dict
-    private_parameters: int
-    warm_start_event: dp_accounting.DpEvent | None
-    warm_start_noise_multiplier: float | None
-    learned_features_share: float
-    train_steps: int
-    target_delta: float | None
-    target_epsilon: float | None
-    steps_per_entry: int
-    settings_sha256: str
-    images_per_person: int | None = None
-    persons: int | None = None
-
-    @property
-    def unit_of_privacy(self) -> str:
-        """What is added to or removed from a data set to make a neighbour of it."""
-        if self.images_per_person is None:
-            return 'one image with its label'
-        return f'one person, with up to {self.images_per_person} images and their labels'
-
-    @property
-    def images_per_unit(self) -> int:
-        """How many images one unit of privacy has at most."""
-        return self.images_per_person or 1
-
-    @property
-    def units(self) -> int:
-        """The declared number of units of privacy: images or persons."""
-        return self.dataset_size if self.images_per_person is None else self.persons
-
-    @property
-    def one_unit(self) -> str:
-        """'one image' or 'one person'."""
-        return 'one image' if self.images_per_person is None else 'one person'
-
-    @property
-    def name_of_units(self) -> str:
-        """'images' or 'persons'."""
-        return 'images' if self.images_per_person is None else 'persons'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +149,7 @@ class Ledger:
                     'unit_of_privacy': plan.unit_of_privacy,
                     'format': _FORMAT,
                     'run_id': self.run_id,
-                    **_to_json(plan),
+                    **to_json(plan),
                 }
             )
             files.publish(temporary, self._path)
@@ -247,7 +165,7 @@ class Ledger:
         files.sync(self._path.parent)
 
     def _lock(self):
-        """Takes the lock that the kernel lets go of when this process ends, however it ends."""
+        """Takes a lock that the kernel releases when this process ends, however it ends."""
         try:
             files.lock(self._file, self._path)
         except files.NoLocksError as error:
@@ -383,11 +301,11 @@ class Ledger:
         Raises:
           LedgerError: if the plan is for other records.
         """
-        for name in _FIXED:
+        for name in FIXED:
             old, new = getattr(self.plan, name), getattr(plan, name)
             if old != new:
                 raise LedgerError(f'{self._path}: {name} was {old}, is {new}; it cannot change.')
-        self._append({'kind': 'change', **_to_json(plan)})
+        self._append({'kind': 'change', **to_json(plan)})
         self.plans.append(plan)
 
     def note_unverified_resume(self) -> None:
@@ -415,14 +333,14 @@ class Ledger:
         self.entries.append(_entry(self._append(self._steps_entry(steps))))
 
     def _steps_entry(self, steps: int, **more) -> dict:
-        entry = {'kind': 'steps', 'count': steps, 'event': _event_to_json(self.plan.event), **more}
+        entry = {'kind': 'steps', 'count': steps, 'event': event_to_json(self.plan.event), **more}
         return {**entry, 'dataset': self.plan.dataset}
 
     def _release_entry(self, kind: str, **more) -> dict:
         """The first release carries the event of both."""
         event = {}
         if kind == 'warm_start':
-            event = {'event': _event_to_json(self.first_plan.warm_start_event)}
+            event = {'event': event_to_json(self.first_plan.warm_start_event)}
         return {'kind': kind, **event, **more, 'dataset': self.plan.dataset}
 
     def _append(self, entry: dict) -> dict:
@@ -472,7 +390,7 @@ class Ledger:
             self._charge_torn_line(len(torn))
 
     def _charge_torn_line(self, torn_bytes: int) -> None:
-        """Counts the most that a line which a power cut left can have been: what was due.
+        """Charges the largest entry that a line which a power cut tore can have been.
 
         On disk that takes the line's place with the next entry, so that who only looks, or refuses
         the ledger, leaves it as it is.
@@ -510,7 +428,7 @@ class Ledger:
                 self.entries.append(steps)
             elif kind == 'warm_start' and number:
                 planned = self.first_plan.warm_start_event
-                event = _event_from_json(entry['event'])
+                event = event_from_json(entry['event'])
                 intact = intact and self.warm_start_is_due and event == planned
                 self.warm_start = {name: entry[name] for name in ('sha256', 'version')}
             elif kind == 'learned_features' and number:
@@ -519,7 +437,7 @@ class Ledger:
             elif kind == 'unverified' and number:
                 self.unverified_resumes += 1
             elif kind == ('change' if number else 'plan'):
-                self.plans.append(_plan(entry))
+                self.plans.append(from_json(entry))
                 if not number:
                     self.run_id = entry['run_id']
             else:
@@ -536,35 +454,10 @@ class Ledger:
 
 
 def new_run_id() -> str:
-    """Names a run for good; public."""
+    """A new name for a run, which keeps it wherever its folder moves; public."""
     return secrets.token_hex(16)
 
 
-# Fields of a plan that hold an event: dictionaries in the file, objects everywhere else.
-_EVENTS = ('event', 'unproven_event', 'warm_start_event')
-
-
-def _event_to_json(event: dp_accounting.DpEvent | None) -> dict | None:
-    return None if event is None else accounting.event_to_dict(event)
-
-
-def _event_from_json(values: dict | None) -> dp_accounting.DpEvent | None:
-    return None if values is None else accounting.event_from_dict(values)
-
-
-def _to_json(plan: Plan) -> dict[str, Any]:
-    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    return {
-        name: _event_to_json(value) if name in _EVENTS else value for name, value in values.items()
-    }
-
-
-def _plan(entry: dict) -> Plan:
-    values = {field.name: entry[field.name] for field in dataclasses.fields(Plan)}
-    values |= {name: _event_from_json(values[name]) for name in _EVENTS}
-    return Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})
-
-
 def _entry(entry: dict) -> Entry:
-    event = _event_from_json(entry['event'])
+    event = event_from_json(entry['event'])
     return Entry(event, entry['count'], entry['time'], entry.get('torn', False))

@@ -21,7 +21,7 @@ from tf_efsgd.privacy import accounting, grid
 
 ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
 
-# How many parameters a private step is counted to update where nobody says how many.
+# The number of parameters that is accounted where nobody says how many a private step updates.
 ASSUMED_PARAMETERS = 2**20
 # Clipping squares lengths in float32: beyond these they would underflow or overflow.
 _SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9

@@ -126,6 +126,11 @@ class PrivateOptimizer(_Behind):
         self._parameters_claimed = self._parameters
         return self._event(self._parameters)
 
+    @property
+    def counted_parameters(self) -> int:
+        """How many parameters `dp_event` counts: 2^20, or more where a step so far had more."""
+        return self._parameters
+
     def dp_event_of(self, var_list: Sequence[tf.Variable]) -> dp_accounting.DpEvent:
         """`dp_event` of a step that updates these variables, true before the first one too.
 
@@ -311,7 +316,7 @@ class PrivateOptimizer(_Behind):
         return tf.maximum(batch_size, 1.0)
 
     def _create_slots(self, var_list):
-        """Those of the base class, then E: whoever makes the slots makes all, in one order.
+        """Makes those of the base class, then E: all at once, always in the same order.
 
         An HDF5 file knows them by their order alone.
         """

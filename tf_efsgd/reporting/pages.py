@@ -79,7 +79,8 @@ def write_page(path: str | os.PathLike[str], title: str, parts: list[str]) -> No
       parts: HTML, one after the other.
     """
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(parts))
-    files.write_atomically(path, page)
+    # Names of folders need not be UTF-8.
+    files.write_atomically(path, page.encode('utf-8', 'replace'))
 
 
 def banner(heading: str, text: str, *, may_be_shared: bool) -> str:

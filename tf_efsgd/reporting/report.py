@@ -116,6 +116,46 @@ def write_report(
     pages.write_page(path, title, sections)
 
 
+def write_privacy_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    statement: Mapping[str, Any],
+    about: Mapping[str, Any],
+    samples_png: str | None,
+    sample_caption: str,
+) -> None:
+    """Writes the page that goes with a synthetic data set, as one HTML file.
+
+    Args:
+      path: the file to write.
+      title: the heading.
+      statement: the privacy statement of the generator; with `private` as in `write_report`.
+      about: how the data set was generated, values by name; public.
+      samples_png: path of a PNG of generated images, or None.
+      sample_caption: what stands below it.
+
+    Raises:
+      ValueError: as `write_report`.
+    """
+    private = bool(statement.get('private'))
+    if private:
+        _check_claim(statement, [])
+    sections = [
+        _banner(private, statement),
+        pages.section('Images of this generator', _samples(samples_png, sample_caption)),
+        pages.section('What this means', _promise(statement) if private else _no_promise()),
+        pages.section(
+            'How the images were made',
+            '<p>The images were drawn from a trained generator. Drawing looks at the generator, a '
+            'number of images and a seed, and at nothing else: more images, or fewer, reveal '
+            'nothing more about the records that it learned from.</p>\n' + pages.facts(about, {}),
+        ),
+        pages.section('Privacy statement of the generator', _facts(private, statement)),
+    ]
+    pages.write_page(path, title, sections)
+
+
 def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> None:
     """Raises ValueError unless statement and history fit a page that may be shared."""
     epsilon, delta = statement.get('epsilon'), statement.get('delta')

@@ -9,8 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tf_efsgd import budget, config
-from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
+from tf_efsgd import config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,8 +190,17 @@ def _plain_noise(privacy: config.PrivacyConfig, size: int) -> tuple[float, float
     """What plain DP-SGD needs at the same target: for the steps, and for a warm start."""
     plain = dataclasses.replace(privacy, error_feedback='none')
     facts = {'dataset': '', 'dataset_size': size, 'image_shape': (0, 0, 0), 'num_classes': 0}
+    # Their accountant takes a second to load: not for --help.
+    from tf_efsgd import budget
+    from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
+
     plan = budget.make_plan(
-        config.RunConfig(privacy=plain), facts, ASSUMED_PARAMETERS, say=lambda *_, **__: None
+        plain,
+        facts,
+        ASSUMED_PARAMETERS,
+        steps_per_entry=1,
+        settings_sha256='',
+        say=lambda *_, **__: None,
     )
     of_warm_start = plan.warm_start_noise_multiplier
     return (

@@ -82,7 +82,7 @@ def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | 
     Raises:
       ConfigError: if there is no such network, or it does not go with these images.
     """
-    if not recipes.uses_public_features(config):
+    if not recipes.uses_public_features(config.privacy):
         return None
     enlarge = public_network.choose_enlargement(train.image_shape[0], train.num_classes)
     return as_config_error(

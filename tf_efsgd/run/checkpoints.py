@@ -114,8 +114,8 @@ class RunCheckpoints:
                 continue
             place = files.without_wildcards(path)
             status = self._checkpoint.read(str(place / _PREFIX)).assert_existing_objects_matched()
-            # Optimizers take their slots when they make them; a run that trains no more makes
-            # none, and is not to be warned of that.
+            # An optimizer restores its slots when it makes them; a run that trains no more makes
+            # none, and needs no warning.
             status.expect_partial()
             return manifest['ledger']
         if found:

@@ -28,7 +28,7 @@ class Interrupted(Exception):
 
 
 class TensorFlowError(Exception):
-    """TensorFlow failed; the message leaves out what it said, which may tell of the records.
+    """TensorFlow failed; the message leaves out its text, which may be about the records.
 
     Attributes:
       how_to_continue: see `with_how_to_continue`.
@@ -69,7 +69,7 @@ def without_private_text(show: bool) -> Iterator[None]:
     """Turns TensorFlow's errors into ours: their texts hold shapes, and so the size of a batch.
 
     Args:
-      show: whether TensorFlow's own error is shown all the same.
+      show: whether to show TensorFlow's own error instead.
 
     Raises:
       TensorFlowError: in place of TensorFlow's.

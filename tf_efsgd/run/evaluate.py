@@ -175,7 +175,9 @@ def _trained_generator(
 
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
     """What the figures belong to: privacy, steps, time, machine."""
-    statement = budget.make_statement(run_config, spent, step, {})
+    statement = budget.make_statement(
+        spent, step, {}, data=run_config.data, privacy=run_config.privacy, model=run_config.model
+    )
     wanted = ['unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp']
     wanted += ['delta', 'delta_times_units', 'steps', 'public_images']
     return {

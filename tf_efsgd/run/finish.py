@@ -5,16 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import pathlib
 import platform
-import shutil
 
 import tensorflow as tf
 import tensorflow_privacy
 
 from tf_efsgd import budget
-from tf_efsgd.config import recipes
-from tf_efsgd.export import saved_model
+from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.reporting import report
-from tf_efsgd.run import evaluate, messages
+from tf_efsgd.run import evaluate, exports, messages
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
 from tf_efsgd.training import callbacks, samples
@@ -24,29 +22,8 @@ from tf_efsgd.version import __version__
 def finish(run: Context) -> None:
     """Reports, exports, evaluates, and says where everything is."""
     statement = _statement(run)
-    samples_png, page = _last_samples(run.folder), run.folder / run_folder.REPORT
-    report.write_report(
-        page,
-        title=f'{run.ledger.plan.dataset}: synthetic images',
-        private=statement['private'],
-        statement=statement,
-        samples_png=samples_png,
-        sample_caption=samples.SampleGrid.caption(run.dataset.train.class_names),
-        history=callbacks.read_scalars(
-            str(run.folder / run_folder.LOGS), is_private=run.is_private
-        ),
-        # Without where things are on this machine.
-        config_text=run.config.to_flags(
-            dataset=statement['dataset'],
-            person=run_folder.public_rule(run.config.data.person),
-            label=run_folder.public_rule(run.config.data.label),
-            public_features=recipes.without_folder(run.config.privacy.public_features),
-            data_dir=None,
-            tfds_manual_dir=None,
-            cache_dir=None,
-        ),
-    )
-    found = {'sample picture': samples_png, 'report': page}
+    page = write_report(run.folder, run.config, statement)
+    found = {'sample picture': last_samples(run.folder), 'report': page}
     if run.config.run.export:
         found['SavedModel'] = _export(run, statement)
     if run.config.run.evaluate:
@@ -55,16 +32,66 @@ def finish(run: Context) -> None:
     messages.result(statement, found)
 
 
+def write_report(folder: pathlib.Path, config: RunConfig, statement: dict) -> pathlib.Path:
+    """Writes the page of a run, from what lies in its folder.
+
+    Args:
+      folder: of the run.
+      config: its settings.
+      statement: its privacy statement, with the names of the classes.
+
+    Returns:
+      The path of the page.
+    """
+    page = folder / run_folder.REPORT
+    report.write_report(
+        page,
+        title=f'{statement["dataset"]}: synthetic images',
+        private=statement['private'],
+        statement=statement,
+        samples_png=last_samples(folder),
+        sample_caption=samples.SampleGrid.caption(statement['class_names']),
+        history=callbacks.read_scalars(
+            # Of a private run, whatever its epsilon has become.
+            str(folder / run_folder.LOGS),
+            is_private='epsilon' in statement,
+        ),
+        # Without where things are on this machine.
+        config_text=config.to_flags(
+            dataset=statement['dataset'],
+            person=run_folder.public_rule(config.data.person),
+            label=run_folder.public_rule(config.data.label),
+            public_features=recipes.without_folder(config.privacy.public_features),
+            data_dir=None,
+            tfds_manual_dir=None,
+            cache_dir=None,
+        ),
+    )
+    return page
+
+
 def _statement(run: Context) -> dict:
-    statement = budget.make_statement(run.config, run.ledger, run.private_steps, _software())
+    config = run.config
+    statement = budget.make_statement(
+        run.ledger,
+        run.private_steps,
+        software(),
+        data=config.data,
+        privacy=config.privacy,
+        model=config.model,
+    )
     if 'not_covered' in statement:  # Without privacy nothing is.
         statement['not_covered'].append(run.other_runs.not_covered)
-    # Their order says which label is which; they are declared, and public.
-    classes = list(run.dataset.train.class_names)
-    return {**statement, 'classes': classes, **run.other_runs.to_statement()}
+    return {
+        **statement,
+        **run.other_runs.to_statement(),
+        **exports.of_generator(run.gan.ema_generator, run.dataset.train.class_names),
+        **exports.released_counts(run.folder, run.ledger),
+    }
 
 
-def _software() -> dict[str, str]:
+def software() -> dict[str, str]:
+    """Versions by name, for the statement."""
     return {
         'tf_efsgd': __version__,
         'tensorflow': tf.__version__,
@@ -74,26 +101,16 @@ def _software() -> dict[str, str]:
     }
 
 
-def _last_samples(run_dir: pathlib.Path) -> str | None:
+def last_samples(run_dir: pathlib.Path) -> str | None:
+    """The last sample picture of a run; None if there is none."""
     pictures = sorted((run_dir / run_folder.SAMPLES).glob('step_*.png'))
     return str(pictures[-1]) if pictures else None
 
 
 def _export(run: Context, statement: dict) -> str:
-    target = run.folder / 'export' / '1'
-    if target.exists():
+    target, is_new = exports.export(run.folder, run.gan.ema_generator, statement)
+    if not is_new:
         print(f'{target} exists already and is kept.')
-        return str(target)
-    target.parent.mkdir(exist_ok=True)
-    for stale in target.parent.glob('.1.tmp-*'):  # A crash while it was written.
-        shutil.rmtree(stale)
-    saved_model.export_generator(
-        run.gan.generate,
-        run.gan.ema_generator.variables,
-        target,
-        num_classes=run.ledger.plan.num_classes,
-        statement=statement,
-    )
     return str(target)
 
 

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shlex
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -71,7 +72,9 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
     """
     data, privacy = config.data, config.privacy
     places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir', 'cache_dir')}
-    whole = {name: _whole(path) for name, path in places.items() if path is not None}
+    whole: dict[str, Any] = {
+        name: _whole(path) for name, path in places.items() if path is not None
+    }
     scheme, _, path = data.dataset.partition(':')
     if _folder_of_records(config) is not None:
         whole['dataset'] = f'{scheme}:{_whole(path)}'
@@ -177,7 +180,7 @@ def _check_resume(run_dir, config, given, has_files) -> RunConfig:
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
     if not has_files:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
-    # As settings to resume with: those of a changed run do not start another.
+    # Read as settings to resume with: those of a changed run cannot start a new one.
     before = read_settings(run_dir)
     config = recipes.as_before(config.with_public_facts_of(before), given, before)
     changed = forbidden_changes(before, config)
@@ -365,7 +368,7 @@ def load_records(config: RunConfig) -> records.Dataset:
     # What is in files is for the terminal alone.
     for note in (*dataset.notes, *_small_classes(dataset.train)):
         print(note)
-    # Those of an earlier start are declared by now, and were read all the same.
+    # Facts that an earlier start read are declared by now; they stay marked as read.
     read_off = tuple(
         name for name in records.READ_OFF if name in data.read_off or name in dataset.read_off
     )

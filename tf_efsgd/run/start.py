@@ -92,8 +92,15 @@ def make_plan(
       ConfigError: if the settings do not fit the records, or the plan of the run to resume.
     """
     if book is None:
-        return budget.make_plan(config, public_facts(dataset), parameters)
-    plan = budget.changed_plan(config, book) or book.plan
+        return budget.make_plan(
+            config.privacy,
+            public_facts(dataset),
+            parameters,
+            steps_per_entry=config.run.log_steps,
+            settings_sha256=settings_hash(config),
+        )
+    is_allowed = config.run.change_mechanism
+    plan = budget.changed_plan(config.privacy, book, is_allowed=is_allowed) or book.plan
     _check_parameters(book.plan, parameters)
     return plan
 
@@ -298,7 +305,7 @@ def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
 
 
 def _check_parameters(plan: ledger.Plan, parameters: int) -> None:
-    """What a step releases is counted by their number."""
+    """Refuses another number of parameters than the plan's: the account depends on it."""
     if parameters != plan.private_parameters:
         raise ConfigError(
             f'The networks have {parameters} parameters that private steps update, and '

@@ -81,8 +81,8 @@ class ProgressBar(EveryStep):
       last_step: step at which the run ends.
       every: steps between updates of epsilon.
       epsilon: steps -> an upper bound on the epsilon spent; None when nothing is private. It holds
-        for whoever meant to stop at that step; who stops because of what was seen has spent that
-        of the whole plan, so that is shown too.
+        for a run that was planned to stop at that step. A run that stops because of what it showed
+        has spent the epsilon of the whole plan, so that is shown too.
     """
 
     def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
@@ -247,7 +247,7 @@ class StopOnSignal(tf.keras.callbacks.Callback):
 
 
 def prefix(is_private: bool) -> str:
-    """With what TensorBoard's tags begin: dp, or nonprivate for what no epsilon covers."""
+    """The prefix of TensorBoard's tags: dp, or nonprivate for what no epsilon covers."""
     return 'dp' if is_private else 'nonprivate'
 
 

@@ -62,7 +62,7 @@ def fit(
     variables = generator.trainable_variables
     averaged = [AveragedTarget(target) for target in targets]
 
-    # Made by the first step, it would be traced twice.
+    # If the first step made its variables, it would be traced twice.
     optimizer._create_all_weights(variables)
 
     @tf.function(autograph=False)
@@ -104,7 +104,7 @@ def fit(
 
 
 def _digest(targets: Sequence[Target], *settings) -> str:
-    """Tells the fit that a checkpoint is of from others."""
+    """The name of the checkpoints of this very fit."""
     digest = hashlib.sha256(repr(settings).encode())
     for target in targets:
         digest.update(target.means.numpy().tobytes())
@@ -116,7 +116,7 @@ def _restore(checkpoints: tf.train.CheckpointManager) -> None:
     path = checkpoints.latest_checkpoint
     if path is None:
         return
-    try:  # What a crash or a bad disk damaged must not be found out half way.
+    try:  # Damage by a crash or a bad disk must be found before anything is restored.
         reader = tf.train.load_checkpoint(path)
         for name in reader.get_variable_to_shape_map():
             reader.get_tensor(name)

@@ -380,8 +380,8 @@ class EFSGDGan(PrivateModel, Schedule):
 
             def losses_of():
                 losses, logits = self._losses_of_generated(*generated)
-                told = tf.cast(logits < 0, tf.float32)
-                seen.append(tf.stack([tf.reduce_sum(told), tf.reduce_sum(losses)]))
+                recognised = tf.cast(logits < 0, tf.float32)
+                seen.append(tf.stack([tf.reduce_sum(recognised), tf.reduce_sum(losses)]))
                 return losses
 
             public = self._sum_of_generated(losses_of, generated, learns_of_generated)
@@ -489,10 +489,10 @@ class EFSGDGan(PrivateModel, Schedule):
 
 
 def _check_posterior(discriminator: tf.keras.Model, generator: tf.keras.Model) -> None:
-    told = discriminator.output[POSTERIOR].shape[-1]
+    numbers = discriminator.output[POSTERIOR].shape[-1]
     latent_dim = generator.input[LATENTS].shape[-1]
-    if told != 2 * latent_dim:
+    if numbers != 2 * latent_dim:
         raise ValueError(
             f'The posterior must be of the {latent_dim} latents of the generator, so '
-            f'{2 * latent_dim} numbers. Received: {told}.'
+            f'{2 * latent_dim} numbers. Received: {numbers}.'
         )

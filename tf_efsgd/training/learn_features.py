@@ -10,11 +10,11 @@ import tensorflow as tf
 
 from tf_efsgd.privacy.features.learned import LAYERS
 
-# Generated images, balanced, from which the classifier learns, fewer where they are large, and how.
+# The classifier learns from so many generated images, balanced, fewer where they are large.
 _IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
 _MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
 _CLASSIFIER_LEARNING_RATE = 1e-3
-# Of them, those that the scales are measured on, and of each class at least.
+# The scales are measured on so many of them, and on at least so many of each class.
 _MEASURED, _MEASURED_OF_CLASS = 1000, 4
 # That distance is never taken for shorter than this part of the length of what a layer puts out:
 # where all images look alike to it, rounding is what it would see.

@@ -17,9 +17,9 @@ import tensorflow as tf
 from tf_efsgd.data.images import to_float
 from tf_efsgd.privacy import optimizer as private_optimizer
 
-# Of records to try the private loss on: two times three, so that others confirm what some show.
+# The private loss is tried on so many records: two times three, so that three confirm the others.
 _NUM_MADE_UP = 6
-# Made-up records in a batch of the size of the run's, and pixels of them.
+# The sizes of a made-up batch that is as large as those of the run, in records and in pixels.
 _SMALLEST_CROWD, _LARGEST_CROWD, _LARGEST_CROWD_PIXELS = 20, 256, 2**20
 
 CLIPPINGS = ('auto', 'fast', 'vectorized')
@@ -45,7 +45,7 @@ class PrivateModel(tf.keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self._tried = Box()
-        # Not an attribute of plain tensors, which Keras could come to track.
+        # In a box: Keras might track an attribute of plain tensors.
         self._measured = Box()
 
     def _private_models(self) -> list[tf.keras.Model]:
@@ -63,7 +63,7 @@ class PrivateModel(tf.keras.Model):
         raise NotImplementedError
 
     def _drawn_shapes(self) -> dict[str, tf.TensorShape]:
-        """By name the shapes, without batch, of what the loss of each record is random by."""
+        """The shapes, by name and without batch, of the random inputs of each record's loss."""
         raise NotImplementedError
 
     def _record_shape(self) -> tuple[int, ...]:
@@ -160,7 +160,7 @@ class PrivateModel(tf.keras.Model):
             step = tf.function(step, autograph=False)
 
         def train_function(iterator):
-            # What was measured on records stays out of what Keras is given, and so writes down.
+            # Keras writes down what it is given, so it is not given what was measured on records.
             logs, self._measured.value = step(iterator, noise.next(shapes))
             return logs
 
@@ -217,7 +217,7 @@ class PrivateModel(tf.keras.Model):
         return [tf.cast(g, tf.float64) for g in gradient], []
 
     def _draw_for_records(self, labels, step_noise, first=0) -> dict[str, tf.Tensor]:
-        """What the private loss of each record is random by: inputs of the decoding generator."""
+        """Draws the random inputs of each record's loss: those of the decoding generator."""
         return private_optimizer.draw_for_records(
             self._drawn_shapes(), tf.shape(labels)[0], step_noise, first
         )
@@ -233,7 +233,7 @@ class PrivateModel(tf.keras.Model):
         """Random (images, labels, draws), to try the private loss on; no two are alike."""
         draws = np.random.default_rng(0)
         images = draws.uniform(-1.0, 1.0, [count, *self._record_shape()])
-        # Of different contrast: a batch's extremes must tell who else is in it.
+        # Of different contrast, so that the extremes of a batch depend on which records are in it.
         contrast = np.resize([1.0, 0.1, 0.4], count)
         images *= contrast.reshape([-1] + [1] * (images.ndim - 1))
         return (

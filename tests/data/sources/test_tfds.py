@@ -70,6 +70,7 @@ def test_tfds_set_without_train_is_refused(own_tfds):
         load({'test': range(5)})
 
 
+@pytest.mark.acceptance
 def test_real_tfds_mnist_equals_the_idx_files(test_data, caplog):
     prepared = test_data / 'tfds'
     if not (prepared / 'mnist').is_dir() or not (test_data / 'mnist').is_dir():
@@ -82,6 +83,7 @@ def test_real_tfds_mnist_equals_the_idx_files(test_data, caplog):
     assert 220 < len(ours.train) < 380 and rows_of(ours.train) < rows_of(idx.train)
 
 
+@pytest.mark.acceptance
 def test_fashion_mnist_is_prepared_from_files_without_network(test_data, tmp_path):
     files = test_data / 'fashion_mnist'
     if not files.is_dir():

@@ -9,10 +9,10 @@ import dp_accounting
 import numpy as np
 from dp_accounting import pld, rdp
 
-# What rounding can take from the Renyi divergence of one event, and more: 1e-13 was seen.
+# Rounding takes less than this from the Renyi divergence of one event; 1e-13 was seen.
 _DIVERGENCE_ROUNDING = 1e-12
-# What rounding can add to delta in a privacy loss distribution, and more. Below the least delta,
-# where that would count, PLD gives no bound.
+# Rounding adds less than this to delta in a privacy loss distribution. Below the smallest delta,
+# where that would matter, PLD gives no bound.
 _PLD_ROUNDING, SMALLEST_PLD_DELTA = 1e-11, 0.99e-8
 
 
@@ -59,12 +59,12 @@ def _number_of_events(event: dp_accounting.DpEvent) -> int:
 def parts_of(
     event: dp_accounting.DpEvent, steps: int, warm_start: dp_accounting.DpEvent | None = None
 ) -> list[tuple[dp_accounting.DpEvent, int]]:
-    """(event, count) of what is done at all, in order."""
+    """The pairs (event, count) that have an event and a count, in order."""
     return [(one, count) for one, count in ((warm_start, 1), (event, steps)) if one and count]
 
 
 def compose(parts: Sequence[tuple[dp_accounting.DpEvent, int]]) -> dp_accounting.DpEvent:
-    """The one event that at least one (event, count) is in all."""
+    """The one event that these pairs (event, count), at least one, compose to."""
     events = [dp_accounting.SelfComposedDpEvent(one, count) for one, count in parts]
     return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
 

@@ -19,11 +19,12 @@ from tf_efsgd.privacy.accounting.epsilon import NO_PRIVACY, rdp_epsilon
 from tf_efsgd.privacy.accounting.events import step_event
 from tf_efsgd.privacy.accounting.gaussian import gaussian_mu
 
-# Least noise over what one unit of privacy moves a release by: less protects nothing.
+# The smallest noise, relative to what one unit of privacy moves a release by. Less protects
+# nothing.
 SMALLEST_NOISE = 0.25
 # Between privacy losses; dp_accounting's own is 1e-4.
 _COARSE_INTERVAL = 1e-3
-# Share of the target that a calibrated run spends at the least.
+# A calibrated run spends at least this share of its target.
 _TIGHT = 0.998
 # What calibrate_dp_mechanism raises when it gives up; none of them is a ValueError.
 _NOT_CALIBRATED = (
@@ -55,7 +56,7 @@ def calibrate_unsampled_noise_multiplier(
     return math.sqrt(steps) / mu
 
 
-# Of what a process asks for again, as a planner and a table of runs do.
+# A planner and a table of runs ask for the same noise again.
 @functools.lru_cache(maxsize=256)
 def calibrate_noise_multiplier(
     target_epsilon: float,

@@ -19,9 +19,9 @@ import tensorflow as tf
 GROUPS = 8
 # Of the constant feature that counts the records of a class.
 COUNT = 0.1
-# Rounding to the grid shall not carry a usual record beyond norm 1.
+# Leaves room for rounding to the grid, so that a usual record stays within norm 1.
 BOUND = 1.0 - 1e-5
-# By so much a record's contribution that is too long is scaled down further, time after time.
+# A contribution that is too long after rounding is scaled down by this factor, again and again.
 _SHRINK = 1.0 - 2.0**-20
 
 

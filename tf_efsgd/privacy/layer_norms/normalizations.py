@@ -77,7 +77,7 @@ def layer_normalization_computation(
     if 0 in axes:
         raise UnsupportedLayerError('mixes the examples of a batch')
     gamma, beta = layer_instance.gamma, layer_instance.beta
-    # Not by assignment, with which Keras would untrack them.
+    # An assignment would make Keras untrack them.
     layer_instance.__dict__.update(gamma=None, beta=None)
     try:
         normalized = layer_instance.call(inputs)

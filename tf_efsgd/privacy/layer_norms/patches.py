@@ -141,7 +141,7 @@ def _by_blocks(function, like: tf.Tensor, most: int | None) -> list[tf.Tensor]:
         return function(lambda x: x)
     batch = tf.shape(like)[0]
     count = tf.maximum(1, -(-batch // most))
-    # All of one size, as XLA wants it: the last ones overlap by less than there are blocks.
+    # XLA wants blocks of one size: the last ones overlap, by less than there are blocks.
     size = -(-batch // count)
 
     def start_of(block):

@@ -200,7 +200,7 @@ class Products:
         """As in `PerExample`."""
         if self._positions == 1:
             return self._contracted(weights, take(self._inputs), take(self._gradients))
-        # Not over records and positions at once: float32 would round as often as there are both.
+        # A sum over records and positions at once would round as often as there are both.
         if self._products is not None:
             products = take(self._products)
         else:

@@ -153,7 +153,7 @@ def read_own(folder: pathlib.Path, key: bytes, run_id: str) -> tuple[Memory | No
 
 
 def keep_aside(path: pathlib.Path) -> None:
-    """Gives a damaged sketch a name under which it stays, and is told of at every start."""
+    """Renames a damaged sketch, so that it is kept and every start reports it."""
     number = 1
     while (aside := path.with_name(f'{path.name}.{number}{DAMAGED}')).exists():
         number += 1
@@ -224,7 +224,7 @@ def close_to_others(folder: pathlib.Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """One process at a time; the kernel lets go when a process ends, however it ends."""
+    """Holds a lock that one process has at a time; the kernel releases it when that ends."""
     path = pathlib.Path(folder) / LOCK
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)

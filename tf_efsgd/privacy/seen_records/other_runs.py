@@ -1,4 +1,4 @@
-"""What the other runs on the same records may spend: as it is told, stated and limited."""
+"""What the other runs on the same records may spend: how it is printed, stated and limited."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class OtherRuns:
         if not self.is_compared or (is_all and self.not_known):
             return nothing
         promises = [
-            # By the texts of the rules alone: whether tables are equal tells of the persons.
+            # By the texts of the rules alone: whether tables are equal depends on persons.
             nothing
             if unit == run.promise.unit == PERSON
             and (run.public_rule is None or run.public_rule != self.public_rule)

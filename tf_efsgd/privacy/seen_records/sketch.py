@@ -118,5 +118,5 @@ def ownership_of(
 
 
 def hash_of_rule(key: bytes, rule: bytes) -> str:
-    """The keyed hash of a rule of persons, which tells whether two runs have the same."""
+    """The keyed hash of a rule of persons, which shows whether two runs have the same."""
     return hmac.new(key, b'rule' + rule, hashlib.sha256).hexdigest()

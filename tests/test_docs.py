@@ -1,0 +1,96 @@
+"""The commands and snippets of docs/: each is one that exists."""
+
+import ast
+import pathlib
+import re
+import shlex
+
+import pytest
+from absl import flags
+
+from tf_efsgd.cli import arguments, generate, verify
+from tf_efsgd.cli import main as console
+
+_REPO = pathlib.Path(__file__).resolve().parents[1]
+_PAGES = ['sharing.md', 'serving.md']
+
+
+def _blocks(page, language):
+    text = (_REPO / 'docs' / page).read_text('utf-8')
+    found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+    return [block for kind, block in found if kind == language]
+
+
+def _commands(page):
+    """All commands of a page: lines of its blocks, and what stands between backticks."""
+    text = (_REPO / 'docs' / page).read_text('utf-8')
+    lines = [line for block in _blocks(page, '') for line in block.splitlines()]
+    lines += re.findall(r'`(tf-efsgd [^`]*|launch/[^`]*)`', text)
+    return [line for line in lines if line.strip()]
+
+
+def _of(program):
+    return [(page, line) for page in _PAGES for line in _commands(page) if line.startswith(program)]
+
+
+@pytest.mark.parametrize(('page', 'line'), _of('tf-efsgd '))
+def test_every_command_takes_its_flags(page, line):
+    _, name, *rest = shlex.split(line.split('#')[0].replace('...', 'x'))
+    assert name in console.COMMANDS, f'{page}: {line}'
+    command = __import__(f'tf_efsgd.cli.{name}', fromlist=['main'])
+    started = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, 'start', lambda *args, **how: started.update(how, args=args))
+        command.main()
+    values = flags.FlagValues()
+    started['args'][1](values)
+    values.set_gnu_getopt(True)
+    unnamed = values(['tf-efsgd', *rest])[1:]
+    assert len(unnamed) <= (1 if started.get('positional') else 0), f'{page}: {line}'
+
+
+def test_the_commands_are_found():
+    assert len(_of('tf-efsgd ')) >= 12 and len(_of('launch/')) >= 2
+    assert len(_of('curl ')) == 3
+
+
+@pytest.mark.parametrize('page', _PAGES)
+def test_no_line_of_a_block_is_of_another_kind(page):
+    known = ('tf-efsgd ', 'launch/', 'curl ')
+    assert [line for line in _commands(page) if not line.startswith(known)] == []
+
+
+@pytest.mark.parametrize(('page', 'line'), _of('launch/'))
+def test_every_script_is_there(page, line):
+    assert (_REPO / shlex.split(line)[0]).is_file()
+
+
+@pytest.mark.parametrize(('page', 'line'), _of('curl '))
+def test_every_request_is_of_a_signature(page, line):
+    import json
+
+    program, address, option, body = shlex.split(line)
+    assert (program, option) == ('curl', '-d')
+    assert address == 'http://localhost:8501/v1/models/generator:predict'
+    request = json.loads(body)
+    source = (_REPO / 'tf_efsgd' / 'export' / 'saved_model.py').read_text('utf-8')
+    assert f'def {request["signature_name"]}(' in source
+    for name in request['inputs']:
+        assert f"name='{name}'" in source
+
+
+@pytest.mark.parametrize(
+    'snippet', [block for page in _PAGES for block in _blocks(page, 'python')], ids=len
+)
+def test_every_snippet_is_python(snippet):
+    ast.parse(snippet)
+
+
+def test_flags_that_the_tables_name_exist():
+    values = flags.FlagValues()
+    generate.define_flags(values)
+    text = (_REPO / 'docs' / 'sharing.md').read_text('utf-8')
+    named = set(re.findall(r'`--(\w+)', text))
+    assert {'format', 'balance', 'seed', 'json', 'quiet'} <= named <= set(values)
+    values = flags.FlagValues()
+    assert 'path' in verify.define_flags(values)

@@ -1,0 +1,46 @@
+"""Writes the page of a run anew, and says what it spent: tf-efsgd report RUN.
+
+RUN/report.html is made of the last checkpoint, the ledger and the released logs, without the
+records. --json prints the privacy statement.
+"""
+
+from __future__ import annotations
+
+from absl import flags, logging
+
+from tf_efsgd import rounding
+from tf_efsgd.cli import arguments
+
+
+def run(flag_values: flags.FlagValues) -> None:
+    """Writes the page.
+
+    Raises:
+      ConfigError: if there is no such run, or nothing of it was trained.
+      OSError: if the disk is full, say.
+    """
+    run_dir = arguments.given_run('tf-efsgd report', flag_values)
+    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    from tf_efsgd.run import again
+
+    made = again.report(run_dir)
+    statement = made['privacy_statement']
+    spent = 'NOT PRIVATE: do not share the page.'
+    if statement['private']:
+        spent = (
+            f'ε = {rounding.up(statement["epsilon"])} at δ = {statement["delta"]:g}, for '
+            f'{statement["unit_of_privacy"]}.'
+        )
+    arguments.show(made, f'{spent}\n{made["report"]}', flag_values)
+
+
+def _main() -> None:
+    logging.set_verbosity(logging.ERROR)
+    arguments.quieten_tensorflow()
+    with arguments.one_line_errors():
+        run(flags.FLAGS)
+
+
+def main() -> None:
+    """Entry point of the command line."""
+    arguments.start(_main, arguments.define_run_flags, positional=arguments.RUN)

@@ -1,0 +1,105 @@
+"""A list of checksums of a folder, as `sha256sum -c` reads it, and what differs from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import re
+
+from tf_efsgd import files
+
+_LINE = re.compile(r'(\\?)([0-9a-f]{64})[ ][ *](.+)')
+
+
+class ChecksumError(ValueError):
+    """A list of checksums is missing or none; the message says what to do."""
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20):
+            found.update(part)
+    return found.hexdigest()
+
+
+def write(folder: str | os.PathLike, name: str) -> None:
+    """Writes the checksums of all files of a folder into it, and waits until all are on disk.
+
+    Args:
+      folder: with its files.
+      name: of the list, a path in the folder; it holds no checksum of itself. Check it with
+        `cd FOLDER && sha256sum -c NAME`.
+    """
+    folder = pathlib.Path(folder)
+    lines = []
+    for path in _files_of(folder):
+        if path != name:
+            files.sync(folder / path)
+            lines.append(_line(sha256_of(folder / path), path))
+    files.write_atomically(folder / name, os.fsencode(''.join(lines)))
+
+
+def differences(folder: str | os.PathLike, name: str) -> list[str]:
+    """What of a folder is not as its list says, one line for each file; empty when all is well.
+
+    Args:
+      folder: with its files.
+      name: of the list, a path in the folder.
+
+    Raises:
+      ChecksumError: if there is no such list, or it is something else.
+    """
+    folder = pathlib.Path(folder)
+    listed = _read(folder / name)
+    there = {path for path in _files_of(folder) if path != name}
+    lines = [f'{path} is missing' for path in listed if path not in there]
+    lines += [f'{path} is in no list of checksums' for path in sorted(there - set(listed))]
+    lines += [
+        f'{path} was changed: its checksum is another one'
+        for path, digest in listed.items()
+        if path in there and sha256_of(folder / path) != digest
+    ]
+    return lines
+
+
+def _read(path: pathlib.Path) -> dict[str, str]:
+    try:
+        lines = os.fsdecode(path.read_bytes()).split('\n')
+    except OSError as error:
+        raise ChecksumError(
+            f'There is no list of checksums {path}: the folder is not whole, or was not made by '
+            'this program.'
+        ) from error
+    found = {}
+    for line in filter(None, lines):
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ChecksumError(f'{path} is damaged. Received the line: {line[:100]!r}.')
+        found[_unescaped(match[3]) if match[1] else match[3]] = match[2]
+    if not found:
+        raise ChecksumError(f'{path} lists no file: it is damaged.')
+    return found
+
+
+def _files_of(folder: pathlib.Path) -> list[str]:
+    """All files below a folder, with / between the names."""
+    found = []
+    for path, folders, names in os.walk(folder):
+        folders.sort()
+        relative = pathlib.Path(path).relative_to(folder)
+        found += [(relative / name).as_posix() for name in names]
+    return sorted(found)
+
+
+def _line(digest: str, path: str) -> str:
+    """A line as `sha256sum` writes it: with a backslash before it where the name has one."""
+    escaped = path.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r')
+    return f'{"" if escaped == path else chr(92)}{digest}  {escaped}\n'
+
+
+def _unescaped(path: str) -> str:
+    codes = {'\\n': '\n', '\\r': '\r', '\\\\': '\\'}
+    return re.sub(r'\\[nr\\]', lambda match: codes[match[0]], path)

@@ -1,0 +1,78 @@
+"""Images from an exported generator, also one of an earlier version of this program."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.export import versions
+
+# A label that no generator has: the error for it says how many there are.
+_NO_LABEL = 2**31 - 1
+
+
+class ExportedGenerator:
+    """A generator read from an export; nothing but that folder is looked at.
+
+    Args:
+      path: of the export, as `versions.find` returns it.
+
+    Raises:
+      ExportError: if it cannot be read.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        self.statement = versions.read_statement(path)
+        try:
+            self._loaded = tf.saved_model.load(str(path))
+            signatures = self._loaded.signatures
+            self._draw = signatures['serving_default']
+        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+            raise versions.ExportError(
+                f'{path} cannot be read as an exported generator: export the run again.'
+            ) from error
+        self._from_seed = signatures.get('from_seed') if hasattr(signatures, 'get') else None
+        shape = self._draw.structured_outputs['images'].shape
+        # Height, width and channels of an image.
+        self.image_shape = tuple(shape.as_list()[1:])
+        self.class_names = tuple(self._read_names())
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same seed gives the same images: not in exports of earlier versions."""
+        return self._from_seed is not None
+
+    def generate(self, labels: np.ndarray, seed: tuple[int, int]) -> np.ndarray:
+        """One image per label.
+
+        Args:
+          labels: integers [n] in [0, number of classes).
+          seed: of the draw, two numbers in [0, 2^31).
+
+        Returns:
+          uint8 [n, H, W, C].
+        """
+        labels = tf.constant(np.asarray(labels, np.int32))
+        if self._from_seed is not None:
+            drawn = self._from_seed(labels=labels, seed=tf.constant(seed, tf.int32))
+            return drawn['images'].numpy()
+        images = self._draw(labels=labels)['images'].numpy()
+        return np.round(images * 255.0).astype(np.uint8)
+
+    def _read_names(self) -> list[str]:
+        names = self.statement.get('class_names')
+        if names is not None:
+            return names
+        try:
+            self._draw(labels=tf.constant([_NO_LABEL]))
+        except tf.errors.InvalidArgumentError as error:
+            match = re.search(r'labels must be in \[0, (\d+)\]', error.message)
+            if match:
+                return [str(label) for label in range(int(match[1]) + 1)]
+        raise versions.ExportError(
+            f'{self.path} does not say which classes it has: export the run again.'
+        )

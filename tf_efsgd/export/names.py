@@ -1,0 +1,59 @@
+"""Names of classes as names of folders, safe on every file system. No TensorFlow."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# Bytes of a name; file systems end at 255, and a path has several.
+_LONGEST = 80
+# Readers of folders of images take these, standing alone in a path, for names of splits.
+_SPLITS = (
+    *('train', 'training', 'test', 'testing', 'eval', 'evaluation', 'dev', 'val', 'valid'),
+    'validation',
+)
+# Names that Windows keeps for itself, with any ending.
+_DEVICES = ('con', 'prn', 'aux', 'nul', *(f'{p}{n}' for p in ('com', 'lpt') for n in range(10)))
+
+
+def folder_names(class_names: Sequence[str]) -> list[str]:
+    """A folder for each class: its name where that is safe.
+
+    Args:
+      class_names: in the order of the labels; whatever they are.
+
+    Returns:
+      Names that differ also where upper and lower case are one. A name of which nothing is left,
+      or that would be taken for a split, becomes `class_<label>`.
+    """
+    found: list[str] = []
+    taken = set()
+    for label, class_name in enumerate(class_names):
+        name = _safe(class_name) or f'class_{label}'
+        if name.casefold() in taken:
+            name = f'{name}_{label}'
+        while name.casefold() in taken:
+            name += '_'
+        taken.add(name.casefold())
+        found.append(name)
+    return found
+
+
+def _safe(class_name: str) -> str | None:
+    text = class_name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
+    text = unicodedata.normalize('NFC', text)
+    # All that is no letter, digit or one of these, in any script: separators, quotes, controls.
+    text = re.sub(r'[^\w .+()-]', '_', text)
+    text = ' '.join(text.split()).strip(' .')
+    text = text.encode()[:_LONGEST].decode('utf-8', 'ignore').rstrip(' .')
+    if not re.search(r'[^\W_]', text) or text.casefold().split('.')[0] in _DEVICES:
+        return None
+    words = re.split(r'[^a-z]+', text.casefold())
+    return None if text[0] in '-~' or any(word in _SPLITS for word in words) else text
+
+
+def dataset_name(text: str) -> str:
+    """The name of a data set as TFDS wants it: lower-case letters, digits, underscores."""
+    name = re.sub(r'[^a-z0-9]+', '_', text.casefold()).strip('_')
+    return name if name[:1].isalpha() else f'data_{name}'.strip('_')

@@ -1,0 +1,133 @@
+"""What a run may spend, fixed before its first step, and how a file holds it. No TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import dp_accounting
+
+from tf_efsgd.privacy import accounting
+
+# Of a plan, what no change may touch.
+FIXED = (
+    'dataset',
+    'dataset_size',
+    'image_shape',
+    'num_classes',
+    'images_per_person',
+    'persons',
+    'private_parameters',
+    'target_delta',
+    'warm_start_event',
+    'warm_start_noise_multiplier',
+    'learned_features_share',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run may spend, fixed before its first step. Public.
+
+    Attributes:
+      dataset: name of the data set.
+      dataset_size: declared number of records, N.
+      image_shape: (H, W, C).
+      num_classes: number of labels.
+      event: the event of one step; None when nothing is private.
+      unproven_event: what plain DP-SGD accounting would count for a hidden buffer; else None.
+      expected_batch_size: mean number of records in a step.
+      mechanism: the numbers that define a step, by name; empty when nothing is private.
+      private_parameters: how many parameters a step updates.
+      warm_start_event: of what is released before the first step, like `event`; None without.
+      warm_start_noise_multiplier: sigma_w of that, over what one record moves it by; None without.
+      learned_features_share: of its 1/sigma^2, for a second release; 0 without one.
+      train_steps: the number of steps that may be reserved in all.
+      target_delta: delta in (0, 1); None when nothing is private.
+      target_epsilon: what sigma was calibrated for; None when sigma was given.
+      steps_per_entry: the largest count of one entry.
+      settings_sha256: of the settings that no resumed run may change.
+      images_per_person: K, where the unit of privacy is one person with up to K images; None where
+        it is one image.
+      persons: declared number of persons then.
+    """
+
+    dataset: str
+    dataset_size: int
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    event: dp_accounting.DpEvent | None
+    unproven_event: dp_accounting.DpEvent | None
+    expected_batch_size: int
+    mechanism: dict
+    private_parameters: int
+    warm_start_event: dp_accounting.DpEvent | None
+    warm_start_noise_multiplier: float | None
+    learned_features_share: float
+    train_steps: int
+    target_delta: float | None
+    target_epsilon: float | None
+    steps_per_entry: int
+    settings_sha256: str
+    images_per_person: int | None = None
+    persons: int | None = None
+
+    @property
+    def unit_of_privacy(self) -> str:
+        """What is added to or removed from a data set to make a neighbour of it."""
+        if self.images_per_person is None:
+            return 'one image with its label'
+        return f'one person, with up to {self.images_per_person} images and their labels'
+
+    @property
+    def images_per_unit(self) -> int:
+        """How many images one unit of privacy has at most."""
+        return self.images_per_person or 1
+
+    @property
+    def units(self) -> int:
+        """The declared number of units of privacy: images or persons."""
+        return self.dataset_size if self.images_per_person is None else self.persons
+
+    @property
+    def one_unit(self) -> str:
+        """'one image' or 'one person'."""
+        return 'one image' if self.images_per_person is None else 'one person'
+
+    @property
+    def name_of_units(self) -> str:
+        """'images' or 'persons'."""
+        return 'images' if self.images_per_person is None else 'persons'
+
+
+# Fields of a plan that hold an event: dictionaries in the file, objects everywhere else.
+_EVENTS = ('event', 'unproven_event', 'warm_start_event')
+
+
+def event_to_json(event: dp_accounting.DpEvent | None) -> dict | None:
+    """An event, or none, as values of JSON."""
+    return None if event is None else accounting.event_to_dict(event)
+
+
+def event_from_json(values: dict | None) -> dp_accounting.DpEvent | None:
+    """What `event_to_json` gave."""
+    return None if values is None else accounting.event_from_dict(values)
+
+
+def to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as values of JSON, by field."""
+    values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    return {
+        name: event_to_json(value) if name in _EVENTS else value for name, value in values.items()
+    }
+
+
+def from_json(entry: dict) -> Plan:
+    """The plan of an entry that has what `to_json` gave.
+
+    Raises:
+      KeyError: if a field is missing.
+    """
+    values = {field.name: entry[field.name] for field in dataclasses.fields(Plan)}
+    values |= {name: event_from_json(values[name]) for name in _EVENTS}
+    return Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})

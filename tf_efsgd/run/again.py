@@ -1,0 +1,123 @@
+"""What a run leaves, made again from its folder: its export and its page, without the records."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from tf_efsgd import budget
+from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.data.records import Records
+from tf_efsgd.export import versions
+from tf_efsgd.privacy import seen_records
+from tf_efsgd.privacy.ledger import Ledger, LedgerError
+from tf_efsgd.run import build, checkpoints, exports, finish
+from tf_efsgd.run import folder as run_folder
+
+
+def export(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Exports the generator of a run's last checkpoint, as the next version if it is another one.
+
+    Args:
+      run_dir: of a run that was trained, or is being trained.
+
+    Returns:
+      `export_dir`, whether it `is_new`, and the `privacy_statement`.
+
+    Raises:
+      ConfigError: if there is no such run, or nothing of it was trained.
+    """
+    config, book = _read(run_dir)
+    generator, step = _restore(run_dir, config, book)
+    statement = _statement(run_dir, config, book, step, generator)
+    try:
+        target, is_new = exports.export(run_dir, generator, statement)
+    except ValueError as error:  # It claims what its numbers do not bear out.
+        raise ConfigError(str(error)) from error
+    return {
+        'export_dir': str(target),
+        'is_new': is_new,
+        'privacy_statement': versions.read_statement(target),
+    }
+
+
+def report(run_dir: pathlib.Path) -> dict[str, Any]:
+    """Writes RUN/report.html anew, by the last checkpoint and the ledger.
+
+    Args:
+      run_dir: as in `export`.
+
+    Returns:
+      `report`, its path, and the `privacy_statement`.
+
+    Raises:
+      ConfigError: as `export`.
+    """
+    config, book = _read(run_dir)
+    generator, step = _restore(run_dir, config, book)
+    statement = _statement(run_dir, config, book, step, generator)
+    page = finish.write_report(run_dir, config, statement)
+    return {'report': str(page), 'privacy_statement': statement}
+
+
+def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger]:
+    config = run_folder.read_settings(run_dir)
+    try:
+        return config, Ledger.read(run_dir / run_folder.LEDGER)
+    except (LedgerError, OSError) as error:
+        raise ConfigError(str(error)) from error
+
+
+def _restore(run_dir: pathlib.Path, config: RunConfig, book: Ledger):
+    """The generator of the last checkpoint, and its step."""
+    plan, names = book.plan, _class_names(run_dir, config, book)
+    shape = Records(
+        np.zeros([0, *plan.image_shape], np.uint8), np.zeros([0], np.int32), len(names), names
+    )
+    generator = build.untrained_generator(config, shape)
+    try:
+        return generator, checkpoints.restore_generator(run_dir / run_folder.CHECKPOINTS, generator)
+    except checkpoints.CheckpointError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tuple[str, ...]:
+    """As they were declared, or as an earlier export says them, or numbers."""
+    if config.data.class_names is not None:
+        return config.data.class_names
+    for earlier in reversed(versions.all_versions(run_dir / versions.EXPORT)):
+        names = versions.read_statement(earlier).get('class_names')
+        if names is not None:
+            return tuple(names)
+    return tuple(str(label) for label in range(book.plan.num_classes))
+
+
+def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
+    """The privacy statement, with what the latest export says of other runs if it is the same."""
+    spent = budget.make_statement(
+        book,
+        step,
+        finish.software(),
+        data=config.data,
+        privacy=config.privacy,
+        model=config.model,
+    )
+    statement = {
+        **spent,
+        **exports.of_generator(generator, _class_names(run_dir, config, book)),
+        **exports.released_counts(run_dir, book),
+    }
+    earlier = exports.latest_of(run_dir, statement)
+    if earlier is not None and 'together' in earlier:
+        covered = {name: earlier[name] for name in ('not_covered',) if name in earlier}
+        return {**earlier, **statement, **covered}
+    # Which other runs used the records is not looked up: that needs the records.
+    unit = seen_records.IMAGE if book.plan.images_per_person is None else seen_records.PERSON
+    promise = seen_records.Promise(math.inf, 0.0, unit)
+    unknown = seen_records.OtherRuns(promise, dataset=book.plan.dataset)
+    if 'not_covered' in statement:
+        statement['not_covered'].append(unknown.not_covered)
+    return {**statement, **unknown.to_statement()}

@@ -1,0 +1,149 @@
+"""From a trained run to a data set that may be shared: images, statement, datasheet, checksums."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd import files
+from tf_efsgd.config import ConfigError
+from tf_efsgd.export import checksums, generated, synthetic_data, versions
+from tf_efsgd.export.formats import FORMATS
+from tf_efsgd.reporting import data_card, report
+from tf_efsgd.training import samples
+
+# The file beside the images that says so when they are not private.
+_NOT_PRIVATE = 'NOT_PRIVATE.txt'
+# What a statement of an earlier version of this program may lack.
+_NOT_SAID = ['not said by the version of the program that made the generator']
+
+
+def generate(
+    source: str | os.PathLike,
+    output: str | os.PathLike,
+    wanted: synthetic_data.Wanted,
+    *,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Writes a synthetic data set from a run or an export; see `synthetic_data.write`.
+
+    Args:
+      source: a run folder, its folder of exports or one export.
+      output: the folder to make.
+      wanted: what is to be generated.
+      quiet: without a progress bar.
+
+    Returns:
+      How it was generated, and the privacy statement: JSON values by name.
+
+    Raises:
+      ConfigError: if a setting is wrong, or there is no generator that can be read.
+      OSError: if the disk is full, say; the same call continues then.
+    """
+    check(wanted)
+    output = pathlib.Path(os.path.abspath(pathlib.Path(output).expanduser()))
+    try:
+        generator = generated.ExportedGenerator(versions.find(source))
+        about = synthetic_data.write(generator, output, wanted, _pages_of(generator), quiet=quiet)
+    except versions.ExportError as error:
+        raise ConfigError(str(error)) from error
+    return {'output': str(output), **about, 'privacy_statement': generator.statement}
+
+
+def check(wanted: synthetic_data.Wanted) -> None:
+    """Raises ConfigError if a setting is wrong by itself."""
+    if wanted.count < 1:
+        raise ConfigError(f'--count must be at least 1. Received: {wanted.count}.')
+    if wanted.seed is not None and not 0 <= wanted.seed < 2**31:
+        raise ConfigError(f'--seed must be in [0, 2147483648). Received: {wanted.seed}.')
+    choices = {
+        'format': (wanted.kind, FORMATS),
+        'balance': (wanted.balance, synthetic_data.BALANCES),
+    }
+    for flag, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f'--{flag} must be one of {", ".join(allowed)}. Received: {value}.')
+
+
+def _pages_of(generator: generated.ExportedGenerator):
+    """Writes the pages of a data set from this generator."""
+    statement = generator.statement
+    complete = {
+        **dict.fromkeys(('proven', 'tested_not_proven', 'not_covered'), _NOT_SAID),
+        'delta_times_units': 0.0,
+        'unit_of_privacy': 'one image with its label',
+        **statement,
+    }
+
+    def write(folder: pathlib.Path, about: dict[str, Any], images: np.ndarray) -> None:
+        columns = min(len(about['class_names']), 16)
+        picture = folder / data_card.SAMPLES
+        grid = samples.image_grid(images, columns)
+        files.write_atomically(picture, tf.io.encode_png(grid).numpy())
+        report.write_privacy_page(
+            folder / data_card.PAGE,
+            title=f'{statement.get("dataset", "Images")}: synthetic images',
+            statement=complete,
+            about={name: value for name, value in about.items() if name != 'class_names'},
+            samples_png=str(picture),
+            sample_caption=samples.SampleGrid.caption(about['class_names']),
+        )
+        picture.unlink()
+        files.write_atomically(folder / data_card.README, data_card.readme(about, statement))
+        files.write_atomically(
+            folder / data_card.CROISSANT,
+            data_card.croissant(
+                about,
+                statement,
+                date=datetime.date.today().isoformat(),
+                sha256_of_labels=checksums.sha256_of(folder / synthetic_data.LABELS),
+                files=_image_files(folder, about['format']),
+            ),
+        )
+        if not statement['private']:
+            files.write_atomically(
+                folder / _NOT_PRIVATE, data_card.guarantee(statement) + ' Do not share them.\n'
+            )
+
+    return write
+
+
+def _image_files(folder: pathlib.Path, kind: str) -> list[dict[str, str]]:
+    """The files with images, where an image has none of its own."""
+    endings = {'npz': ['*.npz'], 'tfrecord': ['*.tfrecord'], 'tfds': ['*/*/*.tfrecord-*']}
+    return [
+        {
+            'name': path.relative_to(folder).as_posix(),
+            'sha256': checksums.sha256_of(path),
+            'encoding': 'application/octet-stream',
+        }
+        for pattern in endings.get(kind, [])
+        for path in sorted(folder.glob(pattern))
+    ]
+
+
+def describe(made: dict[str, Any]) -> str:
+    """What `generate` made, for a person."""
+    output, kind = made['output'], made['format']
+    how = {
+        'png': f"datasets.load_dataset('imagefolder', data_dir='{output}')",
+        'npz': f"numpy.load('{output}/images.npz')",
+        'tfrecord': f"tf.data.TFRecordDataset(tf.io.gfile.glob('{output}/*.tfrecord'))",
+        'tfds': f"tfds.load('{made['name']}', data_dir='{output}')",
+    }
+    return '\n'.join(
+        [
+            f'{made["count"]:,} images of {len(made["class_names"])} classes in {output} '
+            f'(seed {made["seed"]}).',
+            data_card.guarantee(made['privacy_statement']),
+            f'  load:   {how[kind]}',
+            f'  read:   {output}/{data_card.PAGE}',
+            f'  check:  tf-efsgd verify {shlex.quote(output)}',
+        ]
+    )

@@ -1,0 +1,182 @@
+"""Whether what is shared belongs together: files, checksums, statement, ledger. No TensorFlow."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+from tf_efsgd import budget, rounding
+from tf_efsgd.config import ConfigError
+from tf_efsgd.export import checksums, versions
+from tf_efsgd.privacy.ledger import Ledger, LedgerError
+
+# Files of a synthetic data set, see `export.synthetic_data`, which needs TensorFlow.
+_DATA_CHECKSUMS, _GENERATION, _LABELS = 'SHA256SUMS', 'generation.json', 'labels.csv'
+_STATEMENT, _PAGE, _README = 'privacy_statement.json', 'PRIVACY.html', 'README.md'
+# Of a run, see `run.folder`, which needs TensorFlow, too.
+_LEDGER = 'ledger.jsonl'
+# Faults that are named; of more, the number.
+_SHOWN = 10
+
+
+def verify(path: str | os.PathLike) -> dict[str, Any]:
+    """Holds everything in a folder against everything else in it.
+
+    Args:
+      path: of a synthetic data set, of an export, or of a run (its ledger, and its latest export).
+
+    Returns:
+      JSON values by name: `kind` ('data set', 'export' or 'run'), `faults` (a list of lines, empty
+      when all is well), and of the statement `private`, `epsilon`, `delta` and `unit_of_privacy`.
+
+    Raises:
+      ConfigError: if it is none of these, or something in it cannot be read.
+    """
+    folder = pathlib.Path(path).expanduser()
+    try:
+        if (folder / _GENERATION).is_file():
+            kind, found = 'data set', _verify_data_set(folder)
+        elif (folder / _LEDGER).is_file():
+            kind, found = 'run', _verify_run(folder)
+        else:
+            export = versions.find(folder)
+            kind, found = 'export', _verify_export(export)
+    except (versions.ExportError, checksums.ChecksumError, LedgerError, OSError) as error:
+        if not folder.is_dir():
+            raise ConfigError(f'There is no folder {folder}.') from error
+        raise ConfigError(str(error)) from error
+    faults, statement = found
+    wanted = ('private', 'epsilon', 'delta', 'unit_of_privacy')
+    return {
+        'path': str(folder),
+        'kind': kind,
+        'faults': [*faults, *_faults_of_claim(statement)],
+        **{name: statement.get(name) for name in wanted},
+    }
+
+
+def describe(found: dict[str, Any]) -> str:
+    """What `verify` found, for a person."""
+    faults = found['faults']
+    if faults:
+        shown = [f'  {line}' for line in faults[:_SHOWN]]
+        more = len(faults) - _SHOWN
+        shown += [f'  and {more} more'] if more > 0 else []
+        return '\n'.join([f'{found["path"]} does NOT belong together:', *shown])
+    if not found['private']:
+        return f'{found["path"]} belongs together, and is NOT PRIVATE: do not share it.'
+    return (
+        f'{found["path"]} belongs together: files, checksums and statement. '
+        f'ε = {rounding.up(float(found["epsilon"]))}, δ = {found["delta"]:g}, for '
+        f'{found["unit_of_privacy"]}.'
+    )
+
+
+def _faults_of_claim(statement: dict[str, Any]) -> list[str]:
+    """Whether the numbers of a statement bear out that it says private."""
+    if not statement['private']:
+        return []
+    epsilon, delta, target = (
+        statement.get(name) for name in ('epsilon', 'delta', 'target_epsilon')
+    )
+    numbers = all(
+        isinstance(n, (int, float)) and math.isfinite(n) and n >= 0 for n in (epsilon, delta)
+    )
+    if not numbers or not 0 <= delta < 1:
+        return ['the privacy statement says private, without an epsilon and a delta that say so']
+    if target is not None and epsilon > target:
+        return [f'the privacy statement says epsilon {epsilon}, above its target of {target}']
+    return []
+
+
+def _verify_export(export: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    statement = versions.read_statement(export)
+    if not (export / versions.CHECKSUMS).exists():
+        if 'generator_sha256' in statement:
+            return [f'{versions.CHECKSUMS} is missing'], statement
+        raise versions.ExportError(
+            f'{export} is of an earlier version of this program and has no checksums: export the '
+            'run again with tf-efsgd export.'
+        )
+    return checksums.differences(export, versions.CHECKSUMS), statement
+
+
+def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    """The ledger against the statement of the latest export."""
+    faults, statement = _verify_export(versions.find(folder))
+    ledger = Ledger.read(folder / _LEDGER)
+    if ledger.plan.event is None:
+        if statement['private']:
+            faults.append('the statement says private, and the ledger says that nothing was paid')
+        return faults, statement
+    spent = budget.spent_epsilon(ledger).headline
+    said = statement.get('epsilon')
+    if said is not None and said < spent * (1 - 1e-9):
+        faults.append(
+            f'the ledger has spent epsilon {rounding.up(spent)}, and the statement of the latest '
+            f'export says {rounding.up(said)}'
+        )
+    return faults, statement
+
+
+def _verify_data_set(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
+    faults = checksums.differences(folder, _DATA_CHECKSUMS)
+    about = _read_json(folder / _GENERATION)
+    content = _read(folder / _STATEMENT)
+    statement = _read_json(folder / _STATEMENT)
+    if not isinstance(statement.get('private'), bool):
+        raise ConfigError(f'{folder / _STATEMENT} is no privacy statement.')
+    if hashlib.sha256(content).hexdigest() != about.get('privacy_statement_sha256'):
+        faults.append(f'{_STATEMENT} is not the statement of the generator of these images')
+    if statement.get('generator_sha256') != about.get('generator_sha256'):
+        faults.append(f'{_GENERATION} names another generator than {_STATEMENT}')
+    faults += _faults_of_labels(folder, about)
+    if statement['private'] and isinstance(statement.get('epsilon'), (int, float)):
+        shown = rounding.up(float(statement['epsilon']))
+        for name, text in ((_PAGE, f'ε = {shown},'), (_README, f'epsilon = {shown},')):
+            if text not in _read(folder / name).decode('utf-8', 'replace'):
+                faults.append(f'{name} does not say the epsilon of {_STATEMENT}')
+    return faults, statement
+
+
+def _faults_of_labels(folder: pathlib.Path, about: dict[str, Any]) -> list[str]:
+    """Whether labels.csv has an image for each line, and as many as were to be made."""
+    text = _read(folder / _LABELS).decode('utf-8', 'surrogateescape')
+    _, *rows = csv.reader(text.splitlines(keepends=True))
+    faults = []
+    if len(rows) != about.get('count'):
+        faults.append(f'{_LABELS} has {len(rows)} images, {_GENERATION} {about.get("count")}')
+    counts = [0] * len(about.get('class_counts', []))
+    for name, label, *_ in rows:
+        counts[int(label)] += 1
+        if about.get('format') == 'png' and not (folder / name).is_file():
+            faults.append(f'{name} is missing')
+    if counts != about.get('class_counts'):
+        faults.append(f'{_LABELS} has other numbers of images of the classes than {_GENERATION}')
+    if about.get('format') == 'png':
+        named = {row[0] for row in rows}
+        there = (path.relative_to(folder).as_posix() for path in folder.glob('*/*.png'))
+        faults += [f'{name} has no line in {_LABELS}' for name in there if name not in named]
+    return faults
+
+
+def _read(path: pathlib.Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f'{path} is missing: the data set is not whole.') from error
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        values = json.loads(_read(path).decode('utf-8'))
+    except ValueError as error:
+        raise ConfigError(f'{path} is damaged.') from error
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path} is damaged.')
+    return values

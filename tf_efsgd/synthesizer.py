@@ -1,0 +1,316 @@
+"""Private synthetic images in three lines of Python, for scripts and notebooks.
+
+```python
+synthesizer = tf_efsgd.Synthesizer(target_epsilon=10, minutes=30)
+synthesizer.fit(images, labels)  # uint8 [N, H, W, C]; or .fit('folder:photos')
+new_images, new_labels = synthesizer.sample(1000)
+```
+
+It is the run of `tf-efsgd train`: the same run folder, ledger, resume and refusals.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import secrets
+import shutil
+from typing import Any
+
+import numpy as np
+
+from tf_efsgd import config
+from tf_efsgd.config import ConfigError
+
+# In a saved synthesizer, beside the privacy statement of its export: in which form labels and
+# images were given.
+_FORM = 'assets.extra/synthesizer.json'
+# The same in a run folder.
+_FORM_OF_RUN = 'synthesizer.json'
+_DEFAULT_EPSILON = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Form:
+    """How images and labels were given, and are given back.
+
+    Attributes:
+      labels: 'integers' or 'names'.
+      has_channels: whether images were [N, H, W, C].
+    """
+
+    labels: str = 'names'
+    has_channels: bool = True
+
+    def write(self, path: pathlib.Path) -> None:
+        """Writes it down."""
+        path.write_text(json.dumps(dataclasses.asdict(self)) + '\n')
+
+
+class Synthesizer:
+    """Learns from images under differential privacy, and makes new ones.
+
+    Args:
+      target_epsilon: epsilon of the whole run; None means 10, or what it was where a run is
+        resumed, or what a `noise_multiplier` makes it.
+      run_dir: the run folder, new or empty; None makes runs/<data set>-<time>.
+      minutes: about how long to train; None means 30.
+      **settings: any other setting of `tf-efsgd train`, by its flag's name, e.g. `image_size=32`,
+        `images_per_person=3`, `resume=True`, `evaluate=False`.
+
+    Raises:
+      ConfigError: if a setting is unknown or wrong.
+    """
+
+    def __init__(
+        self,
+        target_epsilon: float | None = None,
+        run_dir: str | os.PathLike | None = None,
+        minutes: int | None = None,
+        **settings,
+    ):
+        others = ('noise_multiplier', 'resume', 'private')
+        if target_epsilon is None and not any(name in settings for name in others):
+            target_epsilon = _DEFAULT_EPSILON
+        given = {'target_epsilon': target_epsilon, 'run_dir': run_dir, 'minutes': minutes}
+        self._settings = {
+            name: value for name, value in {**given, **settings}.items() if value is not None
+        }
+        if self._settings.get('export') is False:
+            raise ConfigError('A synthesizer draws from its export: leave export=False out.')
+        self._form = _Form()
+        self._export: pathlib.Path | None = None
+        self._run_dir: pathlib.Path | None = None
+        self._generator: Any = None
+        self._parse('digits')  # What is wrong by itself is found here.
+
+    def fit(self, images: Any, labels: Any = None) -> Synthesizer:
+        """Trains a generator; privacy is spent.
+
+        Args:
+          images: uint8 [N, H, W, C] or [N, H, W]; or the name of a data set as of `--dataset`, e.g.
+            'folder:photos', 'mnist', 'celeb_a'.
+          labels: integers or names, [N]; None where `images` is a name.
+
+        Returns:
+          The synthesizer.
+
+        Raises:
+          ConfigError: if the images, the labels or a setting cannot be used; nothing was spent.
+          Interrupted: if Ctrl-C stopped training; `resume=True` continues.
+          TensorFlowError: if TensorFlow failed; `resume=True` continues.
+          OSError: if the disk is full, say; `resume=True` continues.
+        """
+        # As the command: TensorFlow's warnings tell sizes of tensors, and so of a batch.
+        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+        from tf_efsgd.export import versions
+        from tf_efsgd.run import arrays, runner
+
+        if isinstance(images, (str, os.PathLike)):
+            if labels is not None:
+                raise ConfigError(
+                    'The labels of a data set with a name are its own: leave labels out. '
+                    f'Received: {os.fspath(images)!r} and labels.'
+                )
+            sources, form, more = runner.Sources(), _Form(), {}
+            dataset = os.fspath(images)
+        else:
+            source = arrays.Arrays(images, labels)
+            sources, form = runner.Sources(load=source.load), _Form(*source.form)
+            dataset, more = source.name, source.settings(self._settings)
+        run_config, given = self._parse(dataset, **more)
+        self._run_dir = pathlib.Path(runner.run(run_config, sources, given=given))
+        form.write(self._run_dir / _FORM_OF_RUN)
+        self._use(versions.find(self._run_dir), form)
+        return self
+
+    def sample(self, count: int, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Makes new images; it costs no privacy, however many they are.
+
+        Args:
+          count: how many.
+          seed: in [0, 2^31), for the same images again; None draws one.
+
+        Returns:
+          (images uint8 [count, H, W, C], or [count, H, W] if they were given so; labels [count],
+          integers or names as they were given).
+
+        Raises:
+          ConfigError: if there is no generator yet, or a number is out of its range.
+        """
+        from tf_efsgd.export import formats, synthetic_data
+        from tf_efsgd.run import share
+
+        generator = self._fitted()
+        wanted = synthetic_data.Wanted(count=_whole('count', count), seed=seed)
+        share.check(wanted)
+        seed = secrets.randbelow(2**31) if seed is None else seed
+        counts, _ = synthetic_data.class_counts(
+            wanted, len(generator.class_names), generator.statement
+        )
+        labels = synthetic_data.labels_of(counts, seed)
+        parts = [
+            generator.generate(labels[first : first + formats.PART], (seed, first // formats.PART))
+            for first in range(0, count, formats.PART)
+        ]
+        images = np.concatenate(parts)
+        if not self._form.has_channels:
+            images = images[..., 0]
+        names = np.array(generator.class_names)
+        if self._form.labels == 'integers':
+            names = names.astype(np.int64)
+        return images, names[labels]
+
+    def save_images(
+        self,
+        directory: str | os.PathLike,
+        count: int = 60_000,
+        format: str = 'png',
+        *,
+        balance: str = 'auto',
+        seed: int | None = None,
+    ) -> dict[str, Any]:
+        """Writes a data set that may be shared, as `tf-efsgd generate` does.
+
+        Args:
+          directory: the folder to make.
+          count: how many images.
+          format: 'png', 'npz', 'tfrecord' or 'tfds'.
+          balance: 'auto', 'even' or 'released'.
+          seed: as in `sample`.
+
+        Returns:
+          What its `generation.json` says, and the privacy statement.
+
+        Raises:
+          ConfigError: if there is no generator yet, or a setting is wrong.
+          OSError: if the disk is full, say; the same call continues then.
+        """
+        from tf_efsgd.export import synthetic_data
+        from tf_efsgd.run import share
+
+        self._fitted()
+        wanted = synthetic_data.Wanted(_whole('count', count), format, balance, seed)
+        return share.generate(self._export, directory, wanted)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Writes the generator and its privacy statement; it may be handed over as the images may.
+
+        Args:
+          directory: the folder to make, a SavedModel. For TF Serving give it a number as its name.
+
+        Raises:
+          ConfigError: if there is no generator yet, or the folder exists.
+        """
+        from tf_efsgd.export import checksums, versions
+
+        self._fitted()
+        target = pathlib.Path(os.path.abspath(pathlib.Path(directory).expanduser()))
+        if os.path.lexists(target):
+            raise ConfigError(f'The folder to save to must not exist yet. Received: {target}.')
+        work = target.with_name(f'.{target.name}.tmp-save')
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.copytree(self._export, work)
+        self._form.write(work / _FORM)
+        checksums.write(work, versions.CHECKSUMS)
+        os.rename(work, target)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike) -> Synthesizer:
+        """Reads what `save` wrote, a run folder or an export: it samples without the records.
+
+        Args:
+          directory: the folder.
+
+        Raises:
+          ConfigError: if there is no generator in it.
+        """
+        from tf_efsgd.export import versions
+
+        loaded = cls()
+        path = pathlib.Path(directory).expanduser()
+        try:
+            export = versions.find(path)
+            noted = [p for p in (export / _FORM, path / _FORM_OF_RUN) if p.is_file()]
+            form = _Form(**json.loads(noted[0].read_text())) if noted else _Form()
+        except versions.ExportError as error:
+            raise ConfigError(str(error)) from error
+        loaded._use(export, form)
+        if (path / 'report.html').is_file():
+            loaded._run_dir = path
+        return loaded
+
+    @property
+    def run_dir(self) -> pathlib.Path | None:
+        """The run folder; None before `fit`, and where the export alone was loaded."""
+        return self._run_dir
+
+    @property
+    def statement(self) -> dict[str, Any]:
+        """The privacy statement."""
+        return self._fitted().statement
+
+    @property
+    def epsilon(self) -> float:
+        """The epsilon that was spent; infinite where none is proven."""
+        epsilon = self.statement.get('epsilon')
+        return float('inf') if epsilon is None else float(epsilon)
+
+    def report(self) -> pathlib.Path:
+        """The page of the run that may be shared.
+
+        Raises:
+          ConfigError: if there is no run: the export alone was loaded.
+        """
+        self._fitted()
+        if self._run_dir is None:
+            raise ConfigError(
+                'The report lies in the run folder, and this synthesizer was loaded from an export '
+                'alone: save_images writes PRIVACY.html beside its images.'
+            )
+        return self._run_dir / 'report.html'
+
+    def _parse(self, dataset: str, **more: Any) -> tuple[config.RunConfig, frozenset[str]]:
+        """The settings of the run, and which of them somebody gave."""
+        settings = {**self._settings, **more, 'dataset': dataset}
+        lines = [_flag(name, value) for name, value in settings.items()]
+        if settings.get('resume') and settings.get('run_dir') is not None:
+            # As the command is resumed: with the settings of the run, and what is given now.
+            flagfile = pathlib.Path(settings['run_dir']).expanduser() / 'config.flags'
+            if flagfile.is_file():
+                lines = [*flagfile.read_text(encoding='utf-8').splitlines(), *lines]
+        return config.parse_given('\n'.join(lines))
+
+    def _use(self, export: pathlib.Path, form: _Form) -> None:
+        from tf_efsgd.export import generated, versions
+
+        try:
+            self._generator = generated.ExportedGenerator(export)
+        except versions.ExportError as error:
+            raise ConfigError(str(error)) from error
+        self._export, self._form = export, form
+
+    def _fitted(self):
+        if self._generator is None:
+            raise ConfigError('There is no generator yet: call fit, or Synthesizer.load.')
+        return self._generator
+
+
+def _flag(name: str, value: Any) -> str:
+    """A setting as a line of a flagfile."""
+    if isinstance(value, (bool, np.bool_)):
+        return f'--{"" if value else "no"}{name}'
+    if isinstance(value, (list, tuple)):
+        value = config.join_classes([str(item) for item in value])
+    text = os.fspath(value) if isinstance(value, os.PathLike) else str(value)
+    if '\n' in text:
+        raise ConfigError(f'{name} must be one line. Received: {text!r}.')
+    return f'--{name}={text}'
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ConfigError(f'{name} must be a whole number. Received: {value!r}.')
+    return int(value)
