@@ -168,7 +168,7 @@ def load(
         person_digests=None if images_per_person is None else _deciding(train, images_per_person),
         found=found,
         read_off=read_off,
-        notes=source.notes,
+        notes=tuple(dict.fromkeys(source.notes)),
     )
 
 

@@ -188,7 +188,7 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
     place = _place(split, wanted)
     known = cache.read(place)
     if known is not None:
-        said = f'{split.title}: taken from {place.path}, which holds PRIVATE images.'
+        said = f'Decoded images are taken from {place.folder}, which holds PRIVATE images.'
         return Part(known.images, known.labels, known.digests, known.persons), (*known.notes, said)
     try:
         rows = cache.FileRows(place)
@@ -203,7 +203,7 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
             '--cache_dir, or --nocache to keep them in memory'
         ) from error
     said = (
-        f'{split.title}: decoded images are kept in {place.path}. They are PRIVATE, for you alone; '
+        f'Decoded images are kept in {place.folder}. They are PRIVATE, for you alone; '
         'tf-efsgd cache lists and removes them, --nocache keeps none.'
     )
     return part, (*notes, said)
