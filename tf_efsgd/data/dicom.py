@@ -7,6 +7,7 @@ file without a window is shown from its smallest to its largest value. MONOCHROM
 from __future__ import annotations
 
 import importlib.metadata
+import importlib
 import io
 import os
 from typing import IO, Any
@@ -50,10 +51,9 @@ def _tools() -> Any:
     """What pydicom does with pixels."""
     _pydicom()
     try:
-        from pydicom import pixels
+        return importlib.import_module('pydicom.pixels')
     except ImportError:  # Before pydicom 3.
-        from pydicom.pixel_data_handlers import util as pixels
-    return pixels
+        return importlib.import_module('pydicom.pixel_data_handlers.util')
 
 
 def _read(file: IO[bytes], **options) -> Any:
