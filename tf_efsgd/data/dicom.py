@@ -6,8 +6,8 @@ file without a window is shown from its smallest to its largest value. MONOCHROM
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib
+import importlib.metadata
 import io
 import os
 from typing import IO, Any
