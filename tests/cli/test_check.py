@@ -38,11 +38,24 @@ def test_what_is_said_of_a_folder(animals):
     assert '1 unreadable: dog/0017.jpg: it is no image' in said
     assert 'Read too: 7 .tif.' in said
     assert 'Suggested size: 32x32' in said
-    for epsilon in (10, 1):
-        words = expectations.expect(records=81, classes=3, channels=3, epsilon=epsilon)
-        assert f'epsilon = {epsilon} expect {words}' in said
     assert 'about 30 minutes' in said
     assert '--images_per_person' in said and 'dicom' not in said
+
+
+def test_what_to_expect_is_said_for_two_budgets(animals, monkeypatch):
+    seen = []
+
+    def expect(**facts):
+        seen.append(facts)
+        return f'words of {facts["epsilon"]:g}'
+
+    monkeypatch.setattr(expectations, 'expect', expect)
+    said = _ask(check, f'--dataset=folder:{animals}', '--minutes=7')
+    assert 'epsilon = 10 expect words of 10, at epsilon = 1 words of 1; about 7 minutes' in said
+    monkeypatch.setattr(expectations, 'expect', lambda **_: 'the same')
+    said = _ask(check, f'--dataset=folder:{animals}')
+    assert 'At epsilon = 10 and at 1 expect the same; about 30 minutes' in said
+    assert seen[0] == {'records': 81, 'classes': 3, 'channels': 3, 'epsilon': 10}
 
 
 def test_persons_who_are_told_apart_are_not_asked_for(animals):

@@ -80,18 +80,17 @@ def answer(flag_values: flags.FlagValues) -> str:
 def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
     size = recipes.image_size(found.usual_side) or found.usual_side
     lines = [f'Suggested size: {size}x{size} (most images are about {found.usual_side} pixels).']
+    facts = {'records': found.trained_on, 'classes': len(found.class_names)}
     words = [
-        f'at epsilon = {epsilon:g} expect '
-        + expectations.expect(
-            records=found.trained_on,
-            classes=len(found.class_names),
-            channels=found.channels,
-            epsilon=epsilon,
-        )
+        expectations.expect(**facts, channels=found.channels, epsilon=epsilon)
         for epsilon in _EPSILONS
     ]
-    text = ', '.join(words)
-    lines.append(f'{text[0].upper()}{text[1:]}; about {flag_values["minutes"].value} minutes.')
+    large, small = (f'{epsilon:g}' for epsilon in _EPSILONS)
+    if words[0] == words[1]:
+        text = f'At epsilon = {large} and at {small} expect {words[0]}'
+    else:
+        text = f'At epsilon = {large} expect {words[0]}, at epsilon = {small} {words[1]}'
+    lines.append(f'{text}; about {flag_values["minutes"].value} minutes (--minutes).')
     if flag_values['images_per_person'].value is None:
         how = ' (--person=dicom takes the PatientID)' if found.has_patients else ''
         lines.append(f'More than one image of a person? Give --images_per_person{how}.')
