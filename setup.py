@@ -7,7 +7,10 @@ import setuptools
 
 _LINE_1, _LINE_2 = 'python_version < "3.12"', 'python_version >= "3.12"'
 _HERE = pathlib.Path(__file__).parent
-_SERVING = 'tensorflow-serving-api>=2.15.1,<2.16'
+_SERVING = [
+    f'tensorflow-serving-api>=2.15.1,<2.16; {_LINE_1}',
+    f'tensorflow-serving-api>=2.19,<2.20; {_LINE_2}',
+]
 
 
 def _version():
@@ -91,7 +94,7 @@ setuptools.setup(
             'mpmath>=1.2',
             'ruff>=0.5',
             'mypy>=1.8',
-            _SERVING,
+            *_SERVING,
         ],
         'dicom': ['pydicom>=2.4,<4'],
         # Part of the base by now; the name stays for who asks for it.
@@ -102,7 +105,7 @@ setuptools.setup(
             f'tensorflow[and-cuda]>=2.19,<2.20; {_LINE_2}',
         ],
         # Requests that warm a server up, in each export; and gRPC clients.
-        'serving': [_SERVING],
+        'serving': _SERVING,
         # For tests/tools/opacus_step.py; ghost clipping came with Opacus 1.5.
         'bench': ['opacus>=1.5,<2', 'torch>=2.0'],
     },

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.config import ConfigError
 
 # In a saved synthesizer, beside the privacy statement of its export: in which form labels and
@@ -280,7 +280,7 @@ class Synthesizer:
             # As the command is resumed: with the settings of the run, and what is given now.
             flagfile = pathlib.Path(settings['run_dir']).expanduser() / 'config.flags'
             if flagfile.is_file():
-                lines = [*flagfile.read_text(encoding='utf-8').splitlines(), *lines]
+                lines = [*files.read_text(flagfile).splitlines(), *lines]
         return config.parse_given('\n'.join(lines))
 
     def _use(self, export: pathlib.Path, form: _Form) -> None:

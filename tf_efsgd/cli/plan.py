@@ -203,6 +203,7 @@ def main() -> None:
     arguments.start(
         _main,
         define_flags,
+        positional=arguments.PATH,
         first=[
             *('dataset_size', 'target_epsilon', 'train_steps', 'expected_batch_size'),
             *('plot', 'ledger'),

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import files
 from tf_efsgd.export import versions
 
 # A label that no generator has: the error for it says how many there are.
@@ -28,7 +29,8 @@ class ExportedGenerator:
         self.path = path
         self.statement = versions.read_statement(path)
         try:
-            self._loaded = tf.saved_model.load(str(path))
+            # TensorFlow takes [ and the like in a path for a pattern.
+            self._loaded = tf.saved_model.load(str(files.without_wildcards(path)))
             signatures = self._loaded.signatures
             self._draw = signatures['serving_default']
         except (OSError, KeyError, ValueError, tf.errors.OpError) as error:

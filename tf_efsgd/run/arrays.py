@@ -11,7 +11,7 @@ import numpy as np
 from tf_efsgd.config import ConfigError, RunConfig, recipes
 from tf_efsgd.data import arrays, records
 
-_NOT_FOR_ARRAYS = ('person', 'images_per_person', 'dataset_persons')
+_NOT_FOR_ARRAYS = ('images_per_person', 'person', 'dataset_persons')
 
 
 class Arrays:

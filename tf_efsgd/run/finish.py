@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import pathlib
 import platform
+import shlex
 
 import tensorflow as tf
 import tensorflow_privacy
@@ -29,6 +30,9 @@ def finish(run: Context) -> None:
     if run.config.run.evaluate:
         found['evaluation'] = _evaluate(run)
     found['TensorBoard'] = f'tensorboard --logdir {run.folder / run_folder.LOGS}'
+    if run.config.run.export and statement['private']:
+        folder = shlex.quote(str(run.folder))
+        found['to share'] = f'tf-efsgd generate {folder} --output=synthetic'
     messages.result(statement, found)
 
 

@@ -1,0 +1,75 @@
+"""What a run leaves, made again from its folder: without its records."""
+
+import json
+
+import pytest
+from helpers import tiny_run
+
+from tf_efsgd.config import ConfigError
+from tf_efsgd.export import versions
+from tf_efsgd.run import again, exports, verify
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A run that exported nothing."""
+    folder = tmp_path_factory.mktemp('again') / 'run'
+    tiny_run.run(folder, '--noevaluate', '--noexport', warm_start_share=0.3, warm_start_steps=3)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_records(monkeypatch):
+    monkeypatch.setattr('tf_efsgd.data.load.load', lambda *_, **__: pytest.fail('read records'))
+
+
+def test_an_export_is_made_once_of_the_last_checkpoint(folder):
+    made = again.export(folder)
+    assert made['is_new'] and made['export_dir'] == str(folder / 'export' / '1')
+    statement = made['privacy_statement']
+    assert statement['private'] and statement['steps'] == statement['applied_steps'] == 8
+    assert 0 < statement['epsilon'] <= tiny_run.TARGET
+    assert statement['class_names'] == list('0123456789')
+    assert len(statement['released_class_counts']) == 10
+    # About 160 each; the noise at this budget is some dozens.
+    assert 1000 < sum(statement['released_class_counts']) < 2200
+    # Nothing is known of other runs: the statement does not say that there are none.
+    assert statement['together']['epsilon'] is None
+    assert any('no comparison was made' in line for line in statement['not_covered'])
+    assert not again.export(folder)['is_new']
+    found = verify.verify(folder)
+    assert (found['kind'], found['faults']) == ('run', [])
+    assert found['epsilon'] == statement['epsilon']
+
+
+def test_the_page_is_written_anew(folder):
+    page = folder / 'report.html'
+    before = page.read_text('utf-8')
+    page.unlink()
+    found = again.report(folder)
+    assert found['report'] == str(page)
+    after = page.read_text('utf-8')
+    assert 'may be shared' in after and 'dp/fake_accuracy' in after
+    epsilon = before[before.index('ε = ') :][:12]
+    assert epsilon in after
+
+
+def test_a_statement_that_says_less_than_the_ledger_is_found(folder, tmp_path):
+    again.export(folder)
+    path = folder / 'export' / '1' / versions.STATEMENT
+    kept = path.read_bytes()
+    statement = json.loads(kept)
+    try:
+        path.write_text(json.dumps({**statement, 'epsilon': statement['epsilon'] / 2}))
+        faults = verify.verify(folder)['faults']
+        assert any('the ledger has spent epsilon' in line for line in faults)
+        assert any('was changed' in line for line in faults)
+    finally:
+        path.write_bytes(kept)
+
+
+def test_what_is_no_run_is_said(tmp_path):
+    for make in (again.export, again.report):
+        with pytest.raises(ConfigError, match='is no run folder'):
+            make(tmp_path)
+    assert exports.latest_of(tmp_path, {}) is None

@@ -1,0 +1,291 @@
+"""fit, sample, save and load, on arrays: the same run underneath, and errors of ours."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import tiny_export, tiny_run
+
+import tf_efsgd
+from tf_efsgd import ConfigError, Synthesizer
+from tf_efsgd.data import arrays
+from tf_efsgd.data.records import DataError
+
+_TINY = {
+    name.removeprefix('no'): (False if value is None else value)
+    for name, value in tiny_run.SETTINGS.items()
+    if name not in ('dataset', 'target_epsilon')
+}
+_TINY |= {'noise_injection': True, 'strategy': 'one_device', 'evaluate': False}
+# 700 records, the batch as large a share of them as of the tiny run's.
+_TINY |= {'expected_batch_size': 64, 'warm_start_share': 0.3, 'warm_start_steps': 3}
+
+
+def _records(count=700, shape=(8, 8)):
+    """Images of two shades, with labels 3 and 11 by their shade."""
+    generator = np.random.default_rng(7)
+    labels = generator.choice([3, 11], count)
+    images = generator.integers(0, 60, [count, *shape])
+    return (images + np.where(labels == 11, 150, 0)[:, None, None]).astype(np.uint8), labels
+
+
+@pytest.fixture(scope='module')
+def fitted(tmp_path_factory):
+    base = tmp_path_factory.mktemp('synthesizer')
+    synthesizer = Synthesizer(
+        target_epsilon=1, run_dir=base / 'run', state_dir=base / 'state', **_TINY
+    )
+    images, labels = _records()
+    assert synthesizer.fit(images, labels) is synthesizer
+    return base, synthesizer
+
+
+def test_samples_come_back_as_the_records_were_given(fitted):
+    _, synthesizer = fitted
+    images, labels = synthesizer.sample(300)
+    assert images.shape == (300, 8, 8) and images.dtype == np.uint8
+    assert labels.shape == (300,) and labels.dtype.kind == 'i' and set(labels) == {3, 11}
+    again, same = synthesizer.sample(300, seed=5), synthesizer.sample(300, seed=5)
+    np.testing.assert_array_equal(again[0], same[0])
+    np.testing.assert_array_equal(again[1], same[1])
+    assert (images != again[0]).any()
+
+
+def test_it_is_a_run_with_a_ledger_a_statement_and_a_report(fitted):
+    base, synthesizer = fitted
+    assert synthesizer.run_dir == base / 'run'
+    assert tiny_run.kinds(base / 'run')[0] == 'plan'
+    assert 0 < synthesizer.epsilon <= 1
+    statement = synthesizer.statement
+    assert statement['dataset'] == 'arrays' and statement['class_names'] == ['3', '11']
+    read_off = [line for line in statement['not_covered'] if 'read off the records once' in line]
+    assert read_off and 'classes, channels, image size, dataset size' in read_off[0]
+    assert 'may be shared' in synthesizer.report().read_text()
+    assert len(statement['released_class_counts']) == 2
+
+
+def test_a_colleague_samples_without_the_records(fitted):
+    base, synthesizer = fitted
+    synthesizer.save(base / 'saved')
+    with pytest.raises(ConfigError, match='must not exist yet'):
+        synthesizer.save(base / 'saved')
+    for folder in (base / 'saved', base / 'run'):
+        loaded = Synthesizer.load(folder)
+        assert loaded.statement == synthesizer.statement
+        assert loaded.epsilon == synthesizer.epsilon
+        assert loaded.sample(3)[1].dtype.kind == 'i'
+    loaded = Synthesizer.load(base / 'saved')
+    images, labels = loaded.sample(50, seed=5)
+    expected = synthesizer.sample(50, seed=5)
+    np.testing.assert_array_equal(images, expected[0])
+    np.testing.assert_array_equal(labels, expected[1])
+    assert labels.dtype.kind == 'i'
+    with pytest.raises(ConfigError, match='loaded from an export alone'):
+        loaded.report()
+    from tf_efsgd.run import verify
+
+    assert verify.verify(base / 'saved')['faults'] == []
+
+
+def test_images_are_saved_as_the_command_does(fitted, tmp_path):
+    made = fitted[1].save_images(tmp_path / 'out', count=30, format='npz', balance='even')
+    assert made['class_counts'] == [15, 15]
+    with np.load(tmp_path / 'out' / 'images.npz') as data:
+        assert data['images'].shape == (30, 8, 8, 1)
+        assert list(data['class_names']) == ['3', '11']
+
+
+def _resume(base, images, labels, **changes):
+    settings = {'run_dir': base / 'run', 'state_dir': base / 'state', 'resume': True}
+    return Synthesizer(**{**settings, **changes}).fit(images, labels)
+
+
+def test_a_resumed_run_knows_its_records_in_another_order_and_no_others(fitted, capsys):
+    base, synthesizer = fitted
+    images, labels = _records()
+    order = np.random.default_rng(3).permutation(len(images))
+    resumed = _resume(base, images[order], labels[order])
+    assert 'The budget is spent' in capsys.readouterr().out
+    assert resumed.epsilon == synthesizer.epsilon
+    changed = images.copy()
+    changed[0] = 255 - changed[0]
+    for others in (changed, images[:-1]):
+        with pytest.raises(ConfigError, match='(?i)records|data'):
+            _resume(base, others, labels[: len(others)])
+    with pytest.raises(ConfigError, match='target_epsilon'):
+        _resume(base, images, labels, target_epsilon=2)
+
+
+def test_another_run_on_the_same_records_is_counted(fitted, tmp_path, capsys):
+    base, _ = fitted
+    images, labels = _records()
+    settings = {**_TINY, 'state_dir': base / 'state', 'dataset_budget': 1.5}
+    with pytest.raises(ConfigError, match='The budget of these records would be passed'):
+        Synthesizer(target_epsilon=1, run_dir=tmp_path / 'other', **settings).fit(
+            images[::-1], labels[::-1]
+        )
+    assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (np.zeros([4, 8, 8], np.float32), r'in \[0, 1\]: use \(images \* 255\)'),
+        (np.full([4, 8, 8], -0.5), r'in \[-1, 1\]: use'),
+        (np.full([4, 8, 8], np.nan), 'NaN'),
+        (np.full([4, 8, 8], 130.0), 'uint8 in .* Received: float64'),
+        (np.zeros([4, 8, 8], np.int64), 'use images.astype'),
+        (np.zeros([4, 8, 8], bool), 'Received: bool'),
+        (np.zeros([4, 3, 8, 8], np.uint8), 'channels come last'),
+        (np.zeros([4, 8, 8, 4], np.uint8), 'C 1 .grey. or 3'),
+        (np.zeros([4, 64], np.uint8), r'Received: \(4, 64\)'),
+        (np.zeros([4, 0, 8], np.uint8), r'Received: \(4, 0, 8'),
+        (np.zeros([0, 8, 8], np.uint8), 'at least one image'),
+        ([[1, 2]], 'Received: list'),
+    ],
+)
+def test_images_that_cannot_be_used_are_refused_before_anything_is_made(images, message, tmp_path):
+    synthesizer = Synthesizer(run_dir=tmp_path / 'run', state_dir=tmp_path / 'state')
+    with pytest.raises(ConfigError, match=message):
+        synthesizer.fit(images, np.zeros([4], int))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('labels', 'message'),
+    [
+        (None, 'labels are missing'),
+        ([0, 1, 2], r'one label for each of the 4 images. Received: labels of shape \(3,\)'),
+        ([0.0, 1.0, 1.0, 0.5], 'use labels.astype'),
+        ([True, False, True, True], 'integers or names'),
+        ([None, 'a', 'b', 'c'], 'integers or names'),
+        (['a', 'b', '', 'c'], 'an empty one'),
+        (np.zeros([4, 2], int), 'one label for each'),
+    ],
+)
+def test_labels_that_cannot_be_used_are_refused(labels, message, tmp_path):
+    synthesizer = Synthesizer(run_dir=tmp_path / 'run', state_dir=tmp_path / 'state')
+    with pytest.raises(ConfigError, match=message):
+        synthesizer.fit(np.zeros([4, 8, 8], np.uint8), labels)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'target_epsilon': -1}, '--target_epsilon must be above 0'),
+        ({'no_such_setting': 1}, 'no_such_setting'),
+        ({'minutes': 'x'}, 'minutes'),
+        ({'export': False}, 'leave export=False out'),
+        ({'dataset_budget': 'a\nb'}, 'one line'),
+    ],
+)
+def test_a_wrong_setting_is_found_at_once(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        Synthesizer(**settings)
+
+
+def test_what_does_not_go_together_is_said(tmp_path):
+    settings = {'run_dir': tmp_path / 'run', 'state_dir': tmp_path / 'state'}
+    images = np.zeros([4, 8, 8], np.uint8)
+    with pytest.raises(ConfigError, match='leave labels out'):
+        Synthesizer(**settings).fit('digits', [1])
+    with pytest.raises(ConfigError, match='images_per_person is for data sets'):
+        Synthesizer(images_per_person=2, person='folder', **settings).fit(images, [0] * 4)
+    with pytest.raises(ConfigError, match='one of the classes a, b. Received: .c'):
+        Synthesizer(classes=['a', 'b'], **settings).fit(images, ['a', 'b', 'c', 'a'])
+    with pytest.raises(ConfigError, match='(?i)there is no folder'):
+        Synthesizer(**settings).fit(f'folder:{tmp_path}/none')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_before_fit_there_is_nothing_to_ask_for(tmp_path):
+    synthesizer = Synthesizer()
+    for ask in (
+        lambda: synthesizer.sample(3),
+        lambda: synthesizer.epsilon,
+        synthesizer.report,
+        lambda: synthesizer.save(tmp_path / 'x'),
+        lambda: synthesizer.save_images(tmp_path / 'x'),
+    ):
+        with pytest.raises(ConfigError, match='call fit'):
+            ask()
+    with pytest.raises(ConfigError, match='There is no folder'):
+        Synthesizer.load(tmp_path / 'none')
+
+
+def test_an_export_of_names_gives_names(tmp_path):
+    loaded = Synthesizer.load(tiny_export.make(tmp_path / 'run'))
+    images, labels = loaded.sample(8, seed=1)
+    assert images.shape == (8, 8, 8, 1)
+    assert labels.dtype.kind == 'U' and set(labels) == {'cat', 'röd fisk'}  # 60, -3 and 20.
+    assert loaded.run_dir is None
+    for count in (0, -1, 2.5, True):
+        with pytest.raises(ConfigError, match='count'):
+            loaded.sample(count)
+
+
+def test_importing_is_cheap_and_needs_no_tensorflow():
+    code = (
+        'import sys, tf_efsgd\n'
+        'tf_efsgd.Synthesizer, tf_efsgd.ConfigError\n'
+        'print(json.dumps(sorted(n for n in sys.modules if n in ("tensorflow", "keras", "scipy"))))'
+    )
+    shown = subprocess.run(
+        [sys.executable, '-c', f'import json\n{code}'], capture_output=True, text=True
+    )
+    assert json.loads(shown.stdout) == [], shown.stderr
+    assert set(tf_efsgd.__all__) >= {'Synthesizer', 'epsilon', 'poisson_batches'}
+
+
+# The records themselves.
+
+
+def test_arrays_become_the_records_that_a_folder_would_have():
+    grey, labels = _records(200)
+    as_colours = np.repeat(grey[..., None], 3, axis=-1)
+    ours = arrays.make_dataset(arrays.check_images(grey), labels)
+    theirs = arrays.make_dataset(as_colours, labels)
+    # Grey stored as RGB is the same record, so other runs on it are found.
+    np.testing.assert_array_equal(ours.digests, theirs.digests)
+    assert ours.train.class_names == ('3', '11') and ours.train.image_shape == (8, 8, 1)
+    assert theirs.train.image_shape == (8, 8, 3)
+    assert len(ours.train) + len(ours.test) == 200 and 0 < len(ours.test) < 60
+    assert ours.read_off == ('classes', 'channels', 'image_size', 'dataset_size')
+
+
+def test_the_order_of_arrays_changes_nothing_and_one_record_more_moves_no_other():
+    images, labels = _records(200)
+    images = images[..., None]
+    one = arrays.make_dataset(images, labels)
+    order = np.random.default_rng(1).permutation(200)
+    other = arrays.make_dataset(images[order], labels[order])
+    np.testing.assert_array_equal(one.train.images, other.train.images)
+    np.testing.assert_array_equal(one.test.labels, other.test.labels)
+    less = arrays.make_dataset(images[1:], labels[1:], classes=['3', '11'])
+    kept = {image.tobytes() for image in less.train.images}
+    before = {image.tobytes() for image in one.train.images}
+    assert kept <= before and len(before - kept) <= 1
+
+
+def test_declared_facts_are_not_read_off():
+    images, labels = _records(200)
+    found = arrays.make_dataset(
+        images[..., None],
+        labels,
+        classes=['11', '3', '5'],
+        image_size=16,
+        channels=3,
+        dataset_size=190,
+        limit_records=95,
+    )
+    assert found.read_off == () and found.found == {}
+    assert found.train.image_shape == (16, 16, 3) and found.train.num_classes == 3
+    assert found.declared_size == 95 and 50 < len(found.train) < 130
+    # Labels by the declared order: 11 is bright, and is class 0.
+    bright = found.train.images.mean(axis=(1, 2, 3)) > 100
+    np.testing.assert_array_equal(found.train.labels, np.where(bright, 0, 1))
+    with pytest.raises(DataError, match='one of the classes 3. Received'):
+        arrays.make_dataset(images[..., None], labels, classes=['3'])
