@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 from absl import flags
 from helpers import nasty
@@ -95,6 +94,7 @@ def test_a_plan_counts_the_folder_and_shows_the_recipe(animals):
     assert '90 images, 3 classes' in said and 'dog/0017.jpg' in said
     assert 'About 81 of them are trained on, as 32x32x1.' in said
     assert 'about 2 minutes' in said and '--warm_start_share=1.0' in said
+    assert '\nExpect average brightness.\nWARNING: 27 images of a class are few' in said
     assert re.search(r'^ε +9 ', said, re.MULTILINE)
     assert {path: path.stat().st_mtime_ns for path in animals.rglob('*')} == before
     own = _ask(
@@ -112,10 +112,19 @@ def test_a_declared_size_needs_no_look_at_the_folder():
     assert '20 of 2,000 records' in said
 
 
-def test_expectations_grow_with_the_budget():
-    few = {'records': 3000, 'classes': 3, 'channels': 3}
-    said = [expectations.expect(**few, epsilon=epsilon) for epsilon in (1, 10)]
-    assert said == ['average colours', 'coarse shapes']
-    gray = expectations.expect(records=60_000, classes=10, channels=1, epsilon=10)
-    assert gray == 'shapes that can be told apart'
-    assert np.unique([*said, gray]).size == 3
+def test_expectations_grow_with_the_budget_and_with_the_images_of_a_class():
+    def said(records, epsilon, channels=3):
+        return expectations.expect(records=records, classes=3, channels=channels, epsilon=epsilon)
+
+    grades = [said(300, 1), said(3000, 1), said(3000, 2.5), said(3000, 10)]
+    assert len(set(grades)) == 4 and grades[0] == 'average colours'
+    assert grades == [said(30, 10), said(300, 10), said(750, 10), said(30_000, 1)]
+    assert said(300, 1, channels=1) == 'average brightness'
+
+
+def test_too_few_images_are_warned_of_and_only_then():
+    enough = {'records': 1500, 'classes': 3, 'epsilon': 1.0}
+    assert expectations.warning(**enough) is None
+    for fewer in ({'records': 1490}, {'classes': 4}, {'epsilon': 0.9}):
+        text = expectations.warning(**{**enough, **fewer})
+        assert 'few for ε' in text and 'Nothing is spent yet' in text

@@ -19,7 +19,7 @@ from absl import flags, logging
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
-from tf_efsgd.config import recipes
+from tf_efsgd.config import expectations, recipes
 
 if TYPE_CHECKING:
     from tf_efsgd.budget.forecast import Forecast
@@ -160,6 +160,7 @@ def _of_folder(flag_values: flags.FlagValues) -> str:
         *found.lines(),
         f'About {records:,} of them are trained on, as {side}x{side}x{channels}.',
         *_recipe(run_config, chosen, given),
+        *_expected(facts, run_config.privacy.target_epsilon),
     ]
     persons = run_config.data.images_per_person
     if persons is not None and run_config.data.dataset_persons is None:
@@ -175,6 +176,17 @@ def _of_folder(flag_values: flags.FlagValues) -> str:
         picture.plot(plan, flag_values.plot)
         text_of_plan += f'\n\nPicture: {flag_values.plot}'
     return '\n'.join(lines) + f'\n\n{text_of_plan}'
+
+
+def _expected(facts: recipes.Facts, epsilon: float | None) -> list[str]:
+    if epsilon is None:
+        return []
+    records, classes, channels = facts.records, facts.classes, facts.image_shape[-1]
+    words = expectations.expect(
+        records=records, classes=classes, channels=channels, epsilon=epsilon
+    )
+    few = expectations.warning(records=records, classes=classes, epsilon=epsilon)
+    return [f'Expect {words}.', *([few] if few is not None else [])]
 
 
 def _recipe(

@@ -1,10 +1,15 @@
-"""What to expect of the images, in plain words, before anything is trained."""
+"""What to expect of the images, in plain words, before anything is spent.
+
+What decides is how large the noise is beside what the images of a class have in common: it falls
+with the number of images of a class and with epsilon alike, so their product tells the cases apart.
+The bounds between them are from runs of the recipe, see docs/results.md.
+"""
 
 from __future__ import annotations
 
-# Images of a class for which shapes were seen at epsilon = 10, and the budgets that part the cases.
-_FEW_OF_A_CLASS = 300
-_SMALL, _LARGE = 2.0, 8.0
+_WHOLE, _CLASSES, _COARSE = 10_000, 2_000, 500
+# Below it a run says so before it spends anything.
+_TOO_FEW = _COARSE
 
 
 def expect(*, records: int, classes: int, channels: int, epsilon: float) -> str:
@@ -19,9 +24,33 @@ def expect(*, records: int, classes: int, channels: int, epsilon: float) -> str:
     Returns:
       A few words, e.g. 'coarse shapes'.
     """
-    of_a_class = records / max(1, classes)
-    if epsilon <= _SMALL or of_a_class < _FEW_OF_A_CLASS:
-        return 'average colours' if channels == 3 else 'average brightness'
-    if epsilon >= _LARGE and channels == 1 and of_a_class >= 10 * _FEW_OF_A_CLASS:
-        return 'shapes that can be told apart'
-    return 'coarse shapes'
+    product = _product(records, classes, epsilon)
+    if product >= _WHOLE:
+        return 'classes that are recognised, and many single images that look real'
+    if product >= _CLASSES:
+        return 'classes that are recognised, and poor single images'
+    if product >= _COARSE:
+        return 'coarse shapes'
+    return 'average colours' if channels == 3 else 'average brightness'
+
+
+def warning(*, records: int, classes: int, epsilon: float) -> str | None:
+    """What to say before anything is spent, if there are too few images for epsilon; else None.
+
+    Args:
+      records: the declared number.
+      classes: how many there are.
+      epsilon: of the whole run.
+    """
+    if _product(records, classes, epsilon) >= _TOO_FEW:
+        return None
+    wanted = round(_TOO_FEW / epsilon)
+    return (
+        f'WARNING: {records // max(1, classes)} images of a class are few for ε = {epsilon:g}: '
+        'noise will hide what they look like. Images of a class that can be told apart take about '
+        f'{wanted:,} images, fewer classes or a larger ε. Nothing is spent yet.'
+    )
+
+
+def _product(records: int, classes: int, epsilon: float) -> float:
+    return epsilon * records / max(1, classes)

@@ -6,6 +6,7 @@ import math
 import pathlib
 
 from tf_efsgd import budget, rounding
+from tf_efsgd.config import expectations
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.training.gan import EFSGDGan
 
@@ -45,6 +46,11 @@ def describe(
         f'({epsilon.accountant}) at δ = {plan.target_delta:g}, for {plan.unit_of_privacy}. '
         f'δ times the number of {plan.name_of_units} is {rounding.up(times_units, 2)}.'
     )
+    few = expectations.warning(
+        records=plan.dataset_size, classes=plan.num_classes, epsilon=epsilon.headline
+    )
+    if few is not None:
+        print(few)
     if not epsilon.is_proven:
         print(
             'WARNING: the ε of exact real-valued noise would be '
