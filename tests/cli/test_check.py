@@ -116,9 +116,9 @@ def test_expectations_grow_with_the_budget_and_with_the_images_of_a_class():
     def said(records, epsilon, channels=3):
         return expectations.expect(records=records, classes=3, channels=channels, epsilon=epsilon)
 
-    grades = [said(300, 1), said(3000, 1), said(3000, 2.5), said(3000, 10)]
+    grades = [said(300, 1), said(3000, 1), said(3000, 4), said(3000, 10)]
     assert len(set(grades)) == 4 and grades[0] == 'average colours'
-    assert grades == [said(30, 10), said(300, 10), said(750, 10), said(30_000, 1)]
+    assert grades == [said(30, 10), said(300, 10), said(1200, 10), said(30_000, 1)]
     assert said(300, 1, channels=1) == 'average brightness'
 
 

@@ -7,7 +7,7 @@ The bounds between them are from runs of the recipe, see docs/results.md.
 
 from __future__ import annotations
 
-_WHOLE, _CLASSES, _COARSE = 10_000, 2_000, 500
+_WHOLE, _CLASSES, _COARSE = 10_000, 3_000, 500
 # Below it a run says so before it spends anything.
 _TOO_FEW = _COARSE
 
