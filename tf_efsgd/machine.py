@@ -12,14 +12,19 @@ def machine() -> dict[str, object]:
     """Facts about this machine, by name: cores, processor, GPUs and versions."""
     import tensorflow as tf
 
-    is_limited = hasattr(os, 'sched_getaffinity')
     return {
-        'cores': len(os.sched_getaffinity(0)) if is_limited else os.cpu_count(),
+        'cores': cores(),
         'processor': _processor(),
         'gpus': len(tf.config.list_physical_devices('GPU')),
         'tensorflow': tf.__version__,
         'python': platform.python_version(),
     }
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    is_limited = hasattr(os, 'sched_getaffinity')
+    return len(os.sched_getaffinity(0)) if is_limited else os.cpu_count()
 
 
 def _processor() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.metadata
 import pathlib
 import platform
@@ -24,6 +26,7 @@ from tf_efsgd.version import __version__
 def finish(run: Context) -> None:
     """Reports, exports, evaluates, and says where everything is."""
     statement = _statement(run)
+    export = _export(run, statement) if run.config.run.export else None
     samples_png, page = _last_samples(run.folder), run.folder / run_folder.REPORT
     report.write_report(
         page,
@@ -43,10 +46,11 @@ def finish(run: Context) -> None:
             data_dir=None,
             tfds_manual_dir=None,
         ),
+        identity=_identity(run, export),
     )
     found = {'sample picture': samples_png, 'report': page}
-    if run.config.run.export:
-        found['SavedModel'] = _export(run, statement)
+    if export is not None:
+        found['SavedModel'] = export
     if run.config.run.evaluate:
         found['evaluation'] = _evaluate(run)
     found['TensorBoard'] = f'tensorboard --logdir {run.folder / run_folder.LOGS}'
@@ -58,6 +62,23 @@ def _statement(run: Context) -> dict:
     if 'not_covered' in statement:  # Without privacy nothing is.
         statement['not_covered'].append(run.other_runs.not_covered)
     return {**statement, **run.other_runs.to_statement()}
+
+
+# Of a SavedModel: all of its weights.
+_WEIGHTS = pathlib.PurePath('variables', 'variables.data-00000-of-00001')
+
+
+def _identity(run: Context, export: str | None) -> dict[str, str]:
+    """What tells this run from others, by a label: all of it public."""
+    identity = {
+        'Date (UTC)': f'{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}',
+        'Run': run.ledger.run_id,
+    }
+    weights = None if export is None else pathlib.Path(export) / _WEIGHTS
+    if weights is not None and weights.exists():
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        identity['SHA-256 of the model'] = f'{digest} export/1/{_WEIGHTS.as_posix()}'
+    return identity
 
 
 def _software() -> dict[str, str]:
