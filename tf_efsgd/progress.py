@@ -61,7 +61,7 @@ class Bar(tqdm.tqdm):
 
     def __str__(self) -> str:
         if self._is_building:
-            return f'{self.desc}building the graph ...'
+            return f'{self.desc}: building the graph ...'
         return super().__str__()
 
 

@@ -26,8 +26,8 @@ def check_keras() -> None:
     """
     import tensorflow as tf
 
-    version = tf.keras.__version__
-    if not version.startswith('2.'):
+    version = getattr(tf.keras, '__version__', '2')  # As tf_keras, it has none.
+    if not version.startswith('2'):
         raise ImportError(
             'tf_efsgd needs Keras 2: import tf_efsgd before tf.keras is used, or set '
             'TF_USE_LEGACY_KERAS=1 in the environment. Received: '

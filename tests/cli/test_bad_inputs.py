@@ -169,7 +169,8 @@ def results(place, tmp_path_factory):
 def test_a_bad_input_is_one_line(what, said, results):
     code, written = results[what]
     assert code == 2, written
-    (line,) = written.splitlines()
+    *before, line = written.splitlines()
+    assert all(text.startswith('Training on ') for text in before), before
     assert line.startswith('tf_efsgd: ') and re.search(said, line), line
     assert '--resume' not in line or 'resume' in what or 'used' in what, line
 

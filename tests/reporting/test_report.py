@@ -81,6 +81,32 @@ def test_page_of_a_run_without_privacy_says_so_and_promises_nothing(tmp_path, cl
         assert promise not in text
 
 
+def test_what_is_asked_first_is_answered_before_anything_else(tmp_path):
+    identity = {'Date (UTC)': '2026-03-01 10:20', 'Run': 'ab12', 'SHA-256 of the model': 'cd34'}
+    text = read_page.text(_write(tmp_path, identity=identity))
+    first = text[text.index('In short') : text.index('Generated images')]
+    for shown in (
+        'Unit of privacyone image & its label',
+        'ε spent9.28',
+        'δ1e-05; times the number of images, 60,000, it is 0.6',
+        'ε for several images of a personby their number, 2: 21.73, 5: no bound',
+        'May be handed overthis page, the generated images (samples/) and the generator',
+        'Date (UTC)2026-03-01 10:20',
+        'Runab12',
+        'SHA-256 of the modelcd34',
+        'Not coveredthe <first> thingthe second',
+    ):
+        assert shown in first.replace(' Run', 'Run').replace(': export', ':export'), shown
+    statement = {**_STATEMENT, 'persons': 700, 'epsilon_by_images_per_person': None}
+    text = read_page.text(_write(tmp_path, statement=statement))
+    assert 'of a personthe same: the unit of privacy is the person' in text
+    statement = {**_STATEMENT, 'epsilon_by_images_per_person': None}
+    assert 'of a personlarger; how much' in read_page.text(_write(tmp_path, statement=statement))
+    # A page without privacy answers none of it.
+    page = _write(tmp_path, private=False, statement={'private': False, 'epsilon': None})
+    assert 'In short' not in read_page.text(page)
+
+
 def test_page_needs_nothing_from_outside(tmp_path):
     read_page.check_stands_alone(_write(tmp_path))
 
@@ -116,8 +142,9 @@ def test_all_text_is_escaped(tmp_path):
     )
     assert 'script' not in read_page.Parsed(page).tags
     # Heading, caption, flags, record; relation twice; list, dict (2), a row (2); the table's record
-    # and relation; curve; the unit in banner, words and table; three lists; a number of images.
-    assert read_page.Parsed(page).text.count(evil) == 1 + 1 + 1 + 1 + 2 + 5 + 2 + 1 + 3 + 3 + 1
+    # and relation; curve; the unit in banner, summary, words and table; three lists; a number of
+    # images, twice.
+    assert read_page.Parsed(page).text.count(evil) == 1 + 1 + 1 + 1 + 2 + 5 + 2 + 1 + 4 + 3 + 2
 
 
 def test_meaning_is_told_in_words_with_the_numbers_of_the_run(tmp_path):
@@ -136,7 +163,7 @@ def test_lists_are_those_of_the_statement(tmp_path):
     for shown in (
         'Proven:a <proof>another',
         'Tested, not proven:a <test>',
-        'Not covered:the <first> thingthe second',
+        'Not coveredthe <first> thingthe second',
     ):
         assert text.replace(': ', ':').count(shown) == 1
     # They have a place of their own, so the table leaves them out.
@@ -278,7 +305,7 @@ def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builtins, '__import__', no_matplotlib)
     page = _write(tmp_path)
-    assert "pip install 'tf_efsgd[report]'" in page
+    assert 'pip install matplotlib' in page
     assert '<svg' not in page
     assert 'ε = 9.28' in page
     assert '<img' in page

@@ -137,11 +137,17 @@ def _fields(folder):
             fields |= {f'{name}:{key}': value for key, value in entry.items()}
         elif name.endswith('saved_model.pb'):
             fields[name] = _graph_lines(path)
-        else:  # Matplotlib gives the curves of a page random names.
-            fields[name] = re.sub(rb'(curve\d+-[pm])[0-9a-f]{10}', rb'\1', path.read_bytes())
+        elif name == 'report.html':
+            fields[name] = _VARYING.sub(rb'', path.read_bytes())
+        else:
+            fields[name] = path.read_bytes()
     assert events_seen
     return {**fields, **{f'logs:{tag}': values for tag, values in _events(folder / 'logs').items()}}
 
+
+# Of a page: random names that Matplotlib gives to curves, the date, and the hash of the model, whose
+# weights are compared one by one.
+_VARYING = re.compile(rb'(?<=curve)\d+-[pm][0-9a-f]{10}|\d{4}-\d\d-\d\d \d\d:\d\d|[0-9a-f]{64}')
 
 # `ledger` is the position in a checkpoint's manifest: its hash covers the times of the entries.
 _TIMES = ('time', 'sha256_before', 'ledger')

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import re
 import shlex
 
 import pytest
@@ -168,3 +169,22 @@ def test_on_windows_a_run_does_not_start_and_says_so(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match='Use WSL'):
         tiny_run.run(tmp_path / 'run')
     assert not list(tmp_path.iterdir())
+
+
+def test_the_first_line_says_what_it_trains_on_and_for_how_long(tmp_path, capsys):
+    def load(_):
+        raise ConfigError('enough')
+
+    def first_line(given, *more):
+        settings = config.from_flagfile('\n'.join(tiny_run.flags(tmp_path / 'run', *more)))
+        with pytest.raises(ConfigError, match='enough'):
+            runner.run(settings, context.Sources(load=load), **given)
+        return capsys.readouterr().out.splitlines()[0]
+
+    device = r'Training on (CPU, \d+ cores|.*GPU.*)'
+    shown = first_line({}, '--strategy=one_device')
+    assert re.fullmatch(f'{device}, for the steps that are given: .*', shown), shown
+    shown = first_line({'given': {'target_epsilon'}}, '--minutes=7')
+    assert re.fullmatch(f'{device}.*, for about 7 minutes .*', shown), shown
+    shown = first_line({'given': {'minutes', 'train_steps'}}, '--minutes=3')
+    assert re.fullmatch(f'{device}.*, for about 3 minutes .*', shown), shown

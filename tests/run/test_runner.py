@@ -29,6 +29,7 @@ _TAGS = {
     'dp/fake_accuracy',
     'dp/fake_loss',
     'dp/released_gradient_norm',
+    'dp/buffer_norm',
     'dp/fake_accuracy_average',
     'dp/discriminator_steps',
     'dp/generator_steps',
@@ -75,7 +76,10 @@ def _tags(folder):
     events.Reload()
     found = events.Tags()
     assert not found.pop('graph') and not found.pop('meta_graph'), 'a graph may hold constants'
-    return set().union(*found.values())
+    overview = {'custom_scalars__config__', '_hparams_/session_start_info'}
+    tags = set().union(*found.values())
+    assert overview <= tags
+    return tags - overview
 
 
 # One run from start to end.
@@ -397,7 +401,7 @@ def test_a_run_without_privacy_says_so_everywhere(tmp_path, capsys):
     assert not [name for name in statement if 'epsilon' in name or 'delta' in name]
     assert 'without clipping and noise' in statement['mechanism']
     assert 'NOT PRIVATE' in (folder / 'report.html').read_text()
-    private_tags = _TAGS - {'dp/epsilon'}
+    private_tags = _TAGS - {'dp/epsilon', 'dp/buffer_norm'}
     assert _tags(folder) == {tag.replace('dp/', 'nonprivate/') for tag in private_tags}
     assert 'NOT PRIVATE' in (folder / 'NOT_PRIVATE.txt').read_text()
     entries = monitoring.read_scalars(str(folder / 'logs'), is_private=False)

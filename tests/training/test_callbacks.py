@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import samples
@@ -195,3 +197,44 @@ def test_the_progress_bar_shows_epsilon_or_that_there_is_none(epsilon, wanted, c
     _run([monitoring.ProgressBar(0, 3, 1, epsilon)], [{}] * 3)
     shown = capsys.readouterr().err
     assert wanted in shown and '3/3' in shown
+
+
+@pytest.mark.parametrize('is_private', [True, False])
+def test_tensorboard_tells_the_story_at_a_glance(is_private, tmp_path):
+    start = 'dp' if is_private else 'nonprivate'
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    monitoring.write_overview(writer, is_private, {'seed': 3, 'dataset': 'digits'})
+    monitoring.write_scalar(writer, is_private, 'distance_to_release', 30, 0.25)
+    writer.close()
+    events = event_accumulator.EventAccumulator(str(tmp_path))
+    events.Reload()
+    (event,) = events.Tensors('custom_scalars__config__')
+    layout = layout_pb2.Layout.FromString(tf.make_ndarray(event.tensor_proto).item())
+    shown = [
+        tag
+        for category in layout.category
+        for chart in category.chart
+        for tag in chart.multiline.tag
+    ]
+    wanted = ['epsilon', 'fake_loss', 'distance_to_release', 'buffer_norm']
+    assert {f'^{start}/{name}$' for name in wanted} <= set(shown)
+    assert all(tag.startswith(f'^{start}/') for tag in shown)
+    assert events.PluginTagToContent('hparams')['_hparams_/session_start_info']
+    # What draws the curves of the report leaves it out.
+    entries = monitoring.read_scalars(str(tmp_path), is_private)
+    assert entries == [{'step': 30, f'{start}/distance_to_release': 0.25}]
+
+
+def test_more_released_scalars_are_read_when_an_entry_is_due(tmp_path):
+    calls = []
+
+    def more():
+        calls.append(True)
+        return {'buffer_norm': 0.5}
+
+    writer = tf.summary.create_file_writer(str(tmp_path))
+    _run([monitoring.TensorBoardScalars(writer, 0, 5, 2, more=more)], [{}] * 5)
+    writer.close()
+    assert len(calls) == 3
+    entries = monitoring.read_scalars(str(tmp_path), is_private=False)
+    assert [entry['nonprivate/buffer_norm'] for entry in entries] == [0.5] * 3

@@ -242,7 +242,7 @@ def check_picture_path(flag: str, path: str) -> None:
       ConfigError: if matplotlib is missing, the folder is, or the ending names no picture.
     """
     if importlib.util.find_spec('matplotlib') is None:
-        raise ConfigError(f'--{flag} needs matplotlib: pip install tf_efsgd[report]')
+        raise ConfigError(f'--{flag} needs matplotlib: pip install matplotlib')
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     check_output_path(flag, path, sorted(FigureCanvasAgg.get_supported_filetypes()))

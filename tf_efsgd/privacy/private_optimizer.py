@@ -333,6 +333,15 @@ class PrivateOptimizer(_Behind):
             self._create_all_weights(var_list)
             return [self.get_slot(v, _BUFFER) for v in var_list]
 
+    def buffer_norm(self, var_list) -> tf.Tensor | None:
+        """The norm of E, float32 []; None without a buffer, or with one that is not noised.
+
+        E is a function of earlier releases, so its norm is public. A hidden buffer is private.
+        """
+        if not self.mechanism.has_buffer or self.mechanism.hides_buffer:
+            return None
+        return tf.linalg.global_norm(self._buffer(var_list))
+
     def _store_buffer(self, var_list, buffer):
         if buffer is None:
             return

@@ -100,15 +100,17 @@ def _usefulness_notes(metrics: Mapping[str, Any]) -> str:
         return '<p>No gen2real: it needs at least two classes and a test split of real images.</p>'
     found = metrics['gen2real_cnn']
     runs = len(found['accuracies'])
-    spread = 'and their sample standard deviation' if runs > 1 else '; a single run shows no spread'
+    spread = (
+        ' and their sample standard deviation' if runs > 1 else '; a single run shows no spread'
+    )
     left = '' if found['untrained'] else ' (here: of guessing; none was trained there)'
     return f"""
 <p><b>gen2real:</b> a classifier learns from {found['num_generated']:,} generated images only and is
 measured once on {found['num_test']:,} real test images; its epoch is chosen on held-out generated
 ones. <b>real2gen:</b> one that learned from real training images is measured on generated ones.
-Mean of {runs} classifiers {spread}. Left end of the scale: the same for the untrained
-generator{left}; right end: for a classifier that learned from real training images, on real test
-images.</p>"""
+Mean of {runs} classifier{'' if runs == 1 else 's'}{spread}. Left end of the
+scale: the same for the untrained generator{left}; right end: for a classifier that learned from
+real training images, on real test images.</p>"""
 
 
 def _likeness(metrics: Mapping[str, Any]) -> list[_Row]:
@@ -201,11 +203,15 @@ def _table(rows: list[_Row], scales: bool = True) -> str:
         return ''
     head = _tr('', ['value', 'untrained', 'real', *(['scale'] if scales else [])])
     lines = [_tr(html.escape(row.name), _cells(row, scales)) for row in rows]
-    return '<table class="figures">\n' + '\n'.join([head, *lines]) + '\n</table>'
+    rows_of_table = '\n'.join([head, *lines])
+    return f'<div class="wide"><table class="figures">\n{rows_of_table}\n</table></div>'
 
 
 def _tr(name: str, cells: list[str]) -> str:
-    return f'<tr><th>{name}</th><td>{"</td><td>".join(cells)}</td></tr>'
+    # The fourth is the scale, which a narrow window leaves out.
+    kinds = ['<td>'] * 3 + ['<td class="of-scale">']
+    shown = ''.join(f'{kind}{cell}</td>' for kind, cell in zip(kinds, cells))
+    return f'<tr><th>{name}</th>{shown}</tr>'
 
 
 def _cells(row: _Row, scales: bool) -> list[str]:

@@ -29,7 +29,7 @@ margin:1.25rem 0}
 .private{background:#17663a}.not-private{background:#a3161f}
 figure{margin:0}
 figcaption{color:#52606d;font-size:.9rem;margin:.4rem 0}
-img{display:block;width:100%;max-width:40rem;image-rendering:pixelated;border:1px solid #dde2e8}
+img{display:block;width:100%;image-rendering:pixelated;border:1px solid #dde2e8}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.25rem}
 .curves figcaption{font-weight:600;color:#1d2733;overflow-wrap:anywhere}
 svg{display:block;width:100%;height:auto}
@@ -43,7 +43,21 @@ th code{display:block;font-weight:400;color:#6b7783}
 ul{margin:0;padding-left:1.2rem}
 p{margin:0 0 .75rem}
 svg.scale{width:8rem}
-.figures td{font-variant-numeric:tabular-nums}
+.wide{overflow-x:auto;margin:0 0 .75rem}
+.figures th{width:auto;overflow-wrap:break-word}
+.figures td{font-variant-numeric:tabular-nums;white-space:nowrap;overflow-wrap:normal}
+.facts th{width:16rem}
+.facts th,.facts td{padding-top:.3rem;padding-bottom:.3rem}
+.facts ul{font-size:.85rem;line-height:1.35}
+@media(min-width:60rem){.facts ul{columns:2;column-gap:2rem}}
+a{color:inherit}
+@media(max-width:40rem){
+main{padding:.6rem}
+section{padding:.9rem}
+.facts th{width:38%}
+.figures th,.figures td{padding-right:.5rem;font-size:.85rem}
+.figures .of-scale{display:none}
+}
 p:last-child,figcaption:last-child{margin-bottom:0}
 p span{white-space:nowrap}
 sup{line-height:0}

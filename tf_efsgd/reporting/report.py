@@ -56,8 +56,9 @@ _EPSILON = 'dp/epsilon'
 _LISTS = {
     'proven': 'Proven',
     'tested_not_proven': 'Tested, not proven',
-    'not_covered': 'Not covered',
 }
+# In short.
+_NOT_COVERED = 'not_covered'
 _BY_IMAGES = 'epsilon_by_images_per_person'
 
 _NEIGHBOURS = {
@@ -77,6 +78,7 @@ def write_report(
     sample_caption: str,
     history: Sequence[Mapping[str, Any]],
     config_text: str,
+    identity: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the page of a run as one HTML file, whole or not at all.
 
@@ -97,6 +99,7 @@ def write_report(
         number itself where there is one; what is not finite is left out. With `private`, all
         tags must begin with `dp/`.
       config_text: the flags of the run.
+      identity: what tells this run from others, by a label: its date, its id, a hash of its model.
 
     Raises:
       ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
@@ -107,6 +110,7 @@ def write_report(
         _check_claim(statement, history)
     sections = [
         _banner(private, statement),
+        pages.section('In short', _in_short(statement, identity or {})) if private else '',
         pages.section('Generated images', _samples(samples_png, sample_caption)),
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section('Curves', _curves(history)),
@@ -172,7 +176,7 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
             f'times how many there are. Received: unit_of_privacy={unit!r}, '
             f'delta_times_units={times_units!r}.'
         )
-    empty = [name for name in _LISTS if not statement.get(name)]
+    empty = [name for name in (*_LISTS, _NOT_COVERED) if not statement.get(name)]
     if empty:
         raise ValueError(
             'A private report needs a statement that says what is proven, what is only tested and '
@@ -207,6 +211,43 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     )
 
 
+# What of a run may leave the house when its statement says that it is private.
+_MAY_BE_HANDED_OVER = (
+    'this page, the generated images (samples/) and the generator (export/). Not the folder '
+    'nonprivate/, which is about real images, nor the records'
+)
+
+
+def _in_short(statement: Mapping[str, Any], identity: Mapping[str, str]) -> str:
+    """What a privacy officer asks first, answered on the first screen."""
+    rows = {
+        'Unit of privacy': html.escape(str(statement['unit_of_privacy'])),
+        'ε spent': f'<b>{rounding.up(float(statement["epsilon"]))}</b>',
+        'δ': f'{float(statement["delta"])!r}; times the number of {_units(statement)} it is '
+        f'{rounding.up(float(statement["delta_times_units"]), 2)}',
+        'ε for several images of a person': _short_by_images(statement),
+        'May be handed over': html.escape(_MAY_BE_HANDED_OVER),
+        **{html.escape(name): f'<code>{html.escape(v)}</code>' for name, v in identity.items()},
+        'Not covered': pages.value(statement['not_covered']),
+    }
+    lines = ''.join(f'<tr><th>{name}</th><td>{shown}</td></tr>\n' for name, shown in rows.items())
+    return f'<table class="facts">\n{lines}</table>'
+
+
+def _short_by_images(statement: Mapping[str, Any]) -> str:
+    if _counts_persons(statement):
+        return 'the same: the unit of privacy is the person'
+    found = statement.get(_BY_IMAGES)
+    if not found:
+        return 'larger; how much was not computed for this run'
+    shown = (
+        f'{html.escape(str(images))}: '
+        f'{"no bound" if epsilon is None else rounding.up(float(epsilon))}'
+        for images, epsilon in found.items()
+    )
+    return 'by their number, ' + ', '.join(shown)
+
+
 def _counts_persons(statement: Mapping[str, Any]) -> bool:
     return statement.get('persons') is not None
 
@@ -221,7 +262,7 @@ def _units(statement: Mapping[str, Any]) -> str:
 
 def _facts(private: bool, statement: Mapping[str, Any]) -> str:
     """The statement as a table, without what a page that promises something shows elsewhere."""
-    elsewhere = (*_LISTS, _BY_IMAGES) if private else ()
+    elsewhere = (*_LISTS, _NOT_COVERED, _BY_IMAGES) if private else ()
     return pages.facts(
         {key: item for key, item in statement.items() if key not in elsewhere}, _LABELS
     )
@@ -343,11 +384,11 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
         return '<p>Nothing has been logged yet.</p>'
     try:
         if any(len(points) > 1 for points in curves.values()):
-            import matplotlib.figure  # noqa: F401, the optional extra
+            import matplotlib.figure  # noqa: F401, broken or taken away
     except ImportError:
         return (
             '<p>The curves need matplotlib. Install it with '
-            "<code>pip install 'tf_efsgd[report]'</code> and write the report again.</p>"
+            '<code>pip install matplotlib</code> and write the report again.</p>'
         )
     figures = [
         f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'

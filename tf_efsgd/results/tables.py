@@ -400,7 +400,7 @@ def write(folder: pathlib.Path, grid: str, runs: Sequence[Run], overrides: Seque
 
 def _draw_contact_sheet(path: pathlib.Path, rows: Sequence[dict], pictures: Mapping) -> None:
     shown = [row for row in rows if row['name'] in pictures]
-    if not shown or importlib.util.find_spec('matplotlib') is None:  # The extra [report].
+    if not shown or importlib.util.find_spec('matplotlib') is None:
         return
     from matplotlib import image
     from matplotlib.figure import Figure

@@ -59,7 +59,9 @@ def report(run_dir: pathlib.Path) -> dict[str, Any]:
     config, book = _read(run_dir)
     generator, step = _restore(run_dir, config, book)
     statement = _statement(run_dir, config, book, step, generator)
-    page = finish.write_report(run_dir, config, statement)
+    exported = versions.all_versions(run_dir / versions.EXPORT)
+    latest = exported[-1] if exported else None
+    page = finish.write_report(run_dir, config, statement, book.run_id, latest)
     return {'report': str(page), 'privacy_statement': statement}
 
 

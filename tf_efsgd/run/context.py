@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget
+from tf_efsgd import budget, progress
 from tf_efsgd.config import RunConfig
 from tf_efsgd.data import poisson
 from tf_efsgd.data.records import Dataset
@@ -95,8 +95,8 @@ class Context:
             return train.images
         path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
         path.unlink(missing_ok=True)  # Of a process that was killed at once.
-        print('Looking at the records once through the public network ...', flush=True)
-        return public_heads.record_features(self.head_inputs, train.images, path)
+        with progress.waiting('Looking at the records once through the public network'):
+            return public_heads.record_features(self.head_inputs, train.images, path)
 
     @property
     def is_private(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tf_efsgd import machine
 from tf_efsgd.config import ConfigError, RunConfig, TrainingConfig
 
 
@@ -27,6 +28,19 @@ def make_strategy(training: TrainingConfig) -> tf.distribute.Strategy:
     if training.strategy == 'one_device' or (training.strategy == 'auto' and len(devices) == 1):
         return tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy([device.name for device in devices])
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """What it computes on, in a few words: 'CPU, 2 cores', '2 x NVIDIA A100'."""
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus:
+        text = f'CPU, {machine.cores()} cores'
+        replicas = strategy.num_replicas_in_sync
+        return f'{text} in {replicas} parts' if replicas > 1 else text
+    names = [
+        tf.config.experimental.get_device_details(gpu).get('device_name', 'GPU') for gpu in gpus
+    ][: strategy.num_replicas_in_sync]
+    return ', '.join(f'{names.count(name)} x {name}' for name in dict.fromkeys(names))
 
 
 def for_settings(strategy: tf.distribute.Strategy, config: RunConfig) -> tf.distribute.Strategy:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
 import importlib.metadata
+import os
 import pathlib
 import platform
 import shlex
@@ -12,6 +15,7 @@ import tensorflow_privacy
 
 from tf_efsgd import budget
 from tf_efsgd.config import RunConfig, recipes
+from tf_efsgd.export import versions
 from tf_efsgd.reporting import report
 from tf_efsgd.run import evaluate, exports, messages
 from tf_efsgd.run import folder as run_folder
@@ -23,10 +27,11 @@ from tf_efsgd.version import __version__
 def finish(run: Context) -> None:
     """Reports, exports, evaluates, and says where everything is."""
     statement = _statement(run)
-    page = write_report(run.folder, run.config, statement)
+    export = _export(run, statement) if run.config.run.export else None
+    page = write_report(run.folder, run.config, statement, run.ledger.run_id, export)
     found = {'sample picture': last_samples(run.folder), 'report': page}
-    if run.config.run.export:
-        found['SavedModel'] = _export(run, statement)
+    if export is not None:
+        found['SavedModel'] = export
     if run.config.run.evaluate:
         found['evaluation'] = _evaluate(run)
     found['TensorBoard'] = f'tensorboard --logdir {run.folder / run_folder.LOGS}'
@@ -36,13 +41,21 @@ def finish(run: Context) -> None:
     messages.result(statement, found)
 
 
-def write_report(folder: pathlib.Path, config: RunConfig, statement: dict) -> pathlib.Path:
+def write_report(
+    folder: pathlib.Path,
+    config: RunConfig,
+    statement: dict,
+    run_id: str,
+    export: str | os.PathLike | None,
+) -> pathlib.Path:
     """Writes the page of a run, from what lies in its folder.
 
     Args:
       folder: of the run.
       config: its settings.
       statement: its privacy statement, with the names of the classes.
+      run_id: of its ledger.
+      export: its latest SavedModel, whose hash is shown; None for none.
 
     Returns:
       The path of the page.
@@ -70,6 +83,7 @@ def write_report(folder: pathlib.Path, config: RunConfig, statement: dict) -> pa
             tfds_manual_dir=None,
             cache_dir=None,
         ),
+        identity=_identity(run_id, export),
     )
     return page
 
@@ -92,6 +106,24 @@ def _statement(run: Context) -> dict:
         **exports.of_generator(run.gan.ema_generator, run.dataset.train.class_names),
         **exports.released_counts(run.folder, run.ledger),
     }
+
+
+# Of a SavedModel: all of its weights.
+_WEIGHTS = pathlib.PurePath('variables', 'variables.data-00000-of-00001')
+
+
+def _identity(run_id: str, export: str | os.PathLike | None) -> dict[str, str]:
+    """What tells this run from others, by a label: all of it public."""
+    identity = {
+        'Date (UTC)': f'{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}',
+        'Run': run_id,
+    }
+    weights = None if export is None else pathlib.Path(export) / _WEIGHTS
+    if weights is not None and weights.exists():
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        place = pathlib.PurePath(versions.EXPORT, weights.parents[1].name, _WEIGHTS)
+        identity['SHA-256 of the model'] = f'{digest} {place.as_posix()}'
+    return identity
 
 
 def software() -> dict[str, str]:

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Collection
 
 from tf_efsgd import budget, rounding
-from tf_efsgd.config import expectations
+from tf_efsgd.config import RunConfig, expectations, recipes
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.training.gan import EFSGDGan
+
+
+def begin(device: str, config: RunConfig, given: Collection[str]) -> None:
+    """The first line of every start: what it trains on, and for about how long.
+
+    Args:
+      device: from `devices.describe`.
+      config: the settings.
+      given: names of the settings that somebody gave.
+    """
+    is_given = given != recipes.EVERYTHING and 'minutes' in given
+    is_known = recipes.is_open(config, given) or is_given
+    if is_known and not config.run.resume:
+        minutes = config.training.minutes
+        time = f'for about {minutes} minutes (--minutes), and some more for the evaluation'
+    else:
+        time = 'for the steps that are given: the bars below say how long that takes'
+    print(f'Training on {device}, {time}.', flush=True)
 
 
 def describe(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 
 import tensorflow as tf
 
 from tf_efsgd import budget
-from tf_efsgd.config import ConfigError
+from tf_efsgd.config import ConfigError, recipes
 from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.run import checkpoints
 from tf_efsgd.run import folder as run_folder
@@ -95,6 +96,13 @@ def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.C
     settings, plan = run.config.run, run.ledger.plan
     epsilon = budget.EpsilonSoFar(run.ledger, first) if plan.event is not None else None
     writer = run.writer()
+    callbacks.write_overview(writer, plan.event is not None, _public_settings(run))
+
+    def buffer_norm():
+        if plan.event is None:
+            return {}
+        norm = run.gan.discriminator_optimizer.buffer_norm(run.gan.private_variables)
+        return {} if norm is None else {'buffer_norm': norm}
 
     def reserve(steps):
         run.ledger.reserve(steps)
@@ -102,12 +110,25 @@ def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.C
 
     return [
         callbacks.Budget(reserve, lambda: run.ledger.remaining_steps, plan.steps_per_entry),
-        callbacks.TensorBoardScalars(writer, first, last, settings.log_steps, epsilon),
+        callbacks.TensorBoardScalars(writer, first, last, settings.log_steps, epsilon, buffer_norm),
         run.sample_grid(writer, first, last),
         callbacks.Checkpoint(lambda step: run.save(), first, last, settings.checkpoint_steps),
         *_diagnostics(run, first, last),
         callbacks.ProgressBar(first, last, settings.log_steps, epsilon),
     ]
+
+
+def _public_settings(run: Context) -> dict:
+    """What distinguishes a run from others, by name; no place on this machine."""
+    config = run.config
+    settings = {
+        name: value
+        for group in (config.privacy, config.model, config.training)
+        for name, value in dataclasses.asdict(group).items()
+        if value is not None
+    }
+    network = recipes.without_folder(config.privacy.public_features)
+    return {**settings, 'dataset': run.ledger.plan.dataset, 'public_features': network}
 
 
 def _diagnostics(run: Context, first: int, last: int) -> list[tf.keras.callbacks.Callback]:

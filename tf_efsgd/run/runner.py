@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection
 
-from tf_efsgd import budget, rounding, terminal
+from tf_efsgd import budget, progress, rounding, terminal
 from tf_efsgd.config import RunConfig
 from tf_efsgd.config.recipes import EVERYTHING
 from tf_efsgd.privacy import ledger
@@ -79,6 +79,7 @@ def _prepare(config, run_dir, given, sources, stack) -> tuple[Context, WarmStart
     config = run_folder.check(run_dir, config, given)
     state_dir = run_folder.state_dir(config, run_dir)
     strategy = devices.make_strategy(config.training)
+    messages.begin(devices.describe(strategy), config, given)
     book = state = None
     if config.run.resume:
         book = start.open_ledger(run_dir)
@@ -96,11 +97,11 @@ def _prepare(config, run_dir, given, sources, stack) -> tuple[Context, WarmStart
         config = start.choose_settings(config, given, dataset)
     strategy = devices.for_settings(strategy, config)
     network = build.build_public_network(config, dataset.train)
-    with strategy.scope():
+    with progress.waiting('Building the networks'), strategy.scope():
         gan, head_inputs = build.build_gan(config, dataset.train, network)
     parameters = sum(v.shape.num_elements() for v in gan.private_variables)
     plan = start.make_plan(config, book, dataset, parameters)
-    with strategy.scope():
+    with progress.waiting('Trying the private step'), strategy.scope():
         noise = sources.new_noise(secure=config.privacy.secure_noise)
         build.compile_gan(gan, config, plan, noise)
     promised = None if plan.event is None else budget.promised_epsilon(plan, book)

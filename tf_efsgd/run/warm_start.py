@@ -74,7 +74,10 @@ class WarmStart:
         if run.is_restored and not weight:
             return
         features = self._features or pixels.FeatureMap(plan.image_shape)
-        sums = as_config_error(lambda: self._releases.class_sums(features), releases.ReleaseError)
+        with progress.waiting('Looking at all records once, for the release'):
+            sums = as_config_error(
+                lambda: self._releases.class_sums(features), releases.ReleaseError
+            )
         if run.is_private and not run.is_restored:
             callbacks.write_epsilon(run.writer(), 0, budget.EpsilonSoFar(run.ledger, 0)(0))
         if sums is None:
@@ -150,6 +153,10 @@ class WarmStart:
         return fitted
 
     def _fit_steps(self, generator, fitted, description: str, **how) -> None:
+        run, writer = self._run, self._run.writer()
+        show = functools.partial(
+            callbacks.write_scalar, writer, run.is_private, 'distance_to_release'
+        )
         average = fitting.fit(
             generator,
             draw_inputs,
@@ -160,8 +167,11 @@ class WarmStart:
             progress=functools.partial(
                 progress.Bar, desc=description, unit='step', builds_graph=True
             ),
+            show=show,
+            show_steps=run.config.run.log_steps,
             **how,
         )
+        writer.flush()
         generator.set_weights(average)
 
     def _release_learned_features(self, generator) -> learned.Release | None:

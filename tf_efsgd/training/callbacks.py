@@ -13,6 +13,9 @@ from typing import Any
 
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.custom_scalar import summary as custom_scalar
+from tensorboard.plugins.hparams import api as hparams
 
 from tf_efsgd import progress, rounding
 
@@ -131,22 +134,93 @@ class TensorBoardScalars(EveryStep):
       last_step: as in `ProgressBar`.
       every: steps between entries.
       epsilon: as in `ProgressBar`.
+      more: returns further released scalars by name, when an entry is due.
     """
 
-    def __init__(self, writer, first_step: int, last_step: int, every: int, epsilon=None):
+    def __init__(
+        self,
+        writer,
+        first_step: int,
+        last_step: int,
+        every: int,
+        epsilon=None,
+        more: Callable[[], dict] = dict,
+    ):
         super().__init__(first_step, last_step, every)
         self._writer = writer
         self._epsilon = epsilon
+        self._more = more
         self._is_private = epsilon is not None
 
     def on_due(self, logs):
         """Writes one entry of every scalar."""
         with self._writer.as_default(step=self.step):
-            for name, value in logs.items():
+            for name, value in {**logs, **self._more()}.items():
                 tf.summary.scalar(f'{prefix(self._is_private)}/{name}', value)
             if self._epsilon is not None:
                 tf.summary.scalar('dp/epsilon', self._epsilon(self.step))
         self._writer.flush()
+
+
+# TensorBoard's page "Custom scalars": what a run is about, at a glance.
+_LAYOUT = {
+    'Privacy': {'epsilon spent': ['epsilon']},
+    'Generated images': {
+        'loss on generated images': ['fake_loss'],
+        'share of generated images that are recognised': ['fake_accuracy', 'fake_accuracy_average'],
+    },
+    'Releases': {
+        'distance to the release': ['distance_to_release'],
+        'norm of the error buffer': ['buffer_norm'],
+        'norm of the released gradient': ['released_gradient_norm'],
+    },
+}
+
+
+def write_overview(writer, is_private: bool, settings: dict) -> None:
+    """Writes what TensorBoard arranges a run by: a layout of its scalars, and its settings.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      is_private: whether the tags begin with dp/.
+      settings: public ones, by name, for the page HParams, which compares runs.
+    """
+    start = prefix(is_private)
+    layout = layout_pb2.Layout(
+        category=[
+            layout_pb2.Category(
+                title=category,
+                chart=[
+                    layout_pb2.Chart(
+                        title=title,
+                        multiline=layout_pb2.MultilineChartContent(
+                            tag=[f'^{start}/{name}$' for name in names]
+                        ),
+                    )
+                    for title, names in charts.items()
+                ],
+            )
+            for category, charts in _LAYOUT.items()
+        ]
+    )
+    with writer.as_default(step=0):
+        tf.summary.experimental.write_raw_pb(custom_scalar.pb(layout).SerializeToString(), step=0)
+        hparams.hparams(settings)
+    writer.flush()
+
+
+def write_scalar(writer, is_private: bool, name: str, step: int, value: float) -> None:
+    """Writes one released scalar of a step that `TensorBoardScalars` does not see.
+
+    Args:
+      writer: summary writer of RUN/logs.
+      is_private: whether its tag begins with dp/.
+      name: of the tag.
+      step: its step.
+      value: of the scalar.
+    """
+    with writer.as_default(step=step):
+        tf.summary.scalar(f'{prefix(is_private)}/{name}', value)
 
 
 def write_epsilon(writer, step: int, epsilon: float) -> None:

@@ -31,6 +31,8 @@ def fit(
     checkpoint_dir: str | os.PathLike | None = None,
     checkpoint_steps: int = 500,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    show: Callable[[int, float], None] | None = None,
+    show_steps: int = 50,
 ) -> list[np.ndarray]:
     """Fits a generator to released class means; this costs no privacy.
 
@@ -48,6 +50,9 @@ def fit(
         functions of `targets` and public settings, and as public.
       checkpoint_steps: between two checkpoints, >= 1; the last step is followed by one, too.
       progress: wraps the iterable of step numbers, e.g. `tqdm.tqdm`.
+      show: called with the number of steps done and the distance to the released means, which is
+        public.
+      show_steps: between two calls, >= 1.
 
     Returns:
       The moving average of the generator's weights over the last steps, as `get_weights`.
@@ -96,6 +101,8 @@ def fit(
     done = int(optimizer.iterations.numpy())
     for number in progress(range(first_step + done, first_step + steps)):
         step(tf.constant(number))
+        if show is not None and (number + 1) % show_steps == 0:
+            show(number + 1, float(tf.add_n([target.distance_so_far() for target in averaged])))
         if checkpoints is not None:
             is_last = number == first_step + steps - 1
             checkpoints.save(optimizer.iterations, check_interval=not is_last)

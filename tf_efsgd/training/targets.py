@@ -136,6 +136,10 @@ class AveragedTarget:
         self._weight = tf.Variable(tf.zeros([*self._means.shape[:2], 1]), trainable=False)
         self.variables = (self._difference, self._weight)
 
+    def distance_so_far(self) -> tf.Tensor:
+        """The distance of the averaged features to the released means, float32 []: public."""
+        return tf.norm(tf.math.divide_no_nan(self._difference, self._weight))
+
     def loss(self, images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """A loss whose gradient is that of the distance, its value is not. Moves the average.
 
