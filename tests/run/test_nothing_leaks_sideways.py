@@ -145,8 +145,8 @@ def _fields(folder):
     return {**fields, **{f'logs:{tag}': values for tag, values in _events(folder / 'logs').items()}}
 
 
-# Of a page: random names that Matplotlib gives to curves, the date, and the hash of the model, whose
-# weights are compared one by one.
+# Of a page: random names that Matplotlib gives to curves, the date, and the hash of the model, of
+# which each weight is compared.
 _VARYING = re.compile(rb'(?<=curve)\d+-[pm][0-9a-f]{10}|\d{4}-\d\d-\d\d \d\d:\d\d|[0-9a-f]{64}')
 
 # `ledger` is the position in a checkpoint's manifest: its hash covers the times of the entries.
