@@ -34,7 +34,8 @@ _SAMPLED = (1, 2)
 # Functions of the releases and of generated images.
 _RELEASED = re.compile(
     r"""
-    logs:dp/(fake_accuracy|fake_loss|fake_accuracy_average|released_gradient_norm|samples)
+    logs:dp/(fake_accuracy|fake_loss|fake_accuracy_average|released_gradient_norm|samples
+            |buffer_norm|distance_to_release)
     | checkpoints/step_\d+/variables:gan/.*
     | checkpoints/step_\d+/manifest.json:sha256
     | export/1/variables/variables:generator_variables/.*
@@ -135,7 +136,10 @@ def _fields(folder):
         elif name.endswith('saved_model.pb'):
             fields[name] = _graph_lines(path)
         else:  # Matplotlib gives the curves of a page random names.
-            fields[name] = re.sub(rb'(curve\d+-[pm])[0-9a-f]{10}', rb'\1', path.read_bytes())
+            content = re.sub(rb'(curve\d+-[pm])[0-9a-f]{10}', rb'\1', path.read_bytes())
+            if name.endswith('.html'):  # The hash of the variables, which are compared themselves.
+                content = re.sub(rb'\d{4}-\d\d-\d\d \d\d:\d\d|[0-9a-f]{64}', b'', content)
+            fields[name] = content
     assert events_seen
     return {**fields, **{f'logs:{tag}': values for tag, values in _events(folder / 'logs').items()}}
 
