@@ -36,7 +36,8 @@ _SAMPLED = (1, 2)
 # Functions of the releases and of generated images.
 _RELEASED = re.compile(
     r"""
-    logs:dp/(fake_accuracy|fake_loss|fake_accuracy_average|released_gradient_norm|samples)
+    logs:dp/(fake_accuracy|fake_loss|fake_accuracy_average|released_gradient_norm|samples
+            |buffer_norm|distance_to_release)
     | checkpoints/step_\d+/variables:gan/.*
     | checkpoints/step_\d+/manifest.json:sha256
     | export/1/variables/variables:generator_variables/.*
