@@ -7,6 +7,7 @@ import setuptools
 
 _LINE_1, _LINE_2 = 'python_version < "3.12"', 'python_version >= "3.12"'
 _HERE = pathlib.Path(__file__).parent
+_DICOM = 'pydicom>=2.4,<4'
 _SERVING = [
     f'tensorflow-serving-api>=2.15.1,<2.16; {_LINE_1}',
     f'tensorflow-serving-api>=2.19,<2.20; {_LINE_2}',
@@ -94,9 +95,10 @@ setuptools.setup(
             'mpmath>=1.2',
             'ruff>=0.5',
             'mypy>=1.8',
+            _DICOM,
             *_SERVING,
         ],
-        'dicom': ['pydicom>=2.4,<4'],
+        'dicom': [_DICOM],
         # Part of the base by now; the name stays for who asks for it.
         'report': [],
         # TensorFlow with the libraries of NVIDIA that go with it.
