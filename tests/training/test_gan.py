@@ -429,7 +429,8 @@ def test_the_noise_key_is_all_that_is_secret(one_device, key, is_same):
     )
     _fit(gan, tiny_gan.samples())
     difference = _largest_difference(_state(gan), one_device[1])
-    assert difference == 0 if is_same else difference > 1e-3
+    # TensorFlow's threads add some gradients in the order in which they end.
+    assert difference < 1e-6 if is_same else difference > 1e-3
 
 
 def test_two_devices_give_the_weights_of_one(one_device, strategy):

@@ -46,7 +46,7 @@ def warning(*, records: int, classes: int, epsilon: float) -> str | None:
         return None
     wanted = round(_TOO_FEW / epsilon)
     return (
-        f'WARNING: {records // max(1, classes)} images of a class are few for ε = {epsilon:g}: '
+        f'WARNING: {records // max(1, classes)} images of a class are few for ε = {epsilon:.3g}: '
         'noise will hide what they look like. Images of a class that can be told apart take about '
         f'{wanted:,} images, fewer classes or a larger ε. Nothing is spent yet.'
     )

@@ -30,6 +30,22 @@ def begin(device: str, config: RunConfig, given: Collection[str]) -> None:
     print(f'Training on {device}, {time}.', flush=True)
 
 
+def warn_of_few(plan: ledger.Plan, epsilon: accounting.Epsilon | None) -> None:
+    """Says before anything is spent that there are too few images for epsilon, if that is so.
+
+    Args:
+      plan: of a new run.
+      epsilon: that is promised for the whole run; None without privacy.
+    """
+    if epsilon is None:
+        return
+    few = expectations.warning(
+        records=plan.dataset_size, classes=plan.num_classes, epsilon=epsilon.headline
+    )
+    if few is not None:
+        print(few)
+
+
 def describe(
     plan: ledger.Plan, gan: EFSGDGan, run_dir: pathlib.Path, epsilon: accounting.Epsilon | None
 ) -> None:
@@ -65,11 +81,6 @@ def describe(
         f'({epsilon.accountant}) at δ = {plan.target_delta:g}, for {plan.unit_of_privacy}. '
         f'δ times the number of {plan.name_of_units} is {rounding.up(times_units, 2)}.'
     )
-    few = expectations.warning(
-        records=plan.dataset_size, classes=plan.num_classes, epsilon=epsilon.headline
-    )
-    if few is not None:
-        print(few)
     if not epsilon.is_proven:
         print(
             'WARNING: the ε of exact real-valued noise would be '

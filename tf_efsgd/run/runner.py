@@ -107,6 +107,7 @@ def _prepare(config, run_dir, given, sources, stack) -> tuple[Context, WarmStart
     promised = None if plan.event is None else budget.promised_epsilon(plan, book)
     messages.describe(plan, gan, run_dir, promised)
     if book is None:
+        messages.warn_of_few(plan, promised)
         book, state, other_runs = start.start(config, run_dir, state_dir, plan, promised, dataset)
         stack.callback(book.close)
         stack.callback(state.close)
