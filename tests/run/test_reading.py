@@ -76,6 +76,7 @@ def test_a_run_on_nasty_files_holds_none_of_their_names(tmp_path, photos, capsys
     said = capsys.readouterr().out
     assert '7 unreadable' in said and 'cut_off.jpg' in said and 'PRIVATE' in said
     assert 'b 10 (' in said  # It has few images.
+    assert 'are few for ε = 1:' in said and 'Nothing is spent yet' in said
     assert tiny_run.statement(tmp_path / 'run')['class_names'] == ['b 2', 'b 10']
     names = [os.path.splitext(name)[0] for name in (*nasty.good_files(), *nasty.bad_files())]
     names = [name for name in names if len(name) > 6] + [b'@eaDir', b'Thumbs.db', b'unreadable:']
@@ -86,7 +87,9 @@ def test_a_run_on_nasty_files_holds_none_of_their_names(tmp_path, photos, capsys
     # What is cached is used by a second start, and by one that resumes.
     monkeypatch.setattr(decoding, 'decode', lambda *_: pytest.fail('decoded again'))
     tiny_run.run(tmp_path / 'again', *arguments, **changes)
+    capsys.readouterr()
     tiny_run.run(tmp_path / 'again', '--resume', *arguments, **changes)
+    assert 'Nothing is spent yet' not in capsys.readouterr().out
     # Where the cache is stands beside where the images are: not in what may be shared.
     assert f'--cache_dir={tmp_path / "cache"}' in (tmp_path / 'run/config.flags').read_text()
     for shared in ('report.html', 'export/1/assets.extra/privacy_statement.json'):
