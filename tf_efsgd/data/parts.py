@@ -186,7 +186,7 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
     if wanted.cache_dir is None:
         return _decode(split, wanted, cache.Rows(split.count))
     place = _place(split, wanted)
-    known = cache.read(place)
+    known = cache.read(place) or _before_it_was_declared(split, wanted)
     if known is not None:
         said = f'Decoded images are taken from {place.folder}, which holds PRIVATE images.'
         return Part(known.images, known.labels, known.digests, known.persons), (*known.notes, said)
@@ -207,6 +207,17 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
         'tf-efsgd cache lists and removes them, --nocache keeps none.'
     )
     return part, (*notes, said)
+
+
+def _before_it_was_declared(split: Split, wanted: Wanted) -> cache.Columns | None:
+    """What a start kept that read the number of channels off the images, if it is this one.
+
+    A run that is resumed declares what its first start read off.
+    """
+    if wanted.channels is None:
+        return None
+    known = cache.read(_place(split, wanted._replace(channels=None)))
+    return known if known is not None and known.images.shape[-1] == wanted.channels else None
 
 
 def _place(split: Split, wanted: Wanted) -> cache.Place:
