@@ -117,7 +117,7 @@ def test_the_settings_would_repeat_the_run(finished):
     saved = config.from_flagfile((folder / 'config.flags').read_text())
     # What was read off the records is declared from then on.
     read = {'dataset_size': 1602, 'read_off_records': 'dataset_size'}
-    chosen = {'public_features': 'none', 'discriminator': 'pixels'}
+    chosen = {'public_features': 'none', 'discriminator': 'pixels', 'generator': 'plain'}
     lines = tiny_run.flags(folder, '--strategy=one_device', **read, **chosen)
     wanted = config.from_flagfile('\n'.join(lines))
     assert [saved.data, saved.privacy, saved.model, saved.training] == [
