@@ -1,6 +1,7 @@
 """The commands and snippets of docs/: each is one that exists."""
 
 import ast
+import importlib
 import pathlib
 import re
 import shlex
@@ -12,20 +13,24 @@ from tf_efsgd.cli import arguments, generate, verify
 from tf_efsgd.cli import main as console
 
 _REPO = pathlib.Path(__file__).resolve().parents[1]
-_PAGES = ['sharing.md', 'serving.md']
+_PAGES = ['docs/sharing.md', 'docs/serving.md']
+_ALL = ['README.md', *sorted(f'docs/{path.name}' for path in (_REPO / 'docs').glob('*.md'))]
+# What an earlier version was called with, as it was written down then.
+_DIARIES = ['docs/experiments.md', 'docs/reviews.md']
+_MODULES = {'launch': 'train', 'benchmark': 'bench'}
 
 
 def _blocks(page, language):
-    text = (_REPO / 'docs' / page).read_text('utf-8')
+    text = (_REPO / page).read_text('utf-8')
     found = re.findall(r'^```(\w*)\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
     return [block for kind, block in found if kind == language]
 
 
 def _commands(page):
     """All commands of a page: lines of its blocks, and what stands between backticks."""
-    text = (_REPO / 'docs' / page).read_text('utf-8')
+    text = (_REPO / page).read_text('utf-8')
     lines = [line for block in _blocks(page, '') for line in block.splitlines()]
-    lines += re.findall(r'`(tf-efsgd [^`]*|launch/[^`]*)`', text)
+    lines += re.findall(r'`((?:tf-efsgd|python -m tf_efsgd\.\w+) [^`]*|launch/[^`]*)`', text)
     return [line for line in lines if line.strip()]
 
 
@@ -33,11 +38,28 @@ def _of(program):
     return [(page, line) for page in _PAGES for line in _commands(page) if line.startswith(program)]
 
 
-@pytest.mark.parametrize(('page', 'line'), _of('tf-efsgd '))
-def test_every_command_takes_its_flags(page, line):
-    _, name, *rest = shlex.split(line.split('#')[0].replace('...', 'x'))
+def _of_ours():
+    """Every call of a command on every page, as (page, line, command, arguments)."""
+    for page in _ALL:
+        if page in _DIARIES:
+            continue
+        for line in _commands(page):
+            if not line.startswith(('tf-efsgd ', 'python -m tf_efsgd.')):
+                continue
+            words = shlex.split(line.split(' #')[0].replace('...', 'x').rstrip('\\'))
+            if words[0] == 'tf-efsgd':
+                yield page, line, words[1], words[2:]
+            elif words[:2] == ['python', '-m'] and words[2].startswith('tf_efsgd.'):
+                name = words[2].split('.')[1]
+                yield page, line, _MODULES.get(name, name), words[3:]
+
+
+@pytest.mark.parametrize(('page', 'line', 'name', 'rest'), list(_of_ours()))
+def test_every_command_takes_its_flags(page, line, name, rest):
+    if name == 'COMMAND':
+        return
     assert name in console.COMMANDS, f'{page}: {line}'
-    command = __import__(f'tf_efsgd.cli.{name}', fromlist=['main'])
+    command = importlib.import_module(f'tf_efsgd.cli.{name}')
     started = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(arguments, 'start', lambda *args, **how: started.update(how, args=args))
@@ -45,12 +67,17 @@ def test_every_command_takes_its_flags(page, line):
     values = flags.FlagValues()
     started['args'][1](values)
     values.set_gnu_getopt(True)
-    unnamed = values(['tf-efsgd', *rest])[1:]
+    files = [word for word in rest if word.startswith('--flagfile=')]
+    for word in files:
+        given = word.partition('=')[2]
+        assert 'RUN' in given or (_REPO / 'configs' / given).is_file(), f'{page}: {line}'
+    unnamed = values(['tf-efsgd', *(word for word in rest if word not in files)])[1:]
     assert len(unnamed) <= (1 if started.get('positional') else 0), f'{page}: {line}'
 
 
 def test_the_commands_are_found():
     assert len(_of('tf-efsgd ')) >= 12 and len(_of('launch/')) >= 2
+    assert len([page for page, *_ in _of_ours() if page == 'README.md']) >= 6
     assert len(_of('curl ')) == 3
 
 
