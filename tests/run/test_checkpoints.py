@@ -284,11 +284,13 @@ def test_a_run_whose_folder_now_looks_like_a_pattern_is_restored(tmp_path):
     """Also what its optimizers make later: they read their slots when they make them."""
     saved, read = _make_gan(), _make_gan(weights_seed=6)
     _fit(saved, 0, 2)
+    weights = saved.ema_generator.get_weights()
     checkpoints.RunCheckpoints(tmp_path / 'run', saved).save(2, _POSITION)
     folder = (tmp_path / 'run').rename(tmp_path / 'run [1]')
     assert checkpoints.RunCheckpoints(folder, read).restore_latest() == _POSITION
     _fit(saved, 2, 4)
     _fit(read, 2, 4)
     assert _differing(_state(read), _state(saved)) == []
-    generator = build_generator((8, 8, 1), 2, latent_dim=3, width=8)
+    generator = _make_gan(weights_seed=7).generator
     assert checkpoints.restore_generator(folder, generator) == 2
+    assert all(map(np.array_equal, generator.get_weights(), weights))

@@ -147,7 +147,7 @@ def test_that_they_were_read_off_cannot_be_edited_away(base):
     ('line', 'said'),
     [
         ('--classes=dog,owl', "has the class 'cat, wild', which is not declared"),
-        ('--person=name:^x(.)', 'folders in it and no .*--person=folder'),
+        ('--person=name:^x(.)', 'has no person by --person=name'),
         ('--person=csv:gone.csv', 'cannot read .*gone.csv'),
         ('--expected_batch_size=999', '--expected_batch_size'),
     ],

@@ -163,7 +163,7 @@ def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
     ],
 )
 def test_classes_begin_apart_for_a_warm_start_only(folder, flags, stddev):
-    settings = config.from_flagfile(f'--dataset=mnist_10k\n{flags}')
+    settings = config.from_flagfile(f'--dataset=mnist_10k\n--generator=plain\n{flags}')
     train = run_folder.load_records(run_folder.read_settings(folder)).train
     untrained = build.untrained_generator(settings, train)
     (embedding,) = untrained.get_layer('classes').get_weights()
