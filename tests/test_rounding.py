@@ -88,6 +88,7 @@ def _in_the_table_of_the_plan(epsilon, forecast, capsys):
 def _in_the_bar(epsilon, forecast, capsys):
     bar = monitoring.ProgressBar(0, 1, 1, lambda _: epsilon.headline)
     bar.on_train_begin()
+    bar.on_train_batch_end(0, {})
     bar.on_train_end()
     said = capsys.readouterr().err.split('ε≤')[-1]
     return [said.split()[0], said.split(' of ')[1].split(']')[0].split(',')[0].strip()]

@@ -85,7 +85,7 @@ def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
         expectations.expect(**facts, channels=found.channels, epsilon=epsilon)
         for epsilon in _EPSILONS
     ]
-    large, small = (f'{epsilon:g}' for epsilon in _EPSILONS)
+    large, small = (f'{budget:g}' for budget in _EPSILONS)
     if words[0] == words[1]:
         text = f'At epsilon = {large} and at {small} expect {words[0]}'
     else:

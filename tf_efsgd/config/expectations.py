@@ -7,6 +7,8 @@ The bounds between them are from runs of the recipe, see docs/results.md.
 
 from __future__ import annotations
 
+from tf_efsgd import rounding
+
 _WHOLE, _CLASSES, _COARSE = 10_000, 3_000, 500
 # Below it a run says so before it spends anything.
 _TOO_FEW = _COARSE
@@ -44,9 +46,9 @@ def warning(*, records: int, classes: int, epsilon: float) -> str | None:
     """
     if _product(records, classes, epsilon) >= _TOO_FEW:
         return None
-    wanted = round(_TOO_FEW / epsilon)
+    wanted = int(_TOO_FEW / epsilon) + 1
     return (
-        f'WARNING: {records // max(1, classes)} images of a class are few for ε = {epsilon:.3g}: '
+        f'WARNING: {records // max(1, classes)} images of a class are few for ε = {rounding.up(epsilon)}: '
         'noise will hide what they look like. Images of a class that can be told apart take about '
         f'{wanted:,} images, fewer classes or a larger ε. Nothing is spent yet.'
     )
