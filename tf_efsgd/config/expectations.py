@@ -49,8 +49,9 @@ def warning(*, records: int, classes: int, epsilon: float) -> str | None:
     wanted = int(_TOO_FEW / epsilon) + 1
     return (
         f'WARNING: {records // max(1, classes)} images of a class are few for ε = '
-        f'{rounding.up(epsilon)}: noise will hide what they look like. Images of a class that can be told apart take about '
-        f'{wanted:,} images, fewer classes or a larger ε. Nothing is spent yet.'
+        f'{rounding.up(epsilon)}: noise will hide what they look like. Classes that can be told '
+        f'apart take about {wanted:,} images each, fewer classes, or a larger ε. Nothing is spent '
+        'yet.'
     )
 
 
