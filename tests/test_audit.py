@@ -421,6 +421,20 @@ def test_planted_noise_on_one_share_only_is_caught(strategy, monkeypatch):
     assert any(finding.exceeds for finding in found)
 
 
+def test_planted_noise_of_one_replica_alone_is_caught(strategy, monkeypatch):
+    """The other one releases what it has without any."""
+    honest = noise.integers
+
+    def integers(shape, **rest):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.where(tf.equal(replica, 0), honest(shape, **rest), 0)
+
+    monkeypatch.setattr(noise, 'integers', integers)
+    found = _audit(_mechanism('none'), 1, 1.0, 4000, strategy=strategy)
+    assert found[-1].exceeds
+
+
+@pytest.mark.acceptance
 def test_planted_less_noise_is_caught_under_a_strategy(strategy, monkeypatch):
     honest = noise.integers
     monkeypatch.setattr(
@@ -433,7 +447,7 @@ def test_planted_less_noise_is_caught_under_a_strategy(strategy, monkeypatch):
 # Training.
 
 
-def _audit_training(mechanism, steps, runs):
+def _audit_training(mechanism, steps, runs, **options):
     return training.audit(
         mechanism,
         20,
@@ -443,17 +457,22 @@ def _audit_training(mechanism, steps, runs):
         confidence=0.95,
         noise_key=noise.NoiseKey(29),
         seed=31,
+        **options,
     )
 
 
-def test_honest_training_passes():
-    (finding,) = _audit_training(_mechanism(), 3, 20)
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_honest_training_passes(replicas, strategy):
+    options = {'strategy': strategy} if replicas == 2 else {}
+    (finding,) = _audit_training(_mechanism(), 3, 20, **options)
     assert (finding.audit, finding.runs, finding.steps) == ('training', 20, 3)
+    assert finding.replicas == replicas
     assert finding.sampling_probability == pytest.approx(0.2)
     assert 0 <= finding.bound <= finding.ceiling
     assert not finding.exceeds
 
 
+@pytest.mark.acceptance
 def test_training_without_clipping_is_caught(monkeypatch):
     monkeypatch.setattr(
         clipping, 'clip_weights', lambda norms, *_: (tf.ones_like(norms), tf.zeros_like(norms))
@@ -461,6 +480,21 @@ def test_training_without_clipping_is_caught(monkeypatch):
     # The record's gradient is about 2 long.
     mechanism = _mechanism('none', l2_norm_clip=0.05)
     (finding,) = _audit_training(mechanism, 5, 40)
+    assert finding.exceeds
+
+
+@pytest.mark.acceptance
+def test_training_on_two_replicas_stays_below_its_account(strategy):
+    # So little noise that so few runs show something.
+    (finding,) = _audit_training(_mechanism(noise_multiplier=0.5), 5, 100, strategy=strategy)
+    assert finding.replicas == 2 and not finding.exceeds
+    assert 0 < finding.bound < finding.account
+
+
+@pytest.mark.acceptance
+def test_training_on_two_replicas_without_noise_is_caught(strategy, monkeypatch):
+    monkeypatch.setattr(noise, 'integers', lambda shape, **_: tf.zeros(shape, tf.int64))
+    (finding,) = _audit_training(_mechanism('none'), 5, 60, strategy=strategy)
     assert finding.exceeds
 
 
@@ -496,7 +530,6 @@ def _command(*arguments):
         (['--runs=3'], '--runs must be at least 10'),
         (['--audit=training', '--error_feedback=hidden'], '--audit=mechanism'),
         (['--logical_devices=2', '--error_feedback=hidden'], '--logical_devices=2'),
-        (['--logical_devices=2', '--audit=training'], '--logical_devices=2'),
         (['mechanism'], 'Received: mechanism'),
     ],
 )
@@ -555,6 +588,7 @@ def test_command_shows_bound_ceiling_and_account(monkeypatch, capsys):
     assert 'consistent with the account' in row
 
 
+@pytest.mark.acceptance
 def test_command_says_none_where_nothing_is_accounted(monkeypatch, capsys):
     arguments = ('--error_feedback=hidden', '--train_steps=9', '--sampling_probability=1')
     assert _run_cli(monkeypatch, *arguments, '--runs=30', '--target_delta=1e-5') == 0
@@ -563,6 +597,7 @@ def test_command_says_none_where_nothing_is_accounted(monkeypatch, capsys):
     assert 'consistent' not in row
 
 
+@pytest.mark.acceptance
 def test_command_fails_when_a_bound_exceeds_the_account(monkeypatch, capsys):
     _plant_forgotten_clip(monkeypatch)
     assert _run_cli(monkeypatch, *_QUICK) == 1
@@ -584,6 +619,7 @@ def test_all_is_every_mode_in_every_audit(monkeypatch):
     ]
 
 
+@pytest.mark.acceptance
 def test_confidence_is_that_of_the_whole_table(monkeypatch):
     asked = []
 

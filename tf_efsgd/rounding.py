@@ -1,4 +1,4 @@
-"""Bounds as text: an upper one rounded up, a lower one down, in one way everywhere."""
+"""Formats bounds, in the same way everywhere: rounds an upper bound up and a lower bound down."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 
 
 def up(value: float, digits: int = 4) -> str:
-    """An upper bound at so many significant digits, never below what it is.
+    """Formats an upper bound with so many significant digits, never below its value.
 
     Args:
-      value: >= 0; an infinite bound says nothing.
-      digits: significant digits at most, >= 1; zeros at the end are left out.
+      value: the bound, >= 0; an infinite one bounds nothing.
+      digits: the largest number of significant digits, >= 1; trailing zeros are left out.
 
     Returns:
       '1.1' for 1.1, '9.28' for 9.27911, '4,798' for 4797.2, '1.001e+9' for 1000000001, 'none' for
@@ -21,7 +21,7 @@ def up(value: float, digits: int = 4) -> str:
 
 
 def down(value: float, digits: int = 4) -> str:
-    """A lower bound, or what is left to spend, never above what it is; as `up`."""
+    """Formats a lower bound, or what is left to spend, as `up` does, never above its value."""
     return _rounded(value, digits, decimal.ROUND_FLOOR)
 
 

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 
 from tf_efsgd.models import generator as generators
+from tf_efsgd.models.layers import ReturningTanh, SmoothColours
 
 
 def _build(size=8, channels=1, **settings):
@@ -67,7 +68,7 @@ def test_with_skips_every_resolution_adds_to_the_image(scale):
     to_image = [
         layer
         for layer in model.layers
-        if isinstance(layer, tf.keras.layers.Conv2D) and layer.filters == 1
+        if getattr(layer, 'filters', None) == 1 or isinstance(layer, SmoothColours)
     ]
     assert len(to_image) == 3  # 4, 8 and 16 pixels.
     inputs = generators.draw_inputs(model, tf.constant([0, 1]), tf.constant([1, 2]))
@@ -75,6 +76,35 @@ def test_with_skips_every_resolution_adds_to_the_image(scale):
     layer = to_image[0 if scale == 'lowest' else -1]
     layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
     assert np.abs(model(inputs).numpy() - before).max() > 1e-3
+
+
+def test_channels_are_spent_where_they_are_cheap():
+    def channels(size, architecture):
+        model = _build(size, 3, width=128, architecture=architecture)
+        ups = [x for x in model.layers if isinstance(x, tf.keras.layers.Conv2DTranspose)]
+        return [layer.filters for layer in ups]
+
+    assert channels(128, 'skip') == [64, 32, 32, 16, 16]
+    assert channels(128, 'plain') == [64, 32, 16, 16, 16]
+    model = _build(32, 3, architecture='skip')
+    to_image = [x.convolution for x in model.layers if isinstance(x, SmoothColours)]
+    assert {layer.kernel_size for layer in to_image} == {(1, 1)}
+
+
+def test_no_weights_of_an_image_with_skips_make_a_checkerboard():
+    model = _build(16, architecture='skip')
+    assert isinstance(model.layers[-1], ReturningTanh)
+    before_tanh = tf.keras.Model(model.inputs, model.layers[-1].input)
+    signs = (-1.0) ** np.arange(8)
+    for seed in range(5):  # Without the filter its share is 0.66 for one of them.
+        rng = np.random.default_rng(seed)
+        model.set_weights([rng.normal(size=weight.shape) for weight in model.get_weights()])
+        inputs = generators.draw_inputs(model, tf.constant([0, 1]), tf.constant([1, 2]))
+        image = before_tanh(inputs).numpy()[:, 4:-4, 4:-4, 0]
+        energy = np.sum(image**2, axis=(1, 2))
+        for alternating in (signs[:, None], signs[None, :], signs[:, None] * signs):
+            share = np.sum(image * alternating, axis=(1, 2)) ** 2 / 64 / energy
+            assert np.all(share < 0.05)
 
 
 def test_an_architecture_that_does_not_exist_is_refused():
@@ -99,15 +129,15 @@ def test_refused_sizes_name_the_nearest():
     reachable = [size for size in range(1, 2100) if _is_reachable(size)]
     refused = [size for size in range(1, 1100) if not _is_reachable(size)]
     for size in refused:
-        with pytest.raises(ValueError, match=f'Received: {size}; nearest: ') as caught:
+        with pytest.raises(ValueError, match=f'Received: {size}; the nearest') as caught:
             generators.start_size(size)
-        nearest = int(str(caught.value).split('nearest: ')[1].rstrip('.'))
+        nearest = int(str(caught.value).split('size is ')[1].rstrip('.'))
         assert nearest in reachable
         assert abs(nearest - size) == min(abs(r - size) for r in reachable)
 
 
 @pytest.mark.parametrize(
-    ('shape', 'message'), [((30, 30, 1), 'nearest: 28'), ((8, 16, 1), 'square. Received: 8x16')]
+    ('shape', 'message'), [((30, 30, 1), 'size is 28'), ((8, 16, 1), 'square. Received: 8x16')]
 )
 def test_images_it_cannot_make_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):

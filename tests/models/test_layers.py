@@ -7,11 +7,14 @@ import pytest
 import tensorflow as tf
 
 from tf_efsgd.models import layers
+from tf_efsgd.models.generator import build_generator, draw_inputs
 
 # Every layer of models/layers.py: its arguments, and the shape of an image it takes.
 _CASES = {
     'NoiseInjection': ({}, (4, 4, 3)),
     'GroupNormalization': ({'groups': 2}, (3, 4, 4)),
+    'ReturningTanh': ({}, (6, 4, 3)),
+    'SmoothColours': ({'channels': 3}, (6, 4, 5)),
     'ImageToPatches': ({'patch_size': 2}, (6, 4, 3)),
     'PatchesToImage': ({'image_size': 6, 'patch_size': 4}, (2, 2, 48)),
 }
@@ -155,3 +158,66 @@ def test_group_normalization_along_another_axis_is_that_of_keras():
         tf.keras.layers.GroupNormalization(2, axis=1),
     )
     np.testing.assert_allclose(ours(inputs), keras(inputs), atol=1e-6)
+
+
+def _smooth(image):
+    """An image as SmoothColours leaves it, when its convolution changes nothing."""
+    layer = layers.SmoothColours(1)
+    layer(image)
+    layer.set_weights([np.ones([1, 1, 1, 1]), np.zeros([1])])
+    return layer(image).numpy()
+
+
+@pytest.mark.parametrize(
+    ('period', 'kept'), [(2, 0.0), (4, 0.75), (8, (10 + 8 * np.sqrt(0.5)) / 16)]
+)
+@pytest.mark.parametrize('axis', [1, 2])
+def test_smooth_colours_take_what_alternates_from_pixel_to_pixel(period, kept, axis):
+    wave = np.cos(2 * np.pi * np.arange(24) / period)
+    image = np.broadcast_to(
+        wave.reshape([1, -1, 1, 1] if axis == 1 else [1, 1, -1, 1]), [1, 24, 24, 1]
+    )
+    inside = (slice(None), slice(2, -2), slice(2, -2))
+    found = _smooth(image.astype(np.float32))
+    np.testing.assert_allclose(found[inside], kept * image[inside], atol=1e-6)
+
+
+def test_smooth_colours_keep_constants_to_the_border_and_slopes():
+    constant = np.full([1, 5, 7, 1], 0.3, np.float32)
+    np.testing.assert_allclose(_smooth(constant), constant, rtol=1e-6)
+    slope = np.arange(12, dtype=np.float32).reshape(1, 12, 1, 1) * np.ones([1, 1, 6, 1], np.float32)
+    np.testing.assert_allclose(_smooth(slope)[:, 2:-2], slope[:, 2:-2], rtol=1e-6)
+
+
+def test_a_returning_tanh_leads_back_from_where_tanh_is_constant():
+    x = tf.constant([-30.0, -30.0, 30.0, 30.0])
+    upstream = tf.constant([-2.0, 2.0, -2.0, 2.0])  # Descent moves x against it.
+    layer = layers.ReturningTanh()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum(layer(x) * upstream)
+    np.testing.assert_array_equal(layer(x), [-1, -1, 1, 1])
+    np.testing.assert_allclose(tape.gradient(loss, x), [-0.2, 0.0, 0.0, 0.2])
+
+
+def test_a_returning_tanh_is_tanh_elsewhere():
+    x = tf.linspace(-1.8, 1.8, 19)  # There its slope is more than a tenth.
+    layer = layers.ReturningTanh()
+    for sign in (-1.0, 1.0):
+        with tf.GradientTape(persistent=True) as tape:
+            tape.watch(x)
+            ours, keras = sign * layer(x), sign * tf.tanh(x)
+        np.testing.assert_array_equal(ours, keras)
+        np.testing.assert_allclose(tape.gradient(ours, x), tape.gradient(keras, x), rtol=1e-5)
+
+
+def test_a_black_generator_learns_again():
+    """As a fit that went too far: every image is black, to the last bit."""
+    generator = build_generator((8, 8, 1), 2, width=16, architecture='skip')
+    inputs = draw_inputs(generator, tf.constant([0, 1]), tf.constant([1, 2]))
+    last = [x for x in generator.layers if isinstance(x, layers.SmoothColours)][-1]
+    last.convolution.bias.assign([-40.0])
+    assert np.all(generator(inputs) == -1)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum((generator(inputs) - 0.5) ** 2)
+    assert float(tape.gradient(loss, last.convolution.bias)) < -1

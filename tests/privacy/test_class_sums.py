@@ -6,7 +6,7 @@ import tensorflow as tf
 from helpers.small_images import CLASSES, SHAPE, draw_images, exact_sums, released_sums
 
 from tf_efsgd.privacy import class_sums, grid, noise
-from tf_efsgd.privacy.features import pixels
+from tf_efsgd.privacy.features import alone, pixels
 
 
 @pytest.fixture(scope='module')
@@ -23,17 +23,27 @@ def test_more_features_than_are_accounted_are_refused(features, monkeypatch):
 def test_a_record_does_not_depend_on_its_place_or_its_neighbours(features):
     """Tested, not proven: a row's features are the same to the last bit wherever it stands."""
     rng = np.random.default_rng(3)
-    images = rng.integers(0, 256, [512, *SHAPE]).astype(np.uint8)
-    compute = tf.function(lambda pixels: features(tf.cast(pixels, tf.float32) / 127.5 - 1.0))
-    whole = compute(tf.constant(images)).numpy()
-    order = rng.permutation(512)
-    np.testing.assert_array_equal(compute(tf.constant(images[order])).numpy(), whole[order])
+    images = rng.integers(0, 256, [96, *SHAPE]).astype(np.uint8)
+
+    def to_float(pixels):
+        return tf.cast(pixels, tf.float32) / 127.5 - 1.0
+
+    rows = alone.choose_rows(features, to_float(images).numpy())
+    compute = tf.function(lambda pixels: features(to_float(pixels)))
+
+    def in_parts(pixels):
+        parts = [compute(tf.constant(pixels[i : i + rows])) for i in range(0, len(pixels), rows)]
+        return np.concatenate(parts)
+
+    whole = in_parts(images)
+    order = rng.permutation(len(images))
+    np.testing.assert_array_equal(in_parts(images[order]), whole[order])
     others = images.copy()
     others[::2] = 255 - others[::2]
-    np.testing.assert_array_equal(compute(tf.constant(others)).numpy()[1::2], whole[1::2])
+    np.testing.assert_array_equal(in_parts(others)[1::2], whole[1::2])
     padded = images.copy()
-    padded[100:] = 0
-    np.testing.assert_array_equal(compute(tf.constant(padded)).numpy()[:100], whole[:100])
+    padded[20:] = 0
+    np.testing.assert_array_equal(in_parts(padded)[:20], whole[:20])
 
 
 @pytest.mark.parametrize('make_source', [noise.NoiseKey, noise.SecureNoise])
@@ -80,6 +90,25 @@ def test_a_record_is_seen_alike_in_a_full_part_and_in_the_last_one(features):
         for part in (slice(512), slice(512, 513))
     ]
     np.testing.assert_array_equal(whole, sum(parts))
+
+
+@pytest.mark.parametrize('n', [0, 1, 1100])
+def test_the_sum_over_replicas_is_that_of_one_device_to_the_last_digit(features, several, n):
+    """Parts that do not come out even, fewer records than replicas, and none."""
+    images, labels = draw_images(n), np.arange(n, dtype=np.int32) % CLASSES
+    one = exact_sums(images, labels, features, 0.7)
+    sums = class_sums.sum_over_records(images, labels, CLASSES, features, 0.7, several)
+    np.testing.assert_array_equal(sums, one)
+    assert sums.dtype == np.int64 and bool(sums.any()) == bool(n)
+
+
+def test_replicas_release_one_noise(features, strategy):
+    images, labels = draw_images(600), np.zeros(600, np.int32)
+    released = [
+        class_sums.release(images, labels, CLASSES, features, 0.7, noise.NoiseKey(3), how)
+        for how in (None, strategy)
+    ]
+    np.testing.assert_array_equal(*released)
 
 
 def test_class_means_are_means_whatever_the_size_of_a_class(features):

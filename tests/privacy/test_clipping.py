@@ -200,6 +200,16 @@ def test_records_do_not_meet_in_a_convolution(bad):
     assert np.abs(sums(images)[0][0]).max() > 1e-3
 
 
+@pytest.fixture
+def tensor_float_32():
+    """On, as TensorFlow begins; another test of this process may have switched it off."""
+    before = tf.config.experimental.tensor_float_32_execution_enabled()
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    yield
+    tf.config.experimental.enable_tensor_float_32_execution(before)
+
+
+@pytest.mark.usefixtures('tensor_float_32')
 def test_sums_avoid_the_rounded_products_of_gpus(monkeypatch):
     """With TF32 on, the sums come from float32 additions, and are the same."""
     gradients = [tf.constant([[3.0, 4.0], [0.3, 0.0]]), tf.constant([[12.0], [0.4]])]

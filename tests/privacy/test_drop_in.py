@@ -71,6 +71,7 @@ def test_an_empty_batch_is_a_full_step_of_the_optimizer_alone(name):
     assert np.std(moved) == pytest.approx(_SIGMA * 0.3 / _BATCH, rel=0.4)
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize('run_eagerly', [False, True])
 @pytest.mark.parametrize('name', sorted(_CASES))
 def test_an_empty_batch_is_a_full_step_of_every_model(name, run_eagerly):

@@ -5,6 +5,8 @@ Here one record is added to batches that are made to round badly, and the distan
 in units of their noise, is held to one plus HALF of that.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,20 +75,23 @@ def _worst(sums_of, n):
 
 
 def _part_size(batch):
-    return clipping.records_per_part(len(batch))
+    return clipping.records_per_part(batch.shape[0])
 
 
 def _by_gradients(batch):
-    return clipping.clip_and_sum([tf.constant(batch)], *_MECHANISM.clips, _part_size(batch))
+    return clipping.clip_and_sum(
+        [tf.convert_to_tensor(batch)], *_MECHANISM.clips, _part_size(batch)
+    )
 
 
-def _by_layer(batch):
+def _by_layer(batch, kernel=None):
     """A dense layer whose per-example gradients are the batch: loss = <gradient, kernel>."""
-    kernel = tf.Variable(tf.zeros([_SIZE, 1]))
+    if kernel is None:
+        kernel = tf.Variable(tf.zeros([_SIZE, 1]))
     part = layer_norms.Products(
         kernel,
-        tf.constant(batch)[:, tf.newaxis, tf.newaxis],
-        tf.ones([len(batch), 1, 1, 1]),
+        tf.convert_to_tensor(batch)[:, tf.newaxis, tf.newaxis],
+        tf.ones([batch.shape[0], 1, 1, 1]),
         lambda sums: sums[:, 0],
     )
     gradients = clipping.BatchGradients([part], [kernel])
@@ -115,6 +120,21 @@ def test_rounding_stays_within_half_of_the_allowance(sums_of, n):
     found = _worst(sums_of, n)
     assert max(found.values()) <= _ALLOWED, found
     # The bound is met, so there is something to see.
+    assert found['aligned, all far beyond the clip'] > 0.99
+
+
+@pytest.mark.parametrize('by_layer', [False, True])
+def test_rounding_stays_there_when_xla_adds_up(by_layer):
+    """Padded, as `--jit_compile` has it: one shape for both neighbours, zeros at the end."""
+    kernel = tf.Variable(tf.zeros([_SIZE, 1]))  # A graph can be given no new one.
+    sums_of = functools.partial(_by_layer, kernel=kernel) if by_layer else _by_gradients
+    compiled = tf.function(sums_of, jit_compile=True)
+
+    def sums_of_padded(batch):
+        return compiled(tf.constant(np.pad(batch, [(0, 120 - len(batch)), (0, 0)])))
+
+    found = _worst(sums_of_padded, 100)
+    assert max(found.values()) <= _ALLOWED, found
     assert found['aligned, all far beyond the clip'] > 0.99
 
 
@@ -198,6 +218,7 @@ def test_many_positions_round_no_more_than_records_do(size, big):
     assert 0.8 < moved <= _ALLOWED
 
 
+@pytest.mark.acceptance
 def test_rounding_does_not_add_up_over_parts():
     """A record put first moves all others by one place, so that every part rounds anew."""
     of_part = [1.0] * 127 + [2.0**-17 * 1.01] * 128 + [1.0]

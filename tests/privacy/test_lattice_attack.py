@@ -76,8 +76,9 @@ def test_the_same_attack_finds_nothing_on_the_grid(digits, make_noise):
         assert refuted == 0 and p_value > 1e-9
 
 
-def test_the_audit_finds_nothing():
-    attacks = lattice.audit()
+@pytest.mark.parametrize('replicas', [1, 2])
+def test_the_audit_finds_nothing(replicas, strategy):
+    attacks = lattice.audit(strategy=strategy if replicas == 2 else None)
     names = [(attack.release, attack.source) for attack in attacks]
     assert names == [
         (release, source)
@@ -90,11 +91,12 @@ def test_the_audit_finds_nothing():
         assert attack.coordinates >= 20_000
 
 
-@pytest.mark.parametrize('spacing', [2, 48])
-def test_the_audit_finds_noise_with_gaps(monkeypatch, spacing):
+@pytest.mark.parametrize(('spacing', 'replicas'), [(2, 1), (48, 1), (2, 2)])
+def test_the_audit_finds_noise_with_gaps(monkeypatch, spacing, replicas, strategy):
     real = noise.integers
     monkeypatch.setattr(noise, 'integers', lambda *a, **k: spacing * (real(*a, **k) // spacing))
-    attacks = lattice._attack_step(1.0, 'Philox', noise.NoiseKey)
+    several = strategy if replicas == 2 else None
+    attacks = lattice._attack_step(1.0, 'Philox', noise.NoiseKey, several)
     assert all(attack.finds for attack in attacks)
     assert 'REFUTES' in attacks[0].verdict
 

@@ -116,6 +116,78 @@ def test_two_replicas_add_one_noise(strategy, drop_in):
     np.testing.assert_allclose(first, flat(one_weights), rtol=1e-5, atol=1e-7)
 
 
+_COORDINATES, _STEPS = 300, 60
+_PLAIN_STDDEV = 1.3 * 0.7 / BATCH_SIZE
+
+
+def _noise_differs_from_one_devices(strategy):
+    """Whether any coordinate's variance, on any replica, is not that of one device."""
+
+    def narrow():
+        return [tf.Variable(tf.zeros([_COORDINATES]))]
+
+    def step_on_nothing(optimizer, weights, step_noise):
+        nothing = [tf.zeros([_COORDINATES], tf.float64)]
+        v = optimizer.release(nothing, nothing, weights, step_noise=step_noise)
+        optimizer.apply_gradients(zip(v, weights))
+
+    weights, _, step = _on_two(
+        strategy, step_on_nothing, narrow, noise_multiplier=1.3, error_feedback='none'
+    )
+    key, seen = noise.NoiseKey(KEY), [_copies(strategy, weights)]
+    for _ in range(_STEPS):
+        step(key.next())
+        seen.append(_copies(strategy, weights))
+    noises = np.diff(np.array(seen), axis=0)  # [steps, replicas, coordinates]
+    p_values = [
+        scale_p_value(noises[:, replica, i], _PLAIN_STDDEV)
+        for replica in range(strategy.num_replicas_in_sync)
+        for i in range(_COORDINATES)
+    ]
+    whole = [scale_p_value(of_replica, _PLAIN_STDDEV) for of_replica in np.moveaxis(noises, 1, 0)]
+    return min(p_values) * len(p_values) < LEVEL or min(whole) * len(whole) < LEVEL
+
+
+def test_the_variance_of_every_coordinate_is_that_of_one_device(several):
+    assert not _noise_differs_from_one_devices(several)
+
+
+def _every_replica_adds_its_own(monkeypatch):
+    """Full noise on every share before the shares come together; none afterwards."""
+    real = optimizers.PrivateOptimizer.release
+    draw = noise.integers
+
+    def release(self, clipped, residual, var_list, *, step_noise, **more):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        own = {**step_noise, 'key': step_noise['key'] + tf.cast(replica, tf.uint64)}
+        noisy = [
+            s + self.mechanism.clipped_step * tf.cast(drawn, tf.float64)
+            for i, s in enumerate(clipped)
+            for drawn in [draw(s.shape, step_noise=own, purpose=0, variable=i)]
+        ]
+        return real(self, noisy, residual, var_list, step_noise=step_noise, **more)
+
+    monkeypatch.setattr(optimizers.PrivateOptimizer, 'release', release)
+    monkeypatch.setattr(noise, 'integers', lambda shape, **_: tf.zeros(shape, tf.int64))
+
+
+def _only_the_first_replica_adds_it(monkeypatch):
+    """After the shares have come together."""
+    draw = noise.integers
+
+    def integers(shape, **how):
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.where(tf.equal(replica, 0), draw(shape, **how), 0)
+
+    monkeypatch.setattr(noise, 'integers', integers)
+
+
+@pytest.mark.parametrize('plant', [_every_replica_adds_its_own, _only_the_first_replica_adds_it])
+def test_noise_of_every_replica_or_of_one_alone_is_found(strategy, plant, monkeypatch):
+    plant(monkeypatch)
+    assert _noise_differs_from_one_devices(strategy)
+
+
 def test_every_replica_draws_rows_of_its_own_for_its_records(strategy):
     step_noise, shapes = noise.NoiseKey(7).next(), {'a': [5], 'b': [2, 3]}
 

@@ -86,7 +86,7 @@ def test_a_position_is_kept_and_the_fingerprint_with_it(folder, remembered, reco
 
 def test_a_run_is_of_one_process_at_a_time(folder, remembered):
     first = run_state.RunState(folder, 'run')
-    with pytest.raises(run_state.RunStateError, match='another process'):
+    with pytest.raises(run_state.RunStateError, match='Another process'):
         run_state.RunState(folder, 'run')
     run_state.RunState(folder, 'another').close()
     first.close()

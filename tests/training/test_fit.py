@@ -143,5 +143,7 @@ def test_a_damaged_checkpoint_of_a_fit_is_not_used(whole_fit, tmp_path, capfd, w
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     weights, ran = _fitted(tmp_path)
     assert ran == [0, 1, 2, 3, 4, 5]
-    assert ('is damaged: the fit starts anew' in capfd.readouterr().out) == (what != 'checkpoint')
+    assert ('is damaged, so the fit starts again' in capfd.readouterr().out) == (
+        what != 'checkpoint'
+    )
     _assert_same(weights, whole_fit)

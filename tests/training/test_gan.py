@@ -10,6 +10,7 @@ import tensorflow as tf
 from helpers import tiny_gan
 from helpers.tiny_gan import BATCH, CLASSES, SHAPE, private
 
+from tf_efsgd import replicas as replicas_
 from tf_efsgd.data.images import to_float, to_uint8
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import build_generator, draw_inputs
@@ -287,6 +288,15 @@ class _Target:
         return tf.reduce_mean((images - self.grey) ** 2)
 
 
+class _SharedTarget(_Target):
+    """The same of images that several replicas have made together."""
+
+    def distance(self, images, labels, seed, share=None):
+        tf.debugging.assert_equal(labels, [0, 1, 0])
+        of_image = tf.reduce_mean((images - self.grey) ** 2, axis=[1, 2, 3])
+        return replicas_.mean_over_images(share, of_image)
+
+
 def test_a_target_pulls_the_generator_and_sees_public_seeds():
     def mean(grey):
         gan, target = tiny_gan.make(discriminator_steps=1, run_eagerly=True), _Target(grey)
@@ -339,6 +349,17 @@ def test_a_decoding_generator_learns_of_records_in_between():
     # The average follows at the generator's own step, the third.
     for average, zero, third in zip(gan.ema_generator.get_weights(), start, weights[3]):
         np.testing.assert_allclose(average, 2 / 5 * zero + 3 / 5 * third, atol=1e-6)
+
+
+def test_weights_in_hdf5_keep_the_generator_and_its_average_apart(tmp_path):
+    gan = tiny_gan.build()
+    for number, weight in enumerate(gan.weights):
+        weight.assign(tf.fill(weight.shape, tf.cast(number, weight.dtype)))
+    gan.save_weights(tmp_path / 'weights.h5')
+    other = tiny_gan.build()
+    other.load_weights(tmp_path / 'weights.h5')
+    for number, weight in enumerate(other.weights):
+        np.testing.assert_array_equal(weight, np.full(weight.shape, number))
 
 
 def test_generated_images_come_from_the_moving_average(fixed_schedule):
@@ -450,6 +471,7 @@ def test_two_devices_give_the_weights_of_one(one_device, strategy):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.acceptance
 def test_two_devices_are_pulled_to_a_target_as_one(strategy):
     samples, states = tiny_gan.samples((2, 3)), []
     for replicas in (1, 2):
@@ -457,7 +479,7 @@ def test_two_devices_are_pulled_to_a_target_as_one(strategy):
             gan = tiny_gan.make(  # SGD: for Adam twice the gradient would be the same.
                 discriminator_steps=1, generator_optimizer=tf.keras.optimizers.legacy.SGD(0.1)
             )
-            gan.set_target(_Target(0.9), 2.0)
+            gan.set_target(_SharedTarget(0.9), 2.0)
         shares = strategy.distribute_datasets_from_function(lambda _: _dataset(samples, 2))
         gan.fit(shares if replicas == 2 else _dataset(samples), steps_per_epoch=2, verbose=0)
         states.append(_state(gan))

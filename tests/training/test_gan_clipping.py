@@ -70,6 +70,7 @@ def test_fast_is_vectorized(vectorized, fast):
     _assert_same(vectorized, fast)
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ('error_feedback', 'clip_fake'),
     [('none', True), ('hidden', True), ('private', False), ('hidden', False)],
@@ -117,6 +118,7 @@ def test_an_unknown_clipping_is_refused():
         _make_gan('slow')
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize('clipping', ['vectorized', 'fast'])
 def test_convolutions_meet_parts_without_images(clipping):
     # Of no images, oneDNN's convolutions have a wrong shape, and their gradients fail.

@@ -3,81 +3,32 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers import tiny_heads
+from helpers.tiny_heads import BATCH, SHAPE, make, records
 
-import tf_efsgd
 from tf_efsgd.models import public_heads
-from tf_efsgd.models.generator import build_generator, draw_inputs
 from tf_efsgd.models.public_network import build_public_network
-from tf_efsgd.privacy import class_sums
 from tf_efsgd.privacy.features import public
-from tf_efsgd.training import public_heads_gan, targets
-
-_SHAPE = (16, 16, 3)
-_CLASSES = 2
-_B = 24
+from tf_efsgd.training import targets
 
 
 @pytest.fixture(scope='module')
 def network():
-    return build_public_network(_SHAPE)
+    return build_public_network(SHAPE)
 
 
 @pytest.fixture(scope='module')
 def inputs(network):
-    return public_heads.HeadInputs(network, public.public_photographs(_SHAPE)[:64], pixels=True)
+    return tiny_heads.head_inputs(network)
 
 
-def _records(n, seed=0):
-    """Dark and bright noise."""
-    draws = np.random.default_rng(seed)
-    labels = np.arange(n, dtype=np.int32) % _CLASSES
-    images = draws.integers(0, 100, [n, *_SHAPE]) + 150 * labels[:, None, None, None]
-    return images.astype(np.uint8), labels
-
-
-def _make(
-    inputs,
-    noise_multiplier=0.0,
-    error_feedback='none',
-    wrong_class_weight=0.7,
-    measure_records=False,
-):
-    tf.keras.utils.set_random_seed(5)
-    gan = public_heads_gan.PublicHeadsGan(
-        build_generator(
-            _SHAPE, _CLASSES, latent_dim=4, width=16, noise_injection=False, embedding_stddev=2.0
-        ),
-        public_heads.build_public_heads(inputs.shapes, _CLASSES, channels=4),
-        draw_inputs,
-        inputs,
-        seed=1,
-    )
-    gan.compile(
-        generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01, beta_1=0.5),
-        discriminator_optimizer=tf_efsgd.ErrorFeedbackDPKerasAdamOptimizer(
-            l2_norm_clip=0.3,
-            noise_multiplier=noise_multiplier,
-            expected_batch_size=_B,
-            error_feedback=error_feedback,
-            residual_l2_norm_clip=0.7,
-            learning_rate=0.01,
-            beta_1=0.5,
-        ),
-        losses=public_heads.HingeLosses(),
-        wrong_class_weight=wrong_class_weight,
-        generated=8,
-        measure_records=measure_records,
-    )
-    return gan
-
-
-def _batches(features, labels, size=_B):
+def _batches(features, labels, size=BATCH):
     data = tf.data.Dataset.from_tensor_slices((features, labels))
     return data.repeat().batch(size)
 
 
 def test_features_of_records_are_those_of_images(inputs, tmp_path):
-    images, _ = _records(5)
+    images, _ = records(5)
     path = tmp_path / 'features.npy'
 
     found = public_heads.record_features(inputs, images, path)
@@ -93,7 +44,7 @@ def test_features_of_records_are_those_of_images(inputs, tmp_path):
 
 
 def test_pixels_are_a_part_of_their_own(network, inputs):
-    photographs = public.public_photographs(_SHAPE)[:64]
+    photographs = public.public_photographs(SHAPE)[:64]
     without = public_heads.HeadInputs(network, photographs)
     checkerboard = 0.4 * (-1.0) ** np.add.outer(np.arange(16), np.arange(16))
     images = tf.constant(photographs[:2] + checkerboard[:, :, np.newaxis], tf.float32)
@@ -106,17 +57,18 @@ def test_pixels_are_a_part_of_their_own(network, inputs):
 
 
 def test_a_records_features_do_not_depend_on_the_others(inputs):
-    images, _ = _records(7)
+    images, _ = records(7)
 
     alone = public_heads.record_features(inputs, images[3:4])
 
     np.testing.assert_array_equal(alone[0], public_heads.record_features(inputs, images)[3])
 
 
-def test_clipping_is_fast_and_equal_to_that_of_each_record(inputs):
-    gan = _make(inputs, wrong_class_weight=0.7)
+@pytest.mark.parametrize('reconstruction', [False, True])
+def test_clipping_is_fast_and_equal_to_that_of_each_record(inputs, reconstruction):
+    gan = make(inputs, wrong_class_weight=0.7, reconstruction=reconstruction)
     assert gan.clipping == 'fast'
-    images, labels = _records(6)
+    images, labels = records(6)
     features = tf.cast(public_heads.record_features(inputs, images), tf.float32)
     variables = gan.private_variables
 
@@ -132,15 +84,48 @@ def test_clipping_is_fast_and_equal_to_that_of_each_record(inputs):
     assert tf.linalg.global_norm(fast) <= 6 * 0.3 + 1e-5
 
 
+def test_patches_are_the_pixels(inputs):
+    images, _ = records(3)
+    features = public_heads.record_features(inputs, images)
+
+    found = inputs.patches(tf.cast(features, tf.float32))
+
+    floats = images / np.float32(127.5) - 1.0
+    np.testing.assert_allclose(found, tf.nn.space_to_depth(floats, 2), atol=5e-3)
+
+
+def test_records_are_reconstructed_from_their_features(inputs):
+    gan = make(inputs, reconstruction=True)
+    images, labels = records(40)
+    features = public_heads.record_features(inputs, images)
+    seen = tf.cast(features, tf.float32)
+
+    def error():
+        decoded = gan.discriminator(seen)['reconstruction']
+        floats = tf.nn.space_to_depth(images / np.float32(127.5) - 1.0, 2)
+        return float(tf.reduce_mean(tf.reduce_sum((floats - decoded) ** 2, axis=[1, 2, 3])))
+
+    before = error()
+    without = make(inputs, reconstruction=False)._losses_of_records(seen, tf.constant(labels))
+    losses = gan._losses_of_records(seen, tf.constant(labels))
+    # The pixels, a part of their own, are not decoded from themselves.
+    no_pixels = seen * tf.cast(tf.range(inputs.size) < inputs.size - 8 * 8 * 12, tf.float32)
+    np.testing.assert_allclose(
+        gan.discriminator(seen)['reconstruction'], gan.discriminator(no_pixels)['reconstruction']
+    )
+    gan.fit(_batches(features, labels), steps_per_epoch=60, verbose=0)
+
+    assert losses.shape == without.shape == [40]
+    assert 0.01 * before < float(tf.reduce_mean(losses - without)) < 0.04 * before
+    assert error() < 0.8 * before
+
+
 @pytest.mark.parametrize('error_feedback', ['none', 'private'])
 def test_generator_and_heads_learn_in_one_fit(network, inputs, error_feedback):
-    gan = _make(inputs, 0.4, error_feedback)
-    features = public.PublicFeatures(network, _SHAPE, 0.02)
-    images, labels = _records(40)
-    sums = class_sums.release(images, labels, _CLASSES, features, 0.0, None)
-    means = class_sums.class_means(sums, 0.0, len(images), groups=features.groups)
-    target = targets.Target(public_heads_gan.OfMaps(features), means)
-    gan.follow(targets.AveragedTarget(target), 0.5)
+    gan = make(inputs, 0.4, error_feedback)
+    images, labels = records(40)
+    features, means = tiny_heads.class_means(network, images, labels)
+    gan.follow(tiny_heads.averaged_target(features, means), 0.5)
     heads = [w.copy() for w in gan.discriminator.get_weights()]
 
     held_against = targets.Target(features, means)
@@ -163,7 +148,7 @@ def test_generator_and_heads_learn_in_one_fit(network, inputs, error_feedback):
 
 
 def test_a_step_on_no_records_is_a_step(inputs):
-    gan = _make(inputs, 0.4)
+    gan = make(inputs, 0.4)
 
     data = tf.data.Dataset.from_tensors(
         (tf.zeros([0, inputs.size], tf.float16), tf.zeros([0], tf.int32))
@@ -175,7 +160,7 @@ def test_a_step_on_no_records_is_a_step(inputs):
 
 
 def test_consistent_images_are_those_with_the_largest_margins(inputs):
-    gan = _make(inputs)
+    gan = make(inputs)
     labels = np.array([0, 1, 1, 0, 1, 0, 0], np.int32)
 
     chosen = gan.generate_consistent(labels, seed=3, candidates=4.0)
@@ -185,7 +170,7 @@ def test_consistent_images_are_those_with_the_largest_margins(inputs):
         floats = tf.cast(images, tf.float32) / 127.5 - 1.0
         return gan.class_margins(floats, tf.constant(labels)).numpy()
 
-    assert chosen.shape == (7, *_SHAPE) and chosen.dtype == np.uint8
+    assert chosen.shape == (7, *SHAPE) and chosen.dtype == np.uint8
     for label in (0, 1):
         of_label = labels == label
         assert margins(chosen)[of_label].mean() > margins(plain)[of_label].mean()
@@ -197,8 +182,8 @@ def test_consistent_images_are_those_with_the_largest_margins(inputs):
 
 
 def test_what_is_measured_on_records(inputs):
-    gan = _make(inputs, 0.4, measure_records=True)
-    images, labels = _records(9)
+    gan = make(inputs, 0.4, measure_records=True)
+    images, labels = records(9)
     features = public_heads.record_features(inputs, images)
 
     found = gan._measured_sums_of_share(tf.cast(features, tf.float32), tf.constant(labels), {})

@@ -1,6 +1,6 @@
-"""Empirical lower bounds on epsilon: does the code keep what the accountant says?
+"""Empirical lower bounds on epsilon: does the code keep what the accountant promises?
 
-`python -m tf_efsgd.audit` plays the two neighbouring worlds of the definition, with and without
-one record, many times through the product's own functions, and asks how well the best attack we
-know tells them apart.
+`python -m tf_efsgd.audit` runs the product's own functions many times in the two neighbouring
+worlds of the definition, with and without one record, and measures how well the best attack that we
+know distinguishes them.
 """

@@ -1,9 +1,10 @@
-"""From the scores of two worlds to a lower bound on epsilon.
+"""Computes a lower bound on epsilon from the scores of runs in two worlds.
 
-An attack says 'the record was in' when the score of a run reaches a threshold. Under (epsilon,
+An attack says 'the record was in' if the score of a run reaches a threshold. Under (epsilon,
 delta)-differential privacy its hits and its false alarms obey hits <= e^epsilon false alarms +
-delta, and so does the attack that says 'out' below a threshold (Kairouz et al. 2015). Measured
-rates with Clopper-Pearson intervals turn that into a bound that holds with stated confidence.
+delta, and so do those of the attack that says 'out' below a threshold (Kairouz et al. 2015). With
+Clopper-Pearson intervals for the measured rates, this gives a bound that holds with the stated
+confidence.
 """
 
 from __future__ import annotations
@@ -15,19 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-# Thresholds that are tried at each end, and all over, of the scores of each world.
+# So many thresholds are tried at each end, and over the whole range, of the scores of each world.
 _CANDIDATES = 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Attack:
-    """Says which world a run is from, by its score.
+    """Guesses from a score which world a run is from.
 
     Attributes:
-      statistic: which of the scores.
-      threshold: of the score.
-      says_out: whether it looks for runs without the record, with scores below the threshold;
-        else for runs with it, with scores of at least the threshold.
+      statistic: the index of the score.
+      threshold: the threshold of that score.
+      says_out: if true, a score below the threshold means a run without the record; otherwise, a
+        score of at least the threshold means a run with it.
     """
 
     statistic: int
@@ -41,11 +42,11 @@ class Attack:
         delta: float,
         confidence: float,
     ) -> float:
-        """Lower bound on epsilon from runs that had no part in choosing the attack.
+        """Computes a lower bound on epsilon from runs that had no part in choosing the attack.
 
         Args:
-          scores_in: of each statistic [n], of runs with the record.
-          scores_out: the same of runs without it.
+          scores_in: the scores of runs with the record, [n] for each statistic.
+          scores_out: the same for runs without it.
           delta: in [0, 1).
           confidence: in (0, 1).
 
@@ -63,17 +64,18 @@ class Attack:
 def epsilon_lower_bound(
     hits: npt.ArrayLike, false_alarms: npt.ArrayLike, runs: int, delta: float, confidence: float
 ) -> np.ndarray:
-    """ln((hit rate - delta) / false alarm rate), each rate at the cautious end of its interval.
+    """Computes ln((hit rate - delta) / false alarm rate) with cautious ends of both intervals.
 
     Args:
-      hits: number of runs of the one world that the attack points at.
-      false_alarms: number of runs of the other world that it points at.
-      runs: n, in each world.
+      hits: number of runs that the attack assigns correctly to its world.
+      false_alarms: number of runs of the other world that it assigns to its world.
+      runs: n, the number of runs in each world.
       delta: in [0, 1).
-      confidence: of the bound; each of the two one-sided intervals fails with half the rest.
+      confidence: confidence of the bound; each of the two one-sided intervals fails with half of
+        the remaining probability.
 
     Returns:
-      The bound, at least 0; shaped like the counts.
+      The bound, at least 0, with the shape of the counts.
     """
     error = (1.0 - confidence) / 2.0
     hit_rate = lower_rate(hits, runs, error)
@@ -82,28 +84,28 @@ def epsilon_lower_bound(
 
 
 def lower_rate(count: npt.ArrayLike, runs: int, error: float) -> np.ndarray:
-    """One-sided Clopper-Pearson lower bound of a binomial rate; 0 for no success."""
-    # scipy.stats.binomtest has the same interval, one count at a time.
+    """The one-sided Clopper-Pearson lower bound of a binomial rate; 0 without a success."""
+    # scipy.stats.binomtest has the same interval, but for one count at a time.
     bound = stats.beta.ppf(error, count, runs - np.asarray(count) + 1)
     return np.where(np.asarray(count) <= 0, 0.0, bound)
 
 
 def upper_rate(count: npt.ArrayLike, runs: int, error: float) -> np.ndarray:
-    """One-sided Clopper-Pearson upper bound of a binomial rate; 1 for successes only."""
+    """The one-sided Clopper-Pearson upper bound of a binomial rate; 1 for successes only."""
     bound = stats.beta.ppf(1.0 - error, np.asarray(count) + 1, runs - np.asarray(count))
     return np.where(np.asarray(count) >= runs, 1.0, bound)
 
 
 def ceiling(runs: int, delta: float, confidence: float) -> float:
-    """The largest bound that so many runs per world can give, whatever they show.
+    """The largest bound that so many runs in each world can give, whatever they show.
 
     Args:
-      runs: n, in each world.
+      runs: n, the number of runs in each world.
       delta: in [0, 1).
       confidence: in (0, 1).
 
     Returns:
-      The bound of an attack without a mistake; about ln(n / 3.7) at 95%.
+      The bound of an attack that makes no mistake; about ln(n / 3.7) at 95%.
     """
     return float(epsilon_lower_bound(runs, 0, runs, delta, confidence))
 
@@ -115,12 +117,12 @@ def choose_attack(
     delta: float,
     confidence: float,
 ) -> Attack:
-    """The attack that promises the largest bound; on runs that are held out from the bound.
+    """Chooses the attack that promises the largest bound, on runs that the bound will not use.
 
     Args:
-      scores_in: of each statistic [m], of held-out runs with the record.
-      scores_out: the same of held-out runs without it.
-      runs: n, on which the bound will be measured.
+      scores_in: the scores of held-out runs with the record, [m] for each statistic.
+      scores_out: the same for held-out runs without it.
+      runs: n, the number of runs on which the bound will be measured.
       delta: in [0, 1).
       confidence: in (0, 1).
 
@@ -130,7 +132,7 @@ def choose_attack(
     held_out = len(scores_in[0])
 
     def promised(hits, false_alarms):
-        # Half a run more: none among m is not none among n.
+        # Half a run is added, because no false alarm among m does not mean none among n.
         false_alarms = np.minimum(false_alarms + 0.5, held_out)
         scale = runs / held_out
         return epsilon_lower_bound(hits * scale, false_alarms * scale, runs, delta, confidence)
@@ -150,7 +152,7 @@ def choose_attack(
 
 
 def _counts(scores_in, scores_out, thresholds):
-    """How many scores of each world reach each threshold."""
+    """Counts the scores of each world that reach each threshold."""
     return tuple(
         len(scores) - np.searchsorted(np.sort(scores), thresholds, side='left')
         for scores in (scores_in, scores_out)
@@ -158,7 +160,7 @@ def _counts(scores_in, scores_out, thresholds):
 
 
 def _candidates(scores_in, scores_out):
-    """Scores of both worlds, densest at the ends: that is where large bounds are."""
+    """Chooses scores of both worlds, most at the ends, where large bounds are."""
     last = len(scores_in) - 1
     ranks = np.geomspace(1, len(scores_in), _CANDIDATES).astype(int) - 1
     ranks = np.unique([*ranks, *(last - ranks), *np.linspace(0, last, _CANDIDATES).astype(int)])

@@ -1,7 +1,8 @@
-"""The warm start's audit: many releases of the class sums, with and without one record.
+"""The audit of the warm start: many releases of the class sums, with and without one record.
 
-A class of the release is a run: its sums have a record or two of their own and noise of their own,
-so one call of the product's `release` with as many classes as runs makes all of them.
+Each class of the release serves as a run, because its sums have their own records, one or two, and
+their own noise. So one call of the product's `release`, with as many classes as runs, makes all
+runs.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ _FREQUENCIES = ((1.3, -0.7, 0.4, 2.1), (-0.6, 1.9, 1.1, -0.2))
 
 
 class _SmallFeatures(grouped.GroupedFeatures):
-    """Few enough features that tens of thousands of releases fit into memory."""
+    """So few features that tens of thousands of releases fit into memory."""
 
     def __init__(self):
         super().__init__(name='small_features')
         self._measure(_SHAPE)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
-        """Cosines and sines of two projections, of norm 1."""
+        """Computes cosines and sines of two projections; together they have norm 1."""
         pixels = tf.reshape(images, [-1, int(np.prod(_SHAPE))])
         scale = 1.0 + tf.cast(group, tf.float32)
         angles = scale * pixels @ tf.transpose(tf.constant(_FREQUENCIES))
@@ -44,23 +45,26 @@ def audit(
     *,
     deltas: Sequence[float],
     confidence: float,
+    strategy: tf.distribute.Strategy | None = None,
     noise_key: noise.NoiseKey | None = None,
 ) -> list[Finding]:
     """Audits the release before the first step.
 
     Args:
       noise_multiplier: sigma_w > 0.
-      runs: per world, to measure the bound on; half as many more choose the attack.
-      deltas: each in (0, 1).
-      confidence: of each bound by itself.
-      noise_key: for tests: a fixed one. None draws a fresh one.
+      runs: number of runs in each world that measure the bound; half as many more choose the
+        attack.
+      deltas: the deltas, each in (0, 1).
+      confidence: confidence of each single bound.
+      strategy: the replicas of this strategy look at a part of the records each; None: one device.
+      noise_key: a fixed key, for tests; None draws a fresh one.
 
     Returns:
-      A finding per delta.
+      A finding for each delta.
     """
     features, noise_key = _SmallFeatures(), noise_key or noise.NoiseKey()
     all_runs = runs_with_held_out(runs)
-    # The documented mechanism, with contributions of norm 1 at most, without sampling.
+    # The documented mechanism: contributions of norm 1 at most, without sampling.
     claim = Claim(Mechanism(1.0, noise_multiplier, 'none'), 1.0, None)
     step = noise_multiplier / grid.STDDEV
     other, canary = features(_float([_OTHER, _CANARY])).numpy().astype(float)
@@ -74,6 +78,7 @@ def audit(
             features,
             noise_multiplier,
             noise_key,
+            strategy,
         )
         seen = (released * step - other) @ canary / np.linalg.norm(canary)
         shift = np.linalg.norm(canary)
@@ -82,7 +87,15 @@ def audit(
         )
 
     record_in, record_out = observe(True), observe(False)
-    return findings_of(claim, record_in, record_out, deltas, confidence, audit='warm start')
+    return findings_of(
+        claim,
+        record_in,
+        record_out,
+        deltas,
+        confidence,
+        audit='warm start',
+        replicas=strategy.num_replicas_in_sync if strategy else 1,
+    )
 
 
 def _float(images) -> tf.Tensor:

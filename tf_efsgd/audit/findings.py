@@ -1,4 +1,4 @@
-"""What an audit found: the bound beside the account, and what follows."""
+"""The findings of an audit: the bound, the account, and what follows."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from tf_efsgd.privacy import accounting, grid
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A measured lower bound on epsilon, and what it may not exceed.
+    """A measured lower bound on epsilon, and the account that it must not exceed.
 
     Attributes:
       audit: 'mechanism', 'warm start' or 'training'.
       error_feedback: the mode of the mechanism.
-      replicas: over which the records were spread.
+      replicas: number of replicas that shared the records.
       steps: T.
       sampling_probability: q.
-      delta: of bound and accounts.
-      runs: per world, that the bound was measured on.
+      delta: the delta of the bound and of the accounts.
+      runs: number of runs in each world on which the bound was measured.
       ceiling: the largest bound that so many runs can give.
-      bound: lower bound on epsilon.
-      account: upper bound on epsilon, what the accountant says; infinite where none is proven.
-      unproven: hidden: the epsilon of DP-SGD with the same noise, which nothing proves.
+      bound: the lower bound on epsilon.
+      account: the upper bound on epsilon by the accountant; infinite where none is proven.
+      unproven: with 'hidden', the epsilon of DP-SGD with the same noise, which nothing proves;
+        None otherwise.
     """
 
     audit: str
@@ -47,7 +48,7 @@ class Finding:
 
     @property
     def exceeds(self) -> bool:
-        """Whether the bound contradicts the account: what is released is not what is charged."""
+        """Whether the bound contradicts the account: more is released than is charged."""
         return self.bound > self.account
 
     @property
@@ -76,19 +77,20 @@ def findings_of(
     audit: str,
     replicas: int = 1,
 ) -> list[Finding]:
-    """Bounds from what was released in two worlds, one for each delta.
+    """Computes a bound for each delta from what was released in two worlds.
 
     Args:
-      claim: what was run, as documented.
-      with_record: of `runs_with_held_out(n)` runs.
-      without: of as many.
-      deltas: each in (0, 1).
-      confidence: of each bound by itself.
+      claim: the documented mechanism of the runs.
+      with_record: the observations of `runs_with_held_out(n)` runs with the record.
+      without: the observations of as many runs without it.
+      deltas: the deltas, each in (0, 1).
+      confidence: confidence of each single bound.
       audit: 'mechanism', 'warm start' or 'training'.
-      replicas: over which the records were spread.
+      replicas: number of replicas that shared the records.
 
     Returns:
-      A finding per delta. The first third of the runs chooses the attack, the rest measures it.
+      A finding for each delta. The first third of the runs chooses the attack, and the rest
+      measures it.
     """
     first, rest = slice(len(with_record) // 3), slice(len(with_record) // 3, None)
     covariance = measured_covariance(without.select(first))
@@ -124,12 +126,12 @@ def findings_of(
 
 
 def runs_with_held_out(runs: int) -> int:
-    """How many runs per world it takes to measure a bound on `runs` of them."""
+    """Returns how many runs in each world are needed to measure a bound on `runs` of them."""
     return runs + runs // 2
 
 
 def _account(claim: Claim, steps: int, delta: float) -> float:
-    """What a run of these steps would be said to have spent: infinite where nothing is proven."""
+    """Returns the epsilon that a run of these steps would state; infinite if none is proven."""
     epsilon = _epsilon(claim.event, steps, delta).smallest_bound
     return epsilon if grid.is_negligible(epsilon, delta, claim.draws(steps)) else math.inf
 

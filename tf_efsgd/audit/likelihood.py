@@ -1,9 +1,10 @@
-"""What a run released, and statistics of it that tell the two worlds apart.
+"""What a run released, and statistics of it that distinguish the two worlds.
 
 No statistic does that better than the likelihood ratio of the two worlds (Neyman and Pearson). It
-is worked out here from the definition of the private step and not taken from the code under audit:
-code that adds less noise than it claims must not lend the auditor its mistake. With a bug the ratio
-is no longer the best statistic, so there are others beside it; a bound from any of them holds.
+is computed here from the definition of the private step and not with the code under audit, so that
+code which adds less noise than it claims does not pass its mistake on to the auditor. If there is a
+bug, the ratio is no longer the best statistic, so there are others beside it. A bound from any of
+them holds.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ import numpy as np
 from tf_efsgd.privacy import grid
 from tf_efsgd.privacy.mechanism import Mechanism
 
-# Keeps the measured covariance of repeated noise invertible; relative to the variances.
+# Keeps the measured covariance of repeated noise invertible; a share of the variances.
 _RIDGE = 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Observations:
-    """What was released in the runs of one world, as far as it can tell the record.
+    """What was released in the runs of one world, reduced to what can reveal the record.
 
     Attributes:
-      releases: float32 [T, runs, F]: A, then R if it is released, each without the other records'
-        sums, and of each variable the component along the record's gradient.
-      shifts: float32 [T, runs, F] or [T, 1, F]: what the record adds to them when it is sampled.
+      releases: float32 [T, runs, F]. These are A and, if it is released, R, less the sums of the
+        other records. Of each variable only the component along the record's gradient is kept.
+      shifts: float32 [T, runs, F] or [T, 1, F]: what the record adds to them if it is sampled.
     """
 
     releases: np.ndarray
@@ -39,19 +40,20 @@ class Observations:
         return self.releases.shape[1]
 
     def select(self, runs: slice) -> Observations:
-        """Some of the runs."""
+        """Returns the observations of some of the runs."""
         shifts = self.shifts if self.shifts.shape[1] == 1 else self.shifts[:, runs]
         return Observations(self.releases[:, runs], shifts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """What the definition says of a mechanism, for one record of which all else is known.
+    """What the definition says of a mechanism about one record, if all else is known.
 
     Attributes:
-      mechanism: its numbers.
+      mechanism: the numbers of the mechanism.
       sampling_probability: q in (0, 1].
-      parameters: how many a step updates; None for a sum over all records, which is exact.
+      parameters: how many parameters a step updates; None for a sum over all records, which is
+        exact.
     """
 
     mechanism: Mechanism
@@ -60,7 +62,7 @@ class Claim:
 
     @property
     def event(self) -> dp_accounting.DpEvent:
-        """What the accountant counts for one release."""
+        """The event that the accountant counts for one release."""
         if self.parameters is not None:
             return self.mechanism.step_event(self.sampling_probability, self.parameters)
         return dp_accounting.GaussianDpEvent(
@@ -68,7 +70,7 @@ class Claim:
         )
 
     def draws(self, steps: int) -> int:
-        """How many numbers of noise one run of so many releases draws."""
+        """Returns how many random numbers one run of so many releases draws for its noise."""
         return steps * self.mechanism.coordinates(self.parameters or grid.LARGEST_FEATURES)
 
     @property
@@ -78,7 +80,7 @@ class Claim:
 
     @property
     def noise_stddevs(self) -> list[float]:
-        """Of A and, if it is released, of R."""
+        """The standard deviations of the noise on A and, if it is released, on R."""
         first, second = self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
         sigma, share = self.mechanism.noise_multiplier, self.mechanism.residual_share
         if not self.feeds_back:
@@ -92,14 +94,15 @@ class Claim:
         buffer_after: np.ndarray | None,
         divisor: float,
     ) -> list[np.ndarray]:
-        """The noisy sums behind a released gradient and the public buffer.
+        """Recovers the noisy sums from a released gradient and the public buffer.
 
-        Inverts u = E + R/B, d = clip((1 - beta) u, Ce), E' = u - d, v = A/B + d. u and E' point
-        the same way, and (1 - beta) |E'| / beta is the norm of d as long as Ce does not bind.
+        It inverts u = E + R/B, d = clip((1 - beta) u, Ce), E' = u - d, v = A/B + d. The vectors u
+        and E' have the same direction, and the norm of d is (1 - beta) |E'| / beta as long as Ce
+        does not bind.
 
         Args:
           gradient: v, [runs, size].
-          buffer_before: E, [runs, size]; not used where no noised residual is fed back.
+          buffer_before: E, [runs, size]; not used if no noised residual is fed back.
           buffer_after: E', [runs, size].
           divisor: B.
 
@@ -125,13 +128,13 @@ class Claim:
         record_gradient: np.ndarray,
         sizes: list[int],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One step's part of `Observations`.
+        """Computes the part of one step in `Observations`.
 
         Args:
-          noisy_sums: from `recover`.
+          noisy_sums: the result of `recover`.
           others: sums of the other records' clipped gradients and residuals, each [size].
-          record_gradient: of the record under audit, [size].
-          sizes: of the variables, in all `size`.
+          record_gradient: the gradient of the record under audit, [size].
+          sizes: sizes of the variables; their sum is `size`.
 
         Returns:
           (releases [runs, F], shifts [F]).
@@ -152,21 +155,22 @@ class Claim:
     def statistics(
         self, observations: Observations, noise_covariance: np.ndarray
     ) -> list[np.ndarray]:
-        """Statistics that are large when the record was in.
+        """Computes statistics that are large if the record was in.
 
         Args:
-          observations: of runs of either world.
-          noise_covariance: [F, F], as it was measured on other runs, without the record.
+          observations: the observations of runs in either world.
+          noise_covariance: the covariance [F, F] measured on other runs, without the record.
 
         Returns:
-          Each [runs]:
-            - the log likelihood ratio of the documented mechanism: the best one if that is what
-              runs; the only one for hidden;
-            - the same with the noise as it was measured: less noise in a part of the release, or
-              noise that parts share, shows more clearly;
-            - how far the steps of a run lie apart: nothing but the record moves them if they
-              share their noise.
-          A run that released anything but numbers counts as in: no noise hides that.
+          The statistics, each [runs]:
+            - the log likelihood ratio of the documented mechanism, which is the best statistic if
+              that mechanism runs, and the only one for 'hidden';
+            - the same with the measured noise, which shows more clearly if a part of the release
+              has less noise, or if parts share their noise;
+            - how far apart the steps of a run are: if they share their noise, only the record
+              moves them.
+          A run that released something that is not a number counts as in, since no noise hides
+          that.
         """
         features = observations.releases.shape[-1]
         variances = np.repeat(np.square(self.noise_stddevs), features // len(self.noise_stddevs))
@@ -183,16 +187,16 @@ class Claim:
         return [np.where(np.isnan(statistic), np.inf, statistic) for statistic in found]
 
     def _log_likelihood_ratio(self, exponent):
-        """Every step is a Gaussian mechanism of its own, on a Poisson sample."""
+        """Sums over the steps, each of which is a Gaussian mechanism on its own Poisson sample."""
         return np.sum(self._sampled(exponent, 0.0), axis=0)
 
     def _hidden_log_likelihood_ratio(self, observations):
-        """A record far beyond C1 + T C2, the only one whose gradient clipping cuts.
+        """Computes the ratio for a record far beyond C1 + T C2, the only one that is clipped.
 
         The step that samples it first moves by C1. From then on the buffer never runs dry, and
-        every step moves by C2, and by C1 + C2 when it samples the record again. When that was is
-        summed out: `unseen` and `seen` are the likelihoods, over that of no record, of the
-        releases so far together with the record not yet, or already, sampled.
+        every step moves by C2, or by C1 + C2 if it samples the record again. The step of the first
+        sample is summed out: `unseen` and `seen` are the likelihoods of the releases so far and of
+        the record not yet, or already, being sampled, each over the likelihood without the record.
         """
         first, second = self.mechanism.l2_norm_clip, self.mechanism.residual_l2_norm_clip
         along = observations.shifts / first
@@ -209,31 +213,31 @@ class Claim:
         return _log_sum(unseen, seen)
 
     def _sampled(self, exponent, otherwise):
-        """Log of the mixture q exp(exponent) + (1 - q) exp(otherwise)."""
+        """Returns the log of the mixture q exp(exponent) + (1 - q) exp(otherwise)."""
         q = self.sampling_probability
         return _log_sum(_log(q) + exponent, _log(1.0 - q) + otherwise)
 
 
 def measured_covariance(without_record: Observations) -> np.ndarray:
-    """Covariance [F, F] of the noise, over all steps and runs of the world without the record."""
+    """Measures the covariance [F, F] of the noise, over all steps and runs without the record."""
     features = without_record.releases.shape[-1]
     return np.atleast_2d(np.cov(without_record.releases.reshape(-1, features), rowvar=False))
 
 
 def _log_density_ratio(observations: Observations, covariance: np.ndarray) -> np.ndarray:
-    """Of N(shift, covariance) over N(0, covariance) at every release: [T, runs]."""
+    """The log of N(shift, covariance) over N(0, covariance) at every release, [T, runs]."""
     shifts = observations.shifts
     weights = np.linalg.solve(covariance, shifts[..., np.newaxis])[..., 0]
     return np.sum((observations.releases - shifts / 2.0) * weights, axis=-1)
 
 
 def _gaussian(value, shift, stddev):
-    """Log density ratio of N(shift, stddev^2) over N(0, stddev^2)."""
+    """The log of N(shift, stddev^2) over N(0, stddev^2)."""
     return (value - shift / 2.0) * shift / stddev**2
 
 
 def _log_sum(first, second):
-    """Log of the sum of two exponentials; what is no number stays none."""
+    """Returns the log of the sum of two exponentials; NaN stays NaN."""
     with np.errstate(invalid='ignore'):
         return np.logaddexp(first, second)
 

@@ -1,9 +1,9 @@
-"""The mechanism audit: crafted gradients through clip, release and feed back, as the product does.
+"""The mechanism audit: feeds crafted gradients through the product's clipping, release and buffer.
 
-The record under audit has a gradient that is huge in every variable; the other records point the
-other way, each just within C1, so that clipping sums, or clipping one variable after the other,
-would show as well. The auditor knows all but the noise and whether a step sampled the record, and
-sees what is released: the gradient v and the public buffer E.
+The record under audit has a gradient that is huge in every variable. The other records point in the
+opposite direction, each just within C1, so that a bug that clips sums, or each variable by itself,
+would show as well. The auditor knows everything except the noise and whether a step sampled the
+record, and sees what is released: the gradient v and the public buffer E.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasSGDOptimizer
 
 _SHAPES = ((2,), (1, 2), (1,))
 _SIZES = [int(np.prod(shape)) for shape in _SHAPES]
-# What the record's gradient is, in each entry, and how long it is in all, in units of C1 + C2: the
-# hidden buffer never runs dry of it, and float32 still tells it from itself plus C2.
+# The direction of the record's gradient, and its norm in units of C1 + C2. With this norm the
+# hidden buffer never runs dry, and float32 still distinguishes the norm from itself plus C2.
 _DIRECTION = np.array([0.6, -0.3, 0.5, 0.4, -0.38]) / np.linalg.norm([0.6, -0.3, 0.5, 0.4, -0.38])
 _GRADIENT_NORM = 1e5
 _OTHERS = 2
-_OTHERS_NORM = 0.9  # in units of C1
-_DIVISOR = 3  # B; any public constant
+_OTHERS_NORM = 0.9  # In units of C1.
+_DIVISOR = 3  # B, any public constant.
 
 _SLOT = 'error_feedback'
 
@@ -49,19 +49,21 @@ def audit(
     """Audits T steps of a mechanism.
 
     Args:
-      mechanism: `clipping.clip_and_sum` and `private_step.release` are audited with it.
-      sampling_probability: q in (0, 1], of the record under audit.
+      mechanism: the mechanism; `clipping.clip_and_sum` and `private_step.release` are audited with
+        it.
+      sampling_probability: q in (0, 1], with which a step samples the record under audit.
       steps: T >= 1.
-      runs: per world, to measure the bound on; half as many more choose the attack.
-      deltas: each in (0, 1).
-      confidence: of each bound by itself.
-      strategy: goes through the Keras optimizer's `release` under it instead, records spread over
-        the replicas; for mechanisms that `shares_variables` allows.
-      noise_key: for tests: a fixed one. None draws a fresh one.
-      seed: for tests: of the coins that sample the record. None takes a fresh one.
+      runs: number of runs in each world that measure the bound; half as many more choose the
+        attack.
+      deltas: the deltas, each in (0, 1).
+      confidence: confidence of each single bound.
+      strategy: if given, the Keras optimizer's `release` is audited under it instead, with the
+        records spread over the replicas. This is possible if `shares_variables` says so.
+      noise_key: a fixed key, for tests; None draws a fresh one.
+      seed: seed of the coins that sample the record, for tests; None takes a fresh one.
 
     Returns:
-      A finding per delta.
+      A finding for each delta.
     """
     noise_key, coins = noise_key or noise.NoiseKey(), np.random.default_rng(seed)
     claim = Claim(mechanism, sampling_probability, sum(_SIZES))
@@ -85,7 +87,7 @@ def _observe(
     coins: np.random.Generator,
     strategy: tf.distribute.Strategy | None,
 ) -> Observations:
-    """Runs the mechanism in one of the two worlds; the record is sampled, the others always in."""
+    """Runs the mechanism in one world; the record is sampled, the others are always in."""
     mechanism = claim.mechanism
     if strategy is None:
         releases = _releases(mechanism, runs)
@@ -106,12 +108,12 @@ def _observe(
 
 
 def shares_variables(mechanism: Mechanism) -> bool:
-    """Whether a release acts on every number by itself, so that rows of a variable are runs."""
+    """Whether a release treats every number by itself, so that rows of a variable can be runs."""
     return not mechanism.hides_buffer and mechanism.feedback_l2_norm_clip is None
 
 
-# Maps (bool [runs]: whether this step samples the record, the step's noise) to the released
-# gradient and the buffer after it, float64 [runs, size].
+# Maps (whether this step samples the record, bool [runs]; the step's noise) to the released
+# gradient and the buffer after it, each float64 [runs, size].
 _Releases = Callable[[np.ndarray, noise.StepNoise], tuple[np.ndarray, np.ndarray]]
 
 
@@ -120,7 +122,7 @@ def _gradient_norm(mechanism: Mechanism) -> float:
 
 
 def _gradients(mechanism: Mechanism, with_record: bool) -> list[tf.Tensor]:
-    """Per-example gradients, the record's last: per variable float32 [batch, *shape]."""
+    """Returns per-example gradients, the record's last: float32 [batch, *shape] per variable."""
     rows = [-_OTHERS_NORM * mechanism.l2_norm_clip * _DIRECTION] * _OTHERS
     if with_record:
         rows.append(_gradient_norm(mechanism) * _DIRECTION)
@@ -129,7 +131,7 @@ def _gradients(mechanism: Mechanism, with_record: bool) -> list[tf.Tensor]:
 
 
 def _sums_of_both_worlds(mechanism, share=slice(None)):
-    """The private sums without and with the record: [purpose][variable] float64 [2, *shape]."""
+    """Computes the private sums without and with the record: [purpose][variable] [2, *shape]."""
     worlds = [
         clipping.clip_and_sum(
             [g[share] for g in _gradients(mechanism, with_record)], *mechanism.clips
@@ -140,12 +142,12 @@ def _sums_of_both_worlds(mechanism, share=slice(None)):
 
 
 def _flat(tensors) -> np.ndarray:
-    """Tensors [runs, *shape], one per variable, as one float64 [runs, size]."""
+    """Joins tensors [runs, *shape], one for each variable, into one float64 [runs, size]."""
     return np.concatenate([np.reshape(t, [len(t), -1]) for t in tensors], axis=1).astype(float)
 
 
 def _releases(mechanism: Mechanism, runs: int) -> _Releases:
-    """All runs at once through `private_step.release`."""
+    """Makes a function that passes all runs at once through `private_step.release`."""
     purposes = (noise.CLIPPED_GRAD_SUM, noise.RESIDUAL_GRAD_SUM)[: 1 + mechanism.feeds_back]
     buffer = [tf.zeros([runs, *shape]) for shape in _SHAPES] if mechanism.has_buffer else []
 
@@ -159,8 +161,8 @@ def _releases(mechanism: Mechanism, runs: int) -> _Releases:
             for purpose in purposes
         ]
 
-    # To vectorized_map a norm over all variables is a loop over the runs: ten times slower unless
-    # it is compiled.
+    # vectorized_map turns a norm over all variables into a loop over the runs, which is ten times
+    # slower unless it is compiled.
     @tf.function(jit_compile=not shares_variables(mechanism))
     def step(is_sampled, buffer, draws):
         sums = _sums_of_both_worlds(mechanism)
@@ -186,9 +188,10 @@ def _releases(mechanism: Mechanism, runs: int) -> _Releases:
 def _replicated_releases(
     mechanism: Mechanism, runs: int, strategy: tf.distribute.Strategy
 ) -> _Releases:
-    """All runs at once through the optimizer's `release`, each a row of every variable.
+    """Makes a function that passes all runs at once through the optimizer's `release`.
 
-    Replicas that hold different gradients or buffers are averaged: whoever sees them all can.
+    Each run is a row of every variable. If replicas hold different gradients or buffers, these are
+    averaged, as anyone could who sees them all.
     """
     replicas = strategy.num_replicas_in_sync
     with strategy.scope():

@@ -1,10 +1,10 @@
-"""The training audit: a small GAN trained on small images, with and without one record.
+"""The training audit: a small GAN is trained on small images, with and without one record.
 
-Everything is the product's: the Poisson sampler, the GAN's private step and its public one, the
-optimizer. The record under audit is a checkerboard, like no other image. The auditor knows all the
-other records and when they were sampled, sees every released gradient and the public buffer, and
-works out the record's gradient at the weights of every step. What reached the weights past the
-release would not be seen: that nothing does is a test of the GAN's.
+It uses the product's Poisson sampler, the GAN's private and public step, and the product's
+optimizer. The record under audit is a checkerboard, which is like no other image. The auditor knows
+all other records and when they were sampled, sees every released gradient and the public buffer,
+and computes the record's gradient at the weights of every step. The audit would not see what
+reaches the weights by another way than the release; a test of the GAN shows that nothing does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import progress
+from tf_efsgd import progress, replicas
 from tf_efsgd.audit.findings import Finding, findings_of, runs_with_held_out
 from tf_efsgd.audit.likelihood import Claim, Observations
 from tf_efsgd.data import load, poisson, records
@@ -29,16 +29,16 @@ from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 from tf_efsgd.training import gan as gans
 
-# The declared number of records N: the record under audit and the others.
+# N, the declared number of records, including the record under audit.
 DATASET_SIZE = 100
 _LATENT_DIM = 4
 _WIDTH = 4
 _LEARNING_RATE = 2e-3
-_SEED = 1  # of initial weights and latents, which are public
+_SEED = 1  # The seed of initial weights and latents, which are public.
 
 
 def load_records() -> records.Records:
-    """N images of digits, the last of them replaced by a checkerboard."""
+    """Loads N images of digits, and replaces the last of them by a checkerboard."""
     train = load.load('digits').train
     images, labels = train.images[:DATASET_SIZE].copy(), train.labels[:DATASET_SIZE].copy()
     images[-1, ..., 0] = 255 * (np.indices(images.shape[1:3]).sum(axis=0) % 2)
@@ -53,25 +53,32 @@ def audit(
     *,
     deltas: Sequence[float],
     confidence: float,
+    strategy: tf.distribute.Strategy | None = None,
     noise_key: noise.NoiseKey | None = None,
     seed: int | None = None,
 ) -> list[Finding]:
     """Audits T private steps of training.
 
     Args:
-      mechanism: with error_feedback 'private' or 'none'.
+      mechanism: a mechanism whose error_feedback is 'private' or 'none'.
       expected_batch_size: B, in [1, `DATASET_SIZE`].
       steps: T >= 1.
-      runs: per world, to measure the bound on; half as many more choose the attack.
-      deltas: each in (0, 1).
-      confidence: of each bound by itself.
-      noise_key: for tests: a fixed one. None draws a fresh one.
-      seed: for tests: of the samples. None takes a fresh key for each run.
+      runs: number of runs in each world that measure the bound; half as many more choose the
+        attack.
+      deltas: the deltas, each in (0, 1).
+      confidence: confidence of each single bound.
+      strategy: the replicas of this strategy train, each on its share of the records of a step;
+        None: one device.
+      noise_key: a fixed key, for tests; None draws a fresh one.
+      seed: seed of the samples, for tests; None takes a fresh key for each run.
 
     Returns:
-      A finding per delta.
+      A finding for each delta.
     """
-    trainer = _Trainer(mechanism, expected_batch_size, noise_key or noise.NoiseKey(), seed)
+    strategy = strategy or tf.distribute.get_strategy()
+    noise_key = noise_key or noise.NoiseKey()
+    with strategy.scope():
+        trainer = _Trainer(mechanism, expected_batch_size, noise_key, seed)
     all_runs = runs_with_held_out(runs)
     with progress.Bar(
         total=2 * all_runs, desc=f'training, {mechanism.error_feedback}', unit='run', leave=False
@@ -79,30 +86,48 @@ def audit(
         record_in, record_out = (
             trainer.observe(steps, all_runs, with_record, bar) for with_record in (True, False)
         )
-    return findings_of(trainer.claim, record_in, record_out, deltas, confidence, audit='training')
+    return findings_of(
+        trainer.claim,
+        record_in,
+        record_out,
+        deltas,
+        confidence,
+        audit='training',
+        replicas=strategy.num_replicas_in_sync,
+    )
+
+
+class _GanOfShares(gans.EFSGDGan):
+    """Every replica takes its share of the records that all of them are given."""
+
+    def discriminator_step(self, records, step_noise):
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group
+        own = tuple(values[first :: replicas.count()] for values in records)
+        return super().discriminator_step(own, step_noise)
 
 
 class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
-    """The product's optimizer, and what the auditor makes of a release of it.
+    """The product's optimizer, which also computes what the auditor needs of a release.
 
     Args:
       canary: the record under audit as the loss takes it: (image float32 [H, W, C], label int32).
-      **kwargs: of the optimizer.
+      **kwargs: arguments of the optimizer.
 
     Attributes:
-      evidence: of the release traced last, each float32 [size] over all variables: v, E before it,
-        E after it, the sum of the other records' clipped gradients, that of their residuals, and
-        the record's gradient.
+      evidence: the evidence of the release that was traced last, for each replica, each float64
+        [size] over all variables: v, E before the release, E after it, the sum of the other
+        records' clipped gradients, the sum of their residuals, and the record's gradient.
     """
 
     def __init__(self, canary: tuple[np.ndarray, np.ndarray], **kwargs):
         super().__init__(**kwargs)
         self._canary = canary
-        self.evidence: list[tf.Tensor] | None = None
+        self.evidence: list[list[tf.Tensor]] = []
 
     def watch(self, loss_of_record, records):
-        """Tells what the coming step's records are and what their loss is."""
+        """Sets the records of the coming step, of all replicas, and their loss."""
         self._private_step = loss_of_record, records
+        self.evidence = []
 
     def release(self, clipped_grad_sum, residual_grad_sum, var_list, **kwargs):
         loss, (images, labels) = self._private_step
@@ -114,7 +139,8 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
         own = clipping.per_example_gradients(loss, tuple(canary), var_list)
         own = [tf.zeros([1, *v.shape]) if g is None else g for g, v in zip(own, var_list)]
         after = self._buffer_values(var_list)
-        self.evidence = [_flat(part) for part in (gradient, before, after, *others, own)]
+        seen = (gradient, before, after, *others, own)
+        self.evidence.append([_flat(part) for part in seen])
         return gradient
 
     def _buffer_values(self, var_list):
@@ -124,13 +150,16 @@ class _WatchedOptimizer(ErrorFeedbackDPKerasAdamOptimizer):
 
 
 class _Trainer:
-    """A small GAN, built once and trained again and again from the same initial weights.
+    """A small GAN, which is built once and trained repeatedly from the same initial weights.
+
+    Make it in the scope of the strategy that trains. Replicas that hold different gradients or
+    buffers are averaged: whoever sees them all can.
 
     Args:
-      mechanism: with error_feedback 'private' or 'none'.
+      mechanism: a mechanism whose error_feedback is 'private' or 'none'.
       expected_batch_size: B, in [1, `DATASET_SIZE`].
-      noise_key: of the noise.
-      seed: of the samples; None takes a fresh key for each run.
+      noise_key: the key of the noise.
+      seed: seed of the samples; None takes a fresh key for each run.
     """
 
     def __init__(
@@ -172,7 +201,7 @@ class _Trainer:
         return Observations(releases, shifts)
 
     def _train(self, steps, with_record):
-        """One run: what the auditor sees of it, [T, F], and what the record adds, [T, F]."""
+        """Makes a run; returns what the auditor sees, [T, F], and what the record adds, [T, F]."""
         self._reset()
         number = DATASET_SIZE if with_record else DATASET_SIZE - 1
         samples = poisson.sample_indices(number, self._threshold, next(self._seeds))
@@ -190,7 +219,7 @@ class _Trainer:
     def _build(self):
         tf.keras.utils.set_random_seed(_SEED)
         shape, classes = self._records.image_shape, self._records.num_classes
-        gan = gans.EFSGDGan(
+        gan = _GanOfShares(
             build_generator(shape, classes, latent_dim=_LATENT_DIM, width=_WIDTH),
             build_discriminator(shape, classes, width=_WIDTH),
             draw_inputs,
@@ -201,6 +230,7 @@ class _Trainer:
             discriminator_optimizer=self._optimizer,
             losses=NonSaturatingLosses(),
         )
+        gan._make_slots()
         return gan
 
     def _make_step(self):
@@ -216,7 +246,9 @@ class _Trainer:
         def step(images, labels, step_noise):
             self._optimizer.watch(self._gan._loss_of_record, (to_float(images), labels))
             self._gan.train_step(((images, labels), step_noise))
-            return self._optimizer.evidence
+            return [
+                tf.reduce_mean(tf.stack(part), axis=0) for part in zip(*self._optimizer.evidence)
+            ]
 
         return step
 

@@ -1,1 +1,1 @@
-"""Networks, losses and the GAN that trains them."""
+"""The networks of a GAN, their losses, and a frozen public network."""

@@ -1,4 +1,4 @@
-"""A small classifier of generated images, whose layers are features for a second release."""
+"""A small classifier of generated images; its layers are features for a second release."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 LOW, HIGH, VECTOR, LOGITS = 'low', 'high', 'vector', 'logits'
 
-# Larger images are pooled to this first.
+# Larger images are first pooled to this size.
 _MAX_SIZE = 32
 
 
 def build_classifier(
     image_shape: tuple[int, int, int], num_classes: int, *, width: int = 32
 ) -> tf.keras.Model:
-    """Builds two convolutions and a dense layer, a few milliseconds for a hundred images.
+    """Builds two convolutions and a dense layer: a hundred images take a few milliseconds.
 
     Args:
       image_shape: (H, W, C).
@@ -23,9 +23,9 @@ def build_classifier(
       width: channels of the first convolution; the second has twice as many.
 
     Returns:
-      A model from images, float32 [n, H, W, C] in [-1, 1], to a dict: LOW float32
-      [n, h, w, width], half of the image in height and width (after pooling to 32 pixels where it
-      is larger), HIGH float32 [n, h / 2, w / 2, 2 width], VECTOR float32 [n, 4 width] and LOGITS
+      A model from images, float32 [n, H, W, C] in [-1, 1], to a dict: LOW float32 [n, h, w, width],
+      with half the height and width of the image (of one that is pooled to 32 pixels, if it is
+      larger), HIGH float32 [n, h / 2, w / 2, 2 width], VECTOR float32 [n, 4 width] and LOGITS
       float32 [n, num_classes].
     """
     layers = tf.keras.layers

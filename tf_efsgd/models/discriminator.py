@@ -1,4 +1,4 @@
-"""The discriminator: one trunk, one realness logit per class, what reconstruction needs."""
+"""The discriminator: a trunk with one realness logit per class and, if wanted, a reconstruction."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POSTERIOR = 'posterior'
 RECONSTRUCTIONS = ('head', 'generator', 'none')
 
 _PATCH_SIZE = 4
-# The posterior sees each position through so many channels, which keeps its parameters few.
+# The posterior sees each position through only so many channels, so it has few parameters.
 _POSTERIOR_CHANNELS = 8
 
 
@@ -29,24 +29,25 @@ def build_discriminator(
 ) -> tf.keras.Model:
     """Builds the discriminator.
 
-    One realness logit per class, of which a record's label picks one, learns far faster under
-    clipping than a label at the input. No layer mixes examples and none has state: the private
-    step needs both.
+    It has one realness logit per class, and a record's label picks one of them. Under clipping that
+    learns far faster than a label at the input. No layer mixes examples or has state, as the
+    private step requires.
 
     Args:
       image_shape: (H, W, C) with H = W.
       num_classes: number of labels.
-      width: channels after the first layer, which sees patches of 4x4 pixels (2x2 or 1x1 where 4
-        does not divide the height); doubled at each halving after it.
-      reconstruction: 'head' decodes the input from the trunk's last features, each position its
-        own patch; 'generator' says what latent vector the generator is to decode it from; 'none'
-        leaves that out.
+      width: number of channels after the first layer, which sees patches of 4x4 pixels (2x2 or 1x1
+        if 4 does not divide the height); they double at each halving of the size after it.
+      reconstruction: 'head' decodes the input from the last features of the trunk, where each
+        position decodes its own patch; 'generator' predicts the latent vector from which the
+        generator decodes the input; 'none' has no reconstruction.
       latent_dim: of that generator, at least 1.
 
     Returns:
-      A model from images float32 [n, H, W, C] in [-1, 1] to {'logits': float32 [n, num_classes],
-      above 0 for real; with 'head' 'reconstruction': float32 [n, H, W, C] in [-1, 1]; with
-      'generator' 'posterior': float32 [n, 2 latent_dim], see `losses.NonSaturatingLosses`}.
+      A model from images float32 [n, H, W, C] in [-1, 1] to a dict: 'logits' float32 [n,
+      num_classes], above 0 for real; with 'head' also 'reconstruction' float32 [n, H, W, C] in
+      [-1, 1]; with 'generator' also 'posterior' float32 [n, 2 latent_dim], see
+      `losses.NonSaturatingLosses`.
 
     Raises:
       ValueError: if the images are not square or `reconstruction` is unknown.
@@ -59,7 +60,7 @@ def build_discriminator(
             f'reconstruction must be one of {RECONSTRUCTIONS}. Received: {reconstruction!r}.'
         )
     images = tf.keras.Input(image_shape, name='images')
-    # Patches first: a quarter of the positions at once, and per-example gradients that are cheap.
+    # Patches come first: they leave a quarter of the height and width, and cheap gradients.
     stride = math.gcd(height, _PATCH_SIZE)
     x = tf.keras.layers.Dense(width)(ImageToPatches(stride)(images))
     x = tf.keras.layers.LeakyReLU(0.2)(x)

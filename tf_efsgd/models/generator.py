@@ -1,10 +1,15 @@
-"""The class-conditional generator: latents and labels to images, noise injected on the way up."""
+"""The class-conditional generator: it makes images from latents and labels, and injects noise."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from tf_efsgd.models.layers import GroupNormalization, NoiseInjection
+from tf_efsgd.models.layers import (
+    GroupNormalization,
+    NoiseInjection,
+    ReturningTanh,
+    SmoothColours,
+)
 
 LATENTS = 'latents'
 LABELS = 'labels'
@@ -13,23 +18,29 @@ ARCHITECTURES = ('plain', 'skip')
 
 _EMBEDDING_DIM = 32
 _STYLE_DIM, _LEAST_WIDTH = 128, 16
-# Of the initial weights from the style to scales and shifts.
+# With skips, at least a quarter of the channels is left up to this size; every doubling beyond it
+# halves them, because a step spends most of its time at the highest resolution.
+_SIZE_OF_DETAIL = 32
+# The standard deviations of the initial weights from the style to scales and shifts.
 _SCALE_STDDEV, _SHIFT_STDDEV = 0.02, 0.05
-# Of the labels' embedding at first. A GAN from scratch must begin with latents that outweigh it,
-# else it makes one image per class. What is fitted to feature sums of the classes learns faster
-# when they begin apart: twice as far as the latents.
+# The standard deviation of the initial embedding of the labels. A GAN from scratch must begin with
+# latents that outweigh it, otherwise it makes one image per class. A generator that is fitted to
+# feature sums of the classes learns faster if classes begin apart, here twice as far as latents.
 EMBEDDING_STDDEV = 0.03
 EMBEDDING_STDDEV_FOR_WARM_START = 2.0
 
 
 def start_size(image_size: int) -> int:
-    """The height and width, 4 to 7, from which doubling reaches `image_size`.
+    """The height and width from which doubling reaches `image_size`.
 
     Args:
       image_size: height and width of the images, in pixels.
 
+    Returns:
+      A size of 4 to 7 pixels.
+
     Raises:
-      ValueError: if doubling never reaches it.
+      ValueError: if doubling never reaches `image_size`.
     """
     size = image_size
     while size >= 8 and size % 2 == 0:
@@ -39,7 +50,7 @@ def start_size(image_size: int) -> int:
         nearest = min(allowed, key=lambda a: abs(a - image_size))
         raise ValueError(
             'image_size must be 4, 5, 6 or 7 times a power of two (28, 32, 48, 64, ...). '
-            f'Received: {image_size}; nearest: {nearest}.'
+            f'Received: {image_size}; the nearest allowed size is {nearest}.'
         )
     return size
 
@@ -56,26 +67,26 @@ def build_generator(
 ) -> tf.keras.Model:
     """Builds the generator.
 
-    No layer mixes examples: GroupNormalization, never BatchNormalization.
+    No layer mixes examples: it has GroupNormalization, never BatchNormalization.
 
     Args:
       image_shape: (H, W, C) with H = W as in `start_size`.
       num_classes: number of labels.
       latent_dim: size of the latent vector.
-      width: channels at the start; halved at each upsampling, 16 at the least, and with skips a
-        quarter of it.
-      noise_injection: inject noise after each upsampling.
-      embedding_stddev: standard deviation of the initial embedding of the labels, > 0; latents
-        have 1.
-      architecture: 'plain': latents and label enter at the lowest resolution, and the image leaves
+      width: number of channels at the start. They are halved at each upsampling, to no fewer than
+        16; with skips, to no fewer than a quarter of `width` up to 32 pixels.
+      noise_injection: whether to inject noise after each upsampling.
+      embedding_stddev: standard deviation of the initial embedding of the labels, > 0; that of
+        latents is 1.
+      architecture: 'plain': latents and label enter at the lowest resolution, and the image is made
         at the highest. 'skip': they scale and shift the channels at every resolution (Perez et al.
         2018), and every resolution adds to the image (Karras et al. 2020, An Analysis of StyleGAN,
-        section 4.1): colours and light are learned in few steps, and vary within a class.
+        section 4.1), so colours and light are learned in few steps and vary within a class.
 
     Returns:
-      A model from {'latents': float32 [n, latent_dim], 'labels': int32 [n] in [0, num_classes),
-      and with noise injection 'noise_<size>': float32 [n, size, size, 1]} (draw them with
-      `draw_inputs`) to images, float32 [n, H, W, C] in [-1, 1].
+      A model from a dict to images, float32 [n, H, W, C] in [-1, 1]. The dict, which `draw_inputs`
+      draws, has 'latents' float32 [n, latent_dim], 'labels' int32 [n] in [0, num_classes) and,
+      with noise injection, 'noise_<size>' float32 [n, size, size, 1].
 
     Raises:
       ValueError: if `image_shape` cannot be reached, or there is no such architecture.
@@ -107,6 +118,8 @@ def build_generator(
     images = tf.keras.layers.Conv2D(channels, 1)(x) if has_skips else None
     while size < height:
         size *= 2
+        if has_skips and size > _SIZE_OF_DETAIL:
+            least = max(least // 2, _LEAST_WIDTH)
         width = max(width // 2, least)
         x = tf.keras.layers.Conv2DTranspose(width, 4, strides=2, padding='same')(x)
         if noise_injection:
@@ -116,17 +129,17 @@ def build_generator(
         x = _normalize_and_activate(x, style)
         if has_skips:
             enlarged = tf.keras.layers.UpSampling2D(interpolation='bilinear')(images)
-            more = tf.keras.layers.Conv2D(channels, 3, padding='same')(x)
-            images = tf.keras.layers.Add()([enlarged, more])
+            # A kernel of 3 x 3 would take eight times as long, and most of the time of a step.
+            images = tf.keras.layers.Add()([enlarged, SmoothColours(channels)(x)])
     if has_skips:
-        images = tf.keras.layers.Activation('tanh')(images)
+        images = ReturningTanh()(images)
     else:
         images = tf.keras.layers.Conv2D(channels, 3, padding='same', activation='tanh')(x)
     return tf.keras.Model(inputs, images, name='generator')
 
 
 def _style(drawn):
-    """What scales and shifts the channels at every resolution, from latents and label."""
+    """Makes, from latents and label, what scales and shifts the channels at every resolution."""
     return tf.keras.layers.LeakyReLU(0.2)(tf.keras.layers.Dense(_STYLE_DIM)(drawn))
 
 
@@ -154,12 +167,12 @@ def draw_inputs(
     seed: tf.Tensor | None = None,
     rows: tf.Tensor | None = None,
 ) -> dict[str, tf.Tensor]:
-    """Draws latents and noise images for given labels. Public randomness.
+    """Draws latents and noise images for given labels; this randomness is public.
 
     Args:
       generator: from `build_generator`.
       labels: int32 [n].
-      seed: int32 [2] for a repeatable draw; None draws anew at each call.
+      seed: int32 [2] for a repeatable draw; None draws new inputs at each call.
       rows: int32 [m], which rows of the draw to return; None returns all.
 
     Returns:
@@ -185,18 +198,18 @@ def draw_inputs(
 def inputs_from_latents(
     generator: tf.keras.Model, labels: tf.Tensor, latents: tf.Tensor
 ) -> dict[str, tf.Tensor]:
-    """All inputs of the generator for latents of the caller's.
+    """Makes all inputs of the generator for latents that the caller gives.
 
-    The injected noise is one fixed draw, the same for every image: so the same latents give the
-    same image, whatever stands beside it, and a path between two latents is a smooth one.
+    The injected noise is one fixed draw, the same for every image. So the same latents give the
+    same image whatever the other images are, and a path between two latents is smooth.
 
     Args:
       generator: from `build_generator`.
       labels: int32 [n].
-      latents: float32 [n, latent_dim]; standard normal ones give images as of `draw_inputs`.
+      latents: float32 [n, latent_dim]; standard normal latents give images like `draw_inputs`.
 
     Returns:
-      As `draw_inputs`.
+      All inputs of the generator, [n, ...].
     """
     drawn = draw_inputs(generator, labels[:1], tf.zeros([2], tf.int32))
     count = tf.shape(labels)[0]

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
+
+# The slope of `ReturningTanh` where a step leads back towards 0; tanh itself has it at 1.8.
+_LEAST_SLOPE = 0.1
 
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')
 class NoiseInjection(tf.keras.layers.Layer):
     """Adds one noise image to all channels, each with its own learned scale.
 
-    x + noise scale, scale a `Dense` with a kernel float32 [1, channels], zeros at first: the
-    network learns where randomness helps (Karras et al. 2019, A Style-Based Generator, section 2).
-    A `Dense`, because per-example gradients of one are known to every library for them. This noise
-    is part of the generator; it has nothing to do with DP noise.
+    It computes x + scale(noise). The scale is a `Dense` with a kernel float32 [1, channels], which
+    is zero at first: the network learns where randomness helps (Karras et al. 2019, A Style-Based
+    Generator, section 2). It is a `Dense` because every library for per-example gradients knows
+    that layer. This noise is part of the generator and has nothing to do with DP noise.
     """
 
     def build(self, input_shape):
         """Creates the scales for features [batch, H, W, channels]."""
         self.scale = tf.keras.layers.Dense(
-            input_shape[-1], use_bias=False, kernel_initializer='zeros', name='scale'
+            input_shape[-1],
+            use_bias=False,
+            kernel_initializer='zeros',
+            name='scale',
+            dtype=self.dtype_policy,
         )
         self.scale.build([*input_shape[:-1], 1])
         super().build(input_shape)
@@ -30,7 +38,7 @@ class NoiseInjection(tf.keras.layers.Layer):
 
         Args:
           inputs: features, float32 [batch, H, W, channels].
-          noise: standard normal, float32 [batch, H, W, 1]; None draws it.
+          noise: standard normal, float32 [batch, H, W, 1]; None draws it here.
 
         Returns:
           float32 [batch, H, W, channels].
@@ -42,14 +50,14 @@ class NoiseInjection(tf.keras.layers.Layer):
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')
 class GroupNormalization(tf.keras.layers.GroupNormalization):
-    """Keras' layer, computed in about half the time on images whose channels are last.
+    """Keras' layer, but about twice as fast on images whose channels are last.
 
-    Keras makes an axis of the groups and lets TensorFlow spread numbers for each of them over the
-    pixels, twice. Here means and variances are taken per channel and row first, and what is left is
-    one multiplication and one addition along whole rows.
+    Keras makes an axis of the groups, and TensorFlow spreads the numbers of each group over the
+    pixels, twice. Here means and variances are taken per channel and row first, and only one
+    multiplication and one addition along whole rows are left.
     """
 
-    # For `privacy.layer_norms`: the same function of the same variables.
+    # For `privacy.layer_norms`: the layer is the same function of the same variables as this one.
     computes_as = tf.keras.layers.GroupNormalization
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -70,7 +78,7 @@ class GroupNormalization(tf.keras.layers.GroupNormalization):
 
         size = channels // self.groups
         mean = mean_of_group(x)
-        # The gradient of a variance does not depend on that of its mean.
+        # The gradient of a variance does not depend on the gradient of the mean.
         centered = along_row(tf.stop_gradient(mean))
         scale = tf.math.rsqrt(mean_of_group(tf.math.squared_difference(x, centered)) + self.epsilon)
         scale = scale * self.gamma if self.scale else scale
@@ -79,10 +87,82 @@ class GroupNormalization(tf.keras.layers.GroupNormalization):
 
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')
-class ImageToPatches(tf.keras.layers.Layer):
-    """Cuts images into patches that do not overlap; a Dense after it is a strided convolution.
+class SmoothColours(tf.keras.layers.Layer):
+    """A 1 x 1 convolution from features to colours, then a low-pass filter of the image.
 
-    Unlike a Conv2D with stride = kernel size, its per-example gradients are one matrix product.
+    A transposed convolution leaves patterns that alternate from pixel to pixel (Odena et al. 2016,
+    Deconvolution and Checkerboard Artifacts). Rows and columns are filtered by
+    (-1, 4, 10, 4, -1) / 16: such patterns go, those with a period of four pixels keep three
+    quarters, constants and slopes stay. Beyond its border the image is mirrored.
+
+    Args:
+      channels: of the image, 1 or 3.
+    """
+
+    def __init__(self, channels: int, **kwargs):
+        super().__init__(**kwargs)
+        self.channels = channels
+
+    def build(self, input_shape):
+        """Creates the convolution for features [batch, H, W, channels], H and W at least 2."""
+        # In bfloat16 its bias would be lost in sums over all pixels; so few channels cost nothing.
+        self.convolution = tf.keras.layers.Conv2D(
+            self.channels, 1, name='convolution', dtype='float32'
+        )
+        self.convolution.build(input_shape)
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Maps float32 [batch, H, W, features] to [batch, H, W, channels]."""
+        image = self.convolution(tf.cast(inputs, tf.float32))
+        rows, columns = (tf.constant(_low_pass(n), image.dtype) for n in image.shape[1:3])
+        image = tf.einsum('ij,bjwc->biwc', rows, image)
+        return tf.cast(tf.einsum('ij,bhjc->bhic', columns, image), inputs.dtype)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), 'channels': self.channels}
+
+
+def _low_pass(size):
+    """The filter of `SmoothColours` for `size` pixels, as a matrix float64 [size, size]."""
+    mirrored = np.pad(np.eye(size), ((2, 2), (0, 0)), mode='symmetric')
+    taps = enumerate(np.array([-1, 4, 10, 4, -1]) / 16)
+    return sum(weight * mirrored[start : start + size] for start, weight in taps)
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class ReturningTanh(tf.keras.layers.Layer):
+    """tanh, whose gradient still leads back to where it has one.
+
+    In float32 tanh is constant beyond about 9. A generator that made only black or only white there
+    would never learn again, and its whole budget would be lost. So what a step would move back
+    towards 0 has at least a tenth of the gradient.
+    """
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Maps float32 of any shape to [-1, 1]."""
+        return _returning_tanh(inputs)
+
+
+@tf.custom_gradient
+def _returning_tanh(x):
+    y = tf.tanh(x)
+
+    def gradient(upstream):
+        slope = 1.0 - y * y
+        leads_back = tf.cast(upstream * y > 0, y.dtype)
+        return upstream * tf.maximum(slope, _LEAST_SLOPE * leads_back)
+
+    return y, gradient
+
+
+@tf.keras.utils.register_keras_serializable('tf_efsgd')
+class ImageToPatches(tf.keras.layers.Layer):
+    """Cuts images into patches that do not overlap; with a Dense after it, a strided convolution.
+
+    Unlike those of a Conv2D with stride = kernel size, its per-example gradients are one matrix
+    product.
 
     Args:
       patch_size: height and width of a patch, in pixels; divides height and width of the image.
@@ -94,7 +174,7 @@ class ImageToPatches(tf.keras.layers.Layer):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Maps float32 [batch, H, W, C] to [batch, H / patch, W / patch, patch^2 C]."""
-        # TensorFlow's op takes no less than 2.
+        # TensorFlow's op needs a block size of at least 2.
         return inputs if self.patch_size == 1 else tf.nn.space_to_depth(inputs, self.patch_size)
 
     def get_config(self) -> dict:

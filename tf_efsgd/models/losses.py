@@ -1,6 +1,6 @@
-"""Per-example losses, shape [batch]: nothing is averaged over examples here.
+"""Per-example losses, of shape [batch]: nothing is averaged over examples here.
 
-The non-saturating GAN losses of Goodfellow et al. 2014 on logits, the squared error of a
+They are the non-saturating GAN losses of Goodfellow et al. 2014 on logits, the squared error of a
 reconstruction, and the divergence that a variational one adds (Kingma and Welling 2014).
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-# Log-variances end here: standard deviations of a latent between 0.05 and 20.
+# The limit of log-variances: standard deviations of a latent are between 0.05 and 20.
 _LARGEST_LOG_VARIANCE = 6.0
 
 
@@ -30,22 +30,22 @@ class NonSaturatingLosses:
 
     @staticmethod
     def real(realness: tf.Tensor) -> tf.Tensor:
-        """-log D(x), for the discriminator on records; float32 [batch] from [batch]."""
+        """The discriminator's loss on records, -log D(x); float32 [batch] from [batch]."""
         return tf.nn.softplus(-realness)
 
     @staticmethod
     def fake(realness: tf.Tensor) -> tf.Tensor:
-        """-log(1 - D(x)), for the discriminator on generated images; [batch] from [batch]."""
+        """The discriminator's loss on generated images, -log(1 - D(x)); [batch] from [batch]."""
         return tf.nn.softplus(realness)
 
     @staticmethod
     def generator(realness: tf.Tensor) -> tf.Tensor:
-        """-log D(x), for the generator on its images; float32 [batch] from [batch]."""
+        """The generator's loss on its images, -log D(x); float32 [batch] from [batch]."""
         return tf.nn.softplus(-realness)
 
     @staticmethod
     def reconstruction(images: tf.Tensor, reconstructions: tf.Tensor) -> tf.Tensor:
-        """Squared L2 distance |x - R(x)|^2.
+        """The squared L2 distance |x - R(x)|^2.
 
         Args:
           images: float32 [batch, H, W, C] in [-1, 1].
@@ -58,14 +58,14 @@ class NonSaturatingLosses:
 
     @staticmethod
     def posterior(parameters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """What the discriminator takes an image's latent vector to be: normal, of these moments.
+        """The moments of the normal law that the discriminator predicts for a latent vector.
 
         Args:
           parameters: float32 [batch, 2 latent_dim], of any size.
 
         Returns:
-          (mean, log-variance in [-6, 6]), float32 [batch, latent_dim]. The bound is smooth: a
-          log-variance that was cut off would have no way back.
+          (mean, log-variance in [-6, 6]), float32 [batch, latent_dim]. The bound is smooth, because
+          a log-variance that is cut off would have no gradient that leads it back.
         """
         mean, log_variance = tf.split(parameters, 2, axis=-1)
         bounded = _LARGEST_LOG_VARIANCE * tf.tanh(log_variance / _LARGEST_LOG_VARIANCE)
@@ -73,14 +73,14 @@ class NonSaturatingLosses:
 
     @staticmethod
     def divergence(mean: tf.Tensor, log_variance: tf.Tensor) -> tf.Tensor:
-        """KL(N(mean, exp(log_variance)) || N(0, I)), in nats.
+        """The divergence KL(N(mean, exp(log_variance)) || N(0, I)), in nats.
 
-        Added to `reconstruction` it makes the negative evidence lower bound of a decoder with pixel
-        variance 1/2 (Kingma and Welling 2014, equation 10 and appendix B), up to a constant.
+        Together with `reconstruction` it is the negative evidence lower bound of a decoder with
+        pixel variance 1/2 (Kingma and Welling 2014, equation 10 and appendix B), up to a constant.
 
         Args:
           mean: float32 [batch, latent_dim].
-          log_variance: likewise.
+          log_variance: float32 [batch, latent_dim].
 
         Returns:
           float32 [batch], summed over the latent vector, >= 0.

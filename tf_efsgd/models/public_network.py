@@ -1,8 +1,8 @@
-"""A frozen network that learned from public photographs: features for colour.
+"""A frozen network that learned from public photographs: features for colour images.
 
-The first five stages of EfficientNet-Lite0 (Tan and Le 2019), with Google's weights, which learned
-from ImageNet; they come with the package, so nothing is downloaded. Nothing in it mixes examples
-(its batch norms are folded into the convolutions), nothing is trainable and nothing has state.
+It is the first five stages of EfficientNet-Lite0 (Tan and Le 2019) with Google's weights, which
+learned from ImageNet; they come with the package, so nothing is downloaded. Nothing in it mixes
+examples (its batch norms are folded into the convolutions), is trainable or has state.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = 'efficientnet_lite0'
 STAGES = ('stage_1', 'stage_2', 'stage_3', 'stage_4', 'stage_5')
 
 _WEIGHTS = pathlib.Path(__file__).parent / 'embedded' / f'{NAME}.npz'
-# Repeats, kernel, stride, expansion, channels of each stage.
+# (repeats, kernel, stride, expansion, channels) of each stage.
 _BLOCKS = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -35,7 +35,7 @@ _STEM_CHANNELS = 32
 # The stages that features and heads look at, from fine to coarse.
 MAPS = STAGES[1:]
 # Images are enlarged to about this height: the network learned from photographs of 224 pixels, and
-# its features of a face of 32 pixels say little. Twice the height costs four times as much.
+# its features say little about a face of 32 pixels. Twice the height costs four times as much.
 _USUAL_SIZE = 64
 _MANY_CLASSES = 5
 # The features of one image may differ by this share of their size from batch to batch.
@@ -43,15 +43,15 @@ _TOLERANCE = 1e-3
 
 
 def choose_enlargement(image_size: int, num_classes: int) -> int:
-    """By how much to enlarge images: a recipe from public facts.
+    """Chooses from public facts how many times to enlarge images.
 
     Args:
       image_size: height and width, in pixels.
-      num_classes: number of labels. With many of them a fit is short of time: the network then sees
-        images as they are, which was the better use of it on CIFAR-10.
+      num_classes: number of labels. With many labels a fit is short of time, so the network sees
+        images as they are; on CIFAR-10 that was the better use of the time.
 
     Returns:
-      At least 1.
+      The factor, at least 1.
     """
     if num_classes > _MANY_CLASSES and image_size >= _USUAL_SIZE // 2:
         return 1
@@ -73,18 +73,18 @@ def build_public_network(
 
     Args:
       image_shape: (H, W, C); C is 3, or 1 for gray, which is repeated to three channels.
-      enlarge: by how much images are enlarged first (bilinear), at least 1: the network learned
-        from photographs of 224 pixels, and its features of a face of 32 pixels say little.
+      enlarge: the factor by which images are enlarged first (bilinear), at least 1; see
+        `choose_enlargement`.
       last_stage: the stage to end with, 1 to 5.
 
     Returns:
       A model from images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps, float32
-      [n, h, w, channels] by the names in `STAGES`. Its weights are not trainable, and an image's
-      features do not depend on the others of its batch.
+      [n, h, w, channels], with the names in `STAGES`. Its weights are not trainable, and the
+      features of an image do not depend on the other images of its batch.
 
     Raises:
-      ValueError: if there are neither 1 nor 3 channels, or `last_stage` or `enlarge` are out of
-        their ranges.
+      ValueError: if there are neither 1 nor 3 channels, or `last_stage` or `enlarge` is out of its
+        range.
     """
     height, width, channels = image_shape
     if channels not in (1, 3):
@@ -147,7 +147,7 @@ def build_public_network(
 def load_public_network(
     name_or_path: str, image_shape: tuple[int, int, int], *, enlarge: int = 1
 ) -> tf.keras.Model:
-    """Builds or loads a frozen network of public photographs.
+    """Builds or loads a frozen network that learned from public images.
 
     Args:
       name_or_path: 'efficientnet_lite0', which comes with the package; a model of
@@ -160,8 +160,8 @@ def load_public_network(
       A model as `build_public_network` makes it, with the names in `MAPS`.
 
     Raises:
-      ValueError: if there is no such network, if it is not as above, or if what it makes of an
-        image depends on the other images of a batch.
+      ValueError: if there is no such network, if it is not as above, or if its features of an image
+        depend on the other images of a batch.
     """
     if name_or_path == NAME:
         return build_public_network(image_shape, enlarge=enlarge)
@@ -190,7 +190,7 @@ def load_public_network(
 
 
 def _maps_of_application(name: str, x: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The last output at each size of a model of Keras, with the scaling of its own module."""
+    """The last output at each size of a Keras application, which scales images as it needs."""
     modules = [
         module
         for module in vars(tf.keras.applications).values()
@@ -208,7 +208,7 @@ def _maps_of_application(name: str, x: tf.Tensor) -> dict[str, tf.Tensor]:
     last = {}
     for layer in network.layers:
         shape: Any = getattr(layer.output, 'shape', ())
-        # Padding has sizes of its own and no new features.
+        # A padding layer has a size of its own, but no new features.
         if len(shape) == 4 and not isinstance(layer, tf.keras.layers.ZeroPadding2D):
             last[shape[1]] = layer.output
     inner = tf.keras.Model(network.input, {str(size): x for size, x in last.items()})
@@ -219,18 +219,18 @@ def _four_maps(maps: dict[str, tf.Tensor], name: str) -> dict[str, tf.Tensor]:
     """The four coarsest feature maps, from fine to coarse, under the usual names."""
     if not isinstance(maps, dict) or len(maps) < len(MAPS):
         raise ValueError(
-            f'A public network must put out a dict of at least {len(MAPS)} feature maps, float32 '
-            f'[n, h, w, channels]. Received: {name!r}, which puts out {maps!r}.'
+            f'The output of a public network must be a dict of at least {len(MAPS)} feature maps, '
+            f'float32 [n, h, w, channels]. Received: {name!r}, whose output is {maps!r}.'
         )
     if set(MAPS) <= set(maps):
         return {stage: maps[stage] for stage in MAPS}
-    # Stable: maps of one size stay in their order.
+    # The sort is stable: maps of the same size stay in their order.
     ordered = sorted(maps.values(), key=lambda values: -values.shape[1])[-len(MAPS) :]
     return dict(zip(MAPS, ordered))
 
 
 def _check_alone(model: tf.keras.Model, image_shape: tuple[int, int, int], name: str) -> None:
-    """Raises ValueError if an image's features depend on who is beside it."""
+    """Raises ValueError if the features of an image depend on the images beside it."""
     draws = np.random.default_rng(0)
     images = draws.uniform(-1.0, 1.0, [3, *image_shape]).astype(np.float32)
     others = np.concatenate([images[:1], 0.1 * images[1:]])
@@ -238,6 +238,6 @@ def _check_alone(model: tf.keras.Model, image_shape: tuple[int, int, int], name:
         size = float(tf.reduce_max(tf.abs(one[0])))
         if not float(tf.reduce_max(tf.abs(one[0] - two[0]))) <= _TOLERANCE * size:
             raise ValueError(
-                'What a public network makes of a record may not depend on other records: leave '
-                f'out layers that mix the images of a batch. Received: {name!r}, which mixes them.'
+                'The features of a record must not depend on other records: leave out layers that '
+                f'mix the images of a batch. Received: {name!r}, which mixes them.'
             )

@@ -1,4 +1,4 @@
-"""Images from labels, in batches."""
+"""Generates images from labels, in batches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BATCH_SIZE = 500
 def generate(
     generator: tf.keras.Model, labels: np.ndarray, seed: int, progress: str | None = None
 ) -> np.ndarray:
-    """One image per label; the same for the same seed and weights.
+    """Generates one image per label; the same seed and weights give the same images.
 
     Args:
       generator: from `build_generator`.
       labels: int32 [n].
       seed: of latents and injected noise.
-      progress: what the progress bar is called; None draws none.
+      progress: the name of the progress bar; None draws none.
 
     Returns:
       uint8 [n, H, W, C].

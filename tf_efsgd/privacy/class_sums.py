@@ -11,8 +11,8 @@ Formal guarantees:
     sum of integers is exact in any order, over any parts.
   - The noise is integers (`noise.integers`): `release` is
     `GaussianDpEvent(grid.effective_noise_multiplier(sigma_w, None))`, without sampling.
-  - phi is fixed before it sees a record: that of `features.pixels` by public constants and the
-    image shape, that of `features.learned` by what an earlier release showed, too.
+  - phi is fixed before it sees a record. That of `features.pixels` follows from public constants
+    and the image shape; that of `features.learned` also from what an earlier release showed.
   - A record whose features are not finite counts as zero, by selection.
   - No number that depends on the records leaves `release` but the noisy F: class means are F
     divided by a noisy count, which is a coordinate of F itself.
@@ -21,14 +21,15 @@ Formal guarantees:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import replicas
 from tf_efsgd.privacy import grid, noise
 from tf_efsgd.privacy.features.grouped import BOUND, COUNT, GROUPS, GroupedFeatures
 
-RECORDS_PER_PART = 512
 # A class is never taken for smaller than this part of an even share.
 _SMALLEST_CLASS = 0.01
 
@@ -40,11 +41,14 @@ def release(
     features: GroupedFeatures,
     noise_multiplier: float,
     noise_source: noise.NoiseKey | noise.SecureNoise,
+    strategy: tf.distribute.Strategy | None = None,
+    all_reduce: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
 ) -> np.ndarray:
     """Releases F, once: the only look at the records.
 
-    Every part of the records has the same size, the last one with rows that count nowhere, so that
-    a record's features are computed alike however many others there are.
+    Every part of the records has the same size, `features.rows()`: the last one is filled up with
+    rows that count nowhere. So a record's features are computed alike, however many other records
+    there are.
 
     Args:
       images: uint8 [N, H, W, C], all records.
@@ -52,7 +56,11 @@ def release(
       num_classes: number of labels.
       features: phi.
       noise_multiplier: sigma_w >= 0; 0 releases F as it is, without privacy.
-      noise_source: one of its own, as `optimizer.new_noise` makes it.
+      noise_source: from `optimizer.new_noise`, used for nothing else.
+      strategy: each of its replicas looks at a part of the records; their sums are added before
+        the one noise is. None: one device.
+      all_reduce: maps the sums of these records to those of all records, where other processes have
+        the rest; exact, since the sums are integers.
 
     Returns:
       Noisy sums, int64 [num_classes, features.size], in steps of
@@ -60,13 +68,16 @@ def release(
 
     Raises:
       ValueError: if there are more features than are accounted for.
+      alone.NotAlone: if a record's contribution is not its own on this machine, see
+        `GroupedFeatures.rows`. No record has been looked at then.
     """
     if features.size > grid.LARGEST_FEATURES:
         raise ValueError(
-            f'A release has at most {grid.LARGEST_FEATURES} features for a class: so many draws '
-            f'are accounted. Received: {features.size}.'
+            f'A release has at most {grid.LARGEST_FEATURES} features for each class: no more draws '
+            f'are accounted for. Received: {features.size}.'
         )
-    sums = sum_over_records(images, labels, num_classes, features, noise_multiplier)
+    sums = sum_over_records(images, labels, num_classes, features, noise_multiplier, strategy)
+    sums = all_reduce(sums)
     if noise_multiplier:
         step_noise = noise_source.next([tf.TensorShape(sums.shape)])
         sums += _integers(sums.shape, step_noise).numpy()
@@ -79,6 +90,7 @@ def sum_over_records(
     num_classes: int,
     features: GroupedFeatures,
     noise_multiplier: float,
+    strategy: tf.distribute.Strategy | None = None,
 ) -> np.ndarray:
     """F without its noise, exact, in steps of its grid. PRIVATE: only `release` and audits see it.
 
@@ -87,30 +99,47 @@ def sum_over_records(
       labels: as in `release`.
       num_classes: number of labels.
       features: phi.
-      noise_multiplier: of the release, which its grid depends on.
+      noise_multiplier: of the release; the grid depends on it.
+      strategy: as in `release`; the sum is the same number on any number of replicas.
 
     Returns:
       int64 [num_classes, features.size].
     """
-    sums = np.zeros([num_classes, features.size], np.int64)
     bounds = (
         tf.constant(grid.class_sum_step(noise_multiplier), tf.float64),
         tf.constant(grid.largest_squared_norm(noise_multiplier), tf.int64),
     )
-    for start in range(0, len(images), RECORDS_PER_PART):
-        part = images[start : start + RECORDS_PER_PART]
-        missing = RECORDS_PER_PART - len(part)
+
+    rows = features.rows()
+
+    def part_at(start):
+        part = images[start : start + rows]
+        missing = rows - len(part)
         padded = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)])
         of_part = np.pad(labels[start : start + len(part)], (0, missing), constant_values=-1)
-        sums += features.class_sums(
-            tf.constant(padded), tf.constant(of_part), num_classes, *bounds
-        ).numpy()
+        return padded, of_part
+
+    def sums_of_part(images, labels):
+        return features.class_sums(images, labels, num_classes, *bounds)
+
+    parts = map(part_at, range(0, len(images), rows))
+    shape = (rows, *images.shape[1:])
+    made_up = (
+        np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8),
+        np.arange(rows, dtype=np.int32) % num_classes,
+    )
+    sums = np.zeros([num_classes, features.size], np.int64)
+    of_parts = replicas.map_parts(
+        sums_of_part, parts, made_up, strategy, tried=lambda images, _: features.of_records(images)
+    )
+    for of_part in of_parts:
+        sums += of_part
     return sums
 
 
 @tf.function(autograph=False)
 def _integers(shape, step_noise):
-    """In a graph: the key is an argument there, never a constant."""
+    """The noise, drawn in a graph whose key is an argument and never a constant."""
     # The source is used for nothing else, so there are no purposes to tell apart.
     return noise.integers(shape, step_noise=step_noise, purpose=noise.CLIPPED_GRAD_SUM, variable=0)
 
@@ -122,7 +151,7 @@ def class_means(
 
     Args:
       sums: F, int64 [classes, features], as `release` returns it; the last feature is the constant
-        that counts.
+        that counts the records.
       noise_multiplier: of the release.
       dataset_size: declared number of records.
       groups: of the features, `GroupedFeatures.groups`.

@@ -1,7 +1,7 @@
 """Per-example gradients and their clipped sums: the private half of a step.
 
-Two ways to the same sums: `per_example_gradients`, for any loss of one record, and
-`BatchGradients`, from one backward pass over the batch, for layers with a rule in `layer_norms`.
+There are two ways to the same sums: `per_example_gradients` works for any loss of one record;
+`BatchGradients` needs one backward pass over the batch and layers with a rule in `layer_norms`.
 
 Formal guarantees, for every record, whatever its gradient:
   - it adds a vector of L2 norm at most `l2_norm_clip` to `clipped_grad_sum` and one of at most
@@ -12,9 +12,9 @@ Formal guarantees, for every record, whatever its gradient:
 
 Gradients, norms and clipping are float32; norms are computed after scaling by the largest entry, so
 they neither overflow nor underflow. Sums are float32 over a few records (`records_per_part`) and
-float64 over these parts. What float32 rounds is counted: `grid.SLACK` is an allowance for it. One
-half covers the sums of any records, which is proven; the other half what a record's norm is off its
-gradient, which is tested.
+float64 over these parts. The rounding of float32 is accounted for: `grid.SLACK` is the allowance.
+One half of it covers adding up any records, which is proven. The other half covers the error of a
+record's norm, which is tested.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from typing import Any
 import tensorflow as tf
 from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized
 
-# Records that are added up in float32 at most, and times the batch size at most. With n records in
-# a batch and m in a part, adding up in float32 is off by n m 2^-24 clipping norms at most, for
-# either of two neighbours. At 2^14 that is half of the allowance for twice the expected batch.
+# The most records that are added up in float32, and the largest product of that number and the
+# batch size. With n records in a batch and m in a part, adding up in float32 is off by at most
+# n m 2^-24 clipping norms, for either of two neighbours. At 2^14 that is half of the allowance for
+# a batch of twice the expected size.
 _LARGEST_PART, _LARGEST_PRODUCT = 32, 2**14
-# Below this, gradients are treated as if their largest entry were this: 1 / it is still finite.
+# A gradient whose largest entry is smaller is treated as if it were this; the inverse is finite.
 _TINY = 1e-30
-# Between these a sum of squares has lost nothing to underflow or overflow that matters.
+# A sum of squares between these has lost nothing that matters to underflow or overflow.
 _SMALLEST_SQUARE, _LARGEST_SQUARE = 1e-20, 1e34
 
 
@@ -85,12 +86,16 @@ def per_example_gradients(
         used[:] = [gradient is not None for gradient in gradients]
         return [tf.convert_to_tensor(g) for g in gradients if g is not None]
 
-    # Over no records at all, the gradients of some convolutions fail.
-    stacked = tf.cond(
-        tf.shape(tf.nest.flatten(records)[0])[0] > 0,
-        lambda: tf.vectorized_map(gradients_of_record, records),
-        lambda: [tf.zeros([0, *v.shape]) for v, is_used in zip(variables, used) if is_used],
-    )
+    first = tf.convert_to_tensor(tf.nest.flatten(records)[0])
+    if first.shape[0]:  # XLA wants one shape, not one for either branch.
+        stacked = tf.vectorized_map(gradients_of_record, records)
+    else:
+        # Over no records at all, the gradients of some convolutions fail.
+        stacked = tf.cond(
+            tf.shape(first)[0] > 0,
+            lambda: tf.vectorized_map(gradients_of_record, records),
+            lambda: [tf.zeros([0, *v.shape]) for v, is_used in zip(variables, used) if is_used],
+        )
     stacked = iter(stacked)
     return [next(stacked) if is_used else None for is_used in used]
 
@@ -122,23 +127,32 @@ class BatchGradients:
         self._variables = list(variables)
         squared_norms: list[tf.Tensor] = []
         for part in self._parts:
-            # One after the other: what they need for it is there once, not for all at a time.
+            # One after the other, so that the memory they need is needed once, not for all parts.
             with tf.control_dependencies(squared_norms[-1:]):
                 squared_norms.append(part.squared_norms())
         squared = tf.add_n(squared_norms)
         in_range = (squared == 0.0) | ((squared > _SMALLEST_SQUARE) & (squared < _LARGEST_SQUARE))
         exact = tf.reduce_all(tf.stack([part.is_exact() for part in self._parts]), axis=0)
-        # True for almost every batch; the rare exception takes the slower exact path.
-        self._is_plain = tf.reduce_all(in_range & exact)
+        # Each example takes the way that it needs itself. If one of them sent all others the second
+        # way, it would move each of these by the error of its norm. An example whose square
+        # vanishes counts as zero.
+        self._plain = in_range & exact
+        # True for almost every batch; the rare exception takes the slower exact path as well.
+        self._all_plain = tf.reduce_all(self._plain)
         self.norms = tf.cond(
-            self._is_plain, lambda: tf.sqrt(squared), lambda: self._by_the_second_way()[1]
+            self._all_plain,
+            lambda: tf.sqrt(squared),
+            lambda: tf.where(self._plain, tf.sqrt(squared), self._by_the_second_way()[1]),
         )
 
     def _by_the_second_way(self):
-        """(gradients by variable, flat, with zeros for examples that are not finite; norms).
+        """Computes norms from the gradients themselves, as in `clip_and_sum`.
 
-        From the gradients themselves, as in `clip_and_sum`. What they are products of may be so far
-        above them that to scale by it would lose them.
+        The factors whose products the gradients are may be so much larger than the gradients that
+        scaling by the factors would lose them.
+
+        Returns:
+          (flat gradients by variable, zeros for examples that are not finite; norms).
         """
         gradients: dict[Any, tf.Tensor] = {}
         for part in self._parts:
@@ -167,17 +181,37 @@ class BatchGradients:
                 self._by_variable(lambda p: p.weighted_sums(of_part, take)), shapes
             )
 
-        def exact():
+        def plain_of_some(of_part, take):
+            kept = take(self._plain)
+
+            def take_plain(x):
+                # Others may hold numbers that are not finite: no weight would keep these out.
+                taken = take(x)
+                mask = tf.reshape(kept, [-1, *[1] * (taken.shape.rank - 1)])
+                return tf.where(mask, taken, tf.zeros_like(taken))
+
+            return plain(tf.where(kept, of_part, 0.0), take_plain)
+
+        def each_in_its_way():
             gradients, _ = self._by_the_second_way()
 
-            def sums_of(of_part, take):
+            def exact(of_part, take):
                 sums = {v: _weighted_sums(of_part, take(g)) for v, g in gradients.items()}
                 return self._in_order(sums, shapes)
 
-            return _sum_of_parts(weights, sums_of, shapes, part_size)
+            others = tf.where(self._plain, 0.0, weights)
+            return [
+                one + other
+                for one, other in zip(
+                    _sum_of_parts(weights, plain_of_some, shapes, part_size),
+                    _sum_of_parts(others, exact, shapes, part_size),
+                )
+            ]
 
         return tf.cond(
-            self._is_plain, lambda: _sum_of_parts(weights, plain, shapes, part_size), exact
+            self._all_plain,
+            lambda: _sum_of_parts(weights, plain, shapes, part_size),
+            each_in_its_way,
         )
 
     def public_sums(self, weights: tf.Tensor) -> list[tf.Tensor]:
@@ -199,7 +233,7 @@ class BatchGradients:
             sums = {v: _weighted_sums(weights, g) for v, g in gradients.items()}
             return self._in_order(sums, shapes)
 
-        return tf.cond(self._is_plain, plain, exact)
+        return tf.cond(self._all_plain, plain, exact)
 
     def _by_variable(self, sums_of):
         return {
@@ -209,7 +243,7 @@ class BatchGradients:
         }
 
     def _in_order(self, sums, shapes):
-        """Of all variables; zeros for those that the loss does not use."""
+        """The sums in the order of the variables; zeros for those that the loss does not use."""
         return [
             tf.reshape(sums[v.ref()], shape) if v.ref() in sums else tf.zeros(shape)
             for v, shape in zip(self._variables, shapes)
@@ -219,7 +253,7 @@ class BatchGradients:
 def clip_weights(
     norms: tf.Tensor, l2_norm_clip: float, residual_l2_norm_clip: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """What to multiply gradients with for c and for r, see `clip_and_sum`.
+    """The factors that make c and r of a gradient, see `clip_and_sum`.
 
     Args:
       norms: float32 [batch], finite.
@@ -255,7 +289,7 @@ def clip_and_sum(
     Args:
       gradients: per variable float32 [batch, *shape], or None for an all-zero gradient.
       l2_norm_clip: C1, in [1e-9, 1e9]: `Mechanism` refuses others.
-      residual_l2_norm_clip: C2, likewise (up to 1e12).
+      residual_l2_norm_clip: C2, in [1e-9, 1e12].
       part_size: how many records are added up in float32, see `records_per_part`.
 
     Returns:
@@ -368,7 +402,7 @@ def _weighted_sums(weights: tf.Tensor, gradients: tf.Tensor) -> tf.Tensor:
         tf.config.list_physical_devices('GPU')
         and tf.config.experimental.tensor_float_32_execution_enabled()
     ):
-        # There a matrix product rounds its inputs to 10 bits: the sums could pass their bounds.
+        # TensorFloat-32 rounds the inputs of a matrix product to 10 bits: sums could pass a bound.
         return tf.reduce_sum(weights[:, :, tf.newaxis] * gradients, axis=1)
     return tf.matmul(weights, gradients)
 

@@ -1,4 +1,4 @@
-"""For Keras models of one's own that are trained on Poisson samples by the drop-in optimizer."""
+"""A mixin for your own Keras models that the drop-in optimizer trains on Poisson samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import tensorflow as tf
 
 
 class PoissonTraining:
-    """Makes an empty batch a step like every other, whatever the layers of a model are.
+    """Makes an empty batch a step like any other, whatever layers a model has.
 
     A Poisson sample may be empty, and its step must run nevertheless: its noise is part of what was
-    accounted. The optimizers take a loss vector of no records. But a few layers fail before that,
-    on the way forward: `ConvLSTM2D` does, and with `run_eagerly` so does `Flatten`. Name this class
-    first, and they never see less than one record:
+    accounted for. The optimizers accept a loss vector of no records, but a few layers already fail
+    in the forward pass: `ConvLSTM2D` does, and with `run_eagerly` so does `Flatten`. Name this
+    class first among the bases, and the layers never see less than one record:
 
     ```python
     class Classifier(PoissonTraining, tf.keras.Model):
@@ -22,7 +22,7 @@ class PoissonTraining:
     """
 
     def train_step(self: tf.keras.Model, data) -> dict[str, tf.Tensor]:
-        """As in Keras, but for an empty batch, where a record of zeros takes the way forward.
+        """Trains as Keras does; for an empty batch one record of zeros takes the forward pass.
 
         That record has no loss, so nothing of it reaches the sums.
 

@@ -1,12 +1,12 @@
-"""The error-feedback buffer: what clipping cut, given back later. Pure.
+"""The error-feedback buffer: it gives back later what clipping cut. Pure functions.
 
 Formal guarantees:
   - `feed_back` sees only the noisy residual mean and earlier outputs of itself, so whatever it
     returns is post-processing of the private releases.
   - Conservation: over any number of steps, sum(delivered) + buffer = sum(noisy_residual_mean),
     with or without `feedback_l2_norm_clip`.
-  - `feed_back_hidden`, the published variant, has neither: its buffer is PRIVATE state, and what it
-    delivers depends on every record that was ever sampled.
+  - `feed_back_hidden`, the published variant, guarantees neither: its buffer is PRIVATE state, and
+    what it delivers depends on every record that was ever sampled.
 """
 
 from __future__ import annotations

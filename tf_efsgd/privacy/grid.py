@@ -1,8 +1,8 @@
 """The grid of the releases: exact discrete Gaussian noise, and what the grid costs. No TensorFlow.
 
-Floating-point noise betrays records: the numbers that it can take have gaps, so a coordinate that
-no noise explains refutes a guess of the records (Mironov 2012). Whatever is released is therefore
-an integer, the number of public steps of size gamma = stddev / `STDDEV`, and so is its noise:
+Floating-point noise betrays records: the values it can take have gaps, so a coordinate that no
+noise explains refutes a guess of the records (Mironov 2012). Whatever is released is therefore an
+integer, the number of public steps of size gamma = stddev / `STDDEV`, and so is its noise:
 
     n = x_1 + 64 x_2 + 4096 x_3,   x_i independent discrete Gaussians N_Z(0, 128^2)
 
@@ -17,9 +17,9 @@ Formal guarantees:
     N(z, s^2 - 16), then an integer k with weight exp(-(k - Y)^2 / 32); k has the law N_Z(z, s^2)
     to a relative 1e-136. So the accounts of the Gaussian mechanism hold with s^2 - 16 for s^2.
   - Altogether a draw is within 2^-108 of that mechanism in total variation; `is_negligible` says
-    whether so many draws leave (epsilon, delta) as they are.
+    whether a number of draws leaves (epsilon, delta) unchanged.
 
-What is not proven but tested: that float32 arithmetic in clipping and summing a batch stays within
+One thing is tested, not proven: float32 arithmetic in clipping and summing a batch stays within
 `SLACK` (see `effective_noise_multiplier`).
 """
 
@@ -32,42 +32,42 @@ from fractions import Fraction
 
 import numpy as np
 
-# Of n = sum of SCALES[i] x_i, and the standard deviation of every x_i.
+# n is the sum of SCALES[i] x_i; PART_STDDEV is the standard deviation of every x_i.
 SCALES = (1, 64, 4096)
 PART_STDDEV = 128
 # s^2 and s.
 VARIANCE = PART_STDDEV**2 * sum(scale**2 for scale in SCALES)
 STDDEV = math.sqrt(VARIANCE)
-# Of the kernel that carries the ideal mechanism's real number to an integer.
+# The variance of the kernel that carries the ideal mechanism's real number to an integer.
 _KERNEL_VARIANCE = 16
 
-# Largest x_i: 13 standard deviations.
+# The largest x_i: 13 standard deviations.
 LARGEST_PART = 13 * PART_STDDEV
-# Bits of a table's integers, of the choice of a column, and of its first and second word.
+# Bits of the table's integers, of the choice of a column, and of a threshold's two words.
 TABLE_BITS = 128
 COLUMN_BITS = 12
 FIRST_BITS = 64 - COLUMN_BITS
 _SECOND_BITS = 64
-# Digits of the exponentials that the table is made of: 2^-128 is 3e-39.
+# Decimal digits of the exponentials that the table is made from: 2^-128 is 3e-39.
 _DIGITS = 60
 
-# What float32 may add to the distance of two neighbouring sums of clipped gradients, relative to
-# the clipping norm. Tests hold adversarial batches against half of it.
+# How much float32 may add to the distance of two neighbouring sums of clipped gradients, relative
+# to the clipping norm. Tests compare adversarial batches with half of it.
 SLACK = 2.0**-7
 # A draw's distance from the ideal mechanism in total variation, in bits.
 _LOG2_ERROR = -108
-# The share of delta that is kept back for it.
+# The share of delta that is reserved for that distance.
 _RESERVE = 2.0**-10
-# float64 rounds: bounds are moved by this to the safe side.
+# float64 rounds, so bounds are moved to the safe side by this, relatively.
 _ROUNDING = 1e-12
 
-# Without noise (tests, training without privacy) the grid has steps of its own. They are finer
-# than float32 for numbers of the size of a clipping norm, of a class sum.
+# Without noise (in tests, or training without privacy) the grid has steps of its own. They are
+# finer than float32 for numbers of the size of a clipping norm and of a class sum.
 _NOISELESS_STEP = 2.0**-40
 _NOISELESS_CLASS_SUM_STEP = 2.0**-26
-# Features that a release before the first step may have for a class.
+# The most features that a release before the first step may have for each class.
 LARGEST_FEATURES = 2**18
-# Below it float64 would round steps themselves.
+# float64 would round the steps themselves if they were smaller.
 _SMALLEST_STEP = 1e-290
 
 
@@ -79,13 +79,13 @@ def step(stddev: float, l2_norm_clip: float) -> float:
 
     Args:
       stddev: of the noise, >= 0.
-      l2_norm_clip: the norm to which what is added up is clipped, > 0.
+      l2_norm_clip: the norm to which each summand is clipped, > 0.
 
     Returns:
       gamma = stddev / s; without noise a step of its own, never 0.
 
     Raises:
-      ValueError: if the noise is so small that the step has no number.
+      ValueError: if the noise is so small that float64 cannot hold the step.
     """
     if not stddev:
         return min(l2_norm_clip, 1.0) * _NOISELESS_STEP
@@ -126,14 +126,15 @@ def largest_squared_norm(noise_multiplier: float) -> int:
 def effective_noise_multiplier(noise_multiplier: float, coordinates: int | None) -> float:
     """The noise multiplier to account a release on the grid by, below the one it was made with.
 
-    A sum over all records is exact: its records are integers before they are added. A sum over a
-    batch is rounded after it was added, which moves neighbours up to sqrt(d) steps further apart,
-    and was added in floating point, for which `SLACK` is allowed.
+    A sum over all records is exact, because every record is rounded to integers before the sum. A
+    sum over a batch is rounded afterwards, which moves neighbours up to sqrt(d) steps further
+    apart; it is computed in floating point, for which `SLACK` is allowed.
 
     Args:
-      noise_multiplier: sigma > 0, the noise over what one unit of privacy moves the release by.
-      coordinates: d of a sum over a batch, of everything released in a step; None for a sum over
-        all records.
+      noise_multiplier: sigma > 0, the noise divided by how far one unit of privacy moves the
+        release.
+      coordinates: d, the number of coordinates that a step releases from its batch; None for a sum
+        over all records.
 
     Returns:
       sigma_eff, rounded down.
@@ -163,10 +164,10 @@ def noise_multiplier_for(effective: float, coordinates: int | None) -> float:
 
 
 def accounted_delta(delta: float) -> float:
-    """The delta to account the ideal mechanism at, so that the draws' own errors fit below `delta`.
+    """The delta at which the ideal mechanism is accounted: the draws' errors get the rest.
 
     Args:
-      delta: in (0, 1), of the promise.
+      delta: in (0, 1), the promised one.
 
     Returns:
       delta, less the share that `is_negligible` may use.
@@ -191,12 +192,12 @@ def log2_delta_of_draws(epsilon: float, draws: int) -> float:
 
 
 def is_negligible(epsilon: float, delta: float, draws: int) -> bool:
-    """Whether what the draws add to delta fits into what `accounted_delta` keeps back for it."""
+    """Whether what the draws add to delta fits into what `accounted_delta` reserves for it."""
     return log2_delta_of_draws(epsilon, draws) <= math.log2(delta * _RESERVE)
 
 
 def largest_epsilon(delta: float, draws: int) -> float:
-    """The largest epsilon that `is_negligible` allows, at least one draw presumed."""
+    """The largest epsilon that `is_negligible` allows; `draws` counts as at least 1."""
     log2_factor = math.log2(delta * _RESERVE) - math.log2(max(1, draws)) - _LOG2_ERROR
     return max(0.0, log2_factor * math.log(2.0))
 
@@ -236,8 +237,8 @@ def probabilities() -> list[int]:
 def alias_table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`probabilities`, spread over 4,096 columns of equal weight for the alias method.
 
-    A uniform number of 128 bits chooses a column by its first 12 bits. Its other 116 bits keep the
-    column's own value when they are below the column's threshold; else the other value is taken.
+    A uniform number of 128 bits chooses a column by its first 12 bits. If its other 116 bits are
+    below the column's threshold, the result is the column's own value, else the other value.
 
     Returns:
       (the thresholds' first 52 bits, int64 [4096], 2^52 where the own value is always kept; their

@@ -1,14 +1,15 @@
-"""Whether the loss of a record is its own: found out by trying, before a record is touched.
+"""Tries whether the loss of a record is its own, before a real record is touched.
 
 Clipping bounds what one record does to the sum only if its loss depends on that record, the
-variables, and randomness of its own. Nothing here proves that. The loss is traced and searched for
-what it must not hold, and then tried on made-up records: alone and in batches of several sizes, in
-several places, and in a crowd, as large as the batches of the run. Whatever variables the loss
-reads (frozen ones and those of no layer too) have their own values at first and then random ones,
-so that a part that is zero at first hides nothing.
+variables, and randomness of its own, and on nothing else. Nothing here proves that. The loss is
+traced and its graph is searched for what it must not hold. Then it is tried on made-up records:
+alone, in batches of several sizes and in several places, and in a crowd as large as the batches of
+the run. All variables that the loss reads, also frozen ones and those of no layer, have their own
+values first and then random ones, so that a part that is zero at first hides nothing.
 
-Of single records the loss and the whole gradient are compared, before anything is clipped: in a
-clipped sum a difference may be gone. Of a crowd the sum is, where many small differences add up.
+For single records the loss and the whole gradient are compared, before anything is clipped: a
+difference may vanish in a clipped sum. For a crowd the sums are compared: there many small
+differences add up.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ import tensorflow as tf
 from tf_efsgd.privacy import grid, loss_graph
 from tf_efsgd.privacy.random_weights import ROUNDS, handles_of, random_weights
 
-# Of made-up records: three are in use at a time, and three others confirm what they show. One may
-# lie so close to the kink of an activation that it falls on the other side of it in a batch.
+# The number of made-up records. Three are in use at a time, and three others confirm what they
+# show: one may lie so close to the kink of an activation that a batch moves it across.
 NUM_RECORDS = 6
 _IN_USE = 3
-# Batches of these records, and the rows of each that are looked at.
+# Batches of these records, and which rows of each are compared.
 _BATCHES = (
     ((0,), (0,)),
     ((0, 1), (0, 1)),
@@ -36,30 +37,30 @@ _BATCHES = (
     ((0, 0, 1, 2), (1, 3)),
     ((2, 1, 0, 2, 1, 1, 0, 2, 0, 1, 1, 2, 0, 0, 2, 1, 0), (0, 16)),
 )
-# For `why_not_alike`: two sizes of batches.
+# The batches of `why_not_alike`, of two sizes.
 _TWO_BATCHES = (((0, 1), (0, 1)), ((1, 0, 2), (0, 2)))
 
 # Rounding differs from batch to batch by about 1e-6 of a gradient.
 _RELATIVE = 1e-3
 _OF_WHOLE_GRADIENT = 1e-5
 _OF_LOSS = 1e-6
-# What the others of a crowd may add otherwise because of two more records, in clipping norms: an
-# eighth of what the account allows for, which rounding in clipping and adding up has to share. In
-# the networks of this package it is about 1e-6.
+# How far two more records may move what the others of a crowd add to the sum, in clipping norms: an
+# eighth of the allowance in the account, which rounding in clipping and adding up needs too. The
+# networks of this package are at about 1e-6.
 _OF_SUM = grid.SLACK / 8
-# Of a crowd, whose norms say what a gradient's usual norm is.
+# The norms of so many records of a crowd say what a gradient's usual norm is.
 _OF_USUAL_NORM = 4
 
-# Every crowd has a round of its own: each costs what steps of the run do.
-# What the gradients of a crowd are weighted with, crowd by crowd: (factor of 1 / their usual norm,
-# whether signs are random). Many small differences may agree, or differ in sign.
+# Every crowd is tried in one round only, because each costs as much as steps of the run.
+# The weights of a crowd's gradients, crowd by crowd: (factor of 1 / their usual norm, whether signs
+# are random). Many small differences may have the same sign, or differ in it.
 _SIGNED = ((1.0, False), (1.0, True))
-# Clipped to a far shorter norm, as all may be, and to the usual one.
+# Clipping to a far shorter norm, as may happen to all gradients, and to the usual one.
 _CLIPPED = ((1e3, False), (1.0, False))
 
 _NOT_FINITE = 'it is not finite on random records, so that nothing can be said of it'
 
-# Which row of a batch is looked at.
+# The number of the row that is compared.
 _ROW = tf.TensorSpec([], tf.int32)
 
 LossesOf = Callable[[Any], tf.Tensor]
@@ -72,7 +73,7 @@ def why_not_alone(
     run_eagerly: bool = False,
     crowds: Sequence[Any] = (),
 ) -> str | None:
-    """Why the loss of a record is not its own; None if nothing shows that.
+    """Says why the loss of a record is not its own; None if nothing shows that.
 
     Call it outside of replica contexts. It leaves all variables as they were.
 
@@ -82,10 +83,10 @@ def why_not_alone(
       variables: what the private step updates, float32.
       records: made up, a tensor or structure of tensors [n, ...], all n different: `NUM_RECORDS`,
         at least 3.
-      run_eagerly: try it without a graph, as it will be run.
-      crowds: made up as `records`, [n, ...] each, n at least 6 and as large as a batch of the run
-        may be. What all but the last few add to a sum must not depend on the last few: put unusual
-        records there.
+      run_eagerly: whether to try it without a graph, because it will run without one.
+      crowds: made up like `records`, [n, ...] each, n at least 6 and as large as a batch of the run
+        may be. What the others add to a sum must not depend on the last four: put unusual records
+        there.
 
     Returns:
       What is wrong, as the rest of a sentence.
@@ -108,18 +109,18 @@ def why_not_alike(
     records: Any,
     crowds: Sequence[Any] = (),
 ) -> str | None:
-    """Why gradients that are made another way are not those of the losses; None if they are.
+    """Says why gradients that are made another way are not those of the losses.
 
     Args:
       clipped_sum: maps (records [batch, ...], weights, lengths) to what `layer_norms.clipped_sum`
         gives. It is traced for batches of any size.
       losses_of: as in `why_not_alone`.
       variables: what the private step updates.
-      records: made up.
-      crowds: likewise.
+      records: made up, as in `why_not_alone`.
+      crowds: made up, as in `why_not_alone`.
 
     Returns:
-      What is wrong, as the rest of a sentence.
+      What is wrong, as the rest of a sentence; None if nothing shows a difference.
     """
     trial = _Trial(losses_of, variables, records, run_eagerly=True)
     other = trial.function(
@@ -128,13 +129,13 @@ def why_not_alike(
         second=tf.TensorSpec([2, None], tf.float32),
     )
 
-    # Traced first: its message about a layer is clearer than the layer's own.
+    # It is traced first, because its message about a layer is clearer than the layer's own.
     _once(other.compiled.get_concrete_function)
 
     def row_of(batch, row):
         limits = [np.eye(len(batch))[row], np.full(len(batch), np.inf)]
         norms, exact, gradients = other(trial.take(batch), tf.constant(limits, tf.float32))
-        # Where positions cancel, the norm that is used for clipping is that of the gradient itself.
+        # Where positions cancel, clipping uses the norm of the gradient itself.
         norm = float(norms[row]) if exact[row] else None
         return _Found(None, norm, _arrays(gradients))
 
@@ -153,8 +154,8 @@ class _Found:
     """What was found of one row of a batch.
 
     Args:
-      loss: None where it is not known.
-      norm: of the gradient, None where that is to be computed.
+      loss: of the row; None where it is not known.
+      norm: of the gradient; None computes it from `gradients`.
       gradients: per variable float64.
     """
 
@@ -173,7 +174,7 @@ class _OfAnySize:
     """A function of (records, second) whose graph does not know how many records there are.
 
     Args:
-      compiled: the `tf.function`, of the records' flat parts.
+      compiled: the `tf.function`; it takes the records as a flat list of tensors.
     """
 
     def __init__(self, compiled):
@@ -198,7 +199,7 @@ class _Trial:
         )
 
     def function(self, body, is_eager: bool, second=_ROW):
-        """`body(records, second)` for batches of any size, which its graph does not know."""
+        """Makes `body(records, second)` a function whose graph fits batches of any size."""
         if is_eager:
             return body
         flat = tf.nest.flatten(self._records)
@@ -272,11 +273,11 @@ def _by_trying(
     why_different: Callable[[int], str | None],
     why_sums_move: Callable[[int], str | None],
 ) -> str | None:
-    """Tries with the variables as they are, in round 0, and with random ones."""
+    """Tries with the variables as they are, in round 0, and then with random values."""
 
     def rows():
         first = why_different(0)
-        # A difference is one only if other records show it too.
+        # A difference counts only if other records show it too.
         return first and (why_different(_IN_USE) if first != _NOT_FINITE else first)
 
     reason = _once(rows) or _once(lambda: why_sums_move(0))
@@ -302,13 +303,13 @@ def _in_round(number, handles, function):
         except tf.errors.OpError:
             if not moved_integers:
                 raise
-    # An integer may be a place in a table, which has no place with this number.
+    # An integer variable may be an index into a table, and the random value out of its range.
     with random_weights(handles, number, integers=False):
         return _once(function)
 
 
 def _once(function):
-    """Runs it in a replica context, where variables have a value, on one replica."""
+    """Runs it once, in a replica context, where variables have a value."""
     results: list[Any] = []
 
     def run():
@@ -363,9 +364,9 @@ def _arrays(gradients) -> list[np.ndarray]:
 
 
 def _why_sums_move(sum_of, norm_of, crowds, weights) -> str | None:
-    """Whether records move what the others of the first crowd, if there is one, add to a sum."""
+    """Says whether records move what the others of the first crowd add to a sum."""
     for crowd, (factor, has_signs) in list(zip(crowds, weights))[:1]:
-        # Two pairs of records that come and go: what one shows the other must show too.
+        # Two pairs of records come and go: what one pair shows, the other must show too.
         first, second = (
             functools.partial(_why_sum_moves, sum_of, norm_of, crowd, factor, has_signs, pair)
             for pair in (0, 1)

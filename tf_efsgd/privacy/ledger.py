@@ -1,18 +1,19 @@
 """The write-ahead ledger of a run: what was reserved is spent.
 
-A JSON-lines file: the plan, then the warm start where one is planned, then one entry per reserved
-chunk of steps, with its event; a change of the mechanism in a resumed run is a further plan. A warm
-start of two releases is charged as the one Gaussian that both are, before the first; an entry says
-when the second was made.
+It is a JSON-lines file: the plan, then the warm start where one is planned, then one entry for each
+reserved chunk of steps, with its event. A change of the mechanism in a resumed run is another plan.
+A warm start of two releases is charged before the first one, as the single Gaussian that both are
+together; a later entry says when the second was made.
 
 Formal guarantees:
   - `reserve` returns only after its entry is on disk; the caller may run those steps only then.
-  - Spent is the SUM of the counts of all entries: steps reserved twice, after a crash, count twice.
+  - What is spent is the SUM of the counts of all entries: steps that are reserved twice, after a
+    crash, count twice.
   - A torn last line counts as the largest reservation that was still possible.
   - `reserve` refuses what would pass the planned number of steps; a warm start is reserved once.
-  - A second release comes after the warm start was charged and before the first step, and once:
-    a torn line in its place counts as it.
-  - One process at a time has the ledger open for writing: a second one is refused.
+  - A second release comes after the warm start was charged and before the first step, and only
+    once: a torn line in its place counts as that release.
+  - Only one process at a time has the ledger open for writing: a second one is refused.
   - Every entry holds the hash of all before it, so a change anywhere but in the last entry is
     recognised; a `position` that was stored elsewhere also guards the end, up to that position.
 """
@@ -56,9 +57,9 @@ class Entry:
     """A number of steps that were reserved.
 
     Attributes:
-      event: of one of them, as in `Plan`.
-      count: how many.
-      time: when, UTC, ISO 8601.
+      event: of one of these steps, as in `Plan`.
+      count: how many steps.
+      time: when they were reserved, UTC, ISO 8601.
       torn: the line was unreadable (a power cut); the largest possible count stands for it.
     """
 
@@ -77,12 +78,12 @@ class Ledger:
       run_id: of a new ledger; None draws one.
 
     Attributes:
-      plans: the one fixed before the first step, then one for each change.
-      run_id: drawn when the ledger was made; names the run, also when its folder is moved.
+      plans: the plan fixed before the first step, then one for each change.
+      run_id: drawn when the ledger was made; it names the run even when its folder is moved.
       warm_start: the entry that charged the planned warm start, None before: 'sha256' of what it
         released and 'version' of its features, both None where the line was torn.
-      learned_features: the entry of the second release, like `warm_start`; both None where it was
-        given up, too.
+      learned_features: the entry of the second release, like `warm_start`; its values are also None
+        where the release was given up.
       entries: all reservations of steps so far, in order.
       unverified_resumes: how often the run was continued although nothing was remembered of it.
 
@@ -99,7 +100,7 @@ class Ledger:
 
     @classmethod
     def read(cls, path: str | os.PathLike) -> Ledger:
-        """The ledger as it is, without opening it for writing: whether or not a run has it open.
+        """Reads a ledger without opening it for writing, whether or not a run has it open.
 
         Raises:
           LedgerError: if the file is missing or altered.
@@ -109,18 +110,7 @@ class Ledger:
         return ledger
 
     def _open(self, path: str | os.PathLike, plan: Plan | None, for_writing: bool) -> None:
-        self._path = pathlib.Path(path)
-        self.entries: list[Entry] = []
-        self.warm_start: dict | None = None
-        self.learned_features: dict | None = None
-        self.unverified_resumes = 0
-        self.plans: list[Plan] = []
-        self._hash = hashlib.sha256()
-        self._bytes = 0
-        self._torn_bytes = 0
-        self._torn_release: str | None = None
-        self._torn_steps = 0
-        self._file = None
+        self._begin(path)
         if plan is not None:
             self._create(plan)
             return
@@ -134,6 +124,22 @@ class Ledger:
                 f'{self._path} is missing: what this run has spent is unknown.'
             ) from error
         self._parse_all(content)
+
+    def _begin(self, path: str | os.PathLike) -> None:
+        """An empty ledger."""
+        self._path = pathlib.Path(path)
+        self.entries: list[Entry] = []
+        self.warm_start: dict | None = None
+        self.learned_features: dict | None = None
+        self.unverified_resumes = 0
+        self._is_noted_unverified = False
+        self.plans: list[Plan] = []
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+        self._torn_bytes = 0
+        self._torn_release: str | None = None
+        self._torn_steps = 0
+        self._file = None
 
     def _create(self, plan):
         """Writes the plan under another name, then renames: there is no ledger without a plan."""
@@ -185,13 +191,18 @@ class Ledger:
             self._file = None
 
     @property
+    def content(self) -> bytes:
+        """The whole file, as it is on disk."""
+        return self._path.read_bytes()
+
+    @property
     def plan(self) -> Plan:
-        """By which the next steps are reserved."""
+        """The plan by which the next steps are reserved."""
         return self.plans[-1]
 
     @property
     def first_plan(self) -> Plan:
-        """Fixed before the first step."""
+        """The plan that was fixed before the first step."""
         return self.plans[0]
 
     @property
@@ -206,7 +217,7 @@ class Ledger:
 
     @property
     def spent(self) -> list[tuple[dp_accounting.DpEvent | None, int]]:
-        """(event of one step, steps): what was reserved, equal events in a row added up."""
+        """What was reserved, as (event of one step, steps); equal events in a row are added up."""
         summed: list[tuple[dp_accounting.DpEvent | None, int]] = []
         for entry in self.entries:
             if summed and summed[-1][0] == entry.event:
@@ -236,11 +247,11 @@ class Ledger:
         return self.first_plan.warm_start_event is not None and not self.warm_start_reserved
 
     def reserve_warm_start(self, sha256: str, version: int) -> None:
-        """Charges the planned warm start; write it down or use it only after this returns.
+        """Charges the planned warm start; write or use the release only after this returns.
 
         Args:
           sha256: of what will be released.
-          version: of the features that it is made of.
+          version: of the features that are released.
 
         Raises:
           LedgerError: if none is planned, or it is charged already.
@@ -260,18 +271,18 @@ class Ledger:
         )
 
     def note_learned_features(self, sha256: str | None, version: int | None) -> None:
-        """Writes down the second release, charged already; write or use it only after this returns.
+        """Notes the second release, which is charged already; use it only after this returns.
 
         Args:
           sha256: of what will be released; None gives the release up.
-          version: of the features that it is made of; None likewise.
+          version: of the features that are released; None gives the release up.
 
         Raises:
-          LedgerError: if none is planned, it is written down already, or the warm start is not
-            charged yet.
+          LedgerError: if none is planned, it is noted already, or the warm start is not charged
+            yet.
         """
         if self.warm_start_is_due or not self.learned_features_are_due:
-            raise LedgerError('No second release is planned, or it is not the time for it.')
+            raise LedgerError('No second release is planned, or this is not the time for it.')
         self._append(self._release_entry('learned_features', sha256=sha256, version=version))
         self.learned_features = {'sha256': sha256, 'version': version}
 
@@ -283,7 +294,7 @@ class Ledger:
             planned release is still due.
         """
         if self.warm_start_is_due or self.learned_features_are_due:
-            raise LedgerError('The planned warm start comes before the first step.')
+            raise LedgerError('The planned warm start must come before the first step.')
         if not self._is_count(steps):
             raise LedgerError(
                 f'One entry reserves 1 to {self.plan.steps_per_entry} steps. Received: {steps}.'
@@ -309,12 +320,21 @@ class Ledger:
         self.plans.append(plan)
 
     def note_unverified_resume(self) -> None:
-        """Writes down that a run continues whose records and ledger could not be verified."""
+        """Notes that the run continues although its records and ledger could not be verified.
+
+        It is noted once each time the ledger is opened, whatever could not be verified.
+        """
+        if self._is_noted_unverified:
+            return
         self._append({'kind': 'unverified'})
         self.unverified_resumes += 1
+        self._is_noted_unverified = True
 
     def check_position(self, position: dict[str, Any]) -> None:
         """Checks that the ledger still begins with what a checkpoint saw of it.
+
+        Args:
+          position: `Ledger.position` at the time of the checkpoint.
 
         Raises:
           LedgerError: if the ledger is shorter than at the checkpoint, or altered before it.
@@ -322,7 +342,7 @@ class Ledger:
         seen = self._path.read_bytes()[: position['bytes']]
         if hashlib.sha256(seen).hexdigest() != position['sha256']:
             raise LedgerError(
-                f'{self._path} does not continue the one this checkpoint was written with; '
+                f'{self._path} does not continue the ledger that this checkpoint was written with: '
                 'what was spent cannot be known. Start a new run folder.'
             )
 
@@ -347,7 +367,7 @@ class Ledger:
         """Writes an entry behind the last whole one, over a torn line if there is one."""
         if self._file is None:
             raise LedgerError(f'{self._path} is not open for writing.')
-        # Also after a reservation that failed, on a full disk say, the next one is refused.
+        # After a reservation that failed, e.g. on a full disk, the next one is refused too.
         on_disk = os.stat(self._path)
         if not os.path.samestat(on_disk, os.fstat(self._file.fileno())) or (
             on_disk.st_size != self._bytes + self._torn_bytes
@@ -390,10 +410,10 @@ class Ledger:
             self._charge_torn_line(len(torn))
 
     def _charge_torn_line(self, torn_bytes: int) -> None:
-        """Charges the largest entry that a line which a power cut tore can have been.
+        """Charges the largest entry that a line can have been before a power cut tore it.
 
-        On disk that takes the line's place with the next entry, so that who only looks, or refuses
-        the ledger, leaves it as it is.
+        On disk that entry takes the line's place only when the next one is written: reading a
+        ledger, or refusing it, leaves it as it is.
         """
         count = min(self.plan.steps_per_entry, self.remaining_steps)
         self._torn_bytes = torn_bytes
@@ -414,7 +434,8 @@ class Ledger:
             kind = entry['kind']
             if number == 0 and kind == 'plan' and entry.get('format') != _FORMAT:
                 raise LedgerError(
-                    f'{self._path} is of another version of this program: start a new run folder.'
+                    f'{self._path} was written by another version of this program: start a new run '
+                    'folder.'
                 )
             if kind == 'steps' and number:
                 steps = _entry(entry)
@@ -448,8 +469,8 @@ class Ledger:
             intact = False
         if not intact or self.plan.train_steps < self.reserved_steps:
             raise LedgerError(
-                f'{self._path}, line {number + 1}: altered or out of place; what was spent cannot '
-                'be known. Start a new run folder.'
+                f'{self._path}, line {number + 1} is altered or out of place: what was spent '
+                'cannot be known. Start a new run folder.'
             )
 
 

@@ -7,7 +7,7 @@ import re
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
-# Ops that TensorFlow calls stateful although they only read, hand on, or stop.
+# Ops that TensorFlow calls stateful although they only read, pass on, or stop.
 _HARMLESS = re.compile(
     r'VarHandleOp|ReadVariableOp|ResourceGather(Nd)?|Assert|NoOp|'
     r'(Stateful)?PartitionedCall|(Stateless)?(If|While|Case)|TensorArray\w*|'
@@ -18,7 +18,7 @@ _WRITES = re.compile(r'Assign|ResourceApply|ResourceScatter|ResourceSparseApply|
 
 
 def why_refused(graph: tf.Graph) -> str | None:
-    """What is in a graph, or in a function that it calls, that must not be there.
+    """Finds what must not be in a graph, or in a function that it calls.
 
     Args:
       graph: of the loss and its gradient.
@@ -41,8 +41,8 @@ def _why_node(node) -> str | None:
         return None
     if _RANDOM.search(node.op):
         return (
-            f'it draws random numbers of its own ({node.op} in {node.name!r}), which go by a '
-            "record's place in the batch and not by the record; leave that layer out"
+            f'it draws random numbers of its own ({node.op} in {node.name!r}), which depend on a '
+            "record's place in the batch and not on the record; leave that layer out"
         )
     if 'PyFunc' in node.op:
         return f'it calls Python ({node.op} in {node.name!r}), which may do anything'

@@ -1,12 +1,12 @@
-"""The numbers that define a private step, and the event that it is. No TensorFlow.
+"""The numbers that define a private step, and its privacy event. No TensorFlow.
 
-`private_step` has the same step as tensors. Plan, ledger, statement and optimizer all take a step's
-event from `Mechanism.step_event`.
+`private_step` has the same step as tensors. Plan, ledger, statement and optimizer all take the
+event of a step from `Mechanism.step_event`.
 
 Formal guarantees:
   - Scaled by their noise, the two sums of a step move by at most 1 / sigma when one record is added
-    or removed, whatever rho, C1 and C2 (by K / sigma for the K images of one person): one step is
-    one Gaussian mechanism on the sampled records.
+    or removed, whatever rho, C1 and C2 are (by K / sigma for the K images of one person): one step
+    is one Gaussian mechanism on the sampled records.
   - The event counts what releases on a grid cost (`grid.effective_noise_multiplier`).
 """
 
@@ -21,13 +21,13 @@ from tf_efsgd.privacy import accounting, grid
 
 ERROR_FEEDBACK_MODES = ('private', 'none', 'hidden')
 
-# The number of parameters that is accounted where nobody says how many a private step updates.
+# The number of parameters that is accounted for where nobody says how many a step updates.
 ASSUMED_PARAMETERS = 2**20
 # Clipping squares lengths in float32: beyond these they would underflow or overflow.
 _SMALLEST_NORM, _LARGEST_NORM = 1e-9, 1e9
-# With a smaller share the noise on the residual leaves float32.
+# With a smaller share the noise on the residual leaves the range of float32.
 _SMALLEST_SHARE = 1e-9
-# The hidden buffer takes what clipping cut of a gradient whole, up to where sums could overflow.
+# The hidden buffer takes the whole part that clipping cut, up to where sums could overflow.
 _WHOLE_RESIDUAL = 1e12
 
 
@@ -36,13 +36,14 @@ class Mechanism:
     """The numbers that define a private step; validated, public.
 
     Attributes:
-      l2_norm_clip: C1, length to which every record's gradient is clipped; all norms here are
+      l2_norm_clip: C1, the length to which every record's gradient is clipped; all norms here are
         between 1e-9 and 1e9.
       noise_multiplier: sigma >= 0; 0 adds no noise and claims no epsilon.
       error_feedback: 'private'; 'none' for plain DP-SGD; 'hidden' for the published variant with a
         buffer that is not noised.
-      residual_l2_norm_clip: C2 > 0, length to which what clipping cut of one gradient is clipped;
-        hidden: the largest norm given back in one step, in units of the sum, like C1.
+      residual_l2_norm_clip: C2 > 0, the length to which the part that clipping cut from one
+        gradient is clipped; hidden: the largest norm given back in one step, in units of the sum,
+        like C1.
       residual_share: rho in [0, 1), share of the budget (in 1/sigma^2) spent on the residual.
       feedback_decay: beta in [0, 1), part of the buffer kept back at each step.
       feedback_l2_norm_clip: Ce > 0, largest norm given back in one step; None: no limit.
@@ -139,11 +140,11 @@ class Mechanism:
         return grid.step(self.residual_noise_stddev, self.residual_l2_norm_clip)
 
     def coordinates(self, parameters: int) -> int:
-        """How many numbers a step releases that updates so many parameters."""
+        """How many numbers a step releases if it updates this many parameters."""
         return parameters * (2 if self.feeds_back else 1)
 
     def unit_noise_multiplier(self, images_per_person: int = 1) -> float:
-        """The noise over what one unit of privacy moves a release by, without a grid's cost.
+        """The noise divided by how far one unit of privacy moves a release; no cost of the grid.
 
         Args:
           images_per_person: K >= 1, how many records one unit of privacy has.
@@ -185,8 +186,8 @@ class Mechanism:
           images_per_person: K >= 1, how many records one unit of privacy has.
 
         Returns:
-          `GaussianDpEvent`; `NonPrivateDpEvent` without noise, and with a hidden buffer: what that
-          leaks does not depend on whether a step samples a record, so no sampling may be accounted;
+          `GaussianDpEvent`; `NonPrivateDpEvent` without noise, and with a hidden buffer: its leak
+          does not depend on whether a step samples a record, so no sampling may be accounted for;
           see `step_event`.
         """
         if self.noise_multiplier == 0 or self.hides_buffer:

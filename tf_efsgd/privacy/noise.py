@@ -1,16 +1,16 @@
-"""The only file that draws DP noise, and what else of a private step must be secret.
+"""The only file that draws DP noise and whatever else a private step must draw in secret.
 
 Formal guarantees:
   - Noise comes from Philox with an explicit 64-bit key from the operating system; `--seed` and
-    TensorFlow's global seeds have no part in it.
+    TensorFlow's global seeds play no part in it.
   - No two draws under one key share a counter: the high word of the 128-bit counter names (step,
     purpose, variable), the low word counts inside one draw.
   - A key lives in one process and its step counter only ever grows: nothing here is saved or
-    restored, so a step that is run again after a crash gets fresh noise. To take a step is atomic:
+    restored, so a step that is run again after a crash gets fresh noise. Taking a step is atomic:
     no two threads get the same one.
-  - DP noise is whole numbers of exactly the law that `grid` proves, from 128 uniform bits for each
-    of the three parts of a number; the last 64 bits are drawn only where the first ones do not
-    decide, about once in 10^15 draws. No floating-point number is in its way.
+  - DP noise consists of integers with exactly the law that `grid` proves, from 128 uniform bits for
+    each of the three parts of a number. The last 64 bits are drawn only where the first 64 do not
+    decide, about once in 10^15 draws. No floating-point number takes part.
   - The random inputs of records (`normals_of_records`) are secret, used once, and independent from
     record to record, whatever the split of a batch over replicas and microbatches.
 
@@ -31,11 +31,11 @@ import tensorflow as tf
 
 from tf_efsgd.privacy import grid
 
-# Purposes share a step's counters without meeting.
+# The purposes of draws: each has counters of its own within a step.
 CLIPPED_GRAD_SUM = 0
 RESIDUAL_GRAD_SUM = 1
 INPUTS_OF_RECORDS = 2
-# Added to the purpose of a draw whose first words do not decide, for its second ones.
+# Where a draw's first words do not decide, its second ones are drawn at its purpose plus this.
 _SECOND_WORDS = 8
 
 # Bits of the counter's high word: step | purpose | variable.
@@ -43,17 +43,17 @@ VARIABLE_BITS = 20
 PURPOSE_BITS = 4
 STEP_BITS = 64 - PURPOSE_BITS - VARIABLE_BITS
 
-# Bits of the low word where every replica draws for itself: replica (16) | block of four numbers.
+# Bits of the low word where every replica draws for itself: replica (16) | block of four (48).
 BLOCK_BITS = 48
 
 _PHILOX = 1
-# A generator's state: counter (two words) and key. One step skips 2^8 counts of it.
+# The words of a generator's state: two of the counter and the key. One step skips 2^8 counts.
 _PHILOX_STATE = 3
 _SKIPPED_BITS = 8
 _BLOCK = 4
-# Normals that are added up for one input of a record.
+# How many normals are added up for one random input of a record.
 _NORMALS = 4
-# Beyond this a number on the grid would leave int64; nothing that is clipped comes near it.
+# A number on the grid beyond this would leave int64; no clipped sum comes near it.
 _LARGEST_INTEGER = 2.0**62
 
 # The randomness of one step, an argument of the `tf.function` that uses it: {'key': uint64 [1],
@@ -85,10 +85,21 @@ class NoiseKey:
         return self._key
 
     def next(self, shapes: Sequence[tf.TensorShape] = ()) -> StepNoise:
-        """Takes a step that this key has not used yet: {'key': uint64 [1], 'step': uint64 []}."""
+        """Takes a step that this key has not used yet.
+
+        Args:
+          shapes: ignored; `SecureNoise` needs them.
+
+        Returns:
+          {'key': uint64 [1], 'step': uint64 []}.
+
+        Raises:
+          RuntimeError: in another process than the one that made the key.
+          OverflowError: after 2^40 steps.
+        """
         del shapes
         if self._process != os.getpid():
-            raise RuntimeError('A NoiseKey is of one process: a fork would repeat the noise.')
+            raise RuntimeError('A NoiseKey belongs to one process: a fork would repeat the noise.')
         with self._lock:  # Two threads would read the same number.
             taken = self._next_step
             self._next_step = taken + 1
@@ -107,7 +118,10 @@ class SecureNoise:
     """Noise whose every bit comes from the operating system's generator, step by step."""
 
     def next(self, shapes: Sequence[tf.TensorShape]) -> StepNoise:
-        """Draws one step's noise for variables of these shapes.
+        """Draws one step's noise.
+
+        Args:
+          shapes: of the variables that the step updates, in their order.
 
         Returns:
           {'draws': [purpose][variable] int64 `shape`}.
@@ -117,7 +131,7 @@ class SecureNoise:
 
 
 def _secure_integers(shape: tf.TensorShape) -> tf.Tensor:
-    """As `integers`, from the operating system's bits; outside any graph."""
+    """Draws what `integers` draws, from the operating system's bits and outside any graph."""
     size = int(np.prod(shape, dtype=np.int64))
 
     def words():
@@ -137,17 +151,17 @@ def _secure_normals(shape: tf.TensorShape) -> np.ndarray:
 
 
 class NoiseKeyVariables:
-    """A key and its step counter in variables, for callers that cannot pass arguments along.
+    """A key and its step counter in variables, for callers that cannot pass arguments.
 
     Keras' own training function takes an iterator and nothing else. A graph holds a variable's
-    handle, not its value, and nothing tracks these two, so no checkpoint or export has them. Make
-    it in the scope of the strategy that will use it.
+    handle, not its value, and nothing tracks these two variables, so no checkpoint or export has
+    them. Make the object in the scope of the strategy that will use it.
     """
 
     def __init__(self):
         # int64, as in tf.random.Generator: GPUs lack some uint64 kernels. The counter has the form
-        # of that generator's state, whose op takes a step and counts it under one lock: to read a
-        # variable and then to add to it would give two threads the same step.
+        # of that generator's state, because its op takes a step and counts it under one lock.
+        # Reading a variable and then adding to it could give two threads the same step.
         self._key, self._step = (
             tf.Variable(
                 initial,
@@ -162,10 +176,10 @@ class NoiseKeyVariables:
         )
 
     def next(self) -> StepNoise:
-        """Takes an unused step, as `NoiseKey.next`, the same on every replica.
+        """Takes an unused step, as `NoiseKey.next` does; it is the same on every replica.
 
         Raises:
-          ValueError: under a strategy of several replicas in whose scope this was not made: each
+          ValueError: under a strategy of several replicas, if this was not made in its scope: each
             replica would count for itself and add a noise of its own.
         """
         strategy = tf.distribute.get_strategy()
@@ -173,8 +187,9 @@ class NoiseKeyVariables:
             self._step
         ):
             raise ValueError(
-                'The optimizer was made outside the scope of the strategy it runs under, so every '
-                'replica would add another noise. Make it inside `with strategy.scope():`.'
+                'The optimizer was made outside the scope of the strategy that it runs under, so '
+                'every replica would add a noise of its own. Make it inside '
+                '`with strategy.scope():`.'
             )
         # In a replica context the handle is that of the replica's own copy; all count alike.
         state = tf.raw_ops.RngReadAndSkip(
@@ -225,7 +240,7 @@ def counter(step: tf.Tensor, purpose: int, variable: int) -> tf.Tensor:
 def integers(
     shape: tf.TensorShape | list[int], *, step_noise: StepNoise, purpose: int, variable: int
 ) -> tf.Tensor:
-    """One draw of the noise on the grid, the same wherever it is computed with the same arguments.
+    """One draw of the noise on the grid: the same arguments give the same integers anywhere.
 
     Args:
       shape: static shape of the draw.
@@ -254,11 +269,11 @@ def integers(
 
 
 def _discrete_gaussian(words: tf.Tensor, second_words: Callable[[], tf.Tensor]) -> tf.Tensor:
-    """The law of `grid`, from uniform bits.
+    """Turns uniform bits into integers with the law of `grid`.
 
     Args:
       words: uint64 [3, size], uniform.
-      second_words: draws as many more, independent; called only where they are needed.
+      second_words: draws as many independent words; called only if one of them is needed.
 
     Returns:
       int64 [size].
@@ -279,7 +294,7 @@ def _discrete_gaussian(words: tf.Tensor, second_words: Callable[[], tf.Tensor]) 
 
     keeps = tf.cond(tf.reduce_any(undecided), decided, lambda: keeps)
     parts = tf.where(keeps, column - grid.LARGEST_PART, tf.gather(tf.constant(others), column))
-    # At most 1,664 (1 + 64 + 4,096): far within int32.
+    # Its size is at most 1,664 (1 + 64 + 4,096), far within int32.
     total = tf.add_n([scale * part for scale, part in zip(grid.SCALES, tf.unstack(parts))])
     return tf.cast(total, tf.int64)
 
@@ -292,8 +307,8 @@ def to_grid(total: tf.Tensor, step: float) -> tf.Tensor:
       step: gamma > 0, see `grid.step`.
 
     Returns:
-      int64, in steps. Two sums come at most 1 step further apart in each number. What would leave
-      int64 is cut off there, which brings no two sums further apart. What is no number is 0.
+      int64, in steps. Rounding moves two sums at most 1 step further apart in each coordinate.
+      What would leave int64 is cut off there, which moves no two sums further apart. NaN is 0.
     """
     total = tf.where(tf.math.is_nan(total), tf.zeros_like(total), total)
     scaled = tf.clip_by_value(total / step, -_LARGEST_INTEGER, _LARGEST_INTEGER)
@@ -301,7 +316,12 @@ def to_grid(total: tf.Tensor, step: float) -> tf.Tensor:
 
 
 def from_grid(noisy: tf.Tensor, step: float) -> tf.Tensor:
-    """The float32 numbers of released integers: post-processing."""
+    """Turns released integers into float32 numbers: post-processing.
+
+    Args:
+      noisy: int64, from `to_grid`, with noise added.
+      step: gamma > 0, see `grid.step`.
+    """
     return tf.cast(tf.cast(noisy, tf.float64) * step, tf.float32)
 
 
@@ -314,18 +334,18 @@ def normals_of_records(
     replica: tf.Tensor | int = 0,
     first_row: tf.Tensor | int = 0,
 ) -> tf.Tensor:
-    """Random inputs of a batch of records, one row each: standard normals, no DP noise.
+    """Draws the random inputs of a batch of records, one row each: standard normals, not DP noise.
 
-    A record's loss may use its row and keeps the sensitivity of a step. Let r_i be the row of
-    record i. Which row that is depends on its place in the batch, and so on which other records
-    there are; but rows are independent of one another, of the sample and of the noise, so (r_i)
-    has the same law as if each record had a row of its own from the start, whoever else is there.
-    Give it so to both of two neighbouring data sets. For every value of all r_i, each record's
-    clipped gradient is then the same in both, the sums differ by that of one record, and the
-    release obeys the bound of the Gaussian mechanism; so does its mean over (r_i), since the
-    divergences that define the bound are jointly convex. The mean may be taken because the rows
-    are fresh and SECRET: to one who knew them by their place, a record more would shift the rows
-    of all records behind it, and move the sums by 2 C1 for each.
+    A record's loss may use its row, and the step keeps its sensitivity. Let r_i be the row of
+    record i. Which row that is depends on the record's place in the batch, and so on which other
+    records there are. But rows are independent of one another, of the sample and of the noise, so
+    (r_i) has the same law as if each record had had a row of its own from the start, whatever
+    other records there are. Suppose it has, in both of two neighbouring data sets. Then, for every
+    value of all r_i, each record's clipped gradient is the same in both, the sums differ by that
+    of one record, and the release obeys the bound of the Gaussian mechanism. So does the mixture
+    over (r_i), since the divergences that define the bound are jointly convex. The mixture may be
+    taken because the rows are fresh and SECRET: for somebody who knew them by their place, one more
+    record would shift the rows of all records behind it, and each could move the sums by 2 C1.
 
     Args:
       num_rows: int32 [], records in this part of the batch.

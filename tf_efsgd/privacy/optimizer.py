@@ -1,8 +1,8 @@
 """Error-feedback DP-SGD as a Keras optimizer: clip, release, feed back, update.
 
-`make_error_feedback_optimizer_class` stands beside TF Privacy's
+`make_error_feedback_optimizer_class` is the counterpart of TF Privacy's
 `make_vectorized_keras_optimizer_class`. `private_optimizer.PrivateOptimizer` is what the classes
-have in common, `private_step` what one step does and `mechanism.Mechanism` the numbers of it.
+have in common, `private_step` is what one step does, and `mechanism.Mechanism` has its numbers.
 
 Formal guarantees:
   - One step is one Gaussian mechanism, `dp_event`, on the sampled records.
@@ -15,7 +15,7 @@ Formal guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -23,7 +23,7 @@ import tensorflow as tf
 from tf_efsgd.privacy import independence, layer_norms, noise
 from tf_efsgd.privacy.private_optimizer import PrivateOptimizer
 
-# Of the classes that are made.
+# The docstring of the classes that are made.
 _DOC = """Error-feedback DP-SGD over `{base}`.
 
 ```python
@@ -37,19 +37,26 @@ model.compile(optimizer=optimizer, loss=loss)
 Epsilon follows from `dp_event`, the sampling of the batches (Poisson with probability
 `expected_batch_size` / N) and the number of steps.
 
-Sharp edge of the drop-in way: it presumes that every record's gradient is finite. In the
+The drop-in way has sharp edges. It presumes that every record's gradient is finite: in the
 backward pass of a loss VECTOR one record's NaN or infinity reaches all the others (as in
-TF Privacy's optimizers), and then all count as zero. Bound what the loss can do, or use
-`clipped_sums` and `release`, where such a record alone counts as zero. It cannot see the
-model either: layers that mix examples (BatchNormalization) or are random by a record's
-place under a seed (Dropout) must not be in it; `why_not_alone` finds them. A Poisson sample
-may be empty, which is a step like every other: `drop_in.PoissonTraining` has it where a
-layer of the model fails on no records.
+TF Privacy's optimizers), and then all count as zero. Bound the loss, or use `clipped_sums`
+and `release`, where only that record counts as zero. The optimizer cannot see the model
+either: it must have no layers that mix examples (BatchNormalization) or whose randomness
+depends on a record's place in the batch (Dropout); `why_not_alone` finds them. A batch of
+another size may be rounded in another way; where the model has a kink (ReLU), that can change
+the whole gradient of a record that stands at the kink. `EFSGDGan` computes records in padded
+parts of one tried size; with this optimizer, pad the batches to one size yourself. A Poisson
+sample may be empty, and its step is a step like any other: where a layer of the model fails
+on no records, use `drop_in.PoissonTraining`.
 """
 
 
 def new_noise(secure: bool = False) -> noise.NoiseKey | noise.SecureNoise:
-    """A caller's own noise for `release`: a fresh key, or every bit from the operating system."""
+    """Makes a source of noise for `release`.
+
+    Args:
+      secure: whether every bit comes from the operating system, instead of a fresh Philox key.
+    """
     return noise.SecureNoise() if secure else noise.NoiseKey()
 
 
@@ -59,14 +66,15 @@ def draw_for_records(
     step_noise: noise.StepNoise,
     first_record: tf.Tensor | int = 0,
 ) -> dict[str, tf.Tensor]:
-    """Secret standard normals for this replica's records: what their losses may be random by.
+    """Draws secret standard normals for this replica's records, which their losses may use.
 
-    Call it in a replica context. Why it keeps the sensitivity: `noise.normals_of_records`.
+    Call it in a replica context. `noise.normals_of_records` says why the step keeps its
+    sensitivity.
 
     Args:
       shapes: of one record's inputs, static, by name; always in the same order.
-      num_records: int32 [], how many records there are, or are left, in this part.
-      step_noise: of this step; the noise of `release` is drawn beside it.
+      num_records: int32 [], the number of records in this part.
+      step_noise: of this step; the noise of `release` is drawn from it too, at other counters.
       first_record: int32 [], how many of the replica's records came before in this step.
 
     Returns:
@@ -86,6 +94,15 @@ def draw_for_records(
     }
 
 
+def activations(
+    models: layer_norms.Models,
+    losses_of: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+) -> tf.Tensor:
+    """What the layers put out in the pass of `batch_sums`, see `layer_norms.activations`."""
+    return layer_norms.activations(models, losses_of, variables)
+
+
 def why_not_fast(
     models: layer_norms.Models,
     losses_of: independence.LossesOf,
@@ -93,22 +110,22 @@ def why_not_fast(
     records: Any,
     crowds: Sequence[Any] = (),
 ) -> str | None:
-    """Why `batch_sums` cannot clip this loss; None if nothing shows that.
+    """Says why `batch_sums` cannot clip this loss.
 
     The loss is tried on made-up records, in batches of two sizes, with the weights as they are and
-    with random ones: what `batch_sums` makes of each must be the gradient of its loss alone. So
-    penalties on gradients, tied weights and layers behind a `tf.function` are found, which the
-    calls of the layers do not show.
+    with random ones: what `batch_sums` computes for each record must be the gradient of its own
+    loss. This finds penalties on gradients, tied weights and layers behind a `tf.function`, which
+    the calls of the layers do not show.
 
     Args:
       models: as in `batch_sums`.
       losses_of: maps records [batch, ...] to the WHOLE loss of each, float32 [batch].
       variables: what the step updates.
-      records: made up, of any kind: `independence.NUM_RECORDS` different ones, at least 3.
-      crowds: made up, in which clipped sums are tried, see `independence.why_not_alone`.
+      records: made up, `independence.NUM_RECORDS` of any kind, all different; at least 3.
+      crowds: made up; clipped sums are tried in them, see `independence.why_not_alone`.
 
     Returns:
-      Which layer is in the way and why.
+      Which layer is in the way and why; None if nothing shows that one is.
     """
 
     def clipped_sum(batch, weights, lengths):
@@ -123,7 +140,7 @@ def why_not_fast(
         return str(error)
     except tf.errors.InvalidArgumentError as error:
         return layer_norms.reason_of(error) or f'it fails on this loss ({_first_line(error)})'
-    except Exception as error:  # Whatever TensorFlow says to a call that the rules do not expect.
+    except Exception as error:  # TensorFlow may raise anything on calls that no rule expects.
         return f'it fails on this loss ({_first_line(error)})'
     return reason and f'one backward pass misses something: {reason}'
 
@@ -135,7 +152,7 @@ def why_not_alone(
     run_eagerly: bool = False,
     crowds: Sequence[Any] = (),
 ) -> str | None:
-    """Why the private loss of a record is not its own, see `independence.why_not_alone`."""
+    """Says why the private loss of a record is not its own, see `independence.why_not_alone`."""
     return independence.why_not_alone(losses_of, variables, records, run_eagerly, crowds)
 
 
@@ -153,7 +170,7 @@ def make_error_feedback_optimizer_class(cls: type) -> type:
 
     Returns:
       A subclass of `cls` whose constructor takes the arguments of the mechanism, then those of
-      `cls`. Two ways in, one mechanism:
+      `cls`. It can be used in two ways, with the same mechanism:
         - `compile` / `minimize` with a loss vector [batch] (drop-in for TF Privacy's);
         - `clipped_sums` and `release` with the loss as a function of one record (fast).
 

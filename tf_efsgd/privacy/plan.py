@@ -9,7 +9,7 @@ import dp_accounting
 
 from tf_efsgd.privacy import accounting
 
-# Of a plan, what no change may touch.
+# The fields of a plan that no change of the mechanism may touch.
 FIXED = (
     'dataset',
     'dataset_size',
@@ -39,17 +39,19 @@ class Plan:
       expected_batch_size: mean number of records in a step.
       mechanism: the numbers that define a step, by name; empty when nothing is private.
       private_parameters: how many parameters a step updates.
-      warm_start_event: of what is released before the first step, like `event`; None without.
-      warm_start_noise_multiplier: sigma_w of that, over what one record moves it by; None without.
-      learned_features_share: of its 1/sigma^2, for a second release; 0 without one.
+      warm_start_event: the event of what is released before the first step; None without a warm
+        start.
+      warm_start_noise_multiplier: sigma_w, the noise of that release divided by how far one record
+        moves it; None without a warm start.
+      learned_features_share: the share of its 1/sigma^2 that a second release gets; 0 without one.
       train_steps: the number of steps that may be reserved in all.
       target_delta: delta in (0, 1); None when nothing is private.
       target_epsilon: what sigma was calibrated for; None when sigma was given.
       steps_per_entry: the largest count of one entry.
-      settings_sha256: of the settings that no resumed run may change.
+      settings_sha256: the hash of the settings that no resumed run may change.
       images_per_person: K, where the unit of privacy is one person with up to K images; None where
         it is one image.
-      persons: declared number of persons then.
+      persons: declared number of persons; None where the unit of privacy is one image.
     """
 
     dataset: str
@@ -100,22 +102,22 @@ class Plan:
         return 'images' if self.images_per_person is None else 'persons'
 
 
-# Fields of a plan that hold an event: dictionaries in the file, objects everywhere else.
+# The fields of a plan that hold an event: a dictionary in the file, an object everywhere else.
 _EVENTS = ('event', 'unproven_event', 'warm_start_event')
 
 
 def event_to_json(event: dp_accounting.DpEvent | None) -> dict | None:
-    """An event, or none, as values of JSON."""
+    """Turns an event, or None, into JSON values."""
     return None if event is None else accounting.event_to_dict(event)
 
 
 def event_from_json(values: dict | None) -> dp_accounting.DpEvent | None:
-    """What `event_to_json` gave."""
+    """Turns what `event_to_json` gave back into an event, or None."""
     return None if values is None else accounting.event_from_dict(values)
 
 
 def to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as values of JSON, by field."""
+    """Turns a plan into JSON values, by field."""
     values = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
     return {
         name: event_to_json(value) if name in _EVENTS else value for name, value in values.items()
@@ -123,7 +125,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def from_json(entry: dict) -> Plan:
-    """The plan of an entry that has what `to_json` gave.
+    """Reads the plan from a ledger entry that holds what `to_json` gave.
 
     Raises:
       KeyError: if a field is missing.

@@ -1,6 +1,6 @@
-"""One private step as tensors: clip, add up, release on the grid, feed back. Pure.
+"""One private step as tensors: clip, add up, release on the grid, feed back. Pure functions.
 
-`mechanism` has its numbers. With A and R the two released sums, B the divisor:
+`mechanism` has its numbers. With A and R the two released sums and B the divisor:
 
     clipped_grad_sum = sum_i clip(g_i, C1)                   residual_grad_sum = sum_i r_i
     A = clipped_grad_sum + N(0, sigma^2 C1^2 / (1 - rho))    R = residual_grad_sum + N(0, ...)
@@ -23,14 +23,23 @@ from tf_efsgd.privacy import clipping, noise
 from tf_efsgd.privacy import error_feedback as feedback
 from tf_efsgd.privacy.mechanism import Mechanism
 
-# Numbers whose noise is drawn at once, unless one variable alone has more.
+# The noise of so many numbers is drawn at once, or of more if one variable alone has more.
 _GROUP = 2**18
 
 
 def batch_sums(
     mechanism: Mechanism, gradients: clipping.BatchGradients, part_size: int = 1
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """What `clipping.clip_and_sum` gives, from one backward pass over a batch."""
+    """Computes what `clipping.clip_and_sum` gives from one backward pass over a batch.
+
+    Args:
+      mechanism: of the step.
+      gradients: of the records of the batch. PRIVATE.
+      part_size: how many records are added up in float32, see `clipping.records_per_part`.
+
+    Returns:
+      (clipped_grad_sum, residual_grad_sum), float64, one tensor per variable. PRIVATE.
+    """
     weights = _weights(mechanism, gradients.norms)
     if not mechanism.has_buffer:
         clipped = [s[0] for s in gradients.weighted_sums(weights[:1], part_size)]
@@ -42,7 +51,15 @@ def batch_sums(
 def batch_delivered_sum(
     mechanism: Mechanism, gradients: clipping.BatchGradients
 ) -> list[tf.Tensor]:
-    """`delivered_sums` of `batch_sums` for images that need no privacy, in less time."""
+    """Computes `delivered_sums` of `batch_sums`, faster, for images that need no privacy.
+
+    Args:
+      mechanism: of the step.
+      gradients: of generated images.
+
+    Returns:
+      float32, one tensor per variable.
+    """
     weights = _weights(mechanism, gradients.norms)
     if mechanism.hides_buffer:
         sums = gradients.public_sums(weights)
@@ -52,7 +69,7 @@ def batch_delivered_sum(
 
 
 def _weights(mechanism, norms):
-    """Of c and of r, [2, batch]."""
+    """The factors that make c and r of the gradients, [2, batch]."""
     return tf.stack(clipping.clip_weights(norms, *mechanism.clips))
 
 
@@ -65,15 +82,16 @@ def delivered_sums(
     clipped_grad_sum: Sequence[tf.Tensor],
     residual_grad_sum: Sequence[tf.Tensor],
 ) -> list[tf.Tensor]:
-    """What of two clipped sums arrives in the end, for sums that need no privacy.
+    """What the steps deliver in the end of two clipped sums that need no privacy.
 
     Args:
       mechanism: of the step.
       clipped_grad_sum: of generated images, from `clipping.clip_and_sum`.
-      residual_grad_sum: likewise.
+      residual_grad_sum: of generated images, from `clipping.clip_and_sum`.
 
     Returns:
-      float32 sums, without the residual where nothing feeds it back; hidden: with C2 of it.
+      float32 sums: without the residual where nothing feeds it back; with a hidden buffer the
+      residual is clipped to C2.
     """
     clipped, residual = _to_float32(clipped_grad_sum), _to_float32(residual_grad_sum)
     if not mechanism.has_buffer:
@@ -96,7 +114,7 @@ def release(
     Args:
       mechanism: of the step.
       clipped_grad_sum: float64, one per variable. PRIVATE.
-      residual_grad_sum: likewise; None where nothing is fed back.
+      residual_grad_sum: float64, one per variable; None where nothing is fed back. PRIVATE.
       buffer: E, float32; None if there is none (`Mechanism.has_buffer`).
       divisor: B.
       step_noise: of this step, see `noise.integers`.
@@ -137,7 +155,7 @@ def noisy_integers(
     step_noise: noise.StepNoise,
     purpose: int,
 ) -> list[tf.Tensor]:
-    """What a step releases of a sum: the sum on the grid and its noise, in one.
+    """What a step releases of a sum: the sum on the grid with its noise added.
 
     Args:
       sums: float64, one per variable. PRIVATE.
@@ -171,9 +189,9 @@ def noisy_integers(
 
 
 def _groups(sums, step_noise):
-    """Small variables together: thirty operations on each took longer than the numbers themselves.
+    """Groups small variables, because thirty operations on each took longer than the arithmetic.
 
-    The operating system's noise is drawn outside, per variable.
+    The operating system's noise is drawn outside, per variable, so there each is a group.
     """
     groups: list[list[tf.Tensor]] = []
     for s in sums:

@@ -1,6 +1,6 @@
-"""Gives the variables that a graph reads random values for a while.
+"""Gives random values to the variables that a graph reads, for a while.
 
-What is zero at first, as many a last kernel is, hides what lies before it.
+A variable that is zero at first, like the last kernel of many networks, hides what lies before it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import resource_variable_ops
 
-# Random weights, round by round: how far single numbers and vectors are moved (kernels get the same
-# law in each) and in which direction, and how far integers are. A variance that was made negative
-# says nothing; one round in which all is finite is needed.
+# Random weights, round by round: how far and in which direction single numbers and vectors are
+# moved, and how far integers are moved (kernels get the same law in each round). A variance that
+# becomes negative shows nothing, so only one round needs finite results.
 ROUNDS = ((0.1, 'any', 0), (1.0, 'up', 1), (1.0, 'down', 0), (8.0, 'any', 1_000_003))
 
 
@@ -29,7 +29,7 @@ def handles_of(graph: tf.Graph) -> list[tf.Tensor]:
 
 
 def _dtype_of(handle) -> tf.DType | None:
-    """None for tables and the like."""
+    """The type of the variable behind a handle; None for a table or another resource."""
     data = resource_variable_ops.get_eager_safe_handle_data(handle)
     if data is None or not data.is_set or len(data.shape_and_type) != 1:
         return None
@@ -40,12 +40,12 @@ def _dtype_of(handle) -> tf.DType | None:
 def random_weights(
     handles: Sequence[tf.Tensor], number: int, integers: bool = True
 ) -> Iterator[bool]:
-    """Gives variables random values, and then back what they had, to the last bit.
+    """Gives variables random values, and afterwards the values they had, to the last bit.
 
     Args:
       handles: of variables of any type.
       number: of the round, from 1, see `ROUNDS`.
-      integers: whether those and booleans get other values too.
+      integers: whether integers and booleans get other values too.
 
     Yields:
       Whether an integer or boolean has another value.
@@ -74,7 +74,7 @@ def _random_floats(before: np.ndarray, number: int, draws: np.random.Generator) 
     noise = draws.normal(size=before.shape)
     if before.ndim > 1:
         return noise / math.sqrt(math.prod(before.shape[:-1]))
-    # At least half the distance: what multiplies a difference must not be small by chance.
+    # At least half the distance: a factor of a difference must not be small by chance.
     lengths = distance * (0.5 + np.abs(noise))
     signs = {'up': 1.0, 'down': -1.0, 'any': np.where(noise < 0, -1.0, 1.0)}[direction]
     return before + signs * lengths

@@ -1,14 +1,17 @@
-"""What is released of all records before the first step: made in memory, paid, written, kept.
+"""The releases of all records before the first step: made in memory, paid for, then written.
 
-The order is the guarantee. A release is made of the records in memory; the ledger is charged for it
-and holds its hash; only then is its first byte written. What is on disk is held against the ledger
-before it is used. A release that was charged and lost in a crash is never made again.
+The order is the guarantee. A release is made from the records in memory; the ledger is charged for
+it and notes its hash; only then is its first byte written. A file is compared with the ledger
+before it is used. A release that was charged and then lost in a crash is never made again.
 
 Formal guarantees:
-  - Nothing that was computed from the records leaves the process before it is charged.
-  - Every release is charged at most once and made at most once, whatever is killed and resumed.
-  - A file whose content the ledger does not know, or that another version's features made, is
-    refused.
+  - Nothing that was computed from the records leaves the process before it is charged; with
+    several workers, nothing leaves their processes, which are trusted.
+  - Every release is charged at most once and written at most once, whatever is killed and resumed.
+    After a crash before the charge it is made again, with fresh noise: nothing of the first one was
+    written.
+  - A file is refused if the ledger does not know its content, or if the features of another version
+    made it.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import tensorflow as tf
 
 from tf_efsgd import files
 from tf_efsgd.privacy import class_sums, ledger, run_state
 from tf_efsgd.privacy.features import grouped, learned, pixels
 
-# The noised sums of the first release: public, so they may be kept, and fitted to again.
+# The noisy sums of the first release. They are public, so they may be kept and used again.
 WARM_START = 'warm_start.npy'
-# Those of the second release, with the features that they are sums of.
+# The noisy sums of the second release, with the features that they are sums of.
 LEARNED_FEATURES = 'learned_features.npz'
 
 
@@ -46,6 +50,8 @@ class Releases:
       noise_multipliers: of the first and of the second release; 0 without privacy.
       new_noise: makes the source of noise of one release, see `optimizer.new_noise`.
       version: of the features of the first release.
+      strategy: each of its replicas looks at a part of the records; None: one device.
+      all_reduce: see `class_sums.release`.
     """
 
     def __init__(
@@ -58,6 +64,8 @@ class Releases:
         noise_multipliers: Sequence[float],
         new_noise: Callable,
         version: int = pixels.VERSION,
+        strategy: tf.distribute.Strategy | None = None,
+        all_reduce: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
     ):
         self._folder = folder
         self._ledger = book
@@ -67,16 +75,19 @@ class Releases:
         self.noise_multipliers = tuple(noise_multipliers)
         self._new_noise = new_noise
         self._version = version
+        self._strategy = strategy
+        self._all_reduce = all_reduce
 
     @property
     def _is_private(self) -> bool:
         return self._ledger.first_plan.event is not None
 
     def check(self) -> None:
-        """Holds the files of earlier starts against the ledger.
+        """Compares the files of earlier starts with the ledger.
 
         Raises:
-          ReleaseError: if one is not what was released, or not by this version of the program.
+          ReleaseError: if a file is not what was released, or another version of the program
+            released it.
         """
         book = self._ledger
         if book.first_plan.warm_start_event is None:
@@ -90,13 +101,13 @@ class Releases:
                 _check_release(noted, path.read_bytes(), path, version)
 
     def class_sums(self, features: grouped.GroupedFeatures) -> np.ndarray | None:
-        """The first release: made now, or that of an earlier start.
+        """The first release, of an earlier start or made now.
 
         Args:
-          features: of which sums are released.
+          features: whose sums are released.
 
         Returns:
-          int64 [num_classes, features.size]; None if a crash lost them after they were charged.
+          int64 [num_classes, features.size]; None if a crash lost the sums after they were charged.
 
         Raises:
           ReleaseError: if the file holds other numbers.
@@ -112,7 +123,7 @@ class Releases:
                     f'start a new run folder. Received: {sums.dtype} of shape {sums.shape}.'
                 )
             return sums
-        if self._is_private and not self._ledger.warm_start_is_due:
+        if not self.first_is_to_be_made:
             return None
         sums = self._make(features, 0)
         buffer = io.BytesIO()
@@ -120,6 +131,12 @@ class Releases:
         charge = self._ledger.reserve_warm_start
         self._pay_and_write(path, buffer.getvalue(), charge, self._version)
         return sums
+
+    @property
+    def first_is_to_be_made(self) -> bool:
+        """Whether `class_sums` will look at the records: there is no file, and none was charged."""
+        is_open = not self._is_private or self._ledger.warm_start_is_due
+        return is_open and not (self._folder / WARM_START).exists()
 
     def stored_learned_features(self) -> learned.Release | None:
         """The second release of an earlier start; None if there is none."""
@@ -130,7 +147,7 @@ class Releases:
 
     @property
     def learned_features_are_lost(self) -> bool:
-        """Whether the second release was charged or given up, and must not be made any more."""
+        """Whether the second release was made or given up, and must not be made any more."""
         return self._is_private and not self._ledger.learned_features_are_due
 
     def release_learned_features(
@@ -140,13 +157,13 @@ class Releases:
         classifier: Sequence[np.ndarray],
         generator: Sequence[np.ndarray],
     ) -> learned.Release:
-        """Makes, pays and writes the second release.
+        """Makes the second release, pays for it and writes it.
 
         Args:
-          features: of which sums are released.
+          features: whose sums are released.
           distances: of these features, public.
-          classifier: weights of the classifier whose layers they are, public.
-          generator: weights of the generator whose images it learned from, public.
+          classifier: weights of the classifier whose layers the features are, public.
+          generator: weights of the generator from whose images the classifier learned, public.
 
         Returns:
           The release.
@@ -199,16 +216,18 @@ class Releases:
             features,
             self.noise_multipliers[number],
             self._new_noise(),
+            self._strategy,
+            self._all_reduce,
         )
 
     def _pay_and_write(self, path: pathlib.Path, content: bytes, charge, version: int) -> None:
-        """Writes a release down when it is paid for; until then nothing has left this process."""
+        """Writes a release once it is paid for; until then nothing of it leaves this process."""
 
         def pay():
             charge(_sha256(content), version)
             self._state.store_position(self._ledger.position)
 
-        if self._is_private:  # There must be room for the position, too.
+        if self._is_private:  # The disk must have room for the position too.
             self._state.store_position(self._ledger.position)
         files.write_atomically(path, content, when_there_is_room=pay if self._is_private else None)
 
@@ -227,15 +246,16 @@ def _check_release(noted: dict | None, content: bytes, path: pathlib.Path, versi
       version: of the features that this program makes.
     """
     if noted is None:
-        # No advice to remove it: if the ledger is an old copy, that would pay for one of two.
+        # The message does not advise removing the file: if the ledger is an old copy, a second
+        # release would be made and only one paid for.
         raise ReleaseError(
-            f'{path} is not what this run released, by the ledger, which knows of no such release: '
-            'start a new run folder.'
+            f'{path} is not what this run released: its ledger knows of no such release. Start a '
+            'new run folder.'
         )
     if noted['sha256'] != _sha256(content):
         raise ReleaseError(
-            f'{path} is not what this run released, by the ledger: put the file back from a '
-            'backup, or start a new run folder.'
+            f'{path} is not what this run released: its ledger has another hash. Put the file back '
+            'from a backup, or start a new run folder.'
         )
     if noted['version'] != version:
         raise ReleaseError(

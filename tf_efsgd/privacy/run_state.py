@@ -1,12 +1,12 @@
 """What is remembered of a run outside its folder: its records' fingerprint, its ledger's position.
 
 Formal guarantees:
-  - The fingerprint is an HMAC-SHA256 of the records under a key of the run's own from the operating
-    system. Key and tag are in one file, mode 0600, outside the run folder: who has the run folder
-    cannot test a guess of the records.
-  - The position is stored after every reservation, so a ledger that was shortened, replaced by an
-    older copy, or belongs to a copy of a run that was trained further elsewhere is recognised.
-  - One process at a time trains a run, also where its folder was copied.
+  - The fingerprint is an HMAC-SHA256 of the records under a key that the operating system gives
+    each run. Key and tag are in one file, mode 0600, outside the run folder: somebody who has only
+    the run folder cannot test a guess of the records.
+  - The position is stored after every reservation. So a ledger is recognised if it was shortened,
+    replaced by an older copy, or belongs to a copy of a run that was trained further elsewhere.
+  - Only one process at a time trains a run, even if its folder was copied.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import numpy as np
 
 from tf_efsgd import files
 
-# Behind a run's id: what the heads of its discriminator see of its records, while it trains.
+# The suffix, after a run's id, of the file with what the discriminator's heads see of the records;
+# it exists only while the run trains.
 FEATURES = '.features.npy'
 
 
@@ -52,8 +53,8 @@ def prepare_folder(folder: str | os.PathLike) -> None:
         writable = False
     if not writable:
         raise RunStateError(
-            f'{folder} cannot be written: give --state_dir, a folder outside the run folder that '
-            'can.'
+            f'{folder} cannot be written to: give --state_dir, a folder outside the run folder '
+            'that can.'
         )
 
 
@@ -70,16 +71,16 @@ def is_trained(folder: str | os.PathLike, run_id: str) -> bool:
 
 
 def forget(folder: str | os.PathLike, run_id: str) -> None:
-    """Removes what is remembered of a run that nobody trains; nothing happens without it."""
+    """Removes what is remembered of a run that nobody trains, if anything is."""
     for suffix in ('.json', '.lock'):
         (pathlib.Path(folder) / f'{run_id}{suffix}').unlink(missing_ok=True)
 
 
 def lock(folder: str | os.PathLike, run_id: str) -> IO[str]:
-    """Takes the lock of a run: who has it trains the run, or removes what is remembered of it.
+    """Takes the lock of a run: its holder may train the run, or remove what is remembered of it.
 
     Returns:
-      The open file; closing it lets go.
+      The open file; closing it releases the lock.
 
     Raises:
       RunStateError: if another process has it.
@@ -91,15 +92,15 @@ def lock(folder: str | os.PathLike, run_id: str) -> IO[str]:
             files.lock(file, path)
         except files.NoLocksError as error:
             file.close()
-            path.unlink(missing_ok=True)  # Nobody else has it either.
+            path.unlink(missing_ok=True)  # Nobody else can have the lock either.
             raise RunStateError(f'{error} The setting is --state_dir.') from error
         except OSError as error:
             file.close()
             raise RunStateError(
-                'This run, or a copy of its folder, is trained by another process. Wait for it or '
-                'stop it, then resume.'
+                'Another process trains this run, or a copy of its folder. Wait for it or stop it, '
+                'then resume.'
             ) from error
-        if files.is_at(file.fileno(), path):  # Otherwise it was removed before it was locked.
+        if files.is_at(file.fileno(), path):  # Otherwise the file was removed before it was locked.
             return file
         file.close()
 
@@ -152,7 +153,13 @@ class RunState:
     def remember_records(
         self, images: np.ndarray, labels: np.ndarray, position: dict[str, int | str]
     ) -> None:
-        """Stores a fingerprint of the records under a fresh key, and the ledger's position."""
+        """Stores a fingerprint of the records under a fresh key, and the ledger's position.
+
+        Args:
+          images: uint8 [N, H, W, C]. PRIVATE.
+          labels: int32 [N]. PRIVATE.
+          position: see `Ledger.position`.
+        """
         key = secrets.token_bytes(32)
         self._state = {
             'key': key.hex(),
@@ -162,10 +169,14 @@ class RunState:
         self._write()
 
     def check_records(self, images: np.ndarray, labels: np.ndarray) -> None:
-        """Checks that the records are the remembered ones, in whatever order.
+        """Checks that the records are the remembered ones, in any order.
+
+        Args:
+          images: uint8 [N, H, W, C]. PRIVATE.
+          labels: int32 [N]. PRIVATE.
 
         Raises:
-          RunStateError: if they are others.
+          RunStateError: if they are not.
         """
         found = _fingerprint(bytes.fromhex(self._state['key']), images, labels)
         if not hmac.compare_digest(found, self._state['records']):

@@ -1,7 +1,8 @@
 """Keras callbacks that show and bound a run: progress bar, TensorBoard, budget, checkpoints.
 
-Only what `EFSGDGan.train_step` returns and generated images are written: functions of private
-releases, so all tags begin with dp/. `NonprivateDiagnostics` alone writes what records show, apart.
+They write only what `EFSGDGan.train_step` returns, and generated images. These are functions of
+private releases, so all tags begin with dp/. Only `NonprivateDiagnostics` writes what records show,
+to a folder of its own.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ class Budget(tf.keras.callbacks.Callback):
     """Reserves steps in the ledger before they run.
 
     Args:
-      reserve: charges a number of steps, and returns when that is on disk; raises when it would
-        pass the budget, which stops the run before the step.
+      reserve: charges a number of steps, and returns once the charge is on disk. It raises if that
+        would pass the budget, which stops the run before the step.
       remaining_steps: returns how many steps may still be reserved.
       steps_per_entry: how many to reserve at a time.
     """
@@ -42,8 +43,13 @@ class Budget(tf.keras.callbacks.Callback):
         self._steps_per_entry = steps_per_entry
         self._left = 0
 
+    @property
+    def is_used_up(self) -> bool:
+        """Whether the next step is not paid for yet."""
+        return self._left == 0
+
     def on_train_batch_begin(self, batch, logs=None):
-        """Makes sure that the coming step is paid for."""
+        """Makes sure that the next step is paid for."""
         if self._left == 0:
             count = max(1, min(self._steps_per_entry, self._remaining_steps()))
             self._reserve(count)
@@ -52,12 +58,12 @@ class Budget(tf.keras.callbacks.Callback):
 
 
 class EveryStep(tf.keras.callbacks.Callback):
-    """Counts the steps of a run, over resumes.
+    """Counts the steps of a run, across resumes.
 
     Args:
-      first_step: steps done before, >= 0.
-      last_step: step at which the run ends.
-      every: steps from one time that `on_due` is called to the next.
+      first_step: how many steps were done before, >= 0.
+      last_step: the step at which the run ends.
+      every: `on_due` is called after so many steps, and after the last one.
     """
 
     def __init__(self, first_step: int, last_step: int, every: int):
@@ -73,19 +79,23 @@ class EveryStep(tf.keras.callbacks.Callback):
             self.on_due(logs or {})
 
     def on_due(self, logs):
-        """What a subclass does when its step has come."""
+        """What a subclass does when it is due.
+
+        Args:
+          logs: of Keras, for the step.
+        """
 
 
 class ProgressBar(EveryStep):
-    """Steps per second, time left and epsilon so far.
+    """Shows steps per second, the time left and epsilon so far.
 
     Args:
-      first_step: steps done before, >= 0.
-      last_step: step at which the run ends.
+      first_step: how many steps were done before, >= 0.
+      last_step: the step at which the run ends.
       every: steps between updates of epsilon.
-      epsilon: steps -> an upper bound on the epsilon spent; None when nothing is private. It holds
-        for a run that was planned to stop at that step. A run that stops because of what it showed
-        has spent the epsilon of the whole plan, so that is shown too.
+      epsilon: maps steps to an upper bound on the epsilon spent; None when nothing is private. The
+        bound holds for a run that was planned to stop at that step. A run that is stopped because
+        of what it showed has spent the epsilon of the whole plan, so that is shown too.
     """
 
     def __init__(self, first_step: int, last_step: int, every: int, epsilon=None):
@@ -126,7 +136,7 @@ class ProgressBar(EveryStep):
 
 
 class TensorBoardScalars(EveryStep):
-    """Writes the released scalars, and epsilon, as dp/<name>; without privacy as nonprivate/<name>.
+    """Writes released scalars and epsilon as dp/<name>, without privacy as nonprivate/<name>.
 
     Args:
       writer: summary writer of RUN/logs.
@@ -134,7 +144,7 @@ class TensorBoardScalars(EveryStep):
       last_step: as in `ProgressBar`.
       every: steps between entries.
       epsilon: as in `ProgressBar`.
-      more: returns further released scalars by name, when an entry is due.
+      more: called when an entry is due; returns further released scalars by name.
     """
 
     def __init__(
@@ -162,7 +172,7 @@ class TensorBoardScalars(EveryStep):
         self._writer.flush()
 
 
-# TensorBoard's page "Custom scalars": what a run is about, at a glance.
+# TensorBoard's page "Custom scalars", which shows the main scalars of a run at a glance.
 _LAYOUT = {
     'Privacy': {'epsilon spent': ['epsilon']},
     'Generated images': {
@@ -178,12 +188,12 @@ _LAYOUT = {
 
 
 def write_overview(writer, is_private: bool, settings: dict) -> None:
-    """Writes what TensorBoard arranges a run by: a layout of its scalars, and its settings.
+    """Writes a layout of a run's scalars, and its settings, for TensorBoard.
 
     Args:
       writer: summary writer of RUN/logs.
       is_private: whether the tags begin with dp/.
-      settings: public ones, by name, for the page HParams, which compares runs.
+      settings: public settings by name, for the page HParams, which compares runs.
     """
     start = prefix(is_private)
     layout = layout_pb2.Layout(
@@ -215,8 +225,8 @@ def write_scalar(writer, is_private: bool, name: str, step: int, value: float) -
     Args:
       writer: summary writer of RUN/logs.
       is_private: whether its tag begins with dp/.
-      name: of the tag.
-      step: its step.
+      name: of the scalar, without the prefix of the tag.
+      step: of the entry.
       value: of the scalar.
     """
     with writer.as_default(step=step):
@@ -224,12 +234,12 @@ def write_scalar(writer, is_private: bool, name: str, step: int, value: float) -
 
 
 def write_epsilon(writer, step: int, epsilon: float) -> None:
-    """Writes the epsilon of a step that `TensorBoardScalars` does not see: of a warm start.
+    """Writes the epsilon of a step that `TensorBoardScalars` does not see: that of a warm start.
 
     Args:
       writer: summary writer of RUN/logs.
-      step: steps done, 0 after a warm start.
-      epsilon: what is spent then.
+      step: the number of steps done, 0 after a warm start.
+      epsilon: what is spent by then.
     """
     with writer.as_default(step=step):
         tf.summary.scalar('dp/epsilon', epsilon)
@@ -251,7 +261,7 @@ class NonprivateDiagnostics(EveryStep):
         self._writer = writer
 
     def on_due(self, logs):
-        """Writes the last step's diagnostics; they are not among the logs of Keras."""
+        """Writes the diagnostics of the last step; they are not in the logs of Keras."""
         with self._writer.as_default(step=self.step):
             for name, value in self.model.nonprivate_diagnostics().items():
                 tf.summary.scalar(f'nonprivate/{name}', value)
@@ -259,10 +269,10 @@ class NonprivateDiagnostics(EveryStep):
 
 
 class Checkpoint(EveryStep):
-    """Saves the run.
+    """Saves checkpoints of the run.
 
     Args:
-      save: saves, given the step.
+      save: saves a checkpoint, given the step.
       first_step: as in `ProgressBar`.
       last_step: as in `ProgressBar`.
       every: steps between checkpoints.
@@ -284,14 +294,24 @@ class StopOnSignal(tf.keras.callbacks.Callback):
 
     Args:
       save: saves a checkpoint.
+      agree: called after every step with the signal received so far, or None; returns the signal to
+        stop for now, or None. Where several processes train, all of them get the same answer.
+      when: when training will stop, in words for the user.
 
     Attributes:
       received: the signal that ended training; None if none did.
     """
 
-    def __init__(self, save: Callable[[], None]):
+    def __init__(
+        self,
+        save: Callable[[], None],
+        agree: Callable[[signal.Signals | None], signal.Signals | None] = lambda received: received,
+        when: str = 'after this step',
+    ):
         super().__init__()
         self._save = save
+        self._agree = agree
+        self._when = when
         self._before: dict[signal.Signals, Any] = {}
         self.received: signal.Signals | None = None
 
@@ -306,16 +326,18 @@ class StopOnSignal(tf.keras.callbacks.Callback):
             self.restore_handlers()
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        print('\nStopping after this step, with a checkpoint; again to stop at once.', flush=True)
+        print(f'\nStopping {self._when}, with a checkpoint; again to stop at once.', flush=True)
 
     def on_train_batch_end(self, batch, logs=None):
-        """Saves and stops, when a signal has come."""
-        if self.received is not None and not self.model.stop_training:
+        """Saves and stops if a signal has come."""
+        agreed = self._agree(self.received)
+        if agreed is not None and not self.model.stop_training:
+            self.received = agreed
             self._save()
             self.model.stop_training = True
 
     def restore_handlers(self):
-        """Gives the signals back; call it when training has ended, however it did."""
+        """Gives the signals back; call it when training has ended, for whatever reason."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -326,12 +348,12 @@ def prefix(is_private: bool) -> str:
 
 
 def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]]:
-    """Reads back what `TensorBoardScalars` wrote, over all resumes of a run, and nothing else.
+    """Reads what `TensorBoardScalars` wrote, across all resumes of a run, and nothing else.
 
     Args:
       log_dir: RUN/logs.
-      is_private: as it was written: only tags dp/... are read, or only nonprivate/... without
-        privacy. What else lies in the folder is not the run's.
+      is_private: whether the run was private: then only tags dp/... are read, else only
+        nonprivate/...; other tags in the folder are not the run's.
 
     Returns:
       One dict per logged step: 'step', and the value of each tag.
@@ -350,7 +372,7 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
 
 
 def last_log_time(log_dir: str) -> float | None:
-    """When the last entry of any scalar or picture was written, in seconds since 1970; or None."""
+    """When the last scalar or picture was written, in seconds since 1970; None if none was."""
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 1})
     events.Reload()
     times = [events.Tensors(tag)[-1].wall_time for tag in events.Tags()['tensors']]

@@ -10,14 +10,14 @@ import tensorflow as tf
 
 from tf_efsgd.privacy.features.learned import LAYERS
 
-# The classifier learns from so many generated images, balanced, fewer where they are large.
+# The classifier learns from so many generated images, as many of each class; fewer large ones.
 _IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
 _MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
 _CLASSIFIER_LEARNING_RATE = 1e-3
-# The scales are measured on so many of them, and on at least so many of each class.
+# The scales are measured on so many of these images, and on at least so many of each class.
 _MEASURED, _MEASURED_OF_CLASS = 1000, 4
-# That distance is never taken for shorter than this part of the length of what a layer puts out:
-# where all images look alike to it, rounding is what it would see.
+# A distance counts as at least this part of the length of a layer's output: if all images look
+# alike to a layer, its distance would be nothing but rounding.
 _LEAST_DISTANCE = 0.05
 
 
@@ -33,13 +33,13 @@ def learn(
 
     Args:
       classifier: see `privacy.features.learned.LearnedFeatures`; its 'logits' are trained.
-      generate: from labels int32 [n] to images uint8 [n, H, W, C]; sees no record.
+      generate: maps labels int32 [n] to images uint8 [n, H, W, C]; it sees no record.
       num_classes: number of labels.
       seed: of the order of the images; public.
       callbacks: of Keras, e.g. a progress bar.
 
     Returns:
-      The distances for `LearnedFeatures`; not finite when learning has failed.
+      The distances for `LearnedFeatures`; they are not finite if learning has failed.
     """
     numbers = math.prod(classifier.input.shape[1:])
     count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
@@ -63,7 +63,7 @@ def learn(
 
 
 def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Root mean square distance of two outputs of a class, on one number of them."""
+    """The root mean square distance of two outputs of the same class, in one number of them."""
     outputs = outputs.reshape(len(outputs), -1).astype(np.float64)
     classes = np.unique(labels)
     means = np.stack([outputs[labels == k].mean(axis=0) for k in classes])

@@ -2,9 +2,9 @@
 
 The generator follows the heads and a release at once.
 
-Formal guarantees: those of `EFSGDGan`, whose private step this is: a record's loss depends on its
-features, its label and the weights, and what it adds is clipped over all heads together. Here as
-there, generated images and releases are all that the generator's step sees.
+Formal guarantees: those of `EFSGDGan`, whose private step this is. A record's loss depends on its
+features, its label and the weights, and its gradient is clipped over all heads together. As there,
+the generator's step sees only generated images and releases.
 """
 
 from __future__ import annotations
@@ -14,49 +14,51 @@ import math
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import replicas
 from tf_efsgd.data.images import to_uint8
-from tf_efsgd.models.public_heads import LOGITS, HeadInputs, Maps
+from tf_efsgd.models.public_heads import LOGITS, RECONSTRUCTION, HeadInputs, Maps
 from tf_efsgd.training.gan import EFSGDGan
+from tf_efsgd.training.targets import Made, generate_for_target
 
 _IMAGES_PER_PART = 256
-# Public seeds of the joint step; `gan` has 0 to 2.
+# The purpose of the joint step's public seed; `EFSGDGan` has 0 to 2.
 _JOINT = 3
-# The balance of the two gradients is measured every so many steps and averaged like this.
+# The balance of the two gradients is measured after so many steps, and averaged with this decay.
 _BALANCE_EVERY, _BALANCE_MEMORY = 10, 0.7
 _LARGEST_BALANCE = 1e4
 
 
 class PublicHeadsGan(EFSGDGan):
-    """`EFSGDGan` with heads on a frozen public network for a discriminator.
+    """`EFSGDGan` whose discriminator is heads on a frozen public network.
 
-    Batches of `fit` are (features float16 [n, size] from `record_features`, labels int32 [n]),
-    Poisson samples.
+    Batches of `fit` are Poisson samples (features float16 [n, size] from `record_features`, labels
+    int32 [n]).
 
     Args:
       generator: as for `EFSGDGan`.
-      heads: from `build_public_heads`; its input is that of `inputs`.
+      heads: from `build_public_heads`, for the shapes of `inputs`.
       draw_inputs: as for `EFSGDGan`.
-      inputs: what the heads see of a generated image.
+      inputs: computes what the heads see of a generated image; its network may be in bfloat16.
       **kwargs: of `EFSGDGan`.
     """
 
     def __init__(self, generator, heads: tf.keras.Model, draw_inputs, inputs: HeadInputs, **kwargs):
         super().__init__(generator, heads, draw_inputs, **kwargs)
-        # Not an attribute of Keras: the network's weights are no part of a checkpoint.
+        # Keras must not track it: the weights of the public network are not part of a checkpoint.
         self._get_inputs = lambda: inputs
         self._wrong_class_weight = 0.0
         self.balance = tf.Variable(0.0, trainable=False, name='balance')
 
     def compile(self, *args, wrong_class_weight: float = 1.0, generated: int = 100, **kwargs):
-        """Configures training, as `EFSGDGan.compile`.
+        """Configures training, as `EFSGDGan.compile` does.
 
         Args:
           *args: of `EFSGDGan.compile`.
-          wrong_class_weight: of `HingeLosses.wrong_class` in a record's loss, >= 0: heads that
-            tell the classes apart, not only what is generated from what is not. On CIFAR-10 it was
-            worth more than anything else.
+          wrong_class_weight: the weight of `HingeLosses.wrong_class` in a record's loss, >= 0. With
+            it the heads also learn to tell the classes apart. On CIFAR-10 nothing else improved
+            results as much.
           generated: how many generated images the heads see in a step, at least 1, a public
-            constant; they weigh as much as the expected number of records.
+            constant; together they weigh as much as the expected number of records.
           **kwargs: of `EFSGDGan.compile`.
         """
         self._wrong_class_weight = wrong_class_weight
@@ -67,11 +69,19 @@ class PublicHeadsGan(EFSGDGan):
         return tf.cast(records, tf.float32)
 
     def _losses_of_records(self, features, labels, draws=None) -> tf.Tensor:
-        logits = self.discriminator(features, training=True)[LOGITS]
+        outputs = self.discriminator(features, training=True)
+        logits = outputs[LOGITS]
         losses = self._losses.real(self._losses.realness(logits, labels))
         if self._wrong_class_weight:
             losses += self._wrong_class_weight * self._losses.wrong_class(logits, labels)
-        return losses
+        errors = self._reconstruction_losses(outputs, features, labels, draws)
+        return losses if errors is None else losses + self._reconstruction_weight * errors
+
+    def _reconstruction_losses(self, outputs, features, labels, draws) -> tf.Tensor | None:
+        if RECONSTRUCTION not in outputs:
+            return None
+        pixels = self._get_inputs().patches(features)
+        return self._losses.reconstruction(pixels, outputs[RECONSTRUCTION])
 
     def _measured_sums_of_share(self, images, labels, draws):
         sums = super()._measured_sums_of_share(images, labels, draws)
@@ -83,10 +93,9 @@ class PublicHeadsGan(EFSGDGan):
         realness = self._losses.realness(logits, labels)
         return self._losses.fake(realness), tf.reduce_mean(realness, axis=1)
 
-    def _generate_share(self, for_generator=False, part=slice(None)):
-        images, labels = super()._generate_share(for_generator, part)
-        # The heads alone learn in the private step; the generator has its own.
-        return images if for_generator else tf.stop_gradient(self._get_inputs()(images)), labels
+    def _look_at_generated(self, images, for_generator):
+        # In the private step only the heads learn; the generator learns in its own step.
+        return images if for_generator else tf.stop_gradient(self._get_inputs()(images))
 
     def _adversarial(self, generated, labels) -> tf.Tensor:
         return self._of_heads(generated, self._get_inputs().maps(generated), labels)
@@ -104,7 +113,7 @@ class PublicHeadsGan(EFSGDGan):
           labels: int32 [n].
 
         Returns:
-          float32 [n]. Public for generated images: the heads are released.
+          float32 [n]. They are public for generated images, because the heads are released.
         """
         logits = self.discriminator(self._get_inputs()(images), training=False)[LOGITS]
         logits = tf.reduce_mean(logits, axis=1)
@@ -117,16 +126,16 @@ class PublicHeadsGan(EFSGDGan):
     ) -> np.ndarray:
         """Generates more images than asked for and keeps those most like their class.
 
-        Post-processing of what was released. On CIFAR-10 a classifier that learned from the best
-        two thirds was right on 1 to 2 percent more real images.
+        This is post-processing of what was released. On CIFAR-10 a classifier that learned from the
+        best two thirds was right on 1 to 2 percent more of the real images.
 
         Args:
           labels: int32 [n].
           seed: of latents; public.
-          candidates: how many images are made for each that is kept, at least 1.
+          candidates: how many images are made for each one that is kept, at least 1.
 
         Returns:
-          uint8 [n, H, W, C], of these labels, in an order that their margins do not show in.
+          uint8 [n, H, W, C], with these labels, in an order that does not depend on the margins.
         """
         labels = np.asarray(labels, np.int32)
         made = np.empty([len(labels), *self.generator.output_shape[1:]], np.uint8)
@@ -153,9 +162,9 @@ class PublicHeadsGan(EFSGDGan):
         times the weight.
 
         Args:
-          target: has `draw_labels` and, from (images, maps), labels and a seed, `loss`, e.g.
-            `training.targets.AveragedTarget` of `OfMaps`; it may look at no record, but at what was
-            released of them.
+          target: has the methods `draw_labels` and `loss`, which takes (images, maps), labels, a
+            seed and a share; e.g. `training.targets.AveragedTarget` of `OfMaps`. It must not look
+            at records, only at what was released of them.
           weight: of the heads, >= 0; that of the release is 1.
         """
         self.set_target(target, weight)
@@ -165,47 +174,56 @@ class PublicHeadsGan(EFSGDGan):
         if self._target.value is None:
             super().generator_step()
             return
-        due = tf.equal(self.private_steps % _BALANCE_EVERY, 0) | tf.equal(self.balance, 0.0)
-        tf.cond(due, self._measure_balance, lambda: tf.constant(0.0))
         variables = self.generator.trainable_variables
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            by_release, by_heads = self._joint_losses(self._joint_images()[1:])
+            by_release, by_heads = self._joint_losses(self._joint_images())
             loss = by_release + self._target.value[1] * self.balance * by_heads
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        gradients = [tf.convert_to_tensor(g) / replicas for g in tape.gradient(loss, variables)]
-        self.generator_optimizer.apply_gradients(zip(gradients, variables))
+        self._apply_to_generator([tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)])
 
-    def _joint_images(self):
-        seeds = tf.random.experimental.stateless_split(self._public_seed(_JOINT), 3)
-        labels = self._target.value[0].draw_labels(seeds[0])
-        inputs = self._draw_inputs(self.generator, labels, seeds[1])
-        images = self.generator(inputs, training=True)
-        return None, images, labels, seeds[2]
+    def _whole_generator_step(self) -> None:
+        if self._target.value is not None:
+            due = tf.equal(self.private_steps % _BALANCE_EVERY, 0) | tf.equal(self.balance, 0.0)
+            tf.cond(due, self._measure_balance, lambda: tf.constant(0.0))
+        super()._whole_generator_step()
 
-    def _joint_losses(self, drawn):
-        images, labels, seed = drawn
-        maps = self._get_inputs().maps(images)
-        by_release = self._target.value[0].loss((images, maps), labels, seed)
-        return by_release, tf.reduce_mean(self._of_heads(images, maps, labels))
+    def _joint_images(self) -> Made:
+        seed = self._public_seed(_JOINT)
+        return generate_for_target(self._target.value[0], self.generator, self._draw_inputs, seed)
+
+    def _joint_losses(self, made: Made) -> tuple[tf.Tensor, tf.Tensor]:
+        """This replica's part of the two losses; only its gradients are exact, not its value."""
+        maps = self._get_inputs().maps(made.images)
+        by_release = self._target.value[0].loss(
+            (made.images, maps), made.labels, made.seed, made.share
+        )
+        by_heads = self._of_heads(made.images, maps, made.own_labels)
+        return by_release, replicas.mean_over_images(made.share, by_heads)
 
     def _measure_balance(self) -> tf.Tensor:
-        """Of generated images only: how much longer the release's gradient is than the heads'."""
-        drawn = self._joint_images()[1:]
-        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
-            tape.watch(drawn[0])
-            by_release, by_heads = self._joint_losses(drawn)
-        norms = [tf.norm(tape.gradient(loss, drawn[0])) for loss in (by_release, by_heads)]
-        found = tf.minimum(tf.math.divide_no_nan(*norms), _LARGEST_BALANCE)
+        """Measures, on generated images, how many times longer the release's gradient is."""
+        strategy = self.distribute_strategy
+        found = strategy.run(self._ratio_of_gradients)
+        # It is the same on every replica.
+        found = tf.minimum(strategy.experimental_local_results(found)[0], _LARGEST_BALANCE)
         memory = tf.where(self.balance > 0.0, _BALANCE_MEMORY, 0.0)
         return self.balance.assign(memory * self.balance + (1.0 - memory) * found)
 
+    def _ratio_of_gradients(self) -> tf.Tensor:
+        """The ratio of the lengths of the gradients by all images; call it in a replica context."""
+        made = self._joint_images()
+        with tf.GradientTape(watch_accessed_variables=False, persistent=True) as tape:
+            tape.watch(made.images)
+            losses = self._joint_losses(made)
+        squares = [tf.reduce_sum(tape.gradient(loss, made.images) ** 2) for loss in losses]
+        return tf.math.divide_no_nan(*map(tf.sqrt, replicas.all_reduce(squares)))
+
 
 class OfMaps:
-    """Features of (images, maps), for a target that is to be held against both.
+    """Features of (images, maps), for a target that is given both.
 
     Args:
-      features: has `of_maps`, as `privacy.features.public.PublicFeatures`.
+      features: has `of_maps`, like `privacy.features.public.PublicFeatures`.
     """
 
     def __init__(self, features):
@@ -215,3 +233,22 @@ class OfMaps:
         """As `GroupedFeatures.group`."""
         del group
         return self._features.of_maps(*images_and_maps)
+
+
+class OnNetwork:
+    """Features of generated images from the maps of another network than that of the release.
+
+    Args:
+      features: as for `OfMaps`.
+      network: nearly the same function as the network of `features`, e.g. a copy in another
+        precision.
+    """
+
+    def __init__(self, features, network: tf.keras.Model):
+        self._features = features
+        self._get_network = lambda: network
+
+    def group(self, images, group) -> tf.Tensor:
+        """As `GroupedFeatures.group`."""
+        del group
+        return self._features.of_maps(images, self._get_network()(images, training=False))

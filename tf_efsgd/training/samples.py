@@ -1,4 +1,4 @@
-"""Sample pictures while a run trains."""
+"""Sample pictures, drawn while a run trains."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import tensorflow as tf
 
 from tf_efsgd.training import callbacks
 
-# Smallest height of one image in a grid, in pixels: small images are enlarged to be readable.
+# The smallest height of one image in a grid, in pixels: small images are enlarged.
 _CELL_SIZE = 64
 _MAX_COLUMNS = 16
 _MARGIN = 2
 
 
 class SampleGrid(callbacks.EveryStep):
-    """Writes a grid of generated images, to samples/step_<step>.png and TensorBoard.
+    """Writes a grid of generated images to samples/step_<step>.png and to TensorBoard.
 
     Args:
       writer: summary writer of RUN/logs.
       folder: RUN/samples.
-      generate: labels int32 [n] -> images uint8 [n, H, W, C]; the same latents at each call.
-      num_classes: one column per class, the first 16 at most; see `caption`.
+      generate: maps labels int32 [n] to images uint8 [n, H, W, C], with the same latents each time.
+      num_classes: number of labels; there is one column per class, for at most 16; see `caption`.
       first_step: as in `ProgressBar`.
       last_step: as in `ProgressBar`.
       every: steps between grids.
@@ -64,12 +64,12 @@ class SampleGrid(callbacks.EveryStep):
 
     @staticmethod
     def path(folder: str, step: int) -> str:
-        """Where the grid of a step is."""
+        """The path of the grid of a step."""
         return os.path.join(folder, f'step_{step:06d}.png')
 
     @staticmethod
     def caption(class_names: Sequence[str]) -> str:
-        """What stands below a grid: the classes that it shows, by column."""
+        """The text below a grid: the classes that it shows, by column."""
         shown = class_names[:_MAX_COLUMNS]
         of_all = f', the first {len(shown)} of {len(class_names)}'
         which = of_all if len(shown) < len(class_names) else ''
@@ -77,7 +77,7 @@ class SampleGrid(callbacks.EveryStep):
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Lays images out in rows, with a margin, enlarged when they are small.
+    """Lays out images in rows, with a margin, and enlarges small ones.
 
     Args:
       images: uint8 [rows * columns, H, W, C], row by row.

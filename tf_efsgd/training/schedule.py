@@ -1,4 +1,4 @@
-"""When the generator's step is due, and its moving average: functions of what was released."""
+"""When the generator's step is due, and its moving average; both depend only on releases."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ MAX_DISCRIMINATOR_STEPS = 64
 
 
 class Schedule:
-    """A part of `EFSGDGan`, whose variables it counts in: their names are those of checkpoints."""
+    """The part of `EFSGDGan` that counts steps in variables, whose names stand in checkpoints."""
 
-    # Of the whole model.
+    # Attributes of the whole model.
     generator: tf.keras.Model
     ema_generator: tf.keras.Model
-    # Set by its `compile`.
+    # Set by `compile`.
     _discriminator_steps: int
     _discriminator_only_steps: int
     _adaptive_discriminator_steps: bool
@@ -53,7 +53,7 @@ class Schedule:
         self.discriminator_steps.assign(self.steps_since_generator)
         self.steps_since_generator.assign(0)
         self.generator_steps.assign_add(1)
-        # Averages the last third at first, so that random weights are soon forgotten.
+        # At first it averages the last third of the steps, so that random weights are soon gone.
         steps = tf.cast(self.generator_steps, tf.float32)
         decay = tf.minimum(self._generator_ema, (1.0 + steps) / (4.0 + steps))
         for average, variable in zip(self.ema_generator.weights, self.generator.weights):

@@ -17,10 +17,10 @@ from tf_efsgd.privacy import accounting
         (8.0, 1.0, 3),
         pytest.param(40.0, 1.0, 3, marks=pytest.mark.slow),
         pytest.param(7.0, 0.3, 40, marks=pytest.mark.slow),
-        pytest.param(30.0, 0.3, 40, marks=pytest.mark.slow),
-        pytest.param(1.0, Q, 450_000, marks=pytest.mark.slow),
+        pytest.param(30.0, 0.3, 40, marks=pytest.mark.acceptance),
+        pytest.param(1.0, Q, 450_000, marks=pytest.mark.acceptance),
         pytest.param(9.0, Q, 450_000, marks=pytest.mark.slow),
-        pytest.param(50.0, Q, 2_000, marks=pytest.mark.slow),
+        pytest.param(50.0, Q, 2_000, marks=pytest.mark.acceptance),
     ],
 )
 def test_calibration_meets_the_target_and_is_tight(target, q, steps):

@@ -39,6 +39,7 @@ def test_a_record_that_is_not_finite_counts_as_zero_alone(features, bad):
     place=st.integers(0, 5),
     value=st.sampled_from(['noise', 'black', 'white']),
 )
+@pytest.mark.acceptance
 @hypothesis.settings(max_examples=15, deadline=None)
 def test_one_record_moves_its_class_alone_and_by_one_at_most(features, seed, label, place, value):
     images, labels = draw_images(5, seed), np.arange(5, dtype=np.int32) % CLASSES

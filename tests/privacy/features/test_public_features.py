@@ -109,7 +109,8 @@ def test_a_fit_comes_nearer_to_the_release(features):
         features, tf.reduce_mean(features.group(target_images), axis=0)[tf.newaxis, tf.newaxis]
     )
 
-    def draw_inputs(_, labels, seed):
+    def draw_inputs(_, labels, seed, rows=None):
+        assert rows is None  # One device makes all images of a step.
         return tf.random.stateless_normal([tf.shape(labels)[0], 4], seed)
 
     seed = tf.constant([0, 1])

@@ -10,6 +10,7 @@ from helpers.layer_gradients import (
     by_layer,
     draw,
     encoder_and_decoder,
+    has_grouped_gradients,
     model_of,
     model_of_images,
     of_gradients,
@@ -17,7 +18,8 @@ from helpers.layer_gradients import (
     weights_of,
 )
 
-from tf_efsgd.models.generator import ARCHITECTURES
+from tf_efsgd.models.generator import ARCHITECTURES, build_generator, draw_inputs
+from tf_efsgd.models.layers import SmoothColours
 from tf_efsgd.privacy import clipping, layer_norms
 from tf_efsgd.privacy.layer_norms import rule
 
@@ -46,7 +48,13 @@ def _chain():
             tf.keras.Input([16], dtype=tf.int32),
             KERAS.Embedding(5, 4),
             KERAS.Reshape([4, 4, 4]),
-            KERAS.Conv2D(4, 3, padding='same', groups=2, activation='relu'),
+            KERAS.Conv2D(
+                4,
+                3,
+                padding='same',
+                groups=2 if has_grouped_gradients() else 1,
+                activation='relu',
+            ),
             KERAS.DepthwiseConv2D(2, depth_multiplier=2),
             KERAS.GroupNormalization(4),
             KERAS.LeakyReLU(0.2),
@@ -248,6 +256,34 @@ def test_models_may_share_a_layer():
             loss = tf.reduce_sum(other(one(row[tf.newaxis])))
         gradients = tape.gradient(loss, dense.trainable_variables)
         assert float(norm) == pytest.approx(float(tf.linalg.global_norm(gradients)), rel=1e-5)
+
+
+@pytest.mark.parametrize('bias', [0.0, -30.0], ids=['gray', 'black'])
+def test_norms_where_the_gradient_of_a_returning_tanh_depends_on_its_sign(bias):
+    """One backward pass for all records must see the sign of each."""
+    generator = build_generator(
+        (8, 8, 1), 2, latent_dim=3, width=16, noise_injection=False, architecture='skip'
+    )
+    last = [x for x in generator.layers if isinstance(x, SmoothColours)][-1]
+    last.convolution.bias.assign([bias])
+    inputs = draw_inputs(generator, tf.constant([0, 1, 1]), tf.constant([1, 2]))
+    # Away from black for one record, beyond it for another, both for the third.
+    mixed = tf.random.stateless_uniform([8, 8, 1], [1, 2], -2.0, 2.0)
+    targets = tf.stack([tf.ones([8, 8, 1]), -2.0 * tf.ones([8, 8, 1]), mixed])
+
+    def losses():
+        return tf.reduce_sum((generator(inputs) - targets) ** 2, axis=[1, 2, 3])
+
+    variables = generator.trainable_variables
+    parts = layer_norms.gradients_by_layer(generator, losses, variables)
+    norms = clipping.BatchGradients(parts, variables).norms.numpy()
+    alone = []
+    for record in range(3):
+        with tf.GradientTape() as tape:
+            loss = losses()[record]
+        alone.append(float(tf.linalg.global_norm(tape.gradient(loss, variables))))
+    np.testing.assert_allclose(norms, alone, rtol=1e-4, atol=1e-6)
+    assert norms[0] > 1.0 and (norms[1] == 0.0) == (bias < 0)
 
 
 def test_the_rounded_products_of_gpus_are_switched_off(monkeypatch):

@@ -105,6 +105,7 @@ class _OddAgain(_SameDense):
         return super().call(inputs) + tf.reduce_sum(self.kernel)
 
 
+# If one of these layers gets a rule, put another layer without a rule in its place.
 _REFUSED = {
     'separable': (KERAS.SeparableConv2D(2, 3, name='odd'), "'odd' .SeparableConv2D. has no rule"),
     'custom': (_Scale(name='odd'), "'odd' ._Scale. has no rule"),

@@ -1,9 +1,9 @@
-"""What a run of steps spends: events, epsilon, and the noise that fits a budget. No TensorFlow.
+"""What a sequence of steps spends: events, epsilon, and the noise that fits a budget.
 
 One private step is one Gaussian mechanism on a Poisson sample, under add-or-remove-one-record
-neighbours, so T steps are `SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)),
-T)` whatever the error feedback does with the releases. A warm start is one Gaussian mechanism on
-all records, composed with them. All numerics are dp_accounting's.
+neighbours. So T steps are `SelfComposedDpEvent(PoissonSampledDpEvent(q, GaussianDpEvent(sigma)),
+T)`, whatever the error feedback does with the releases. A warm start is one Gaussian mechanism on
+all records, composed with the steps. dp_accounting does all the numerics. No TensorFlow.
 """
 
 from tf_efsgd.privacy.accounting.calibration import (

@@ -1,4 +1,4 @@
-"""The accountants of dp_accounting, with an allowance for what their floats round."""
+"""The accountants of dp_accounting, with an allowance for their rounding."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ import dp_accounting
 import numpy as np
 from dp_accounting import pld, rdp
 
-# Rounding takes less than this from the Renyi divergence of one event; 1e-13 was seen.
+# Rounding makes the Renyi divergence of one event smaller by less than this; 1e-13 was seen.
 _DIVERGENCE_ROUNDING = 1e-12
-# Rounding adds less than this to delta in a privacy loss distribution. Below the smallest delta,
-# where that would matter, PLD gives no bound.
+# Rounding adds less than this to delta in a privacy loss distribution. Below the smallest delta it
+# would matter, and PLD gives no bound there.
 _PLD_ROUNDING, SMALLEST_PLD_DELTA = 1e-11, 0.99e-8
 
 
 class PldAccountant(pld.PLDAccountant):
-    """dp_accounting's, with room for its rounding.
+    """dp_accounting's PLD accountant, with room for its rounding.
 
-    It composes by Fourier transforms, whose rounding adds to delta: up to 3e-12 was seen, of
-    200,000 steps, so that at delta = 1e-12 the true one can be twice what was asked for.
+    It composes by Fourier transforms, whose rounding adds to delta: up to 3e-12 was seen for
+    200,000 steps, so for delta = 1e-12 the true delta can be a multiple of what was asked for.
     """
 
     def get_epsilon(self, target_delta: float) -> float:
-        """As dp_accounting's; infinite where its rounding would count."""
+        """Epsilon as dp_accounting computes it; infinite where its rounding would matter."""
         if target_delta < SMALLEST_PLD_DELTA:
             return math.inf
         return super().get_epsilon(target_delta - _PLD_ROUNDING)
 
 
 class RdpAccountant(rdp.RdpAccountant):
-    """dp_accounting's, with every divergence rounded up.
+    """dp_accounting's RDP accountant, with every divergence rounded up.
 
-    Its own are logarithms of sums near 1. Where the sampling probability is tiny they are far below
-    the rounding of those sums, and come out as 0 or negative: no bound, and an epsilon of 0.
+    dp_accounting computes divergences as logarithms of sums near 1. Where the sampling probability
+    is tiny they are far below the rounding of those sums, and come out as 0 or negative: then they
+    are no bound, and epsilon would be 0.
     """
 
     _rdp: np.ndarray
 
     def compose(self, event: dp_accounting.DpEvent, count: int = 1) -> RdpAccountant:
-        """As dp_accounting's."""
+        """Composes as dp_accounting does, and rounds up."""
         super().compose(event, count)
-        # tests/test_upstream_semantics.py holds `_rdp` to be the summed divergences.
+        # tests/test_upstream_semantics.py checks that `_rdp` holds the summed divergences.
         rounding = count * _number_of_events(event) * _DIVERGENCE_ROUNDING
         self._rdp = np.maximum(self._rdp, 0.0) + rounding
         return self
@@ -64,7 +65,7 @@ def parts_of(
 
 
 def compose(parts: Sequence[tuple[dp_accounting.DpEvent, int]]) -> dp_accounting.DpEvent:
-    """The one event that these pairs (event, count), at least one, compose to."""
+    """Composes pairs (event, count), at least one, to one event."""
     events = [dp_accounting.SelfComposedDpEvent(one, count) for one, count in parts]
     return events[0] if len(events) == 1 else dp_accounting.ComposedDpEvent(events)
 

@@ -19,10 +19,10 @@ from tf_efsgd.privacy.accounting.epsilon import NO_PRIVACY, rdp_epsilon
 from tf_efsgd.privacy.accounting.events import step_event
 from tf_efsgd.privacy.accounting.gaussian import gaussian_mu
 
-# The smallest noise, relative to what one unit of privacy moves a release by. Less protects
+# The smallest noise, divided by how far one unit of privacy moves a release. Less noise protects
 # nothing.
 SMALLEST_NOISE = 0.25
-# Between privacy losses; dp_accounting's own is 1e-4.
+# The distance of discretized privacy losses; dp_accounting's default is 1e-4.
 _COARSE_INTERVAL = 1e-3
 # A calibrated run spends at least this share of its target.
 _TIGHT = 0.998
@@ -39,7 +39,7 @@ def calibrate_unsampled_noise_multiplier(
     steps: int,
     warm_start: dp_accounting.DpEvent | None = None,
 ) -> float:
-    """The noise multiplier with which `steps` Gaussians, not sampled, stay just within the target.
+    """The noise multiplier with which `steps` unsampled Gaussians stay just within the target.
 
     Args:
       target_epsilon: > 0, finite.
@@ -65,7 +65,7 @@ def calibrate_noise_multiplier(
     steps: int,
     warm_start: dp_accounting.DpEvent | None = None,
 ) -> float:
-    """The noise multiplier with which `steps` steps stay just within the target.
+    """The noise multiplier with which `steps` private steps stay just within the target.
 
     Args:
       target_epsilon: > 0, finite.
@@ -76,10 +76,11 @@ def calibrate_noise_multiplier(
 
     Returns:
       sigma such that epsilon, the smaller of the PLD and the RDP bound, is at most
-      `target_epsilon` and at least 99.8% of it; or `SMALLEST_NOISE`, if that spends even less.
+      `target_epsilon` and at least 99.8% of it; or `SMALLEST_NOISE`, if even that noise spends
+      less.
 
     Raises:
-      ValueError: if dp_accounting finds none: the target is far from anything usual.
+      ValueError: if dp_accounting finds no such noise, because the target is far from usual ones.
     """
 
     def event(noise_multiplier: float) -> dp_accounting.DpEvent:
@@ -110,7 +111,7 @@ def calibrate_noise_multiplier(
     # the fine one would take half a minute; for many steps it is the other way round.
     try:
         if warm_start is not None and rdp_epsilon(warm_start, target_delta) > 0.98 * target_epsilon:
-            # By RDP it leaves nothing, or next to nothing, to the steps.
+            # By RDP the warm start leaves nothing, or next to nothing, for the steps.
             sigma = calibrate(coarse_pld, 1.0, 4.0, 1e-4)
             return float(calibrate(PldAccountant, 0.98 * sigma, sigma, 1e-4))
         by_rdp = calibrate(RdpAccountant, SMALLEST_NOISE, 1.0, 1e-3)

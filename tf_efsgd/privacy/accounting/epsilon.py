@@ -1,4 +1,4 @@
-"""The epsilon of a sequence of events: planned, spent, or so far."""
+"""The epsilon of a sequence of events: of a plan, of what was spent, and so far."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ class Epsilon:
       pld: by privacy loss distributions.
       rdp: by Renyi differential privacy.
       closed_form: of Gaussian mechanisms without sampling, exact.
-      rdp_filter: what a run may spend whose mechanism was changed after its start (see
+      rdp_filter: the bound for a run whose mechanism was changed after its start (see
         `RenyiFilter`); the other bounds presume a sequence fixed in advance and do not hold then.
-      is_proven: whether it also holds for the noise as it is drawn, which is off the ideal law by
-        a little (`grid.is_negligible`).
+        None without a change.
+      is_proven: whether the bound also holds for the noise as it is drawn, whose law differs a
+        little from the ideal one (`grid.is_negligible`).
     """
 
     pld: float
@@ -48,7 +49,7 @@ class Epsilon:
 
     @property
     def smallest_bound(self) -> float:
-        """Of the ideal mechanism: all are upper bounds, so the smallest one holds."""
+        """The smallest bound for the ideal mechanism: all are upper bounds, so it holds."""
         if self.rdp_filter is not None:
             return self.rdp_filter
         return min(self.pld, self.rdp, self.closed_form)
@@ -60,7 +61,7 @@ class Epsilon:
 
     @property
     def accountant(self) -> str:
-        """The name of what is behind `headline`: PLD, RDP, closed form, RDP filter, or none."""
+        """Which bound `headline` is: PLD, RDP, closed form, RDP filter, or none."""
         if not self.is_proven:
             return 'none'
         if self.rdp_filter is not None:
@@ -86,9 +87,10 @@ def compute_epsilon(
       warm_start: the event of one release before the first step, Gaussian without sampling.
 
     Returns:
-      The PLD and the RDP bound, both 0 for 0 steps and no warm start; for Gaussian events without
-      sampling the closed form instead of PLD, which would need the memory of a large privacy loss.
-      No PLD either where RDP is above 500: it would take minutes to call no privacy another number.
+      The PLD and the RDP bound, both 0 for 0 steps and no warm start. Gaussian events without
+      sampling have the closed form instead of PLD, whose privacy loss would need too much memory.
+      There is no PLD bound either where RDP is above 500: it would take minutes, and such an
+      epsilon means no privacy anyway.
     """
     parts = parts_of(event, steps, warm_start)
     if not parts:
@@ -108,26 +110,34 @@ def _rdp_of_steps(event, steps, delta, warm_start) -> float:
 
 
 def _closed_form(parts, delta: float) -> float:
-    """Of Gaussian mechanisms without sampling, which compose to one."""
+    """The epsilon of Gaussian mechanisms without sampling, which compose to one."""
     mu = math.sqrt(sum(count / one.noise_multiplier**2 for one, count in parts))
     return gaussian_epsilon(mu, delta)
 
 
 def rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
-    """The RDP bound alone, in milliseconds.
+    """The RDP bound alone, which takes milliseconds.
 
     Args:
-      event: all of what was done.
+      event: everything that was done, as one event.
       delta: in (0, 1).
 
     Returns:
-      The bound.
+      An upper bound on epsilon, >= 0.
     """
     return rdp_epsilon_of([(event, 1)], delta)
 
 
 def rdp_epsilon_of(spent: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float) -> float:
-    """The RDP bound on events with their numbers of repetitions, as `rdp_epsilon`."""
+    """The RDP bound on a sequence of events.
+
+    Args:
+      spent: (event, number of repetitions), in order.
+      delta: in (0, 1).
+
+    Returns:
+      An upper bound on epsilon, >= 0.
+    """
     accountant = RdpAccountant()
     for event, count in spent:
         accountant.compose(event, count)
@@ -154,9 +164,9 @@ def compute_spent(
       warm_start_spent: whether it was spent.
 
     Returns:
-      `compute_epsilon` of the planned event without a change. After one, the epsilon of the
-      `RenyiFilter` of the plan, infinite when its budget was passed; with the other bounds as if
-      the sequence had been fixed in advance, PLD only where all events are sampled and the closed
+      Without a change, `compute_epsilon` of the planned event. After a change, the epsilon of the
+      `RenyiFilter` of the plan, which is infinite if its budget was passed. The other bounds are
+      then those of a sequence fixed in advance: PLD only where all events are sampled, the closed
       form only where none is.
 
     Raises:
@@ -167,7 +177,7 @@ def compute_spent(
     before_steps = [(warm_start, 1)] if warm_start and warm_start_spent else []
     if not changed:
         if any(one != event for one, _ in spent) or total > steps:
-            raise ValueError('What was not planned and is spent is a change of the mechanism.')
+            raise ValueError('What was spent was not planned: that is a change of the mechanism.')
         return compute_epsilon(event, total, delta, before_steps[0][0] if before_steps else None)
     renyi_filter = RenyiFilter.of_plan(event, steps, delta, warm_start)
     spent = [*before_steps, *spent]
@@ -179,7 +189,7 @@ def compute_spent(
     by_pld = closed_form = math.inf
     if all(unsampled):
         closed_form = _closed_form(spent, delta)
-    # The privacy loss of many unsampled steps outgrows the memory.
+    # The privacy loss distribution of many unsampled steps outgrows the memory.
     elif not any(unsampled[len(before_steps) :]):
         by_pld = float(PldAccountant().compose(compose(spent)).get_epsilon(delta))
     return Epsilon(

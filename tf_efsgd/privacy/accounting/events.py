@@ -1,4 +1,4 @@
-"""What a private step is as a `DpEvent`: how it samples and what noise it adds."""
+"""A private step as a `DpEvent`: how it samples and what noise it adds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import attr
 import dp_accounting
 
-# The sampler compares 32-bit integers with a threshold, so this is the grain of q.
+# The sampler compares 32-bit integers with a threshold, so q is a multiple of 1 / this.
 SAMPLING_GRAIN = 2**32
 
 
@@ -66,9 +66,10 @@ def step_event(sampling_probability: float, noise_multiplier: float) -> dp_accou
 def person_sampling_probability(sampling_probability: float, images_per_person: int) -> float:
     """The probability that a step samples any of a person's records.
 
-    Given that it does, the records move the sums by at most K times what one would. Which of them
-    came is a mixture, and the divergences that define the bound are jointly convex, so the step is
-    at least as private as a Gaussian with K times the sensitivity on a sample of persons.
+    If it does, the records move the sums by at most K times what one record would. Which of them
+    were sampled makes the step a mixture, and the divergences that define the bound are jointly
+    convex. So the step is at least as private as a Gaussian with K times the sensitivity on a
+    sample of persons.
 
     Args:
       sampling_probability: q in (0, 1], of every record by itself.
@@ -86,18 +87,18 @@ def person_sampling_probability(sampling_probability: float, images_per_person: 
 def hidden_sensitivity(
     l2_norm_clip: float, residual_l2_norm_clip: float, images_per_person: int = 1
 ) -> float:
-    """What one unit of privacy moves a step of the published error feedback by.
+    """How far one unit of privacy moves a step of the published error feedback.
 
     Its buffer is not noised. A record that was sampled once stays in it, so it moves every later
-    step by up to 2 C2 and a step that samples it by up to C1 + 2 C2: sampling amplifies nothing. T
+    step by up to 2 C2, and a step that samples it by up to C1 + 2 C2: sampling amplifies nothing. T
     steps are the Gaussian mechanism with mu = sqrt(T) (C1 + 2 C2) / (sigma C1) (DiceSGD, arXiv
     2311.14632).
 
     Args:
       l2_norm_clip: C1 > 0.
       residual_l2_norm_clip: C2 > 0, in units of the sum, like C1.
-      images_per_person: K >= 1: what comes out of the buffer is clipped whatever is in it, so only
-        the first part grows.
+      images_per_person: K >= 1. What comes out of the buffer is clipped whatever is in it, so K
+        multiplies only C1.
 
     Returns:
       K C1 + 2 C2.
@@ -106,7 +107,7 @@ def hidden_sensitivity(
 
 
 def event_to_dict(event: dp_accounting.DpEvent) -> dict:
-    """An event as JSON values, for the ledger; `event_from_dict` reads it back."""
+    """Turns an event into JSON values for the ledger; `event_from_dict` reads it back."""
     fields = attr.asdict(event, recurse=False)
     return {
         'class_name': type(event).__name__,
@@ -118,7 +119,7 @@ def event_to_dict(event: dp_accounting.DpEvent) -> dict:
 
 
 def event_from_dict(values: dict) -> dp_accounting.DpEvent:
-    """The event that `event_to_dict` wrote.
+    """Reads the event that `event_to_dict` wrote.
 
     Raises:
       ValueError: if it is no event of a private step.

@@ -13,7 +13,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     Solves delta = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu) (Balle and Wang 2018).
 
     Args:
-      mu: > 0; sqrt(T) / sigma for T steps of a sensitivity of 1 and noise sigma.
+      mu: > 0; sqrt(T) / sigma for T steps of sensitivity 1 with noise sigma.
       delta: in (0, 1).
 
     Returns:
@@ -21,7 +21,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """
     if _gaussian_log_delta(mu, 0.0) <= math.log(delta):
         return 0.0
-    # Beyond mean plus z standard deviations of the privacy loss, N(mu^2/2, mu^2), lies delta.
+    # The privacy loss is N(mu^2/2, mu^2): the probability that it is above `high` is delta.
     high = mu * (mu / 2 - special.ndtri_exp(math.log(delta)))
     epsilon = optimize.brentq(
         lambda e: _gaussian_log_delta(mu, e) - math.log(delta), 0.0, high, xtol=1e-300, rtol=1e-14
@@ -52,7 +52,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def _gaussian_log_delta(mu: float, epsilon: float) -> float:
-    """Log of delta(epsilon) of a Gaussian mechanism; neither overflows nor cancels."""
+    """The log of delta(epsilon) of a Gaussian mechanism, without overflow or cancellation."""
     near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
     if near < -1.0:
         # delta is not small: the difference of the two loses little.
@@ -64,11 +64,11 @@ def _gaussian_log_delta(mu: float, epsilon: float) -> float:
 
 
 def split_release(noise_multiplier: float, share: float) -> tuple[float, float]:
-    """The noise of two releases that together spend what one would.
+    """The noise of two releases that together spend as much as one.
 
     Args:
-      noise_multiplier: sigma > 0 of the one.
-      share: of its 1/sigma^2 that goes to the second, in (0, 1).
+      noise_multiplier: sigma > 0 of the one release.
+      share: the share of its 1/sigma^2 that the second release gets, in (0, 1).
 
     Returns:
       sigma_1 and sigma_2 with 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma^2: two Gaussian mechanisms, the

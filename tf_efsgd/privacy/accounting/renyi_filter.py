@@ -1,4 +1,4 @@
-"""The budget of a run whose mechanism is changed after its start."""
+"""The privacy budget of a run whose mechanism is changed after its start."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RenyiFilter:
 
     Attributes:
       order: alpha > 1.
-      budget: the divergence that may be spent at this order, exactly.
-      epsilon: of (epsilon, delta) at that budget.
+      budget: the divergence that may be spent at this order, an exact fraction.
+      epsilon: of the guarantee (epsilon, delta) that this budget gives.
     """
 
     order: float
@@ -39,7 +39,14 @@ class RenyiFilter:
         delta: float,
         warm_start: dp_accounting.DpEvent | None = None,
     ) -> RenyiFilter:
-        """The filter with the divergence of what is planned, at the order best for that."""
+        """Makes the filter whose budget is the divergence of the plan, at the plan's best order.
+
+        Args:
+          event: the event of one step.
+          steps: the planned number of steps, >= 0.
+          delta: in (0, 1).
+          warm_start: the event of the planned release before the first step, if any.
+        """
         parts, accountant = parts_of(event, steps, warm_start), RdpAccountant()
         for one, count in parts:
             accountant.compose(one, count)
@@ -53,8 +60,8 @@ class RenyiFilter:
         self, spent: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
     ) -> int:
         """How many steps of `event` the budget still allows after what was spent."""
-        # In fractions: rounding must not cost an unchanged event the last of its planned steps, nor
-        # an allowance for rounding give another one a step that passes the budget.
+        # Fractions are exact. Rounding must not cost an unchanged event the last planned step, and
+        # an allowance for rounding must not give another event a step that passes the budget.
         used = sum(count * _exact_divergence(one, self.order) for one, count in spent)
         return max(0, math.floor((self.budget - used) / _exact_divergence(event, self.order)))
 

@@ -1,1 +1,1 @@
-"""What a release sums over the records."""
+"""The features of records that a release sums."""

@@ -1,23 +1,28 @@
-"""Features of images whose sum over records can be released: bounded, and in groups.
+"""Bounded features of images, in groups: their sum over records can be released.
 
 Formal guarantees, for every record, whatever it holds:
-  - Its features have norm at most 1; where they are not finite, it counts as zero, by selection.
-  - What it adds to a sum is rounded to integers in steps of gamma before it is added (`on_grid`),
-    and its squared norm, computed exactly, is at most (1 / gamma)^2.
+  - Its features have norm at most 1; a record whose features are not finite counts as zero, by
+    selection.
+  - Its contribution to a sum is rounded to integers in steps of gamma before it is added
+    (`on_grid`), and the squared norm of these, computed exactly, is at most (1 / gamma)^2.
 
-Tested, not proven: that a record's features, which are float32, do not depend on which other
-records are computed beside them, nor on its place among them.
+One thing is tested, not proven: a record's features, which are float32, depend neither on the other
+records that are computed beside it nor on its place among them. Every process tries it before its
+first look at records (`GroupedFeatures.rows`).
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
-# Groups of features that all stand for the same kernels.
+from tf_efsgd.privacy.features import alone
+
+# The number of groups of features; every group approximates the same kernels.
 GROUPS = 8
-# Of the constant feature that counts the records of a class.
+# The value of the constant feature that counts the records of a class.
 COUNT = 0.1
 # Leaves room for rounding to the grid, so that a usual record stays within norm 1.
 BOUND = 1.0 - 1e-5
@@ -28,15 +33,17 @@ _SHRINK = 1.0 - 2.0**-20
 class GroupedFeatures(tf.Module):
     """Bounded random features of images, phi, in groups.
 
-    All groups stand for the same kernels, so a step of `training.fit` can make do with one of
-    them. Beside them there is a constant, which counts. A subclass gives `group`, and calls
-    `_measure` when that can be called.
+    All groups approximate the same kernels, so a step of `training.fit` can make do with one of
+    them. Beside them there is a constant feature, which counts. A subclass defines `group`, and
+    calls `_measure` as soon as `group` works.
     """
 
-    # How many; a subclass may have another number.
+    # The number of groups; a subclass may have another one.
     groups = GROUPS
 
     def _measure(self, image_shape: tuple[int, int, int]) -> None:
+        self._image_shape = tuple(image_shape)
+        self._rows: int | None = None
         self.group_size = self.group(tf.zeros([1, *image_shape]), 0).shape[-1]
         self.size = self.groups * self.group_size + 1
 
@@ -47,13 +54,36 @@ class GroupedFeatures(tf.Module):
           images: float32 [n, H, W, C] in [-1, 1].
 
         Returns:
-          float32 [n, size]: all groups, then the constant; every row has norm at most 1, or is 0
-          where it would not be finite.
+          float32 [n, size]: all groups, then the constant; every row has norm at most 1, and is 0
+          if it would not be finite.
         """
         share = math.sqrt((1.0 - COUNT**2) / self.groups)
         groups = [share * self.group(images, group) for group in range(self.groups)]
         count = tf.fill([tf.shape(images)[0], 1], COUNT)
         return _bounded(tf.concat([*groups, count], axis=-1))
+
+    def rows(self) -> int:
+        """How many records `class_sums` may get at a time, tried once on made-up images.
+
+        Returns:
+          See `alone.choose_rows`.
+
+        Raises:
+          alone.NotAlone: if a record's contribution is never its own.
+        """
+        if self._rows is None:
+            shape = [alone.ROWS[0], *self._image_shape]
+            made_up = np.random.default_rng(0).uniform(-1.0, 1.0, shape).astype(np.float32)
+            self._rows = alone.choose_rows(self._of_made_up, made_up)
+        return self._rows
+
+    def _of_made_up(self, images: tf.Tensor) -> tf.Tensor:
+        """Phi, as `of_records` computes it, of float32 images in [-1, 1]."""
+        return self.of_records(tf.cast(tf.round(127.5 * (images + 1.0)), tf.uint8))
+
+    def of_records(self, images: tf.Tensor) -> tf.Tensor:
+        """Phi of uint8 images [n, H, W, C]: float32 [n, size], what `class_sums` adds up."""
+        return self(tf.cast(images, tf.float32) / 127.5 - 1.0)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def class_sums(
@@ -64,7 +94,7 @@ class GroupedFeatures(tf.Module):
         step: tf.Tensor,
         largest_squared_norm: tf.Tensor,
     ) -> tf.Tensor:
-        """Sums by class of what the records contribute, PRIVATE.
+        """Sums the contributions of records by class. PRIVATE.
 
         Args:
           images: uint8 [n, H, W, C].
@@ -76,17 +106,17 @@ class GroupedFeatures(tf.Module):
         Returns:
           int64 [num_classes, size], in steps.
         """
-        phi = self(tf.cast(images, tf.float32) / 127.5 - 1.0)
-        # Not a matrix product: that has no integers.
+        phi = self.of_records(images)
+        # Not a matrix product: TensorFlow has none for these integers.
         contributions = on_grid(phi, step, largest_squared_norm)
         return tf.math.unsorted_segment_sum(contributions, labels, num_classes)
 
 
 def on_grid(phi: tf.Tensor, step: tf.Tensor, largest_squared_norm: tf.Tensor) -> tf.Tensor:
-    """Rounds records' features to the grid and holds their norms to the bound, exactly.
+    """Rounds the features of records to the grid and keeps their norms within the bound, exactly.
 
     Args:
-      phi: float32 [n, size], rows of norm about 1 at most, finite.
+      phi: float32 [n, size], finite, with rows of norm at most about 1.
       step: float64 [], gamma > 0.
       largest_squared_norm: int64 [], floor(1 / gamma^2).
 
@@ -94,7 +124,7 @@ def on_grid(phi: tf.Tensor, step: tf.Tensor, largest_squared_norm: tf.Tensor) ->
       int64 [n, size], in steps: round(phi / gamma), scaled down and rounded again for as long as
       the sum of squares, an integer, is above the bound.
     """
-    # No number of a row may be longer than the whole row: so their squares fit into int64.
+    # No number of a row may be larger than the norm of the row may be, so squares fit into int64.
     most = tf.sqrt(tf.cast(largest_squared_norm, tf.float64))
     exact = tf.clip_by_value(tf.cast(phi, tf.float64) / step, -most, most)
 

@@ -7,20 +7,20 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# Windows of so many pixels at most are projected by a convolution.
+# Windows of at most this many pixels are projected by a convolution.
 _SMALL_WINDOW = 25
 
 
 def fourier_features(inputs: Sequence[tf.Tensor], frequencies: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Random Fourier features of the mean of several kernels on windows, of norm 1.
+    """Random Fourier features, of norm 1, of the mean of several kernels on windows.
 
     Args:
       inputs: for each kernel what it looks at, float32 [n, H, W, C].
-      frequencies: for each kernel float32 [h, w, C, count]: it looks at all windows of h times w,
-        half of that apart.
+      frequencies: for each kernel float32 [h, w, C, count]: it looks at windows of h by w pixels,
+        half a window apart.
 
     Returns:
-      float32 [n, size]; a size is the sum of 2 x windows x count.
+      float32 [n, size]; the size is the sum of 2 x windows x count over the kernels.
     """
     parts = []
     for values, frequency in zip(inputs, frequencies):
@@ -32,12 +32,16 @@ def fourier_features(inputs: Sequence[tf.Tensor], frequencies: Sequence[tf.Tenso
 
 
 def _project_windows(values: tf.Tensor, frequency: tf.Tensor) -> tf.Tensor:
-    """Products of [h, w, C, count] with windows of [n, H, W, C]: [n, windows, count], or in 2-D."""
+    """Products of [h, w, C, count] with windows of [n, H, W, C].
+
+    Returns:
+      [n, windows, count], or the same with two axes of windows.
+    """
     height, width, _, count = frequency.shape
     strides = [max(1, height // 2), max(1, width // 2)]
     if height * width <= _SMALL_WINDOW:
         return tf.nn.conv2d(values, frequency, strides, 'VALID')
-    # The gradient of a convolution with a large kernel is slow; that of many slices is, too.
+    # The gradient of a convolution with a large kernel is slow, and so is that of many slices.
     windows = _windows(values, height, width, strides)
     angles = tf.reshape(windows, [-1, windows.shape[-1]]) @ tf.reshape(frequency, [-1, count])
     return tf.reshape(angles, [-1, windows.shape[1], count])

@@ -1,20 +1,21 @@
-"""Features that were learned from a first release: those of the second one.
+"""The features of the second release, learned from the first.
 
-A generator that was fitted to the first release makes images of each class, a small classifier
-learns to tell them apart (`training.learn_features`), and random Fourier features of its layers are
-what is summed by class over the records this time, as in `class_sums`. Then the generator is fitted
-to both. The features see what the pixels' kernels hardly see, as in DP-MEPF (Harder et al. 2023),
-without public images.
+A generator that was fitted to the first release makes images of each class, and a small classifier
+learns to tell them apart (`training.learn_features`). The second release sums random Fourier
+features of its layers by class over the records, as in `class_sums`. Then the generator is fitted
+to both releases. These features see what kernels on pixels hardly see, as in DP-MEPF (Harder et al.
+2023), but without public images.
 
 Formal guarantees:
   - phi_2 is a function of public constants and of the first release: the classifier and the scales
-    of its layers have seen generated images only. It is fixed before it sees a record.
-  - One record moves the second sums by at most 1, as it moves the first: `class_sums.release`.
+    of its layers come from generated images only. It is fixed before it sees a record.
+  - One record moves the second sums by at most 1, like the first ones: `class_sums.release`.
   - The two are Gaussian mechanisms, the second chosen after the first. With sigma_1 and sigma_2
     such that 1/sigma_1^2 + 1/sigma_2^2 = 1/sigma_w^2 they are together as private as
     `GaussianDpEvent(sigma_w)` (Dong, Roth and Su 2022, Gaussian Differential Privacy, corollary
-    3.3), which is what the ledger charges before the first is made. What their grids cost is the
-    same factor for all three (`grid.effective_noise_multiplier`), so it holds for these, too.
+    3.3); the ledger charges that before the first release is written. The grid costs all three the
+    same factor (`grid.effective_noise_multiplier`), so the equation holds for the accounted noise
+    too.
 """
 
 from __future__ import annotations
@@ -30,28 +31,29 @@ import tensorflow as tf
 from tf_efsgd.privacy.features.grouped import GROUPS, GroupedFeatures
 from tf_efsgd.privacy.features.kernels import fourier_features
 
-# Of phi_2, as `pixels.VERSION`.
+# The version of phi_2, like `pixels.VERSION`.
 VERSION = 2
 _SEED = (2601, 15062)
-# The kernels: what of the classifier they look at, which part of its height and width at a time
-# (its windows are half of that apart), and how many random frequencies they have in a group.
+# The kernels: which layer of the classifier they look at, the part of its height and width that one
+# window has (windows are half of that apart), and the number of random frequencies in a group.
 _KERNELS = (('low', 1 / 4, 100), ('high', 1 / 2, 300), ('high', 1.0, 1000), ('vector', 1.0, 500))
 LAYERS = ('low', 'high', 'vector')
-# Standard deviation of the kernels over the distance of two images of a class, root mean square.
+# The standard deviation of the kernels, divided by the root mean square distance of two images of a
+# class.
 _BANDWIDTH = 0.5
 
 
 class LearnedFeatures(GroupedFeatures):
     """Random Fourier features of a classifier's layers: those of the second release.
 
-    Of Gaussian kernels: on windows of its first layer, on windows of its second and all of it, and
-    on its vector.
+    The Gaussian kernels look at windows of the first layer, at windows of the second layer and at
+    the whole of it, and at the vector.
 
     Args:
-      classifier: from images to a dict, as `models.classifier.build_classifier` makes it; its
-        weights are public and stay.
-      distances: root mean square distance of two images of a class, > 0, on one number of each
-        of 'low', 'high' and 'vector'.
+      classifier: maps images to a dict, as `models.classifier.build_classifier` makes it; its
+        weights are public and stay as they are.
+      distances: for each of 'low', 'high' and 'vector' the root mean square distance of two images
+        of a class in one number of that layer, > 0.
       image_shape: (H, W, C).
     """
 
@@ -76,7 +78,7 @@ class LearnedFeatures(GroupedFeatures):
         self._measure(image_shape)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
-        """The features of one group alone, as `pixels.FeatureMap.group`."""
+        """Computes the features of one group, like `pixels.FeatureMap.group`."""
         outputs = self._classifier(images, training=False)
         outputs['vector'] = outputs['vector'][:, tf.newaxis, tf.newaxis]
         inputs = [outputs[layer] for layer, _, _ in _KERNELS]
@@ -85,13 +87,13 @@ class LearnedFeatures(GroupedFeatures):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Release:
-    """What the second release showed, and what it is about. Public, all of it.
+    """The second release, and the features that it is a release of. All of it is public.
 
     Attributes:
       sums: int64 [num_classes, size], as `class_sums.release` returns them.
       distances: see `LearnedFeatures`.
-      classifier: its weights.
-      generator: the generator's, fitted to the first release.
+      classifier: the weights of the classifier.
+      generator: the weights of the generator that was fitted to the first release.
     """
 
     sums: np.ndarray
@@ -100,7 +102,7 @@ class Release:
     generator: Sequence[np.ndarray]
 
     def to_bytes(self) -> bytes:
-        """As the content of an .npz file; `from_bytes` reads it back."""
+        """The release as the content of an .npz file; `from_bytes` reads it back."""
         arrays = {'sums': self.sums, 'distances': np.asarray(self.distances)}
         for name in ('classifier', 'generator'):
             weights = getattr(self, name)
@@ -111,7 +113,7 @@ class Release:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> Release:
-        """What `to_bytes` wrote."""
+        """Reads what `to_bytes` wrote."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             weights = {
                 name: [arrays[key] for key in sorted(arrays) if key.startswith(f'{name}_')]

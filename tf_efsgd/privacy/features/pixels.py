@@ -9,25 +9,25 @@ import tensorflow as tf
 from tf_efsgd.privacy.features.grouped import GROUPS, GroupedFeatures
 from tf_efsgd.privacy.features.kernels import fourier_features
 
-# Of phi and of the form it is released in: other versions' releases mean nothing to this one.
+# The version of phi and of the form of its release: a release of another version is refused.
 VERSION = 3
-# Public seed of the random features: the same for all runs.
+# The public seed of the random features, the same for all runs.
 _SEED = (2601, 15061)
-# Larger images are pooled to this first: fine detail would drown in the noise.
+# Larger images are first pooled to this size: fine detail would drown in the noise.
 _MAX_SIZE = 32
-# The features stand for a kernel on whole images and one on windows of half their size, a quarter
-# of it apart, each the mean of so many groups of so many random frequencies.
+# The features approximate a kernel on whole images and one on windows of half their size, a quarter
+# of the size apart. Each group has so many random frequencies for them.
 _WHOLE, _HALF = 1000, 300
-# Standard deviation of the Gaussian kernels over the root of the number of pixels, which are in
-# [0, 1].
+# The standard deviation of the Gaussian kernels, divided by the root of the number of pixels, for
+# pixels in [0, 1].
 _BANDWIDTH = 0.18
 
 
 class FeatureMap(GroupedFeatures):
-    """Random features of pixels: those of the first release.
+    """Random Fourier features (Rahimi and Recht 2007) of pixels, for the first release.
 
-    Random Fourier features (Rahimi and Recht 2007) of two Gaussian kernels: on the whole image,
-    for what belongs together in it, and, the mean over positions, on windows, for its strokes.
+    They approximate two Gaussian kernels: one on the whole image, which sees what belongs together
+    in it, and one on windows, averaged over positions, which sees strokes.
 
     Args:
       image_shape: (H, W, C).
@@ -49,7 +49,7 @@ class FeatureMap(GroupedFeatures):
         self._measure(image_shape)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int) -> tf.Tensor:
-        """The features of one group alone.
+        """Computes the features of one group.
 
         Args:
           images: float32 [n, H, W, C] in [-1, 1].

@@ -1,19 +1,19 @@
 """Features of pixels and of a network that learned from public photographs, under one bound.
 
-Random Fourier features (Rahimi and Recht 2007) of Gaussian kernels on pixels, on tone, on texture
-and on the stages of the frozen network, and its pooled activations themselves, whose sums by class
-tell the classes apart at any noise. In the line of DP-MEPF (Harder et al. 2023).
+They are random Fourier features (Rahimi and Recht 2007) of Gaussian kernels on pixels, on tone, on
+texture and on the stages of the frozen network, and the network's pooled activations themselves,
+whose sums by class tell the classes apart at any noise. DP-MEPF (Harder et al. 2023) is similar.
 
 Formal guarantees:
-  - phi is a function of public constants and of the image shape: random frequencies of a public
-    seed, the network's weights, which learned from public photographs, and scales that are measured
-    on public photographs which come with the package. It is fixed before it sees a record.
-  - All parts lie under ONE bound: every part has norm 1 at most times the root of its public share,
-    and the shares add up to 1. `grouped.on_grid` holds the whole to it in integers, as for every
-    release, so the privacy of a release does not rest on anything computed here.
+  - phi is a function of public constants and of the image shape: random frequencies from a public
+    seed, the weights of the network, which learned from public photographs, and scales that are
+    measured on the public photographs in this package. It is fixed before it sees a record.
+  - All parts lie under ONE bound: the norm of every part is at most the root of its public share,
+    and the shares add up to 1. `grouped.on_grid` keeps the whole within the bound in integers, as
+    for every release, so the privacy of a release does not rest on anything computed here.
 
-There is one group of features instead of several: the noise over what a class has to tell is
-sigma_w sqrt(size) / n for n records of it, so there are fewer features where records are few.
+There is one group of features instead of several. The noise on the mean features of a class with n
+records is about sigma_w sqrt(size) / n, so there are fewer features where records are few.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ import tensorflow as tf
 from tf_efsgd.privacy.features.grouped import GroupedFeatures
 from tf_efsgd.privacy.features.kernels import fourier_features
 
-# Of phi: other versions' releases, and those of pixels alone, mean nothing to this one.
+# The version of phi: releases of another version, and those of pixels alone, are refused.
 VERSION = 102
 
 Maps = Mapping[str, tf.Tensor]
@@ -41,37 +41,37 @@ _PHOTOGRAPHS = (
 _PHOTOGRAPH_SIZE = 64
 
 _SEED = (2601, 15063)
-# Standard deviation of the kernels over the root mean square distance of two public photographs;
-# the frequencies take turns with these factors: a mixture of narrow and wide kernels.
+# The standard deviation of the kernels, divided by the root mean square distance of two public
+# photographs. The frequencies take turns with the factors: a mixture of narrow and wide kernels.
 _BANDWIDTH = 0.5
 _FACTORS = (0.25, 0.5, 1.0, 2.0)
-# Activations are standardized by the photographs and cut off there.
+# Activations are standardized by means of the photographs and cut off here.
 LARGEST_ACTIVATION = 5.0
 _LEAST_DEVIATION = 1e-2
-# The stages whose activations are released, pooled to 2 by 2, and what each has of them.
+# The stages whose activations are released, pooled to 2 by 2, and the share of each.
 _POOLED_SHARES = {'stage_2': 0.1, 'stage_3': 0.2, 'stage_4': 0.3, 'stage_5': 0.4}
 _POOLED_SIZE = 2
-# Most photographs are then within the bound of the activations' norm.
+# The bound on the activations' norm is the photographs' median times this: most are within it.
 _ROOM = 1.2
 
 # Luma and two doubled opponent colours.
 _OPPONENT = ((0.299, 0.587, 0.114), (1.0, -0.5, -0.5), (0.0, 1.0, -1.0))
 _TONE_SIZE, _TEXTURE_WINDOW = 8, 4
 
-# The noise over the mean features of a class, sigma_w sqrt(size) / n, shall be about this.
+# The noise on the mean features of a class, sigma_w sqrt(size) / n, is to be about this.
 _NOISE = 0.04
 _SMALLEST, _LARGEST = 0.2, 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
-    """A Gaussian kernel: `source` of (images, maps) [n, h, w, C] is what it looks at.
+    """A Gaussian kernel.
 
     Attributes:
-      source: as above.
-      part: of the height and width it looks at at a time.
-      count: random frequencies, at size 1.
-      share: of all that is released, before they are made to add up to 1.
+      source: maps (images, maps) to what the kernel looks at, [n, h, w, C].
+      part: the part of the height and of the width that one window has.
+      count: the number of random frequencies, at size 1.
+      share: the share of all that is released, before the shares are made to add up to 1.
     """
 
     source: Callable[[tf.Tensor, Maps], tf.Tensor]
@@ -99,10 +99,10 @@ def _meaning(_: tf.Tensor, maps: Maps) -> tf.Tensor:
 
 
 def _mean(values: tf.Tensor) -> tf.Tensor:
-    """Over height and width, [n, 1, 1, C].
+    """The mean over height and width, [n, 1, 1, C].
 
-    Not by `reduce_mean`, which adds up in another order at another row of a batch: a record's
-    features would depend on its place, by rounding.
+    It does not use `reduce_mean`, which may sum in another order at another row of a batch: by
+    rounding, a record's features would depend on its place.
     """
     return tf.nn.avg_pool2d(values, values.shape[1:3], 1, 'VALID')
 
@@ -123,12 +123,12 @@ _KERNELS = (
     _Kernel(_meaning, 1.0, 400, 0.1),
 )
 _TEXTURE_COUNT, _TEXTURE_SHARE = 24, 0.1
-# What the pooled activations have: as much as all kernels together.
+# The share of the pooled activations: as much as all kernels together.
 _ACTIVATIONS_SHARE = 0.5
 
 
 def choose_size(dataset_size: int, num_classes: int, noise_multiplier: float) -> float:
-    """How many features to release, as a multiple of the usual number, about 7,000 + 1,000.
+    """Chooses how many features to release, as a multiple of the usual 8,000 or so.
 
     Args:
       dataset_size: declared number of records.
@@ -136,7 +136,8 @@ def choose_size(dataset_size: int, num_classes: int, noise_multiplier: float) ->
       noise_multiplier: of the release.
 
     Returns:
-      `size` of `PublicFeatures`, from public facts alone: fewer for fewer records and more noise.
+      The `size` of `PublicFeatures`, from public facts alone: smaller for fewer records and for
+      more noise.
     """
     if not noise_multiplier:
         return 1.0
@@ -145,7 +146,7 @@ def choose_size(dataset_size: int, num_classes: int, noise_multiplier: float) ->
 
 
 def public_photographs(image_shape: tuple[int, int, int]) -> np.ndarray:
-    """The photographs that scales are measured on, CC0 or in the public domain.
+    """Loads the photographs that scales are measured on; they are CC0 or in the public domain.
 
     Args:
       image_shape: (H, W, C), C is 1 or 3.
@@ -165,13 +166,22 @@ def public_photographs(image_shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def pool_to(values: tf.Tensor, size: int) -> tf.Tensor:
-    """Averages float32 [n, h, w, C] to `size` or a little more in height; smaller ones stay."""
+    """Averages float32 [n, h, w, C] to a height of `size` or a little more; smaller ones stay."""
     pooling = values.shape[1] // size
     return tf.nn.avg_pool2d(values, pooling, pooling, 'VALID') if pooling > 1 else values
 
 
 def in_parts(function: Callable, images: np.ndarray, part: int = 128) -> list[np.ndarray]:
-    """What a function makes of images, part by part; it returns a list of tensors [n, ...]."""
+    """Applies a function to images part by part.
+
+    Args:
+      function: from a part of the images, a tensor, to a list of tensors [n, ...].
+      images: [N, ...].
+      part: how many images the function gets at a time.
+
+    Returns:
+      The values of the function for all images, a list of arrays [N, ...].
+    """
     parts = [
         [value.numpy() for value in function(tf.constant(images[start : start + part]))]
         for start in range(0, len(images), part)
@@ -183,7 +193,7 @@ class PublicFeatures(GroupedFeatures):
     """Bounded features of pixels and of a public network, in one group.
 
     Args:
-      network: frozen, from images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps with
+      network: frozen; maps images, float32 [n, H, W, C] in [-1, 1], to a dict of feature maps with
         'stage_2' to 'stage_5', as `models.public_network.build_public_network` makes it.
       image_shape: (H, W, C), H and W at least 8.
       size: multiple of the usual number of features, > 0, see `choose_size`.
@@ -230,7 +240,7 @@ class PublicFeatures(GroupedFeatures):
     def version(self) -> int:
         """Tells these features from those of another program, network, size or shape."""
         network = self._network
-        # Without the names of layers, which count what the process has built before.
+        # The names of layers are left out: they count what the process has built before.
         about = (
             self.size,
             network.input_shape,
@@ -243,16 +253,16 @@ class PublicFeatures(GroupedFeatures):
         return VERSION * 2**48 + int.from_bytes(digest.digest()[:6], 'big')
 
     def maps(self, images: tf.Tensor) -> Maps:
-        """What the network makes of images, float32 [n, H, W, C] in [-1, 1]."""
+        """The network's feature maps of images, float32 [n, H, W, C] in [-1, 1]."""
         return self._network(images, training=False)
 
     def group(self, images: tf.Tensor, group: tf.Tensor | int = 0) -> tf.Tensor:
-        """The features, as `pixels.FeatureMap.group`; there is one group."""
+        """Computes the features, like `pixels.FeatureMap.group`; there is only one group."""
         del group
         return self.of_maps(images, self.maps(images))
 
     def of_maps(self, images: tf.Tensor, maps: Maps) -> tf.Tensor:
-        """The features of images whose feature maps are known already.
+        """Computes the features of images whose feature maps are known already.
 
         Args:
           images: float32 [n, H, W, C] in [-1, 1].
@@ -295,7 +305,7 @@ class PublicFeatures(GroupedFeatures):
         return tf.clip_by_value(values, -LARGEST_ACTIVATION, LARGEST_ACTIVATION)
 
     def _texture_features(self, images: tf.Tensor) -> tf.Tensor:
-        """Means over each quarter of the image of cosines and sines of small windows, norm <= 1."""
+        """Cosines and sines of small windows, averaged over quarters of the image; norm <= 1."""
         stride = _TEXTURE_WINDOW // 2
         angles = tf.nn.conv2d(images, self._texture, stride, 'VALID')
         rows, columns, count = angles.shape[1:]
@@ -317,14 +327,16 @@ def _pooled(maps: Maps) -> tf.Tensor:
 def _draw_frequencies(
     values: tf.Tensor, window: list[int], count: int, seed: tf.Tensor, centered: bool = False
 ) -> tf.Tensor:
-    """Of a mixture of kernels as wide as windows of public photographs are apart.
+    """Draws the frequencies of a mixture of kernels on windows.
+
+    The kernels are about as wide as two windows of public photographs are apart.
 
     Args:
-      values: of public photographs, float32 [n, h, w, C].
-      window: its height and width.
+      values: what the kernels look at of public photographs, float32 [n, h, w, C].
+      window: the height and width of a window.
       count: how many frequencies.
       seed: int32 [2]; public.
-      centered: of windows less their mean colour.
+      centered: whether the mean colour of a window is subtracted.
 
     Returns:
       float32 [*window, C, count].
@@ -336,13 +348,13 @@ def _draw_frequencies(
         for side, size, stride in zip(values.shape[1:3], window, strides)
     )
     values = values.numpy()
-    # The middle row of windows will do.
+    # The middle row of windows is enough.
     top = list(rows)[len(rows) // 2]
     windows = np.concatenate([values[:, top : top + height, c : c + width] for c in columns])
     if centered:
         windows = windows - windows.mean(axis=(1, 2), keepdims=True)
     flat = windows.reshape(len(windows), -1)
-    # Twice the variance: the mean square of the distance of two.
+    # The mean square distance of two windows is twice their variance.
     distance = max(1e-3, float(np.sqrt(2.0 * flat.var(axis=0).sum())))
     factors = np.resize(np.array(_FACTORS, np.float32), count)
     shape = [*window, values.shape[-1], count]

@@ -35,13 +35,13 @@ def conv2d_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `Conv2D`: any strides, dilation, groups and padding, channels last.
+    """The rule for `Conv2D`: any strides, dilation, groups and padding, channels last.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, H, W, C],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:
@@ -83,13 +83,13 @@ def conv2d_transpose_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `Conv2DTranspose`: a convolution from its output to its input.
+    """The rule for `Conv2DTranspose`: a convolution from its output to its input.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, h, w, C],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:
@@ -130,13 +130,13 @@ def depthwise_conv2d_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `DepthwiseConv2D`: every channel is a group of its own.
+    """The rule for `DepthwiseConv2D`: every channel is a group of its own.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, H, W, C],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:

@@ -25,15 +25,15 @@ def dense_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `Dense`, in TF Privacy's form.
+    """The rule for `Dense`.
 
-    TF Privacy has one too, in the Gram form alone.
+    TF Privacy's own rule uses only the Gram form.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, ..., m],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:

@@ -18,15 +18,15 @@ def embedding_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `Embedding`: a `Dense` of one-hot vectors.
+    """The rule for `Embedding`: a `Dense` of one-hot vectors.
 
-    TF Privacy has one too, for one call in a pass and without XLA.
+    TF Privacy's own rule allows only one call in a pass, and no XLA.
 
     Args:
       layer_instance: the layer.
       input_args: (ids, integers [batch, ...],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The rules for normalizations whose statistics are of one example."""
+"""The rules for normalizations whose statistics come from one example."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def group_normalization_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `GroupNormalization`, whose statistics are of one example.
+    """The rule for `GroupNormalization`, whose statistics come from one example.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, ..., C],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:
@@ -55,15 +55,15 @@ def layer_normalization_computation(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None = None,
 ) -> RegistryOutput:
-    """Rule for `LayerNormalization`.
+    """The rule for `LayerNormalization`.
 
-    TF Privacy has one too, for one call in a pass and with both scale and center.
+    TF Privacy's own rule allows only one call in a pass, and needs both scale and center.
 
     Args:
       layer_instance: the layer.
       input_args: (inputs float32 [batch, ..., C],).
       input_kwargs: empty.
-      tape: which is to record the call.
+      tape: the tape that records the call.
       num_microbatches: None, or the number of microbatches of equal size.
 
     Returns:
@@ -77,7 +77,7 @@ def layer_normalization_computation(
     if 0 in axes:
         raise UnsupportedLayerError('mixes the examples of a batch')
     gamma, beta = layer_instance.gamma, layer_instance.beta
-    # An assignment would make Keras untrack them.
+    # A plain assignment would make Keras untrack the two variables.
     layer_instance.__dict__.update(gamma=None, beta=None)
     try:
         normalized = layer_instance.call(inputs)
@@ -94,7 +94,7 @@ def _scale_and_center(
     tape: tf.GradientTape,
     num_microbatches: tf.Tensor | None,
 ) -> RegistryOutput:
-    """What a rule returns of a layer that multiplies by gamma and adds beta, along these axes."""
+    """What a rule returns for a layer that multiplies by gamma and adds beta, along these axes."""
     rank = normalized.shape.rank
     shape = [normalized.shape[i] if i in axes else 1 for i in range(rank)]
     others = [i for i in range(1, rank) if i not in axes]

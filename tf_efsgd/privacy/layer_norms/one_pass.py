@@ -13,8 +13,8 @@ from tf_efsgd.privacy.layer_norms.registry import rule_of
 from tf_efsgd.privacy.layer_norms.rule import PerExample, UnsupportedLayerError
 
 _OTHER_ROWS = (
-    'is called on a batch axis that is not that of the losses: views, patches or time steps of a '
-    'record are on it, or what does not depend on the records'
+    'is called on a batch axis that is not that of the losses: it holds views, patches or time '
+    'steps of a record, or something that does not depend on the records'
 )
 Models = Union[tf.keras.Model, Sequence[tf.keras.Model]]
 
@@ -23,11 +23,12 @@ def check_layers(models: Models, variables: Sequence[tf.Variable]) -> None:
     """Checks that every variable belongs to a layer with a rule.
 
     Args:
-      models: the model, or several, built.
+      models: the built model, or several.
       variables: what the step updates.
 
     Raises:
-      UnsupportedLayerError: naming the layer that has none, or the variable of no layer.
+      UnsupportedLayerError: if not; it names the layer without a rule, or the variable without a
+        layer.
     """
     owners: dict[Any, list[tf.keras.layers.Layer]] = {}
     for layer in _layers_with_variables(models):
@@ -66,22 +67,22 @@ def gradients_by_layer(
 ) -> list:
     """Per-example gradients of a batch, by layer, in the form of `PerExample`.
 
-    One forward pass, and one backward pass with respect to what the layers put out. Layers may be
-    nested in other models, and may be called several times.
+    It takes one forward pass, and one backward pass with respect to the outputs of the layers.
+    Layers may be nested in other models, and may be called several times.
 
     Args:
-      models: one or several, whose layers are called by `losses_of`; no layer mixes examples.
+      models: one model or several, whose layers `losses_of` calls; no layer may mix examples.
       losses_of: calls the models on a batch and returns the loss of every example, float32 [batch].
-      variables: what the step updates; every one belongs to one layer.
+      variables: what the step updates; each belongs to one layer.
 
     Returns:
-      Parts, see `rule`: together they are over all variables that were used.
+      Parts, see `rule`: together they cover all variables that the loss uses.
 
     Raises:
       UnsupportedLayerError: if a layer has no rule, or none for the way it is called.
       ValueError: if there is not one loss for every example.
-      tf.errors.InvalidArgumentError: when it is run, if only then a batch axis turns out not to be
-        that of the examples.
+      tf.errors.InvalidArgumentError: while the graph runs, if a batch axis only then turns out not
+        to be that of the examples.
     """
     check_layers(models, variables)
     _switch_off_tensor_float_32()
@@ -115,6 +116,34 @@ def gradients_by_layer(
     return parts
 
 
+def activations(
+    models: Models,
+    losses_of: Callable[[], tf.Tensor],
+    variables: Sequence[tf.Variable],
+) -> tf.Tensor:
+    """What the layers put out in the pass that `gradients_by_layer` makes: PRIVATE for records.
+
+    Args:
+      models: as in `gradients_by_layer`.
+      losses_of: as in `gradients_by_layer`.
+      variables: what the step updates.
+
+    Returns:
+      float32 [batch, ...]: for every example its loss, and what each call of a layer that owns one
+      of the variables puts out, before its activation.
+    """
+    tape = tf.GradientTape(watch_accessed_variables=False)
+    with tape, _Recorder(models, tape) as calls:
+        tape.watch(variables)
+        losses = losses_of()
+    outputs = [call.base_vars for call in calls]
+    gradients = tape.gradient(losses, outputs, unconnected_gradients='zero')
+    count = tf.shape(losses)[0]
+    with tf.control_dependencies(gradients):  # Without them the graph would be another one.
+        flat = [tf.reshape(values, [count, -1]) for values in (losses, *outputs)]
+    return tf.concat(flat, axis=1)
+
+
 def clipped_sum(
     models: Models,
     losses_of: Callable[[], tf.Tensor],
@@ -122,18 +151,18 @@ def clipped_sum(
     weights: tf.Tensor,
     lengths: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """A sum of what `gradients_by_layer` makes of examples, the short way: to try, not to release.
+    """A clipped sum of the gradients of `gradients_by_layer`: to try them, never to release it.
 
     Args:
       models: as in `gradients_by_layer`.
       losses_of: as in `gradients_by_layer`.
       variables: what the step updates.
-      weights: float32 [batch], >= 0, what gradients are multiplied with.
-      lengths: float32 [batch], the norms that they have after that at most.
+      weights: float32 [batch], >= 0, the factors of the gradients.
+      lengths: float32 [batch], the largest norms that the weighted gradients may have.
 
     Returns:
-      (their norms, float32 [batch]; bool [batch], whether that is what is used for clipping, or
-      the norm of the gradient itself; the sum, per variable float32 [*variable.shape]).
+      (the norms of the gradients, float32 [batch]; bool [batch], whether clipping would use this
+      norm, or that of the gradient itself; the sum, per variable float32 [*variable.shape]).
     """
     parts = gradients_by_layer(models, losses_of, variables)
     norms = tf.sqrt(tf.add_n([part.squared_norms() for part in parts]))
@@ -147,19 +176,26 @@ def clipped_sum(
 
 
 def reason_of(error: tf.errors.InvalidArgumentError) -> str | None:
-    """Which layer `gradients_by_layer` refused when it was run, and why; None: it was not that."""
+    """Reads from an error which layer `gradients_by_layer` refused in a running graph, and why.
+
+    Args:
+      error: that a graph raised while it ran.
+
+    Returns:
+      The layer and the reason; None if the error is about something else.
+    """
     text = error.message.replace('\\', '')  # TensorFlow escapes the quotes.
     found = re.search(r"layer '[^']*' \(\w+\) " + re.escape(_OTHER_ROWS), text)
     return found[0] if found else None
 
 
 def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.Tensor:
-    """Ones, [batch], to begin the backward pass with.
+    """Ones, [batch], with which the backward pass begins.
 
-    Rules clip rows of what a layer puts out. Where views or patches of one example are rows of
-    their own, it would move a sum by a clip for each of them; where all examples share one row,
-    they would be clipped as one. No text says how many rows there are: with Poisson samples that is
-    private.
+    Rules clip rows of a layer's output. If views or patches of one example were rows of their own,
+    that example would move a sum by one clipping norm for each of them. If all examples shared one
+    row, they would be clipped as one. No message says how many rows there are: for a Poisson sample
+    that is private.
     """
     batch = losses.shape[0]
     are_examples = []
@@ -178,12 +214,12 @@ def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.
     ones = tf.ones_like(losses)
     if not are_examples:
         return ones
-    # XLA leaves out assertions. A gradient that is not a number counts as zero.
+    # XLA drops assertions, so NaN takes their place: a gradient that is NaN counts as zero.
     return tf.where(tf.reduce_all(tf.stack(are_examples)), ones, math.nan)
 
 
 def _switch_off_tensor_float_32() -> None:
-    """With it a GPU's products round to 10 bits: norms too small, and clips that do not bound."""
+    """With it a GPU rounds products to 10 bits: norms could be too small, and clips no bound."""
     if tf.config.list_physical_devices('GPU'):
         tf.config.experimental.enable_tensor_float_32_execution(False)
 
@@ -201,8 +237,8 @@ class _Recorder:
     """While it is open, layers with variables are called through their rules.
 
     Args:
-      models: whose layers.
-      tape: which records the calls.
+      models: the models that the layers belong to.
+      tape: the tape that records the calls.
     """
 
     def __init__(self, models: Models, tape: tf.GradientTape):

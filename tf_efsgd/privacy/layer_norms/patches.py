@@ -1,4 +1,4 @@
-"""Convolutions as products: what one sees at each of its positions, made of blocks of examples."""
+"""Convolutions as products of patches, which are made for one block of examples at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from tf_efsgd.privacy.layer_norms.rule import (
     before_activation,
 )
 
-# Bytes of patches to make at a time. Measured: smaller blocks take longer, larger ones more memory.
+# The bytes of patches that are made at a time. It was measured that smaller blocks take longer, and
+# larger ones more memory.
 _BLOCK_BYTES = 2**21
 
 
@@ -25,13 +26,13 @@ class Convolution:
     """One call of a convolution, from images to positions.
 
     Attributes:
-      layer: whose.
-      kernel: of that.
-      images: what it goes over, float32 [batch, H, W, C].
-      positions: what it has there, float32 [batch, h, w, ...].
-      factors: from any examples of these two to A and G as `Products` takes them.
-      public_sum: from weights [batch] to the sum of weighted gradients, shaped like the kernel, as
-        TensorFlow adds it up: over examples and positions at once.
+      layer: the convolution.
+      kernel: its kernel.
+      images: what the kernel moves over, float32 [batch, H, W, C].
+      positions: the values at its positions, float32 [batch, h, w, ...].
+      factors: maps these two, of any examples, to A and G as `Products` takes them.
+      public_sum: maps weights [batch] to the sum of weighted gradients, shaped like the kernel, as
+        TensorFlow computes it: over examples and positions at once.
     """
 
     layer: tf.keras.layers.Layer
@@ -43,7 +44,7 @@ class Convolution:
 
     @property
     def bytes_of_example(self) -> int | None:
-        """Of its A and G; None if that is not known."""
+        """The size of A and G of one example; None if that is not known."""
         height, width, fan_out = self.positions.shape[1:]
         if height is None or width is None:
             return None
@@ -52,14 +53,14 @@ class Convolution:
 
 
 class Patches:
-    """`Products` of convolutions, whose A is many times larger than the images it is cut out of.
+    """`Products` of convolutions, whose A is many times larger than the images it is cut from.
 
-    A is made of some examples at a time, for the norms and once more for the sums. Norm and sum are
-    of the same products: a convolution's own gradient adds up in another order, and where positions
-    cancel, what clipping takes for nothing could come out of it.
+    A is made for some examples at a time, first for the norms and again for the sums. Norms and
+    sums use the same products. A convolution's own gradient adds up in another order: where
+    positions cancel, it could release something whose norm clipping takes for zero.
 
     Args:
-      calls: of one layer.
+      calls: all calls of one layer.
       to_variable: as in `Products`.
     """
 
@@ -70,13 +71,13 @@ class Patches:
         self._found: list[tf.Tensor] | None = None
 
     def products(self, take: Callable[[tf.Tensor], tf.Tensor] = lambda x: x) -> Products:
-        """Of the examples that `take` takes out of [batch, ...]."""
+        """The `Products` of the examples that `take` takes out of [batch, ...]."""
         factors = [call.factors(take(call.images), take(call.positions)) for call in self._calls]
         inputs, gradients = (tf.concat(of_calls, axis=2) for of_calls in zip(*factors))
         return Products(self.variables[0], inputs, gradients, self._to_variable)
 
     def _find(self) -> list[tf.Tensor]:
-        """[squared norms, whether they are exact]."""
+        """Computes [squared norms, whether they are exact], once."""
         if self._found is None:
 
             def of_block(take):
@@ -129,19 +130,19 @@ def _by_blocks(function, like: tf.Tensor, most: int | None) -> list[tf.Tensor]:
     """Applies a function to blocks of examples, one after the other.
 
     Args:
-      function: from a function that takes the examples of a block out of [batch, ...] to tensors
-        float32 or bool [examples of the block].
-      like: [batch, ...].
-      most: examples in a block at most; None: all.
+      function: gets a function that takes the examples of a block out of [batch, ...], and returns
+        [float32, bool] tensors [examples of the block].
+      like: any tensor [batch, ...].
+      most: the largest number of examples in a block; None: all of them.
 
     Returns:
-      Its tensors, [batch].
+      The tensors of all examples, [batch].
     """
     if most is None or (like.shape[0] is not None and like.shape[0] <= most):
         return function(lambda x: x)
     batch = tf.shape(like)[0]
     count = tf.maximum(1, -(-batch // most))
-    # XLA wants blocks of one size: the last ones overlap, by less than there are blocks.
+    # XLA wants blocks of one size, so the last one begins earlier and overlaps the one before it.
     size = -(-batch // count)
 
     def start_of(block):
@@ -165,7 +166,7 @@ def _by_blocks(function, like: tf.Tensor, most: int | None) -> list[tf.Tensor]:
 
 
 def part_of(call: Convolution, to_kernel: Callable[[tf.Tensor], tf.Tensor]) -> Products | Patches:
-    """The part of a convolution's kernel: products at once where patches are pixels.
+    """Makes the part of a convolution's kernel: `Products` if patches are pixels, else `Patches`.
 
     Args:
       call: of the convolution.
@@ -183,12 +184,12 @@ def part_of(call: Convolution, to_kernel: Callable[[tf.Tensor], tf.Tensor]) -> P
 def kernel_gradient(
     layer: tf.keras.layers.Layer, kernel: tf.Variable, inputs: tf.Tensor, gradients: tf.Tensor
 ) -> Callable[[tf.Tensor], tf.Tensor]:
-    """From weights [batch] to the sum of weighted gradients of a layer's kernel."""
+    """Makes the function from weights [batch] to the weighted sum of a kernel's gradients."""
 
     def weighted_sum(weights):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernel)
-            # Its value is not used, so a graph does not compute it.
+            # The value of the call is not used, so a graph does not compute it.
             base_vars, _ = before_activation(layer, inputs, tape)
         return tape.gradient(base_vars, kernel, gradients * tf.reshape(weights, [-1, 1, 1, 1]))
 
@@ -208,7 +209,7 @@ def count_positions(features: tf.Tensor) -> int:
 
 
 def split_groups(features: tf.Tensor, groups: int) -> tf.Tensor:
-    """[batch, H, W, n p] as [batch, n, H W, p]."""
+    """Reshapes [batch, H, W, n p] to [batch, n, H W, p]."""
     fan_out = features.shape[-1] // groups
     split = tf.reshape(features, [-1, count_positions(features), groups, fan_out])
     if groups == 1:
@@ -217,10 +218,10 @@ def split_groups(features: tf.Tensor, groups: int) -> tf.Tensor:
 
 
 def patches_of(images: tf.Tensor, layer: tf.keras.layers.Layer) -> tf.Tensor:
-    """What a convolution sees at each of its positions.
+    """Cuts out what a convolution sees at each of its positions.
 
     Args:
-      images: what it goes over, float32 [batch, H, W, C].
+      images: what the kernel moves over, float32 [batch, H, W, C].
       layer: a Keras convolution, channels last.
 
     Returns:
@@ -238,7 +239,7 @@ def patches_of(images: tf.Tensor, layer: tf.keras.layers.Layer) -> tf.Tensor:
 
 
 def _block_size(images, layer) -> int | None:
-    """Height and width of the blocks of which `patches_of` consists; None: pixels."""
+    """The side of the blocks of pixels that `patches_of` puts together; None: single pixels."""
     (height, width), strides = layer.kernel_size, layer.strides
     stride = strides[0]
     in_blocks = strides == (stride, stride) and stride > 1 and layer.dilation_rate == (1, 1)
@@ -248,7 +249,7 @@ def _block_size(images, layer) -> int | None:
 
 
 def in_kernel_order(sums: tf.Tensor, images: tf.Tensor, layer: tf.keras.layers.Layer) -> tf.Tensor:
-    """Brings axis 1 of [K, kh kw ..., ...] from the order of `patches_of` into that of a kernel."""
+    """Brings axis 1 of [K, kh kw ..., ...] from the order of `patches_of` to that of a kernel."""
     stride = _block_size(images, layer)
     if stride is None:
         return sums  # Row, column, channel.
@@ -261,7 +262,7 @@ def in_kernel_order(sums: tf.Tensor, images: tf.Tensor, layer: tf.keras.layers.L
 
 
 def _block_patches(images, layer, stride):
-    """`patches_of` of blocks as large as the stride: whole rows of memory are moved, not pixels."""
+    """`patches_of` from blocks as large as the stride: it moves rows of memory, not pixels."""
     margins, counts = zip(
         *[
             _margin(size, kernel, stride, layer.padding)
@@ -281,7 +282,7 @@ def _block_patches(images, layer, stride):
 
 
 def _margin(size: int, kernel: int, stride: int, padding: str) -> tuple[list[int], int]:
-    """([zeros before, zeros behind], number of positions) along one axis, as TensorFlow has it."""
+    """Computes ([zeros before, zeros behind], positions) along one axis, as TensorFlow does."""
     if padding == 'valid':
         return [0, 0], (size - kernel) // stride + 1
     count = -(-size // stride)

@@ -1,4 +1,4 @@
-"""Which layer has which rule. A new rule is entered here."""
+"""The table of all rules: which layer has which. A new rule is entered here."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _RULES = {
 
 
 def rule_of(layer: tf.keras.layers.Layer) -> Callable | None:
-    """The rule of a layer's class, or of the one that this very class says it computes."""
+    """The rule of a layer's class, or of the class that it names in `computes_as`; None: none."""
     kind = type(layer)
     return _RULES.get(vars(kind).get('computes_as', kind))
 
 
 def make_layer_registry() -> layer_registry.LayerRegistry:
-    """A registry of all rules, to hand to TF Privacy."""
+    """Makes a registry of all rules in TF Privacy's form."""
     registry = layer_registry.LayerRegistry()
     for layer_class, rule in _RULES.items():
         registry.insert(layer_class, rule)

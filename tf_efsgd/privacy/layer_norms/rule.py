@@ -1,4 +1,4 @@
-"""The form of a rule, and per-example gradients of a layer as a rule gives them.
+"""The form of a rule, and the forms in which a rule gives the per-example gradients of a layer.
 
 Rules are functions of the form that TF Privacy's `LayerRegistry` takes: (layer, args, kwargs, tape,
 num_microbatches) -> (base_vars, outputs, squared norm function). The squared norm functions here,
@@ -15,20 +15,21 @@ from typing import Any
 
 import tensorflow as tf
 
-# The Gram form is taken when it needs fewer products than the direct one times this: its matrices
-# [T, T] are small, which costs more per product. Measured, see tests/tools.
+# The Gram form is chosen when it needs fewer products than this times those of the direct form: its
+# matrices [T, T] are small, which costs more per product. Measured, see tests/tools.
 _GRAM_ADVANTAGE = 1.0
-# The Gram form in float32 is off by at most (m + p + T + 4) 2^-24 (sum_t |a_t| |g_t|)^2. At this
-# times (m + p + T + 4) of that square, the norm is right to 2^-9; below it, where positions cancel,
-# norm and sum are both made of the gradient itself.
+# The Gram form is checked before it is trusted: in float32 it is off by at most (m + p + T + 4)
+# 2^-24 (sum_t |a_t| |g_t|)^2. Where the squared norm is at least this times (m + p + T + 4) times
+# that square, it is right to 2^-9. Where it is smaller, because positions cancel, norm and sum are
+# both computed from the gradient itself.
 _LEAST_SHARE = 2.0**-16
-# Positions that have nothing to do with each other leave 1 / T of that square. Where the share
-# above comes near it, the Gram form is computed in float64.
+# For unrelated positions the squared norm is about 1 / T of that square. Where the share above
+# comes near 1 / T, the Gram form is computed in float64.
 _FLOAT32_SHARE = 0.25
-# The direct form adds before it squares, as the sums do, and bears more: this share of
-# |A|^2 |G|^2 T.
+# The direct form adds before it squares, as the sums do, and tolerates more: the squared norm may
+# be as small as this share of |A|^2 |G|^2 T.
 _CANCELLED_SUMS = 2.0**-28
-# And where |A|^2 or |G|^2 is above this, the other may have lost squares that count.
+# Where |A|^2 or |G|^2 is above this, the other may have lost squares that matter.
 _LARGEST_FACTOR = 1e8
 # Takes some examples out of [batch, ...].
 Take = Callable[[tf.Tensor], tf.Tensor]
@@ -52,11 +53,11 @@ class PerExample:
         self.gradients = list(gradients)
 
     def squared_norms(self) -> tf.Tensor:
-        """Over all variables together, float32 [batch]."""
+        """The squared norms over all variables together, float32 [batch]."""
         return tf.add_n([tf.reduce_sum(tf.square(_flat(g)), axis=1) for g in self.gradients])
 
     def is_exact(self) -> tf.Tensor:
-        """Whether each squared norm is right up to rounding of its own size, bool [batch]."""
+        """Whether each squared norm is right up to a small relative error, bool [batch]."""
         return tf.ones([tf.shape(self.gradients[0])[0]], tf.bool)
 
     def exact(self) -> PerExample:
@@ -72,7 +73,7 @@ class PerExample:
 
         Returns:
           Per variable float32 [K, *shape]. Every record's gradient is computed by itself, and only
-          then they are added up.
+          then are they added up.
         """
         sums = [tf.matmul(weights, take(_flat(g))) for g in self.gradients]
         return [tf.reshape(s, [-1, *v.shape]) for s, v in zip(sums, self.variables)]
@@ -82,7 +83,7 @@ class PerExample:
         return self.weighted_sums(weights)
 
     def by_microbatch(self, count: tf.Tensor) -> PerExample:
-        """Of `count` microbatches of equal size, each in the place of an example: gradients add."""
+        """The part of `count` microbatches of equal size, each in the place of an example."""
         summed = [
             tf.reduce_sum(tf.reshape(g, tf.concat([[count, -1], tf.shape(g)[1:]], 0)), axis=1)
             for g in self.gradients
@@ -91,7 +92,7 @@ class PerExample:
 
     @classmethod
     def join(cls, calls: Sequence[PerExample]) -> PerExample:
-        """Of several calls of one layer: gradients add."""
+        """Joins the parts of several calls of one layer: their gradients add."""
         gradients = [tf.add_n(of_variable) for of_variable in zip(*(c.gradients for c in calls))]
         return cls(calls[0].variables, gradients)
 
@@ -101,10 +102,10 @@ class Products:
 
     Args:
       variable: the kernel.
-      inputs: A, float32 [batch, n, T, m]: n groups of channels that do not meet, T positions.
+      inputs: A, float32 [batch, n, T, m]: n separate groups of channels, T positions.
       gradients: G, float32 [batch, n, T, p].
-      to_variable: from float32 [K, n, m, p] to [K, *variable.shape].
-      direct: takes the direct form, whatever it costs.
+      to_variable: maps float32 [K, n, m, p] to [K, *variable.shape].
+      direct: whether to use the direct form, whatever it costs.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class Products:
         return gram < _GRAM_ADVANTAGE * positions * fan_in * fan_out
 
     def squared_norms(self) -> tf.Tensor:
-        """Float32 [batch]."""
+        """As in `PerExample`."""
         if self._squared_norms is None:
             self._squared_norms = self._compute_squared_norms()
         return self._squared_norms
@@ -163,7 +164,7 @@ class Products:
 
     @staticmethod
     def _sizes(part):
-        """Squares added up over positions and channels, [batch, n]."""
+        """Sums of squares over positions and channels, [batch, n]."""
         return tf.reduce_sum(tf.square(part), axis=[2, 3])
 
     def is_exact(self) -> tf.Tensor:
@@ -182,7 +183,7 @@ class Products:
             aligned = tf.reduce_sum(tf.sqrt(gram[0]) * tf.sqrt(gram[1]), axis=2)
             most = tf.reduce_sum(tf.square(aligned), axis=1)
             in_float32 = self._gram_dtype() == tf.float32
-            # In float64 the norm is right, and the products that are summed set the limit.
+            # In float64 the norm is right; the float32 products that are summed set the limit.
             least = self._least_share() if in_float32 else _CANCELLED_SUMS * self._positions**2
         else:
             most = tf.reduce_sum(sizes[0] * sizes[1], axis=1)
@@ -200,7 +201,7 @@ class Products:
         """As in `PerExample`."""
         if self._positions == 1:
             return self._contracted(weights, take(self._inputs), take(self._gradients))
-        # A sum over records and positions at once would round as often as there are both.
+        # A sum over records and positions at once would round once for each of both.
         if self._products is not None:
             products = take(self._products)
         else:
@@ -219,7 +220,7 @@ class Products:
         return [self._to_variable(tf.reshape(tf.matmul(weights, flat), [-1, *shape]))]
 
     def _contracted(self, weights, inputs, gradients):
-        """Over examples and positions at once."""
+        """Weighted sums over examples and positions at once."""
         _, groups, _, fan_in = inputs.shape
         fan_out = gradients.shape[-1]
         count = weights.shape[0]
@@ -236,7 +237,7 @@ class Products:
         return [self._to_variable(sums)]
 
     def by_microbatch(self, count: tf.Tensor) -> Products:
-        """As in `PerExample`: examples of a microbatch are further positions of one."""
+        """As in `PerExample`: the examples of a microbatch count as positions of one example."""
 
         def regroup(x):  # [batch, n, T, m] -> [count, n, batch / count * T, m]
             _, groups, _, size = x.shape
@@ -248,7 +249,7 @@ class Products:
 
     @classmethod
     def join(cls, calls: Sequence[Products]) -> Products:
-        """Of several calls of one layer: more positions, so norms add before squaring."""
+        """Joins several calls of one layer: they are more positions, whose gradients add."""
         first = calls[0]
         inputs = tf.concat([call._inputs for call in calls], axis=2)
         gradients = tf.concat([call._gradients for call in calls], axis=2)
@@ -256,11 +257,11 @@ class Products:
 
 
 class SquaredNorms:
-    """What a rule of ours returns as its squared norm function.
+    """The squared norm function that our rules return.
 
     Args:
-      bind: from the gradient with respect to base_vars to parts, see the head of this file.
-      num_microbatches: as TF Privacy hands it to a rule.
+      bind: maps the gradient with respect to base_vars to parts, see the head of this file.
+      num_microbatches: as TF Privacy gives it to a rule.
     """
 
     def __init__(self, bind: Callable[[Any], list], num_microbatches: tf.Tensor | None):
@@ -268,7 +269,14 @@ class SquaredNorms:
         self._num_microbatches = num_microbatches
 
     def __call__(self, base_vars_gradients: tf.Tensor) -> tf.Tensor:
-        """Squared norms, float32 [batch], or [num_microbatches] of the sums over microbatches."""
+        """Computes squared norms.
+
+        Args:
+          base_vars_gradients: the gradient of the losses with respect to base_vars.
+
+        Returns:
+          float32 [batch]; with microbatches [num_microbatches], of the sums over each.
+        """
         parts = self.bind(base_vars_gradients)
         if self._num_microbatches is not None:
             parts = [part.by_microbatch(self._num_microbatches) for part in parts]
@@ -287,7 +295,16 @@ def only_input(input_args: Sequence[Any], input_kwargs: Mapping[str, Any]) -> tf
 def before_activation(
     layer: tf.keras.layers.Layer, inputs: tf.Tensor, tape: tf.GradientTape
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Calls a layer. Returns (its outputs before the activation, watched; its outputs)."""
+    """Calls a layer so that the tape watches what comes before the activation.
+
+    Args:
+      layer: with an activation, or None for it.
+      inputs: of the call.
+      tape: the tape that records the call.
+
+    Returns:
+      (the outputs before the activation, which the tape watches; the outputs).
+    """
     activation = layer.activation
     layer.activation = None
     try:
@@ -299,7 +316,12 @@ def before_activation(
 
 
 def bias_parts(layer: tf.keras.layers.Layer, gradients: tf.Tensor) -> list[PerExample]:
-    """The part of a layer's bias, if it has one, from the gradient before the activation."""
+    """Makes the part of a layer's bias, if there is one, from the gradient before the activation.
+
+    Args:
+      layer: with `use_bias`.
+      gradients: float32 [batch, ..., channels].
+    """
     if not layer.use_bias:
         return []
     axes = list(range(1, gradients.shape.rank - 1))
@@ -307,14 +329,14 @@ def bias_parts(layer: tf.keras.layers.Layer, gradients: tf.Tensor) -> list[PerEx
 
 
 def _positions_together(x: tf.Tensor) -> tf.Tensor:
-    """[batch, n, T, m] as [n, batch T, m]."""
+    """Reshapes [batch, n, T, m] to [n, batch T, m]."""
     _, groups, _, size = x.shape
     x = tf.transpose(x, [1, 0, 2, 3]) if groups > 1 else x
     return tf.reshape(x, [groups, -1, size])
 
 
 def _repeat_weighted(x: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """[batch, n, T, m] for weights [K, batch] as [batch, n, T, K m]."""
+    """Multiplies [batch, n, T, m] by each of the weights [K, batch]: [batch, n, T, K m]."""
     count, size = weights.shape[0], x.shape[-1]
     weighted = x[..., tf.newaxis, :] * tf.reshape(tf.transpose(weights), [-1, 1, 1, count, 1])
     return tf.reshape(weighted, [tf.shape(x)[0], x.shape[1], tf.shape(x)[2], count * size])

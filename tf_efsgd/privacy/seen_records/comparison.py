@@ -1,4 +1,4 @@
-"""Looks up which runs used the same records, and remembers the run that asks."""
+"""Looks up which other runs used the same records, and remembers the run that asks."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Persons:
     """How a run gives its records to persons.
 
     Attributes:
-      rule: all that its rule consists of, a table too; private.
-      names: digests of the person's name of each record, uint64 [N, 2]; private.
-      public_rule: the rule as text where that is all of it; None where a table is part of it.
+      rule: everything that the rule consists of, with its table if it has one. PRIVATE.
+      names: digests of the name of each record's person, uint64 [N, 2]. PRIVATE.
+      public_rule: the text of the rule if that is all of it; None if a table is part of it.
     """
 
     rule: bytes
@@ -52,28 +52,28 @@ def count_run(
     budget: float | None = None,
     persons: Persons | None = None,
 ) -> OtherRuns:
-    """Looks up which runs used the same records, and remembers this one; before it is charged.
+    """Looks up which runs used the same records, and remembers this one before it is charged.
 
-    A run that is resumed is not counted twice, nor is a copy of its folder. What it may spend is
-    never lowered, for it may have been shown already.
+    A resumed run is not counted twice, nor is a copy of its folder. What a run may spend is never
+    lowered, because its results may have been shown already.
 
     Args:
       folder: the state folder, see `run_state.prepare_folder`.
       run_id: of the run's ledger.
       dataset: public name of its data set.
-      digests: uint64 [N, 2], 16 bytes of a hash of each record's pixels.
+      digests: uint64 [N, 2], 16 bytes of a hash of each record's pixels. PRIVATE.
       promise: what the run may spend in all, from its first start on.
       budget: the largest sum of ε of all runs on these records; None for no limit.
-      persons: whose the records are, where the unit of privacy is PERSON; None where it is not
-        known, so that no run has the same persons.
+      persons: whose the records are, where the unit of privacy is PERSON; None if that is not
+        known, and then no other run has the same persons.
 
     Returns:
-      The other runs. Without a budget, whatever cannot be read or written is among them as not
+      The other runs. Without a budget, whatever cannot be read or written is reported in it as not
       known and stops nothing.
 
     Raises:
       SeenRecordsError: if the budget would be passed, or cannot be kept because something is not
-        known, or the run is resumed with other persons than it was started with; nothing of this
+        known, or if the run is resumed with other persons than it was started with. Nothing of this
         run was remembered then.
     """
     folder = pathlib.Path(folder)
@@ -110,8 +110,8 @@ def count_run(
             remember(folder, key, new, old)
     except OSError as error:
         text = (
-            f'{error.filename or folder / KEY}: {error.strerror or error}: which runs used these '
-            'records is not known, or later ones will not know of this run. Give another '
+            f'{error.filename or folder / KEY}: {error.strerror or error}: it is not known which '
+            'runs used these records, or later runs will not know of this one. Give another '
             '--state_dir, or make this one readable and writable for you.'
         )
         others = dataclasses.replace(others, not_known=(*others.not_known, text))
@@ -121,19 +121,19 @@ def count_run(
 
 
 def _check_own_persons(old: Memory, new: Memory) -> None:
-    """Raises SeenRecordsError where a resumed run is known to have other persons than before."""
+    """Raises SeenRecordsError if a resumed run is known to have other persons than before."""
     if old.rule is not None and not new.has_persons_of(old):
         raise SeenRecordsError(
             'The persons of this run are not the ones that it was started with: its rule, or its '
-            'table of persons, gives images to others now. Put the table, or the names that the '
-            f'rule looks at, back, or start a new run folder. Received: run {new.run_id}.'
+            'table of persons, now gives images to other persons. Restore the table, or the names '
+            f'that the rule looks at, or start a new run folder. Received: run {new.run_id}.'
         )
 
 
 def _look_up(
     folder: pathlib.Path, key: bytes, new: Memory, hashes: np.ndarray, others: OtherRuns
 ) -> OtherRuns:
-    """Adds what is remembered of other runs, for one with these hashes, uint64 [N]."""
+    """Adds to `others` what is remembered of other runs; hashes, uint64 [N], are of this run."""
     uses, remembered, not_known = [], [], []
     for name in names_in(folder, SUFFIX):
         path, other = folder / name, name[: -len(SUFFIX)]
@@ -145,7 +145,7 @@ def _look_up(
             not_known.append(
                 f'{path} cannot be used ({getattr(error, "strerror", None) or error}): whether '
                 'that run used these records, and what it spent on them, is not known, and no sum '
-                'holds it. If it used others: '
+                'includes it. If it used other records: '
                 f'python -m tf_efsgd.state --state_dir={folder} --remove={other}.'
             )
             continue
@@ -164,8 +164,8 @@ def _look_up(
             )
     not_known += [
         f'{folder / name} was damaged and is kept aside: which records that run used before, and '
-        'what it may have spent on them, is not known, and no sum holds it. If neither was more '
-        'than what is remembered of it now, or nothing of it was or will be shown to anybody: '
+        'what it may have spent on them, is not known, and no sum includes it. If both are within '
+        'what is remembered of it now, or if nothing of it was or will be shown to anybody: '
         f'python -m tf_efsgd.state --state_dir={folder} --remove={name}.'
         for name in names_in(folder, DAMAGED)
     ]
@@ -180,7 +180,7 @@ def _look_up(
 
 
 def _without_sketch(folder: pathlib.Path, run_id: str) -> Iterator[str]:
-    """A line for runs that are remembered without their records, as by an earlier version."""
+    """A line about the runs that are remembered without their records, if there are any."""
     sketches = names_in(folder, SUFFIX)
     runs = {name[: -len('.json')] for name in names_in(folder, '.json') if name not in sketches}
     runs -= {name[: -len(SUFFIX)] for name in sketches} | {run_id}
@@ -188,6 +188,6 @@ def _without_sketch(folder: pathlib.Path, run_id: str) -> Iterator[str]:
         yield (
             f'{folder} remembers {len(runs)} run{"s" if len(runs) > 1 else ""} without a sketch '
             'of the records, as an earlier version of this program did: whether these records were '
-            'used there is not known, and no sum holds it. Resume such a run once, or see '
+            'used there is not known, and no sum includes it. Resume such a run once, or see '
             f'python -m tf_efsgd.state --state_dir={folder}.'
         )

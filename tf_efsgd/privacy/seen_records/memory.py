@@ -1,4 +1,4 @@
-"""What is remembered of runs in the state folder: one sketch a run, under one key, for the user."""
+"""What is remembered of runs in the state folder: one sketch for each run, all under one key."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tf_efsgd.privacy.seen_records.promises import Promise
 from tf_efsgd.privacy.seen_records.sketch import PERSON_BITS, Sketch
 
 KEY, LOCK, SUFFIX = 'seen.key', 'seen.lock', '.seen.json'
-# Ends the name of a sketch that was damaged and is kept aside.
+# The end of the name of a damaged sketch that is kept aside.
 DAMAGED = '.damaged'
 # Format 1 does not say whose the records are.
 _FORMAT, _OLD_FORMATS = 2, (1,)
@@ -36,14 +36,15 @@ class Memory:
     Attributes:
       run_id: of its ledger.
       dataset: public name of its data set.
-      records: how many there were.
+      records: how many records it had.
       date: when it was first counted, UTC, ISO 8601.
       promise: what it may spend.
       sketch: of its records' hashes.
-      rule: hash of its rule of persons under the key; None where it is not known or the run counts
-        images.
+      rule: the hash, under the key, of its rule of persons; None if the rule is not known or the
+        run counts images.
       public_rule: as in `Persons`.
-      persons: of the hashes that say whose its records are, see `ownership_of`; None like that.
+      persons: the sketch of the hashes that say whose its records are, see `ownership_of`; None
+        where `rule` is.
     """
 
     run_id: str
@@ -66,7 +67,7 @@ class Memory:
         return bool(np.isin(mine[is_shared], theirs).all())
 
     def to_text(self, key: bytes) -> str:
-        """The content of its file, with a tag under the key: a damaged one is recognised."""
+        """The content of its file; a tag under the key shows whether a file is damaged."""
         values = {
             'format': _FORMAT,
             'run_id': self.run_id,
@@ -87,11 +88,11 @@ class Memory:
 
         Args:
           path: RUNID.seen.json.
-          key: holds it against its tag; None does without, to show it only.
+          key: of the state folder, to check the tag; None skips the check, to show the file only.
 
         Raises:
           OSError: if it cannot be read.
-          ValueError: if it is damaged, of another run or was made with another key.
+          ValueError: if it is damaged, belongs to another run or was made with another key.
         """
         try:
             values = json.loads(path.read_text(encoding='utf-8'))
@@ -133,12 +134,12 @@ def _tag(key: bytes, values: dict[str, Any]) -> str:
 
 
 def names_in(folder: pathlib.Path, suffix: str) -> list[str]:
-    """The names in a folder that end so; unlike glob, it fails where the folder cannot be read."""
+    """The names in a folder with this ending; unlike glob, it fails on an unreadable folder."""
     return sorted(name for name in os.listdir(folder) if name.endswith(suffix))
 
 
 def read_own(folder: pathlib.Path, key: bytes, run_id: str) -> tuple[Memory | None, str | None]:
-    """What is remembered of the run itself, and a line where that is damaged."""
+    """Reads what is remembered of the run itself, with a line for the user if that is damaged."""
     path = folder / f'{run_id}{SUFFIX}'
     try:
         return Memory.read(path, key), None
@@ -147,8 +148,8 @@ def read_own(folder: pathlib.Path, key: bytes, run_id: str) -> tuple[Memory | No
     except ValueError as error:
         return None, (
             f'{path}, of this run itself, cannot be used ({error}): whether it used other records '
-            'before, or may have spent more on these, is not known, and no sum holds it. It is '
-            'kept aside and made anew when the run continues without --dataset_budget.'
+            'before, or may have spent more on these, is not known, and no sum includes it. It is '
+            'kept aside and made again when the run continues without --dataset_budget.'
         )
 
 
@@ -162,12 +163,12 @@ def keep_aside(path: pathlib.Path) -> None:
 
 
 def remember(folder: pathlib.Path, key: bytes, new: Memory, old: Memory | None) -> None:
-    """Writes what is remembered of a run; of what it may spend and has used, nothing is taken back.
+    """Writes what is remembered of a run; what it may spend and has used never shrinks.
 
     Args:
       folder: the state folder.
-      key: of that.
-      new: of the run as it starts now.
+      key: of the state folder.
+      new: what the run uses and may spend now.
       old: what was remembered of it before; None at its first start.
     """
     if old is not None:
@@ -182,7 +183,7 @@ def remember(folder: pathlib.Path, key: bytes, new: Memory, old: Memory | None) 
                 epsilon=max(new.promise.epsilon, old.promise.epsilon),
                 delta=max(new.promise.delta, old.promise.delta),
             ),
-            # Others than at the start only where --resume_unverified was given.
+            # They differ from those of the first start only if --resume_unverified was given.
             sketch=new.sketch.union(old.sketch),
             persons=persons,
         )
@@ -192,12 +193,12 @@ def remember(folder: pathlib.Path, key: bytes, new: Memory, old: Memory | None) 
 
 
 def forget(folder: str | os.PathLike, run_id: str) -> None:
-    """Removes the sketch of a run, which then counts no more; nothing happens without one."""
+    """Removes the sketch of a run, if there is one; the run then counts no more."""
     (pathlib.Path(folder) / f'{run_id}{SUFFIX}').unlink(missing_ok=True)
 
 
 def close_to_others(folder: pathlib.Path) -> Iterator[str]:
-    """Takes rights to read or write from other users, with a line where there were any."""
+    """Takes the rights to read or write from other users, with a line where they had any."""
     for name in (KEY, *names_in(folder, SUFFIX), *names_in(folder, DAMAGED)):
         path = folder / name
         with contextlib.suppress(FileNotFoundError):
@@ -210,27 +211,27 @@ def close_to_others(folder: pathlib.Path) -> Iterator[str]:
                     f'machine: with {KEY} and the sketches they can test whether a record was '
                     'used. '
                     + (
-                        'It is for you alone now.'
+                        'Only you can use it now.'
                         if is_closed
                         else 'Its file system keeps no permissions: give a --state_dir on another.'
                     )
                 )
     if folder.stat().st_mode & 0o022:
         yield (
-            f'{folder} can be changed by other users of this machine: they can remove what is '
-            f'remembered. To have it for you alone: chmod 700 {folder}.'
+            f'Other users of this machine can change {folder}: they can remove what is '
+            f'remembered. To keep them out: chmod 700 {folder}.'
         )
 
 
 @contextlib.contextmanager
 def locked(folder: str | os.PathLike) -> Iterator[None]:
-    """Holds a lock that one process has at a time; the kernel releases it when that ends."""
+    """Holds a lock that only one process has at a time; the kernel releases it when that ends."""
     path = pathlib.Path(folder) / LOCK
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             files.lock(handle, path, wait=True)
-            if files.is_at(handle, path):  # Otherwise it was removed while this one waited.
+            if files.is_at(handle, path):  # Otherwise the file was removed while this one waited.
                 yield
                 return
         finally:
@@ -253,7 +254,7 @@ def read_key(folder: pathlib.Path) -> bytes:
 
 
 def _make_key(path: pathlib.Path) -> None:
-    """Writes a key under another name and links it: the first one made stays, and is whole."""
+    """Writes a key under another name and links it: the first key stays, and is always whole."""
     handle, temporary = tempfile.mkstemp(prefix=f'.{KEY}.tmp-', dir=path.parent)  # Mode 0600.
     try:
         with open(handle, 'wb') as file:

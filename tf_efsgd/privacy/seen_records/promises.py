@@ -10,7 +10,7 @@ from typing import Any
 
 from tf_efsgd import rounding
 
-# Units of privacy: what one data set has and its neighbour has not.
+# Units of privacy: what one data set has and its neighbour lacks.
 IMAGE, PERSON = 'image', 'person'
 
 
@@ -19,7 +19,7 @@ class Promise:
     """What a run may spend in all.
 
     Attributes:
-      epsilon: at least 0; infinite where none is proven, as without noise.
+      epsilon: at least 0; infinite where none is proven, e.g. without noise.
       delta: in [0, 1).
       unit: of privacy, IMAGE or PERSON.
     """
@@ -29,15 +29,15 @@ class Promise:
     unit: str
 
     def in_unit(self, unit: str) -> Promise:
-        """What is promised to another unit of privacy, by what is known in general.
+        """What is promised to another unit of privacy, as far as that follows in general.
 
-        One image less is a person less and the same person, without that image, more: two steps
-        between neighbours, (2ε, (1 + e^ε)δ). A person had any number of images in a run that
-        counts by image: nothing is proven.
+        To remove one image, remove its person and add the person again without that image: these
+        are two steps between neighbours, so (2ε, (1 + e^ε)δ) holds. In a run that counts images a
+        person may have any number of them: nothing is proven for persons.
         """
         if unit == self.unit:
             return self
-        if unit == PERSON or self.epsilon > 700:  # Where e^ε ends.
+        if unit == PERSON or self.epsilon > 700:  # Above it e^ε leaves float64.
             return Promise(math.inf, 0.0, unit)
         delta = sum_up([self.delta, (1 + 2**-50) * math.exp(self.epsilon) * self.delta])
         return Promise(2 * self.epsilon, delta, unit)
@@ -49,17 +49,17 @@ class Promise:
 
     @property
     def is_proven(self) -> bool:
-        """Whether it says anything."""
+        """Whether it promises anything."""
         return math.isfinite(self.epsilon) and self.delta < 1
 
     def to_json(self) -> dict[str, Any]:
-        """Numbers by name; JSON has no infinity, so a bound that does not exist is null."""
+        """JSON values by name; JSON has no infinity, so a bound that does not exist is null."""
         epsilon, delta = (self.epsilon, self.delta) if self.is_proven else (None, None)
         return {'epsilon': epsilon, 'delta': delta, 'record': self.unit}
 
 
 def sum_of(promises: Sequence[Promise], unit: str) -> Promise:
-    """What they promise together, all in one unit of privacy."""
+    """What promises, all in one unit of privacy, promise together."""
     if not all(promise.is_proven for promise in promises):
         return Promise(math.inf, 0.0, unit)
     epsilon = sum_up(promise.epsilon for promise in promises)
@@ -74,5 +74,5 @@ def sum_up(values: Iterable[float]) -> float:
 
 
 def rounded_up(value: float) -> str:
-    """A sum as it is shown, never below its first 15 digits."""
+    """The text of a sum, rounded up and never below its first 15 digits."""
     return rounding.up(float(f'{value:.15g}'))  # A sum of three floats 1e-5 is shown as 3e-5.

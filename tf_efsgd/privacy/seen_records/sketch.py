@@ -1,4 +1,4 @@
-"""Keyed hashes of records, and a sample of them that is the same in every run: a sketch."""
+"""Keyed hashes of records, and sketches: samples of them with the same records in every run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DIGEST_BYTES = 16
 # 10,000 hashes of 56 bits take 93 KB in a file.
 _MOST_KEPT, _HASH_BYTES = 10_000, 7
 _ALL = 2 ** (8 * _HASH_BYTES)
-# Of a hash that says whose a record is, so many bits are the person's, the others the record's.
+# In a hash that says whose a record is, so many bits are the person's; the others are the record's.
 PERSON_BITS = 16
 
 
@@ -25,7 +25,7 @@ class Sketch:
 
     Attributes:
       kept: uint64 [K], sorted, each once; K is at most 10,000.
-      below: the threshold, at most 2^56, at which all are kept.
+      below: the threshold, at most 2^56; with 2^56 all hashes are kept.
     """
 
     kept: np.ndarray
@@ -33,11 +33,11 @@ class Sketch:
 
     @classmethod
     def of(cls, hashes: np.ndarray) -> Sketch:
-        """Sketches a set of hashes, uint64 [N] below 2^56, of which some may be equal."""
+        """Sketches hashes, uint64 [N] below 2^56; some may be equal."""
         return cls(np.unique(hashes))._smallest()
 
     def union(self, other: Sketch) -> Sketch:
-        """The sketch of all records of two."""
+        """The sketch of the records of both sketches together."""
         below = min(self.below, other.below)
         kept = np.union1d(self.kept, other.kept)
         return Sketch(kept[kept < np.uint64(below)], below)._smallest()
@@ -53,10 +53,13 @@ class Sketch:
         return self.below == _ALL
 
     def count(self, hashes: np.ndarray) -> int:
-        """How many of these hashes, uint64 [N], are of the set; about so many when not whole.
+        """Counts, or estimates if the sketch is not whole, how many hashes are in the sketched set.
+
+        Args:
+          hashes: uint64 [N].
 
         Returns:
-          In [0, N]. 0 when none was found, otherwise at least 1; an estimate has two digits.
+          A number in [0, N]: 0 if none was found, otherwise at least 1; an estimate has two digits.
         """
         found = int(np.isin(hashes, self.kept).sum())
         if self.is_whole or not found:
@@ -96,10 +99,10 @@ def hashes_of(key: bytes, digests: np.ndarray) -> np.ndarray:
 def ownership_of(
     key: bytes, digests: np.ndarray, names: np.ndarray, hashes: np.ndarray
 ) -> np.ndarray:
-    """Hashes that say whose each record is, uint64 [N] below 2^56.
+    """Makes hashes that say whose each record is, uint64 [N] below 2^56.
 
     The upper bits are those of the record's own hash, so that the sketches of two runs keep the
-    same records; the lower ones are a keyed hash of record and person together.
+    same records. The lower bits are a keyed hash of record and person together.
 
     Args:
       key: of the state folder.
@@ -118,5 +121,5 @@ def ownership_of(
 
 
 def hash_of_rule(key: bytes, rule: bytes) -> str:
-    """The keyed hash of a rule of persons, which shows whether two runs have the same."""
+    """The keyed hash of a rule of persons; it shows whether two runs have the same rule."""
     return hmac.new(key, b'rule' + rule, hashlib.sha256).hexdigest()

@@ -1,0 +1,264 @@
+"""Your own networks in `EFSGDGan`: they are checked before they see a record.
+
+`LikeKeras` has what users of Keras do with a model: `fit`, `predict` and `save`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tf_efsgd.data.images import to_uint8
+from tf_efsgd.models.generator import draw_inputs as draw_usual_inputs
+from tf_efsgd.progress import progress_bar
+
+_LOGITS, _LABELS = 'logits', 'labels'
+# A generator is tried on images of so many classes.
+_TRIED_CLASSES = 8
+# Rounding may make a pixel larger than 1 by this.
+_ROUNDING = 1e-3
+_BATCH_SIZE = 500
+_MADE = (
+    'The generator must be a tf.keras.Model(inputs, images) with inputs by name, among them '
+    "'labels', and all others standard normal, e.g. "
+    "{'latents': tf.keras.Input([64]), 'labels': tf.keras.Input([], dtype=tf.int32)}"
+)
+
+
+def as_discriminator(network: tf.keras.Model) -> tf.keras.Model:
+    """Gives the outputs of a discriminator names, if it has only logits.
+
+    Args:
+      network: maps images float32 [n, H, W, C] to {'logits': ...} or to float32 [n, classes].
+
+    Returns:
+      The network, or another one with the same layers and variables.
+
+    Raises:
+      ValueError: if it does not say its input and output, or has other outputs.
+    """
+    if not isinstance(network, tf.keras.Model) or not network.inputs:
+        raise ValueError(
+            'The discriminator must say what it is given: begin a Sequential with '
+            'tf.keras.Input([H, W, C]), and call a Model of your own class on such an input: '
+            "tf.keras.Model(images, {'logits': yours(images)}). Received: "
+            f'{type(network).__name__} without an input.'
+        )
+    output = network.output
+    if isinstance(output, dict):
+        if _LOGITS in output:
+            _refuse_probabilities(output[_LOGITS], 'Logits of the discriminator', 'leave it out')
+            return network
+        found = f'outputs {", ".join(map(repr, output))}'
+    elif not isinstance(output, (list, tuple)) and output.shape.rank == 2:
+        _refuse_probabilities(output, 'Logits of the discriminator', 'leave it out')
+        return tf.keras.Model(network.inputs, {_LOGITS: output}, name=network.name)
+    else:
+        shapes = [tuple(one.shape) for one in tf.nest.flatten(output)]
+        found = f'outputs of shape {", ".join(map(str, shapes))}'
+    raise ValueError(
+        "The discriminator must give one logit per class, float32 [n, classes], or {'logits': "
+        f'that, ...}}. Received: {found}.'
+    )
+
+
+def check_generator(
+    generator: tf.keras.Model,
+    draw_inputs: Callable[..., Any],
+    num_classes: int,
+    record_shape: tuple[int, ...],
+) -> None:
+    """Tries a generator on drawn inputs: it must make images that look like records.
+
+    Args:
+      generator: as for `EFSGDGan`.
+      draw_inputs: as for `EFSGDGan`.
+      num_classes: of the discriminator.
+      record_shape: of what the discriminator sees: (H, W, C), or another shape if it sees features
+        instead of images.
+
+    Raises:
+      ValueError: if its inputs or its images are not what they must be.
+    """
+    if draw_inputs is draw_usual_inputs and not (
+        isinstance(generator, tf.keras.Model)
+        and generator.inputs
+        and isinstance(generator.input, dict)
+        and _LABELS in generator.input
+    ):
+        raise ValueError(f'{_MADE}. Received: {_describe_inputs(generator)}.')
+    labels = np.unique(np.linspace(0, num_classes - 1, _TRIED_CLASSES).astype(np.int32))
+    try:
+        images = generator(draw_inputs(generator, tf.constant(labels), tf.constant([0, 0])))
+    except (tf.errors.OpError, ValueError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [''])[0]
+        raise ValueError(
+            f'The generator must make an image for every label from 0 to {num_classes - 1}, the '
+            f'last class of the discriminator. Received: {type(error).__name__}: {reason}'
+        ) from error
+    _check_images(images, record_shape, len(labels))
+    if tf.is_tensor(getattr(generator, 'output', None)):
+        what = 'Images of the generator, in [-1, 1] (black is -1),'
+        _refuse_probabilities(generator.output, what, "end it with activation='tanh'")
+
+
+def _refuse_probabilities(output: Any, what: str, instead: str) -> None:
+    """Raises ValueError if the last layer makes numbers in [0, 1]."""
+    history = getattr(output, '_keras_history', None)
+    activation = None if history is None else getattr(history.layer, 'activation', None)
+    if activation in (tf.keras.activations.sigmoid, tf.keras.activations.softmax):
+        raise ValueError(
+            f'{what} must not end in an activation with numbers in [0, 1]: {instead}. Received: '
+            f'{activation.__name__}.'
+        )
+
+
+def _check_images(images: tf.Tensor, record_shape: tuple[int, ...], count: int) -> None:
+    is_image = len(record_shape) == 3
+    if is_image and tuple(images.shape) != (count, *record_shape):
+        raise ValueError(
+            'The generator must make images of the shape that the discriminator is given, '
+            f'{tuple(record_shape)}. Received: {tuple(images.shape[1:])}.'
+        )
+    largest = float(tf.reduce_max(tf.abs(images)))
+    if not largest <= 1.0 + _ROUNDING:
+        raise ValueError(
+            'Images of the generator must be in [-1, 1], black is -1 and white 1: end it with '
+            f"activation='tanh'. Received: numbers up to {largest:.3g}."
+        )
+
+
+def _describe_inputs(generator: Any) -> str:
+    if not getattr(generator, 'inputs', None):
+        return f'{type(generator).__name__} without an input'
+    given = generator.input
+    if isinstance(given, dict):
+        return f'inputs {", ".join(map(repr, given))}'
+    shapes = [tuple(one.shape) for one in tf.nest.flatten(given)]
+    return f'{type(generator).__name__} of an input of shape {", ".join(map(str, shapes))}'
+
+
+def check_batches(batches: Any, record_shape: tuple[int, ...]) -> None:
+    """Checks the types of what `fit` is given, without looking at a record.
+
+    Args:
+      batches: what `fit` is given.
+      record_shape: of what the discriminator sees.
+
+    Raises:
+      ValueError: if they are not batches of (uint8 images, integer labels).
+    """
+    spec = getattr(batches, 'element_spec', None)
+    if spec is None:
+        raise ValueError(
+            'fit takes Poisson samples, because only they have an epsilon: '
+            'fit(tf_efsgd.poisson_batches(images, labels, expected_batch_size=...), '
+            f'steps_per_epoch=...). Received: {type(batches).__name__}.'
+        )
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(f'A batch must be (images, labels). Received: {spec}.')
+    images, labels = spec
+    if not all(isinstance(one, tf.TensorSpec) for one in spec):
+        return  # The program itself made shares for several replicas.
+    if len(record_shape) == 3 and images.dtype != tf.uint8:
+        raise ValueError(
+            'Images of records must be uint8 in [0, 255]; for floats in [0, 1] use '
+            f"(images * 255).round().astype('uint8'). Received: {images.dtype.name}."
+        )
+    if not images.shape[1:].is_compatible_with(record_shape):
+        raise ValueError(
+            f'Images of records must be of the shape that the discriminator is given, '
+            f'{tuple(record_shape)}. Received: {tuple(images.shape[1:])}.'
+        )
+    if not labels.dtype.is_integer or labels.shape.rank not in (1, None):
+        raise ValueError(
+            'Labels must be integers [n], 0 for the first class. Received: '
+            f'{labels.dtype.name} of shape {labels.shape}.'
+        )
+
+
+class LikeKeras:
+    """A part of `EFSGDGan`: `fit`, `predict` and `save` as users of Keras expect them."""
+
+    # Attributes of the whole model.
+    ema_generator: tf.keras.Model
+    num_classes: int
+    generate: Callable[..., tf.Tensor]
+    _record_shape: Callable[[], tuple[int, ...]]
+
+    def fit(self, x: Any = None, *args, **kwargs):
+        """Trains on Poisson samples; one step is one private step.
+
+        Args:
+          x: from `tf_efsgd.poisson_batches`; it is endless, so give `steps_per_epoch` too.
+          *args: of `tf.keras.Model.fit`.
+          **kwargs: of `tf.keras.Model.fit`.
+
+        Returns:
+          Keras' history; it holds only what is released or depends on generated images.
+
+        Raises:
+          ValueError: if the batches are not (uint8 images, integer labels).
+        """
+        check_batches(x, self._record_shape())
+        return super().fit(x, *args, **kwargs)  # type: ignore[misc]
+
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        verbose: Any = False,
+        *,
+        seed: int | None = None,
+    ) -> np.ndarray:
+        """Makes images from labels with the moving average of the generator; costs no privacy.
+
+        Args:
+          x: labels, integers [n] in [0, number of classes).
+          batch_size: how many images to make at a time; None: 500.
+          verbose: whether to draw a progress bar.
+          seed: in [0, 2^31), makes the same images again; None draws new ones.
+
+        Returns:
+          uint8 [n, H, W, C].
+
+        Raises:
+          ValueError: if `x` is not such labels.
+        """
+        labels = np.asarray(x)
+        if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in 'iu':
+            raise ValueError(
+                'predict makes an image for each label: give integers [n]. Received: '
+                f'{labels.dtype} of shape {labels.shape}.'
+            )
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(
+                f'Labels must be from 0 to {self.num_classes - 1}. Received: {labels.min()} to '
+                f'{labels.max()}.'
+            )
+        size = batch_size or _BATCH_SIZE
+        parts = []
+        with progress_bar('generating' if verbose else None, len(labels)) as bar:
+            for first in range(0, len(labels), size):
+                part = tf.constant(labels[first : first + size], tf.int32)
+                draw = None if seed is None else tf.constant([seed, first], tf.int32)
+                parts.append(to_uint8(self.generate(part, draw)).numpy())
+                bar.update(len(part))
+        return np.concatenate(parts)
+
+    def save(self, filepath: str | os.PathLike, *args, **kwargs) -> None:
+        """Saves the moving average of the generator as a Keras model, which may be handed over.
+
+        `tf.keras.models.load_model` reads it, and `tf_efsgd.draw_inputs(generator, labels)` draws
+        its inputs. To continue training later, use `save_weights` instead.
+
+        Args:
+          filepath: a file, e.g. generator.keras, or a folder.
+          *args: of `tf.keras.Model.save`.
+          **kwargs: of `tf.keras.Model.save`.
+        """
+        self.ema_generator.save(filepath, *args, **kwargs)
