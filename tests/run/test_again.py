@@ -23,6 +23,7 @@ def _no_records(monkeypatch):
     monkeypatch.setattr('tf_efsgd.data.load.load', lambda *_, **__: pytest.fail('read records'))
 
 
+@pytest.mark.acceptance
 def test_an_export_is_made_once_of_the_last_checkpoint(folder):
     made = again.export(folder)
     assert made['is_new'] and made['export_dir'] == str(folder / 'export' / '1')
@@ -70,6 +71,6 @@ def test_a_statement_that_says_less_than_the_ledger_is_found(folder, tmp_path):
 
 def test_what_is_no_run_is_said(tmp_path):
     for make in (again.export, again.report):
-        with pytest.raises(ConfigError, match='is no run folder'):
+        with pytest.raises(ConfigError, match='is not a run folder'):
             make(tmp_path)
     assert exports.latest_of(tmp_path, {}) is None

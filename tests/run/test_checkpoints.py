@@ -70,6 +70,12 @@ def _differing(one, other):
     return [name for name in one if not np.array_equal(one[name], other[name])]
 
 
+def _far_apart(one, other):
+    """More than rounding: TensorFlow's threads add up in the order in which they end."""
+    assert set(one) == set(other)
+    return [n for n in one if not np.allclose(one[n], other[n], rtol=1e-3, atol=1e-4)]
+
+
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     """A run that was saved after five steps and then went on, with its two states."""
@@ -107,7 +113,9 @@ def test_a_new_process_goes_on_as_the_old_one_did(saved):
     gan = _make_gan(weights_seed=6)  # Its slots do not exist yet when the checkpoint is read.
     checkpoints.RunCheckpoints(str(folder), gan).restore_latest()
     _fit(gan, 5, 8)
-    assert _differing(_state(gan), at_end) == []
+    assert _far_apart(_state(gan), at_end) == []
+    # Without what was saved it would be elsewhere.
+    assert len(_far_apart(saved[1], at_end)) > 20
 
 
 def test_a_run_goes_on_with_the_generator_in_its_private_steps(tmp_path):
@@ -158,8 +166,12 @@ def test_a_checkpoint_of_another_model_is_refused(saved):
         build_discriminator((16, 16, 1), 2, width=4),
         draw_inputs,
     )
-    with pytest.raises((AssertionError, ValueError)):
-        checkpoints.RunCheckpoints(str(saved[0]), gan).restore_latest()
+    for restore in (
+        checkpoints.RunCheckpoints(str(saved[0]), gan).restore_latest,
+        lambda: checkpoints.restore_generator(saved[0], gan.ema_generator),
+    ):
+        with pytest.raises(checkpoints.CheckpointError, match='other networks.*another version'):
+            restore()
 
 
 def test_no_checkpoint_names_or_holds_a_key(saved):

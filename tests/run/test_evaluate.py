@@ -187,8 +187,8 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_nothing_is_moved(
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'run_dir': 'nowhere'}, 'nowhere is no run folder'),
-        ({'dataset': 'mnist_10k'}, r'not the one of the run.*\(8, 8, 1\).*\(28, 28, 1\)'),
+        ({'run_dir': 'nowhere'}, 'nowhere is not a run folder'),
+        ({'dataset': 'mnist_10k'}, r'not the data set of the run.*\(8, 8, 1\).*\(28, 28, 1\)'),
         ({'dataset': 'idx:nowhere'}, "'nowhere'.*elsewhere now, give --dataset"),
         ({'evaluation_images': 99}, '--evaluation_images must be at least 100'),
         ({'evaluation_runs': 0}, '--evaluation_runs must be at least 1'),
@@ -270,7 +270,8 @@ def test_where_nothing_is_remembered_the_records_are_not_checked_and_it_says_so(
     assert _evaluate(folder, state_dir=state) == 'page'
     said = [line for line in capsys.readouterr().out.splitlines() if 'not checked' in line]
     assert said == [
-        f'{state} remembers nothing of this run: whether these are its records is not checked.'
+        f'{state} remembers nothing of this run, so it is not checked whether these are its '
+        'records.'
     ]
     assert list(state.iterdir()) == []
 
@@ -283,7 +284,7 @@ def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, wrong):
         flagfile = copy / 'config.flags'
         text = flagfile.read_text().replace('--generator_width=8', '--generator_width=16')
         flagfile.write_text(text)
-        message = 'another generator'
+        message = 'other networks'
     elif wrong == 'checkpoints':
         shutil.rmtree(copy / 'checkpoints')
         message = 'no whole checkpoint'

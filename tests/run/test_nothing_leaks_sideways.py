@@ -215,6 +215,7 @@ def test_runs_on_neighbours_print_the_same(neighbours):
     assert 'Spent' in one and '1602 records' in one
 
 
+@pytest.mark.acceptance
 def test_only_what_was_released_differs_with_the_generator_in_the_private_step(tmp_path):
     runs = []
     for name, one_more in (('one', False), ('other', True)):
@@ -233,6 +234,7 @@ def test_only_what_was_released_differs_with_the_generator_in_the_private_step(t
     assert saved and all('generator_variables' in n or '_CHECKPOINTABLE' in n for n in saved)
 
 
+@pytest.mark.acceptance
 def test_only_what_was_released_differs_with_two_releases_before_the_first_step(tmp_path):
     runs = []
     shares = {'warm_start_share': 0.5, 'learned_features_share': 0.5}

@@ -125,6 +125,7 @@ def _without(monkeypatch, module, name, number):
     monkeypatch.setattr(module, name, fail)
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize('number', [errno.EPERM])
 def test_a_run_needs_no_hard_links(number, tmp_path, monkeypatch):
     """As on exFAT."""
@@ -183,7 +184,7 @@ def test_the_first_line_says_what_it_trains_on_and_for_how_long(tmp_path, capsys
 
     device = r'Training on (CPU, \d+ cores|.*GPU.*)'
     shown = first_line({}, '--strategy=one_device')
-    assert re.fullmatch(f'{device}, for the steps that are given: .*', shown), shown
+    assert re.fullmatch(f'{device}, for the given number of steps: .*', shown), shown
     shown = first_line({'given': {'target_epsilon'}}, '--minutes=7')
     assert re.fullmatch(f'{device}.*, for about 7 minutes .*', shown), shown
     shown = first_line({'given': {'minutes', 'train_steps'}}, '--minutes=3')

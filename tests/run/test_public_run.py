@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import read_page, tiny_run
+from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_efsgd import config
 from tf_efsgd.privacy.features import public
@@ -68,6 +69,25 @@ def finished(photos, stopped, tmp_path_factory):
     return folder
 
 
+@pytest.mark.acceptance
+def test_a_run_is_continued_in_another_precision(photos, stopped, tmp_path):
+    """Checkpoints hold float32 in any case, and what is exported computes in it anywhere."""
+    folder = tiny_run.copy(stopped, tmp_path)
+    before = (folder / 'config.flags').read_text()
+    assert '--mixed_precision=none\n' in before
+    _run(photos, folder, '--resume', mixed_precision='bfloat16')
+    # The next start computes in it, too, when nobody says otherwise.
+    after = before.replace('--mixed_precision=none', '--mixed_precision=bfloat16')
+    assert (folder / 'config.flags').read_text() == after
+    statement = tiny_run.statement(folder)
+    assert statement['steps'] == 4 and statement['epsilon'] <= 5
+    exported = saved_model_pb2.SavedModel()
+    exported.ParseFromString((folder / 'export/1/saved_model.pb').read_bytes())
+    # What ops could take stands beside the graph, and is no part of it.
+    graph = str(exported.meta_graphs[0].graph_def)
+    assert 'DT_FLOAT' in graph and 'DT_BFLOAT16' not in graph
+
+
 def test_the_statement_and_the_report_say_what_was_used(finished):
     statement = tiny_run.statement(finished)
     assert statement['public_images'] == (
@@ -121,12 +141,27 @@ def test_a_network_that_is_not_there_is_refused(photos, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
-def test_several_devices_are_refused_or_one_is_taken(photos, tmp_path, strategy, capsys):
-    settings = config.from_flagfile('--target_epsilon=5\n--discriminator=public_heads')
-    one = devices.for_settings(strategy, settings)
-    assert one.num_replicas_in_sync == 1 and 'on one device' in capsys.readouterr().out
-    asked = config.from_flagfile(settings.to_flags() + '--strategy=mirrored')
-    with pytest.raises(config.ConfigError, match='--strategy=mirrored with 2 devices'):
-        devices.for_settings(strategy, asked)
-    pixels = config.from_flagfile(asked.to_flags() + '--discriminator=pixels')
-    assert devices.for_settings(strategy, pixels) is strategy
+@pytest.mark.acceptance
+def test_two_replicas_and_then_one_write_the_ledger_of_one_device(
+    photos, finished, strategy, tmp_path, monkeypatch
+):
+    """Nothing in it tells how many there were; and a run continues on another number of them."""
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, 'make_strategy', lambda _: strategy)
+        patch.setattr('tf_efsgd.training.callbacks.Checkpoint.on_due', tiny_run.cut)
+        with pytest.raises(tiny_run.PowerCut):
+            _run(photos, tmp_path / 'run')
+    _run(photos, tmp_path / 'run', '--resume')
+
+    def without_its_own(found):  # Drawn, or made of what was drawn.
+        own = ('run_id', 'time', 'released_class_counts')
+        return {k: v for k, v in found.items() if k not in own and 'sha256' not in k}
+
+    def ledger(folder):
+        return [without_its_own(json.loads(line)) for line in (folder / 'ledger.jsonl').open()]
+
+    def statement(folder):
+        return without_its_own(tiny_run.statement(folder))
+
+    assert ledger(tmp_path / 'run') == ledger(finished)
+    assert statement(tmp_path / 'run') == statement(finished)

@@ -69,6 +69,7 @@ def test_classes_with_few_records_are_warned_of_on_the_terminal(tmp_path, capsys
     assert f'none (0), few ({few})' in line and 'many' not in line
 
 
+@pytest.mark.acceptance
 def test_a_run_on_nasty_files_holds_none_of_their_names(tmp_path, photos, capsys, monkeypatch):
     arguments = ('--skip_unreadable', '--noevaluate', f'--cache_dir={tmp_path / "cache"}')
     changes = {'dataset': f'folder:{photos}', **_SMALL}
@@ -96,6 +97,7 @@ def test_a_run_on_nasty_files_holds_none_of_their_names(tmp_path, photos, capsys
         assert str(tmp_path / 'cache') not in (tmp_path / 'run' / shared).read_text()
 
 
+@pytest.mark.acceptance
 def test_a_folder_of_one_class_is_trained_on(tmp_path):
     root = tmp_path / 'faces'
     root.mkdir()

@@ -268,6 +268,7 @@ def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
     assert 'at most the number of records, 1602' in said
 
 
+@pytest.mark.acceptance
 @pytest.mark.parametrize(
     ('changes', 'left'),
     [
@@ -346,6 +347,7 @@ def test_a_hidden_buffer_is_private_state_and_its_epsilon_is_the_honest_one(tmp_
     assert not [p for p in (folder / 'export').rglob('*') if 'PRIVATE' in p.name]
 
 
+@pytest.mark.acceptance
 def test_a_hidden_run_without_a_target_is_not_called_private(tmp_path, capsys):
     folder = tmp_path / 'run'
     flags = [f for f in tiny_run.flags(folder, '--noevaluate') if '--target_epsilon' not in f]
@@ -383,6 +385,7 @@ def test_noise_that_hides_nothing_is_refused(flag, steps, said, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.acceptance
 def test_an_epsilon_beyond_reason_is_not_called_private(tmp_path, capsys):
     flags = [f for f in tiny_run.flags(tmp_path / 'run', '--noevaluate') if '--target_eps' not in f]
     flags += ['--noise_multiplier=0.25', '--expected_batch_size=1602', '--train_steps=20']
@@ -392,7 +395,7 @@ def test_an_epsilon_beyond_reason_is_not_called_private(tmp_path, capsys):
     assert (statement['epsilon'], statement['accountant']) == (None, 'none')
     printed = capsys.readouterr()
     assert 'Spent ε = none at δ = 1e-05 (none)' in printed.out
-    assert 'NOT PRIVATE' in printed.out and 'No ε as large as that can be proven' in printed.out
+    assert 'NOT PRIVATE' in printed.out and 'An ε this large cannot be proven' in printed.out
     assert 'ε≤none of none' in printed.err
     assert 'NOT PRIVATE' in (tmp_path / 'run/report.html').read_text()
 
@@ -420,6 +423,7 @@ def test_the_size_of_a_batch_is_not_in_what_an_error_says(run, show, monkeypatch
 # Randomness and diagnostics.
 
 
+@pytest.mark.acceptance
 def test_secure_noise_takes_every_bit_from_the_operating_system(tmp_path, monkeypatch):
     asked = []
     real = os.urandom
@@ -439,6 +443,7 @@ def test_secure_noise_takes_every_bit_from_the_operating_system(tmp_path, monkey
     assert sum(of_noise) >= 3 * 2 * 24 * plan.private_parameters > 3 * 2 * 24 * 500
 
 
+@pytest.mark.acceptance
 def test_diagnostics_are_written_apart_and_warned_of(tmp_path, capsys):
     from tensorboard.backend.event_processing import event_accumulator
 

@@ -302,7 +302,7 @@ def test_a_finished_run_trains_nothing_more(finished, tmp_path, capsys):
     before = {name: (folder / name).read_bytes() for name in names}
     statement = tiny_run.statement(folder)
     tiny_run.run(folder, '--resume', '--noevaluate')
-    assert 'nothing left to train' in capsys.readouterr().out
+    assert 'nothing is left to train' in capsys.readouterr().out
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert tiny_run.statement(folder) == statement
     assert _tags(folder) == _TAGS

@@ -70,6 +70,7 @@ def _sketch(base, run_id):
     return json.loads((base / 'state' / f'{run_id}.seen.json').read_text())
 
 
+@pytest.mark.acceptance
 def test_the_second_run_says_so_at_the_start_and_in_its_statement(two):
     base, printed = two
     one = _run_id(base / 'one')
@@ -343,7 +344,7 @@ def test_nothing_is_counted_while_something_is_removed(folder, monkeypatch):
     def remove(item):
         with open(folder / 'seen.lock') as lock, pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with pytest.raises(run_state.RunStateError, match='another process'):
+        with pytest.raises(run_state.RunStateError, match='Another process trains this run'):
             run_state.RunState(folder, 'a' * 32)
         events.append(item.name)
         removed(item)

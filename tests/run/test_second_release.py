@@ -256,6 +256,7 @@ def test_a_crash_in_the_fit_to_both_goes_on_from_the_file(cut_after_both, tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.acceptance
 def test_a_crash_in_either_fit_goes_on_from_its_checkpoint(tmp_path):
     """Of 4 and of 3 steps; with a checkpoint after each but the one that a power cut ends."""
     folder, fit = tmp_path / 'run', fitting.fit
@@ -297,7 +298,7 @@ def test_a_crash_before_the_first_is_saved_gives_the_second_up(tmp_path, capsys)
 def test_a_file_that_the_ledger_does_not_know_is_refused(cut_while_learning, tmp_path):
     folder = tiny_run.copy(cut_while_learning, tmp_path)
     (folder / 'learned_features.npz').write_bytes(b'planted')
-    with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
+    with pytest.raises(config.ConfigError, match='knows of no such release. Start a new'):
         tiny_run.run(folder, '--resume', **_TWO, state_dir=tmp_path / 'state')
 
 
@@ -333,6 +334,7 @@ def tiny_run_in_process(lines):
     subprocess.run([sys.executable, '-m', 'tf_efsgd.launch', *lines], check=True, timeout=600)
 
 
+@pytest.mark.acceptance
 def test_without_a_warm_start_a_share_of_it_is_nothing(tmp_path):
     tiny_run.run(
         tmp_path / 'run', '--noevaluate', **{**_TWO, 'warm_start_share': 0, 'train_steps': 1}

@@ -306,7 +306,7 @@ def test_an_export_is_verified(tmp_path):
     with open(export / 'variables' / 'variables.index', 'ab') as file:
         file.write(b'x')
     assert verify.verify(export)['faults'] == [
-        'variables/variables.index was changed: its checksum is another one'
+        'variables/variables.index was changed: its checksum differs'
     ]
     for path, message in ((tmp_path, 'no exported generator'), (tmp_path / 'x', 'no folder')):
         with pytest.raises(ConfigError, match=message):

@@ -77,7 +77,7 @@ def test_alone_it_takes_no_steps(tmp_path):
         told = told.replace(of_every_run, '')
     for never_happened in ('Poisson', 'batch', 'Sampling', 'clip', 'gradient'):
         assert never_happened not in told
-    assert 'no private steps: the settings of those had no effect' in flags
+    assert 'no private steps, so their settings had no effect' in flags
 
 
 def test_with_steps_the_statement_says_how_they_sample(finished):
@@ -151,7 +151,7 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
     assert tiny_run.kinds(folder) == ['plan']
     # What lies there was not released by this run.
     (folder / 'warm_start.npy').write_bytes(b'planted')
-    with pytest.raises(config.ConfigError, match='knows of no such release: start a new'):
+    with pytest.raises(config.ConfigError, match='knows of no such release. Start a new'):
         tiny_run.run(folder, '--resume', '--noevaluate', **_WARM)
     (folder / 'warm_start.npy').unlink()
     # A change of the mechanism meanwhile does not hand out its part of the budget as steps.
@@ -166,7 +166,7 @@ def test_a_crash_before_the_charge_costs_nothing(tmp_path):
 def test_a_release_that_is_not_the_charged_one_is_refused(tmp_path, content):
     noted = {'sha256': releases._sha256(b'the sums'), 'version': 7}
     releases._check_release(noted, b'the sums', tmp_path, 7)
-    with pytest.raises(releases.ReleaseError, match='by the ledger'):
+    with pytest.raises(releases.ReleaseError, match='its ledger has another hash'):
         releases._check_release(noted, content, tmp_path, 7)
 
 
@@ -225,7 +225,7 @@ def test_a_damaged_release_stops_a_change_before_it_is_written_down(tmp_path):
             tiny_run.run(folder, **_WARM)
     (folder / 'warm_start.npy').write_bytes(b'damaged')
     changed = {**_WARM, 'target_epsilon': 2, 'residual_share': 0.3}
-    with pytest.raises(ValueError, match='by the ledger: put the file back'):
+    with pytest.raises(ValueError, match='its ledger has another hash. Put the file back'):
         tiny_run.run(folder, '--resume', '--change_mechanism', '--noevaluate', **changed)
     assert 'change' not in tiny_run.kinds(folder)
 

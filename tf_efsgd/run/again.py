@@ -1,4 +1,4 @@
-"""What a run leaves, made again from its folder: its export and its page, without the records."""
+"""Makes the export and the report of a run again from its folder, without the records."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tf_efsgd.run import folder as run_folder
 
 
 def export(run_dir: pathlib.Path) -> dict[str, Any]:
-    """Exports the generator of a run's last checkpoint, as the next version if it is another one.
+    """Exports the generator of a run's last checkpoint, as the next version if it has changed.
 
     Args:
-      run_dir: of a run that was trained, or is being trained.
+      run_dir: the folder of a run that was trained, or is being trained.
 
     Returns:
-      `export_dir`, whether it `is_new`, and the `privacy_statement`.
+      By name: `export_dir`, whether it `is_new`, and the `privacy_statement`.
 
     Raises:
       ConfigError: if there is no such run, or nothing of it was trained.
@@ -35,7 +35,7 @@ def export(run_dir: pathlib.Path) -> dict[str, Any]:
     statement = _statement(run_dir, config, book, step, generator)
     try:
         target, is_new = exports.export(run_dir, generator, statement)
-    except ValueError as error:  # It claims what its numbers do not bear out.
+    except ValueError as error:  # The statement claims more than its numbers support.
         raise ConfigError(str(error)) from error
     return {
         'export_dir': str(target),
@@ -45,23 +45,21 @@ def export(run_dir: pathlib.Path) -> dict[str, Any]:
 
 
 def report(run_dir: pathlib.Path) -> dict[str, Any]:
-    """Writes RUN/report.html anew, by the last checkpoint and the ledger.
+    """Writes RUN/report.html again, from the last checkpoint and the ledger.
 
     Args:
       run_dir: as in `export`.
 
     Returns:
-      `report`, its path, and the `privacy_statement`.
+      By name: `report`, the path of the page, and the `privacy_statement`.
 
     Raises:
-      ConfigError: as `export`.
+      ConfigError: as in `export`.
     """
     config, book = _read(run_dir)
     generator, step = _restore(run_dir, config, book)
     statement = _statement(run_dir, config, book, step, generator)
-    exported = versions.all_versions(run_dir / versions.EXPORT)
-    latest = exported[-1] if exported else None
-    page = finish.write_report(run_dir, config, statement, book.run_id, latest)
+    page = finish.write_report(run_dir, config, statement, book.run_id)
     return {'report': str(page), 'privacy_statement': statement}
 
 
@@ -87,7 +85,7 @@ def _restore(run_dir: pathlib.Path, config: RunConfig, book: Ledger):
 
 
 def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tuple[str, ...]:
-    """As they were declared, or as an earlier export says them, or numbers."""
+    """The names of the classes, as declared or as in an earlier export; otherwise numbers."""
     if config.data.class_names is not None:
         return config.data.class_names
     for earlier in reversed(versions.all_versions(run_dir / versions.EXPORT)):
@@ -98,7 +96,7 @@ def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tupl
 
 
 def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
-    """The privacy statement, with what the latest export says of other runs if it is the same."""
+    """The privacy statement; it says of other runs what an export of this generator says."""
     spent = budget.make_statement(
         book,
         step,
@@ -116,7 +114,7 @@ def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
     if earlier is not None and 'together' in earlier:
         covered = {name: earlier[name] for name in ('not_covered',) if name in earlier}
         return {**earlier, **statement, **covered}
-    # Which other runs used the records is not looked up: that needs the records.
+    # Without the records nobody can look up which other runs used them.
     unit = seen_records.IMAGE if book.plan.images_per_person is None else seen_records.PERSON
     promise = seen_records.Promise(math.inf, 0.0, unit)
     unknown = seen_records.OtherRuns(promise, dataset=book.plan.dataset)

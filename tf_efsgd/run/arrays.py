@@ -1,8 +1,7 @@
-"""Arrays as the records of a run: what `Sources.load` hands to it."""
+"""Arrays as the records of a run, for `Sources.load`."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +9,17 @@ import numpy as np
 
 from tf_efsgd.config import ConfigError, RunConfig, recipes
 from tf_efsgd.data import arrays, records
+from tf_efsgd.run import folder as run_folder
 
 _NOT_FOR_ARRAYS = ('images_per_person', 'person', 'dataset_persons')
 
 
 class Arrays:
-    """Images and labels that somebody handed over.
+    """Images and labels that the caller gave.
 
     Args:
-      images: as of `arrays.check_images`. PRIVATE.
-      labels: as of `arrays.check_labels`. PRIVATE.
+      images: as for `arrays.check_images`. PRIVATE.
+      labels: as for `arrays.check_labels`. PRIVATE.
 
     Raises:
       ConfigError: if they cannot be used.
@@ -35,17 +35,17 @@ class Arrays:
             raise ConfigError(f'{error}.') from error
         has_channels = np.ndim(images) == 4
         self._images = checked
-        # Whether labels are 'integers' or 'names', and whether images had channels.
+        # Whether labels are 'integers' or 'names', and whether images had an axis of channels.
         self.form = ('names' if self._labels.dtype.kind == 'U' else 'integers', has_channels)
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What follows from the shape of the arrays, where nobody gave it: an image size.
+        """The settings that follow from the shape of the arrays: an image size, if nobody gave one.
 
         Args:
           given: settings by name.
 
         Raises:
-          ConfigError: if one of them is not for arrays.
+          ConfigError: if one of them does not work with arrays.
         """
         for name in _NOT_FOR_ARRAYS:
             if given.get(name) is not None:
@@ -61,10 +61,10 @@ class Arrays:
         return {'image_size': size}
 
     def load(self, config: RunConfig) -> records.Dataset:
-        """The records that the settings ask for, as `folder.load_records`.
+        """Makes the records that the settings ask for, like `folder.load_records`.
 
         Raises:
-          ConfigError: if they cannot be had.
+          ConfigError: if the settings do not fit the arrays.
         """
         data = config.data
         try:
@@ -79,8 +79,4 @@ class Arrays:
             )
         except records.DataError as error:
             raise ConfigError(f'{error}.') from error
-        # Those of an earlier start are declared by now, and were read all the same.
-        read_off = tuple(
-            name for name in records.READ_OFF if name in data.read_off or name in dataset.read_off
-        )
-        return dataclasses.replace(dataset, read_off=read_off)
+        return run_folder.marked_as_read(dataset, data)

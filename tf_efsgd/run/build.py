@@ -1,8 +1,9 @@
-"""The networks of a run and its optimizers, from the settings and the plan."""
+"""Builds the networks and optimizers of a run from its settings and its plan."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from tf_efsgd.config import (
@@ -15,16 +16,11 @@ from tf_efsgd.config import (
 )
 from tf_efsgd.data.records import Records
 from tf_efsgd.models import generator as generators
-from tf_efsgd.models import public_network
+from tf_efsgd.models import precision, public_network
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
-from tf_efsgd.models.public_heads import (
-    RECORDS_PER_PART,
-    HeadInputs,
-    HingeLosses,
-    build_public_heads,
-)
+from tf_efsgd.models.public_heads import HeadInputs, HingeLosses, build_public_heads
 from tf_efsgd.privacy import ledger
 from tf_efsgd.privacy.features import alone, public
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
@@ -32,16 +28,16 @@ from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training.gan import EFSGDGan
 from tf_efsgd.training.public_heads_gan import PublicHeadsGan
 
-# Standard deviation of the labels' embedding before heads on a public network: with many classes
-# the latents must not drown in it.
+# The standard deviation of the labels' embedding where heads on a public network are trained: with
+# more than two classes it is smaller, so that it does not drown the latents.
 _FEW, _EMBEDDING_OF_FEW, _EMBEDDING_OF_MANY = 2, 1.0, 0.5
-# Of the generator's learning rate there, what is left at the end.
+# There the generator's learning rate falls to this share of what it was.
 _LAST_LEARNING_RATE = 0.05
-_ADAM_BETA_1 = 0.5  # as usual for GANs; the default 0.9 makes the two players overshoot
+_ADAM_BETA_1 = 0.5  # Usual for GANs: with the default 0.9 the two players overshoot.
 
 
 def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
-    """The generator of a run before its first step: its initial weights follow from the seed.
+    """Builds the generator of a run before its first step; the seed fixes its initial weights.
 
     Args:
       config: the settings of the run.
@@ -60,7 +56,7 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
         embedding_stddev = generators.EMBEDDING_STDDEV_FOR_WARM_START
     else:
         embedding_stddev = generators.EMBEDDING_STDDEV
-    tf.keras.utils.set_random_seed(config.training.seed)  # initial weights: public
+    tf.keras.utils.set_random_seed(config.training.seed)  # Initial weights are public.
     return generators.build_generator(
         train.image_shape,
         train.num_classes,
@@ -73,11 +69,14 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
 
 
 def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | None:
-    """The frozen network that learned from public images; None where none is used.
+    """Builds the frozen network that learned from public images.
 
     Args:
       config: the settings of the run, none of them 'auto'.
       train: its records, for the shape of the images and the number of classes.
+
+    Returns:
+      The network; None if the run uses none.
 
     Raises:
       ConfigError: if there is no such network, or it does not go with these images.
@@ -93,18 +92,62 @@ def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | 
     )
 
 
-def check_alone(function, photographs: np.ndarray, rows: int) -> None:
-    """Tries on this machine that features of a record are its own, see `features.alone`.
+def for_generated_images(model: tf.keras.Model, config: RunConfig) -> tf.keras.Model:
+    """Makes a network for generated images, in the precision of the settings.
+
+    Args:
+      model: in float32, which is kept for whatever sees a record.
+      config: the settings of the run.
+
+    Returns:
+      The model, or a copy in another precision.
 
     Raises:
-      ConfigError: if they are not.
+      ConfigError: if Keras cannot copy it.
     """
-    reason = alone.why_not_alone(function, photographs, rows)
-    if reason is not None:
+    if config.training.mixed_precision == 'none':
+        return model
+    policy = f'mixed_{config.training.mixed_precision}'
+    try:
+        return precision.copy_in(model, policy)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        why = ' '.join(str(error).split())[:200]
         raise ConfigError(
-            f'The features of --public_features cannot be released here: {reason}. Give another '
-            'network, or --public_features=none.'
-        )
+            'Keras cannot copy the network of --public_features to another precision: give '
+            f'--mixed_precision=none, or another network. Received: {model.name!r} ({why}).'
+        ) from error
+
+
+def try_head_inputs(inputs: HeadInputs, image_shape: tuple[int, int, int]) -> None:
+    """Tries on this machine how many records the heads' inputs may be computed for at a time.
+
+    Args:
+      inputs: of the heads; its `rows` are set.
+      image_shape: (H, W, C).
+
+    Raises:
+      ConfigError: if there is no such number.
+    """
+    photographs = public.public_photographs(image_shape)
+    inputs.rows = try_rows(lambda: alone.choose_rows(inputs, photographs))
+
+
+def try_rows(choose: Callable[[], int]) -> int:
+    """Tries on this machine how many records may be computed at a time, see `features.alone`.
+
+    Args:
+      choose: the trial.
+
+    Raises:
+      ConfigError: if there is no such number.
+    """
+    try:
+        return choose()
+    except alone.NotAlone as error:
+        raise ConfigError(
+            f'The features of records cannot be released here: {error}. Train on another device, '
+            'or give another --public_features.'
+        ) from error
 
 
 def build_gan(
@@ -118,7 +161,7 @@ def build_gan(
       network: from `build_public_network`.
 
     Returns:
-      (the GAN, what its heads see of an image or None where it sees images).
+      (the GAN, what its heads see of a record; None if its discriminator sees images).
 
     Raises:
       ConfigError: if the networks do not go with images of this shape.
@@ -129,6 +172,7 @@ def build_gan(
             return untrained_generator(config, train), _build_discriminator(config.model, train)
 
         generator, discriminator = as_config_error(build_networks, ValueError)
+        generator = for_generated_images(generator, config)
         return EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed), None
     if network is None:
         raise ConfigError(
@@ -139,9 +183,18 @@ def build_gan(
     generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
     photographs = public.public_photographs(train.image_shape)
     inputs = HeadInputs(network, photographs, pixels=True)
-    check_alone(inputs, photographs, RECORDS_PER_PART)
-    heads = build_public_heads(inputs.shapes, train.num_classes)
-    gan = PublicHeadsGan(generator, heads, draw_inputs, inputs, seed=config.training.seed)
+    heads = build_public_heads(
+        inputs.shapes,
+        train.num_classes,
+        reconstruction=config.model.reconstruction == 'head',
+    )
+    gan = PublicHeadsGan(
+        for_generated_images(generator, config),
+        heads,
+        draw_inputs,
+        inputs.on(for_generated_images(network, config)),
+        seed=config.training.seed,
+    )
     return gan, inputs
 
 
@@ -214,4 +267,5 @@ def _how_to_train(model: ModelConfig, training: TrainingConfig, privacy: Privacy
         'measure_records': privacy.log_nonprivate_diagnostics,
         'clipping': privacy.clipping,
         'microbatch_size': training.microbatch_size,
+        'jit_compile': training.jit_compile,
     }

@@ -1,8 +1,8 @@
-"""Save and restore a run: everything that training continues with, and nothing secret.
+"""Saves and restores a run: everything that training continues with, and nothing secret.
 
-A checkpoint is for going on, not for sharing: `export.py` ships the generator. Each is a folder of
-its own, `step_000500/`, that appears whole or not at all, with a manifest of what is in it: a
-checkpoint that a crash or a bad disk damaged is recognised, named, and the one before is used.
+A checkpoint is for continuing, not for sharing; `exports` makes what is shared. Each checkpoint is
+a folder, `step_000500/`, that appears whole or not at all, with a manifest of what is in it. If a
+crash or a bad disk has damaged one, that is recognised and said, and the one before is used.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class CheckpointError(ValueError):
 
 
 class RunCheckpoints:
-    """Checkpoints of one run: networks, optimizers with their error buffers, counters, schedule.
+    """The checkpoints of one run: networks, optimizers with their error buffers, and counters.
 
-    Noise keys and their counters are in no variable that this tracks: a resumed run draws new ones.
+    Noise keys and their counters are in no variable that this tracks: a resumed run draws new keys.
 
     Args:
       folder: RUN/checkpoints.
       gan: the compiled model.
-      holds_private_state: marks every checkpoint PRIVATE.
+      holds_private_state: whether to mark every checkpoint PRIVATE.
     """
 
     def __init__(
@@ -53,17 +53,24 @@ class RunCheckpoints:
         self._holds_private_state = holds_private_state
 
     def save(self, step: int, ledger_position: dict) -> str:
-        """Saves, with the ledger's position at this moment; returns the checkpoint's path.
+        """Saves a checkpoint.
+
+        Args:
+          step: the number of private steps so far.
+          ledger_position: the ledger's position at this moment.
+
+        Returns:
+          The path of the checkpoint.
 
         Raises:
-          OSError: if the disk is full, say; earlier checkpoints are kept then.
+          OSError: e.g. if the disk is full; earlier checkpoints are kept then.
         """
         self._folder.mkdir(exist_ok=True)
         target = self._folder / f'step_{step:06d}'
         work = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.tmp-', dir=self._folder))
         try:
             self._write(work, step, ledger_position)
-            if target.exists():  # The same step, trained again after a crash.
+            if target.exists():  # The same step was trained again after a crash.
                 shutil.rmtree(target)
             os.rename(work, target)
         except tf.errors.OpError as error:
@@ -93,15 +100,16 @@ class RunCheckpoints:
         files.write_atomically(work / _MANIFEST, json.dumps(manifest, indent=2))
 
     def restore_latest(self) -> dict | None:
-        """Restores the last checkpoint that is whole; names and sets aside damaged ones.
+        """Restores the last checkpoint that is whole; renames damaged ones and says so.
 
         Returns:
           The ledger's position that it was saved with; None when there is no checkpoint.
 
         Raises:
-          CheckpointError: if there are checkpoints, all damaged.
+          CheckpointError: if every checkpoint is damaged, or the last whole one holds other
+            networks.
         """
-        for stale in self._folder.glob('.step_*.tmp-*'):  # A crash while it was written.
+        for stale in self._folder.glob('.step_*.tmp-*'):  # Left by a crash during the writing.
             shutil.rmtree(stale)
         found = _all(self._folder)
         for _, path in found:
@@ -112,24 +120,20 @@ class RunCheckpoints:
                 os.rename(path, aside)
                 print(f'WARNING: checkpoint {path} is damaged; it is now {aside.name}.')
                 continue
-            place = files.without_wildcards(path)
-            status = self._checkpoint.read(str(place / _PREFIX)).assert_existing_objects_matched()
-            # An optimizer restores its slots when it makes them; a run that trains no more makes
-            # none, and needs no warning.
-            status.expect_partial()
+            _read_into(self._checkpoint, path)
             return manifest['ledger']
         if found:
             raise CheckpointError(
-                f'Every checkpoint in {self._folder} is damaged: put one back from a backup, or '
+                f'Every checkpoint in {self._folder} is damaged: restore one from a backup, or '
                 'start a new run folder.'
             )
         return None
 
 
 def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> int:
-    """Reads a run's generator, its moving average, from the last checkpoint that is whole.
+    """Reads the moving average of a run's generator from the last checkpoint that is whole.
 
-    Nothing is written: a damaged checkpoint stays where it is.
+    It writes nothing: a damaged checkpoint stays where it is.
 
     Args:
       folder: RUN/checkpoints.
@@ -139,22 +143,30 @@ def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> i
       The step of the checkpoint.
 
     Raises:
-      CheckpointError: if there is no whole checkpoint, or it is of another network.
+      CheckpointError: if there is no whole checkpoint, or it holds another network.
     """
     for step, path in _all(pathlib.Path(folder)):
         if _read_manifest(path) is None:
             print(f'WARNING: checkpoint {path} is damaged; the one before it is used.')
             continue
-        root = tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator))
-        try:
-            status = root.read(str(files.without_wildcards(path) / _PREFIX))
-            status.assert_existing_objects_matched().expect_partial()
-        except (AssertionError, ValueError) as error:  # A variable is missing; has another shape.
-            raise CheckpointError(
-                f'{path} holds another generator than the settings of the run describe.'
-            ) from error
+        _read_into(tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator)), path)
         return step
     raise CheckpointError(f'There is no whole checkpoint in {folder}: nothing was trained yet.')
+
+
+def _read_into(checkpoint: tf.train.Checkpoint, path: pathlib.Path) -> None:
+    try:
+        status = checkpoint.read(str(files.without_wildcards(path) / _PREFIX))
+        status.assert_existing_objects_matched()
+    except (AssertionError, ValueError) as error:  # A variable is missing, or of another shape.
+        raise CheckpointError(
+            f'{path} holds other networks than the settings of the run describe: another version '
+            'of tf_efsgd trained it, or its config.flags was changed. Continue with that version. '
+            'The exports of the run can be used without it.'
+        ) from error
+    # An optimizer restores its slots when it makes them. A run that trains no more makes none, and
+    # that deserves no warning.
+    status.expect_partial()
 
 
 def _all(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
@@ -164,7 +176,7 @@ def _all(folder: pathlib.Path) -> list[tuple[int, pathlib.Path]]:
 
 
 def _read_manifest(path: pathlib.Path) -> dict | None:
-    """The manifest of a checkpoint, None if it is damaged."""
+    """The manifest of a checkpoint; None if the checkpoint is damaged."""
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding='utf-8'))
         whole = all(_digest(path / name) == digest for name, digest in manifest['sha256'].items())

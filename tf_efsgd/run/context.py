@@ -1,4 +1,4 @@
-"""What the parts of a run share."""
+"""What the parts of a run share, typed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from tf_efsgd.data import poisson
 from tf_efsgd.data.records import Dataset
 from tf_efsgd.models import public_heads, sampling
 from tf_efsgd.models.public_heads import HeadInputs
-from tf_efsgd.privacy import ledger, run_state, seen_records
+from tf_efsgd.privacy import ledger, ledger_copy, run_state, seen_records
 from tf_efsgd.privacy.optimizer import new_noise
 from tf_efsgd.run import checkpoints
 from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run.alone import Alone
 from tf_efsgd.training import samples
 from tf_efsgd.training.gan import EFSGDGan
 
@@ -31,8 +32,8 @@ class Sources:
     """Where a run takes its records, its samples of them and its noise from.
 
     Attributes:
-      load: from the settings to the records, see `folder.load_records`.
-      sample: from records to Poisson batches of them, see `poisson.poisson_batches`.
+      load: maps the settings to the records, see `folder.load_records`.
+      sample: maps records to Poisson batches of them, see `poisson.poisson_batches`.
       new_noise: makes a source of noise, see `optimizer.new_noise`.
     """
 
@@ -43,22 +44,23 @@ class Sources:
 
 @dataclasses.dataclass
 class Context:
-    """A run folder, what is trained in it and what is remembered of it.
+    """A run: its folder, what is trained in it and what is remembered of it.
 
     Attributes:
       config: the settings, with every public fact declared.
       folder: the run folder.
-      state_dir: where things are remembered outside the run folder.
+      state_dir: the folder where things are remembered outside the run folder.
       dataset: the records. PRIVATE.
-      ledger: the privacy spent.
+      ledger: says what is spent.
       state: what is remembered of the run.
-      gan: compiled.
-      strategy: that it was built under.
-      other_runs: on the same records.
+      gan: the compiled model.
+      strategy: the one that the networks were built under.
+      other_runs: those on the same records; None on workers that are not the chief.
       sources: of samples and noise.
-      network: that learned from public images, frozen; None without public features.
-      head_inputs: what a discriminator of heads on it sees of an image; None where it sees images.
-      is_restored: whether a checkpoint was found.
+      workers: of the run: this one alone, or several.
+      network: the frozen network that learned from public images; None without public features.
+      head_inputs: what a discriminator of heads sees of an image; None if it sees images.
+      is_restored: whether a checkpoint was restored.
     """
 
     config: RunConfig
@@ -66,18 +68,19 @@ class Context:
     state_dir: pathlib.Path
     dataset: Dataset
     ledger: ledger.Ledger
-    state: run_state.RunState
+    state: run_state.RunState | ledger_copy.NothingRemembered
     gan: EFSGDGan
     strategy: tf.distribute.Strategy
-    other_runs: seen_records.OtherRuns
+    other_runs: seen_records.OtherRuns | None
     sources: Sources
+    workers: Alone = dataclasses.field(default_factory=Alone)
     network: tf.keras.Model | None = None
     head_inputs: HeadInputs | None = None
     is_restored: bool = False
 
     @functools.cached_property
     def checkpoints(self) -> checkpoints.RunCheckpoints:
-        """Those of the steps."""
+        """The checkpoints of the private steps."""
         plan = self.ledger.plan
         holds_private_state = plan.event is None or budget.mechanism_of(plan).hides_buffer
         return checkpoints.RunCheckpoints(
@@ -86,17 +89,19 @@ class Context:
 
     @functools.cached_property
     def private_inputs(self) -> np.ndarray:
-        """What the private steps see of the records: images, or what the heads see. PRIVATE.
+        """What the private steps see of this worker's records: images, or what the heads see.
 
-        Features are computed once, into a file without a name on the disk of the state folder.
+        It is PRIVATE. Features are computed once, into a file without a name on the disk of the
+        state folder.
         """
-        train = self.dataset.train
+        images = self.workers.share(self.dataset.train.images)
         if self.head_inputs is None:
-            return train.images
-        path = self.state_dir / f'{self.ledger.run_id}{run_state.FEATURES}'
-        path.unlink(missing_ok=True)  # Of a process that was killed at once.
+            return images
+        own = '' if self.workers.is_chief else f'.{self.workers.index}'
+        path = self.state_dir / f'{self.ledger.run_id}{own}{run_state.FEATURES}'
+        path.unlink(missing_ok=True)  # A process that was killed may have left it.
         with progress.waiting('Looking at the records once through the public network'):
-            return public_heads.record_features(self.head_inputs, train.images, path)
+            return public_heads.record_features(self.head_inputs, images, path, self.strategy)
 
     @property
     def is_private(self) -> bool:
@@ -105,24 +110,41 @@ class Context:
 
     @property
     def private_steps(self) -> int:
-        """How many were applied."""
+        """How many private steps were applied."""
         return int(self.gan.private_steps.numpy())
 
     def new_noise(self):
-        """A source of noise of its own."""
+        """Makes a new source of noise."""
         return self.sources.new_noise(secure=self.config.privacy.secure_noise)
 
+    @property
+    def trained_variables(self) -> list[tf.Variable]:
+        """All variables that training continues with: networks, optimizers, counters, buffers."""
+        gan = self.gan
+        gan._make_slots()
+        of_optimizers = (gan.discriminator_optimizer, gan.generator_optimizer)
+        found = [*gan.variables, *(v for of in of_optimizers for v in of.variables())]
+        return list({variable.ref(): variable for variable in found}.values())
+
     def save(self) -> None:
-        """Writes a checkpoint of the steps so far."""
-        self.checkpoints.save(self.private_steps, self.ledger.position)
+        """Writes a checkpoint of the steps so far, on the chief; call it on every worker.
+
+        Raises:
+          WorkersDiffer: if the workers have not trained the same; nothing is written then.
+        """
+        self.workers.check_alike(self.trained_variables)
+        if self.workers.is_chief:
+            self.checkpoints.save(self.private_steps, self.ledger.position)
 
     def writer(self) -> tf.summary.SummaryWriter:
-        """Of TensorBoard's log of released quantities."""
+        """Makes the writer of TensorBoard's log of released quantities; only the chief writes."""
+        if not self.workers.is_chief:
+            return tf.summary.create_noop_writer()
         (self.folder / run_folder.SAMPLES).mkdir(exist_ok=True)
         return tf.summary.create_file_writer(str(self.folder / run_folder.LOGS))
 
     def sample_grid(self, writer, first: int, last: int) -> samples.SampleGrid:
-        """The callback that draws sample pictures from step `first` to step `last`."""
+        """Makes the callback that draws sample pictures from step `first` to step `last`."""
         return samples.SampleGrid(
             writer,
             str(self.folder / run_folder.SAMPLES),

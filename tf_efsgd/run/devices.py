@@ -1,15 +1,17 @@
-"""What a run computes on."""
+"""The devices that a run computes on."""
 
 from __future__ import annotations
+
+import os
 
 import tensorflow as tf
 
 from tf_efsgd import machine
-from tf_efsgd.config import ConfigError, RunConfig, TrainingConfig
+from tf_efsgd.config import TrainingConfig
 
 
 def make_strategy(training: TrainingConfig) -> tf.distribute.Strategy:
-    """One device, or several that hold the same variables.
+    """Makes the strategy of a run: one device, or several that hold the same variables.
 
     Args:
       training: the settings `strategy` and `logical_devices`.
@@ -30,39 +32,48 @@ def make_strategy(training: TrainingConfig) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def describe(strategy: tf.distribute.Strategy) -> str:
-    """What it computes on, in a few words: 'CPU, 2 cores', '2 x NVIDIA A100'."""
-    gpus = tf.config.list_physical_devices('GPU')
-    if not gpus:
-        text = f'CPU, {machine.cores()} cores'
-        replicas = strategy.num_replicas_in_sync
-        return f'{text} in {replicas} parts' if replicas > 1 else text
-    names = [
-        tf.config.experimental.get_device_details(gpu).get('device_name', 'GPU') for gpu in gpus
-    ][: strategy.num_replicas_in_sync]
-    return ', '.join(f'{names.count(name)} x {name}' for name in dict.fromkeys(names))
-
-
-def for_settings(strategy: tf.distribute.Strategy, config: RunConfig) -> tf.distribute.Strategy:
-    """The strategy that these settings can be trained under.
+def describe(strategy: tf.distribute.Strategy, workers: int = 1) -> str:
+    """Describes the devices of a run in a few words: 'CPU, 2 cores', '2 x NVIDIA A100'.
 
     Args:
-      strategy: from `make_strategy`.
-      config: the settings, none of them 'auto'.
-
-    Returns:
-      That strategy, or that of one device where heads on a public network cannot be spread.
-
-    Raises:
-      ConfigError: if several devices were asked for that these settings cannot use.
+      strategy: over the devices of all workers.
+      workers: the number of workers; each has as many devices as this one.
     """
-    if config.model.discriminator != 'public_heads' or strategy.num_replicas_in_sync == 1:
-        return strategy
-    if config.training.strategy == 'auto':
-        print('Heads on a public network train on one device: the first one is used.')
-        return tf.distribute.OneDeviceStrategy(strategy.extended.worker_devices[0])
-    raise ConfigError(
-        '--discriminator=public_heads trains on one device: give --strategy=one_device, or '
-        f'--discriminator=pixels. Received: --strategy={config.training.strategy} with '
-        f'{strategy.num_replicas_in_sync} devices.'
-    )
+    replicas = strategy.num_replicas_in_sync // workers
+    on_each = f' on each of {workers} workers' if workers > 1 else ''
+    gpus = tf.config.list_physical_devices('GPU')
+    if not gpus:
+        in_parts = f' in {replicas} parts' if replicas > 1 else ''
+        return f'CPU, {machine.cores()} cores{in_parts}{on_each}'
+    names = [
+        tf.config.experimental.get_device_details(gpu).get('device_name', 'GPU') for gpu in gpus
+    ][:replicas]
+    described = ', '.join(f'{names.count(name)} x {name}' for name in dict.fromkeys(names))
+    return f'{described}{on_each}'
+
+
+def warning(training: TrainingConfig) -> str | None:
+    """Says what to install if the CPU trains although a GPU was expected; otherwise None.
+
+    Args:
+      training: the settings `strategy` and `logical_devices`.
+    """
+    if tf.config.list_physical_devices('GPU'):
+        return None
+    install = "pip install 'tf_efsgd[gpu]'"
+    if machine.has_nvidia_driver():
+        hidden = os.environ.get('CUDA_VISIBLE_DEVICES')
+        if hidden is not None:
+            why = f'CUDA_VISIBLE_DEVICES={hidden} may hide it, or its libraries are missing'
+        else:
+            why = 'the libraries for it are missing or do not fit the driver'
+        return (
+            'WARNING: this machine has an NVIDIA driver, but TensorFlow sees no GPU, so the CPU '
+            f'trains: {why}. Install them with {install}.'
+        )
+    if training.strategy == 'mirrored' and training.logical_devices == 1:
+        return (
+            'WARNING: --strategy=mirrored finds no GPU, so the CPU trains by itself. For NVIDIA '
+            f'GPUs install their driver and {install}; without a GPU leave --strategy out.'
+        )
+    return None

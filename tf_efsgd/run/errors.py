@@ -1,4 +1,4 @@
-"""How a run ends early, and what is said of it then."""
+"""How a run ends early, and what it says then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Interrupted(Exception):
     """Training was stopped by a signal, after a checkpoint; the message says how to continue.
 
     Attributes:
-      signal_number: of the signal.
+      signal_number: the number of the signal.
     """
 
     def __init__(self, signal_number: int, message: str):
@@ -37,10 +37,31 @@ class TensorFlowError(Exception):
     how_to_continue: str | None = None
 
 
+class WorkerLost(TensorFlowError):
+    """Another worker of the run has gone, with or without an error of its own."""
+
+    def __init__(self):
+        super().__init__(
+            'Another worker was lost or has stopped, so this one stops, too. First do what the '
+            'last line of that worker says; then start all workers again.'
+        )
+
+
 def as_config_error(
     call: Callable[[], _T], error_type: type[Exception] | tuple[type[Exception], ...]
 ) -> _T:
-    """Runs `call`; a mistake of the user's found there becomes the launcher's one-line error."""
+    """Calls a function and turns its errors of some types into a ConfigError, one line for users.
+
+    Args:
+      call: the function.
+      error_type: types of errors that are mistakes of the user.
+
+    Returns:
+      What `call` returns.
+
+    Raises:
+      ConfigError: in place of such an error, with its text.
+    """
     try:
         return call()
     except error_type as error:
@@ -49,13 +70,13 @@ def as_config_error(
 
 @contextlib.contextmanager
 def with_how_to_continue(say: Callable[[], str | None]) -> Iterator[None]:
-    """Lets what ends a run early say how to continue, where there is something to continue.
+    """Lets an error that ends a run early say how to continue, if there is a run to continue.
 
-    An OSError, a KeyboardInterrupt or a TensorFlowError has an attribute `how_to_continue` then, a
+    An OSError, a KeyboardInterrupt or a TensorFlowError then has an attribute `how_to_continue`: a
     whole sentence or None.
 
     Args:
-      say: returns the sentence, or None where no run began.
+      say: returns the sentence, or None if no run has begun.
     """
     try:
         yield
@@ -65,18 +86,22 @@ def with_how_to_continue(say: Callable[[], str | None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def without_private_text(show: bool) -> Iterator[None]:
+def without_private_text(show: bool, losses: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turns TensorFlow's errors into ours: their texts hold shapes, and so the size of a batch.
 
     Args:
       show: whether to show TensorFlow's own error instead.
+      losses: types of errors which mean that another worker is lost, see `alone.Alone`.
 
     Raises:
+      WorkerLost: in place of these.
       TensorFlowError: in place of TensorFlow's.
       OSError: if the disk is full.
     """
     try:
         yield
+    except losses:
+        raise WorkerLost() from None
     except tf.errors.OpError as error:
         if 'No space left' in error.message:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None

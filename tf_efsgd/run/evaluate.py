@@ -1,7 +1,7 @@
 """Measures a run's generator against real images.
 
-Writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's state
-folder; nowhere else, and nothing of it goes back into training. NOT covered by epsilon.
+It writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's
+state folder, and nowhere else. Nothing of it goes back into training. Epsilon does NOT cover it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
 from tf_efsgd import budget, config, files
-from tf_efsgd.config import RunConfig
+from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.data.records import Dataset, Records
-from tf_efsgd.evaluation import protocol
+from tf_efsgd.evaluation import looks, protocol
 from tf_efsgd.evaluation.inception import Inception
 from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 from tf_efsgd.machine import describe_machine, machine
@@ -35,7 +35,7 @@ from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import samples
 from tf_efsgd.version import __version__
 
-# Folders in the state folder.
+# Names of folders in the state folder.
 CLASSIFIERS, DOWNLOADS = 'classifiers', 'downloads'
 
 _SEED = 102
@@ -43,10 +43,10 @@ _HPARAMS_FOLDER = 'evaluation'
 
 
 def check_records(dataset: Dataset) -> None:
-    """Raises ConfigError where there are too few records; not how many there are, which is private.
+    """Raises ConfigError if there are too few records; it does not say how many: that is private.
 
     Args:
-      dataset: its records.
+      dataset: the records of the run.
     """
     if len(dataset.train) < protocol.LEAST_TRAIN:
         raise config.ConfigError(
@@ -62,9 +62,10 @@ def evaluate_run(
     cache_dir: pathlib.Path,
     *,
     untrained_classifiers: bool = True,
+    benchmark_classifiers: bool = False,
     inception: Inception | None = None,
 ) -> str:
-    """Evaluates the last checkpoint of a run, into RUN/nonprivate.
+    """Evaluates the last checkpoint of a run and writes the result to RUN/nonprivate.
 
     Args:
       run_config: the settings of the run, with the sizes of the evaluation.
@@ -72,6 +73,7 @@ def evaluate_run(
       dataset: its records.
       cache_dir: where classifiers that learned from real images are kept, outside `run_dir`.
       untrained_classifiers: see `protocol.Sizes`.
+      benchmark_classifiers: see `protocol.Sizes`.
       inception: the network for the FID; None leaves it out.
 
     Returns:
@@ -91,6 +93,7 @@ def evaluate_run(
         settings.evaluation_runs,
         settings.evaluation_epochs,
         untrained_classifiers,
+        benchmark_classifiers,
     )
     provenance = _provenance(run_config, run_dir, spent, step)
     print(
@@ -105,6 +108,7 @@ def evaluate_run(
         sizes,
         RealClassifiers(train, cache_dir, verbose=True),
         inception=inception,
+        public_look=_public_look(run_config, train),
         verbose=True,
     )
     minutes = (time.monotonic() - started) / 60
@@ -133,15 +137,23 @@ def evaluate_run(
     return str(page)
 
 
+def _public_look(run_config: RunConfig, train: Records) -> looks.PublicLook | None:
+    """The look through the public network; None for gray images of a run that did not use it."""
+    has_colours = train.image_shape[-1] == 3
+    if not (has_colours or recipes.uses_public_features(run_config.privacy)):
+        return None
+    return looks.PublicLook(train.image_shape)
+
+
 def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
-    """The ledger of the run, read-only.
+    """Reads the ledger of the run, without opening it for writing.
 
     Args:
       run_dir: the run folder.
-      dataset: its records.
+      dataset: the records of the run.
 
     Raises:
-      ConfigError: if it cannot be read, or is the ledger of other records.
+      ConfigError: if the ledger cannot be read, or is one of other records.
     """
     try:
         spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
@@ -152,7 +164,7 @@ def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
     found = (dataset.declared_size, train.image_shape, train.num_classes)
     if of_run != found:
         raise config.ConfigError(
-            'The data set is not the one of the run: (records, image shape, classes) was '
+            'This is not the data set of the run: (records, image shape, classes) was '
             f'{of_run}. Received: {found}.'
         )
     return spent
@@ -163,8 +175,8 @@ def _trained_generator(
 ) -> tuple[tf.keras.Model, int]:
     """The moving average of the run's generator, and its step.
 
-    From a checkpoint, not from the export: that draws fresh latents at each call, and a run may
-    have none.
+    They come from a checkpoint, not from an export: an export draws fresh latents at each call, and
+    a run may have no export.
     """
     generator = build.untrained_generator(run_config, train)
     try:
@@ -174,7 +186,7 @@ def _trained_generator(
 
 
 def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
-    """What the figures belong to: privacy, steps, time, machine."""
+    """Which run the figures belong to: its privacy, steps and time, and the machine."""
     statement = budget.make_statement(
         spent, step, {}, data=run_config.data, privacy=run_config.privacy, model=run_config.model
     )
@@ -193,7 +205,7 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
 
 
 def _training_minutes(run_dir: pathlib.Path) -> float | None:
-    """From the first line of the ledger to the last entry of the log, pauses included."""
+    """The time from the first line of the ledger to the last entry of the log, with pauses."""
     with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
         started = json.loads(file.readline())['time']
     ended = monitoring.last_log_time(str(run_dir / 'logs'))
@@ -203,7 +215,7 @@ def _training_minutes(run_dir: pathlib.Path) -> float | None:
 
 
 def _picture(pairs) -> bytes:
-    """A PNG of images above their nearest training images."""
+    """Draws images above their nearest training images, as a PNG."""
     rows = np.concatenate([pairs.images, pairs.nearest])
     return tf.io.encode_png(samples.image_grid(rows, len(pairs.images))).numpy()
 
@@ -214,7 +226,7 @@ def _write_json(path: pathlib.Path, metrics: dict[str, Any]) -> None:
 
 
 def _write_hparams(folder: pathlib.Path, run_config: RunConfig, metrics: dict[str, Any]) -> None:
-    """Settings and scores for TensorBoard's HParams; those of an earlier evaluation go."""
+    """Writes settings and scores for TensorBoard's HParams, in place of earlier ones."""
     shutil.rmtree(folder, ignore_errors=True)
     settings = {
         name: value
@@ -237,6 +249,9 @@ def _scores(metrics: dict[str, Any]) -> dict[str, float]:
         'gen2real_mlp': ('gen2real_mlp', 'accuracy'),
         'real2gen_cnn': ('real2gen_cnn', 'accuracy'),
         'domain_is': ('domain_is', 'value'),
+        'gen2real_benchmark': ('gen2real_benchmark', 'accuracy'),
+        'public_fid_test': ('public_fid', 'test'),
+        'public_fid_train': ('public_fid', 'train'),
         'domain_fid_test': ('domain_fid', 'test'),
         'domain_fid_train': ('domain_fid', 'train'),
         'fid_test': ('fid', 'test'),

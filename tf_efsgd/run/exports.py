@@ -1,4 +1,4 @@
-"""Exports the generator of a run: the next version, where it is another one than the last."""
+"""Exports the generator of a run, as the next version if it differs from the last one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tf_efsgd.export import saved_model, versions
 from tf_efsgd.models import generator as generators
 from tf_efsgd.privacy import class_sums, ledger, releases
 
-# What of a statement says which generator it is about, and what that has spent.
+# The entries of a statement that say which generator it is about, and what was spent for it.
 _IDENTITY = ('private', 'epsilon', 'delta', 'steps', 'applied_steps', 'generator_sha256')
 
 
@@ -25,7 +25,7 @@ def of_generator(generator: tf.keras.Model, class_names: Sequence[str]) -> dict[
     """What the statement says of the generator, JSON values by name.
 
     Args:
-      generator: whose images are shared.
+      generator: the one whose images are shared.
       class_names: in the order of the labels; public.
     """
     digest = hashlib.sha256()
@@ -35,7 +35,7 @@ def of_generator(generator: tf.keras.Model, class_names: Sequence[str]) -> dict[
 
 
 def released_counts(folder: pathlib.Path, book: ledger.Ledger) -> dict[str, Any]:
-    """The noisy numbers of records of the classes, where a private run has released them.
+    """The noisy numbers of records of the classes, if a private run has released them.
 
     Args:
       folder: of the run.
@@ -67,7 +67,7 @@ def export(
     """
     base = folder / versions.EXPORT
     base.mkdir(exist_ok=True)
-    for stale in base.glob('.*.tmp-*'):  # A crash while it was written.
+    for stale in base.glob('.*.tmp-*'):  # Left by a crash during the writing.
         shutil.rmtree(stale)
     found = versions.all_versions(base)
     if found and _is_same(found[-1], statement):
@@ -97,7 +97,7 @@ def export(
 
 
 def latest_of(folder: pathlib.Path, statement: dict[str, Any]) -> dict[str, Any] | None:
-    """The statement of the latest export of a run if that is of the same generator, else None."""
+    """The statement of a run's latest export if that holds the same generator, else None."""
     found = versions.all_versions(folder / versions.EXPORT)
     if not found or not _is_same(found[-1], statement):
         return None
@@ -105,7 +105,7 @@ def latest_of(folder: pathlib.Path, statement: dict[str, Any]) -> dict[str, Any]
 
 
 def _is_same(export: pathlib.Path, statement: dict[str, Any]) -> bool:
-    """Whether an export holds the generator of a statement, at what it has spent by now."""
+    """Whether an export holds the generator of a statement, and says that as much was spent."""
     try:
         before = versions.read_statement(export)
     except versions.ExportError:

@@ -1,11 +1,9 @@
-"""What a run leaves: its report, its export, its evaluation."""
+"""The end of a run: its report, its export and its evaluation."""
 
 from __future__ import annotations
 
 import datetime
-import hashlib
 import importlib.metadata
-import os
 import pathlib
 import platform
 import shlex
@@ -15,7 +13,6 @@ import tensorflow_privacy
 
 from tf_efsgd import budget
 from tf_efsgd.config import RunConfig, recipes
-from tf_efsgd.export import versions
 from tf_efsgd.reporting import report
 from tf_efsgd.run import evaluate, exports, messages
 from tf_efsgd.run import folder as run_folder
@@ -28,7 +25,7 @@ def finish(run: Context) -> None:
     """Reports, exports, evaluates, and says where everything is."""
     statement = _statement(run)
     export = _export(run, statement) if run.config.run.export else None
-    page = write_report(run.folder, run.config, statement, run.ledger.run_id, export)
+    page = write_report(run.folder, run.config, statement, run.ledger.run_id)
     found = {'sample picture': last_samples(run.folder), 'report': page}
     if export is not None:
         found['SavedModel'] = export
@@ -46,16 +43,14 @@ def write_report(
     config: RunConfig,
     statement: dict,
     run_id: str,
-    export: str | os.PathLike | None,
 ) -> pathlib.Path:
-    """Writes the page of a run, from what lies in its folder.
+    """Writes the report of a run from what lies in its folder.
 
     Args:
       folder: of the run.
       config: its settings.
       statement: its privacy statement, with the names of the classes.
       run_id: of its ledger.
-      export: its latest SavedModel, whose hash is shown; None for none.
 
     Returns:
       The path of the page.
@@ -69,11 +64,11 @@ def write_report(
         samples_png=last_samples(folder),
         sample_caption=samples.SampleGrid.caption(statement['class_names']),
         history=callbacks.read_scalars(
-            # Of a private run, whatever its epsilon has become.
+            # The statement of a private run has an epsilon, even if that is infinite by now.
             str(folder / run_folder.LOGS),
             is_private='epsilon' in statement,
         ),
-        # Without where things are on this machine.
+        # The settings leave out where things are on this machine.
         config_text=config.to_flags(
             dataset=statement['dataset'],
             person=run_folder.public_rule(config.data.person),
@@ -83,7 +78,7 @@ def write_report(
             tfds_manual_dir=None,
             cache_dir=None,
         ),
-        identity=_identity(run_id, export),
+        identity=_identity(run_id, statement),
     )
     return page
 
@@ -98,7 +93,7 @@ def _statement(run: Context) -> dict:
         privacy=config.privacy,
         model=config.model,
     )
-    if 'not_covered' in statement:  # Without privacy nothing is.
+    if 'not_covered' in statement:  # A run without privacy has no such entry.
         statement['not_covered'].append(run.other_runs.not_covered)
     return {
         **statement,
@@ -108,26 +103,19 @@ def _statement(run: Context) -> dict:
     }
 
 
-# Of a SavedModel: all of its weights.
-_WEIGHTS = pathlib.PurePath('variables', 'variables.data-00000-of-00001')
-
-
-def _identity(run_id: str, export: str | os.PathLike | None) -> dict[str, str]:
-    """What tells this run from others, by a label: all of it public."""
+def _identity(run_id: str, statement: dict) -> dict[str, str]:
+    """What tells this run from others, by label; all of it is public."""
     identity = {
         'Date (UTC)': f'{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d %H:%M}',
         'Run': run_id,
     }
-    weights = None if export is None else pathlib.Path(export) / _WEIGHTS
-    if weights is not None and weights.exists():
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-        place = pathlib.PurePath(versions.EXPORT, weights.parents[1].name, _WEIGHTS)
-        identity['SHA-256 of the model'] = f'{digest} {place.as_posix()}'
+    if 'generator_sha256' in statement:  # What was generated names it too.
+        identity['SHA-256 of the generator'] = statement['generator_sha256']
     return identity
 
 
 def software() -> dict[str, str]:
-    """Versions by name, for the statement."""
+    """The versions of the software by name, for the statement."""
     return {
         'tf_efsgd': __version__,
         'tensorflow': tf.__version__,
@@ -138,7 +126,7 @@ def software() -> dict[str, str]:
 
 
 def last_samples(run_dir: pathlib.Path) -> str | None:
-    """The last sample picture of a run; None if there is none."""
+    """The path of the last sample picture of a run; None if there is none."""
     pictures = sorted((run_dir / run_folder.SAMPLES).glob('step_*.png'))
     return str(pictures[-1]) if pictures else None
 
@@ -151,7 +139,7 @@ def _export(run: Context, statement: dict) -> str:
 
 
 def _evaluate(run: Context) -> str:
-    """The short form of the evaluation. Sees real images: apart, not covered by epsilon."""
+    """Makes the short form of the evaluation, which sees real images: epsilon does not cover it."""
     cache = run.state_dir / evaluate.CLASSIFIERS
     return evaluate.evaluate_run(
         run.config, run.folder, run.dataset, cache, untrained_classifiers=False

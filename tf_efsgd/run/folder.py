@@ -1,4 +1,4 @@
-"""Where the things of a run are, and how they are found again from its folder."""
+"""Where the files of a run are, and how a run is read back from its folder."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ import numpy as np
 
 from tf_efsgd import files
 from tf_efsgd.config import (
+    PLACED_DATASETS,
     ConfigError,
+    DataConfig,
     RunConfig,
     forbidden_changes,
     from_flagfile,
     join_classes,
+    lasting_changes,
     recipes,
 )
 from tf_efsgd.data import cache, load, records
@@ -29,7 +32,7 @@ from tf_efsgd.privacy import run_state
 LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
 CHECKPOINTS, SAMPLES, LOGS, REPORT = 'checkpoints', 'samples', 'logs', 'report.html'
 NOT_PRIVATE = 'NOT_PRIVATE.txt'
-# Classes with fewer records are warned of, so many of them by name.
+# A warning names classes with fewer records than this, at most so many of them.
 _FEW_RECORDS, _SHOWN = 20, 10
 
 _NOT_COVERED_NOTE = """\
@@ -42,7 +45,7 @@ def choose(config: RunConfig) -> pathlib.Path:
     """The run folder that the settings name; by default runs/<data set>-<time>."""
     if config.run.run_dir is not None:
         return pathlib.Path(config.run.run_dir).expanduser()
-    # No pattern for TensorFlow and no path of several levels, whatever the data set is called.
+    # Whatever the data set is called: no pattern for TensorFlow, and no path of several levels.
     name = re.sub(r'[^\w.+-]+', '-', public_name(config.data.dataset)).strip('-.')
     name = f'{name or "data"}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
     data, runs = _folder_of_records(config), pathlib.Path('runs')
@@ -52,9 +55,9 @@ def choose(config: RunConfig) -> pathlib.Path:
 
 
 def _folder_of_records(config: RunConfig) -> pathlib.Path | None:
-    """The folder that folder:PATH or idx:PATH names; None for other data sets."""
+    """The folder that a data set NAME:PATH names; None for other data sets."""
     scheme, _, path = config.data.dataset.partition(':')
-    if scheme not in ('folder', 'idx') or not path:
+    if scheme not in PLACED_DATASETS or not path:
         return None
     return pathlib.Path(path).expanduser().resolve()
 
@@ -64,11 +67,11 @@ def _is_folder_of_images(config: RunConfig) -> bool:
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
-    """The settings with absolute paths, so that a run can be continued from any folder.
+    """Makes paths in the settings absolute, so that a run can be continued from any folder.
 
     Args:
-      config: the settings. Of a run to resume, the network of its public features stays what it
-        was: the hash of the settings holds it.
+      config: the settings. If the run is resumed, the path of --public_features stays as it is,
+        because the hash of the settings holds it.
     """
     data, privacy = config.data, config.privacy
     places = {name: getattr(data, name) for name in ('data_dir', 'tfds_manual_dir', 'cache_dir')}
@@ -88,7 +91,7 @@ def _whole(path: str) -> str:
 
 
 def how_to_continue(config: RunConfig, run_dir: pathlib.Path) -> str | None:
-    """The command that continues a run, in a sentence; None where no run began in the folder.
+    """Says, in a sentence, which command continues a run; None if no run began in the folder.
 
     Args:
       config: the settings of the start that ended.
@@ -119,29 +122,29 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
     """Checks that a run can start, or continue, in a folder.
 
     Args:
-      run_dir: the run folder; it need not be there.
+      run_dir: the run folder; it need not exist.
       config: the settings.
-      given: names of the settings that somebody gave; the others stay what they were on resume.
+      given: names of the settings that somebody gave; on resume the others stay what they were.
 
     Returns:
-      The settings; those of a run to resume with the public facts that its first start declared or
+      The settings. Those of a run to resume have the public facts that its first start declared or
       read off the records.
 
     Raises:
-      ConfigError: if it cannot.
+      ConfigError: if the run cannot start or continue there.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
     cached = cache_dir(config)
     if cached is not None and cached.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(
-            '--cache_dir must be outside the run folder: who has the run must not have the images. '
-            f'Received: {cached}.'
+            '--cache_dir must be outside the run folder: somebody who has the run must not have '
+            f'the images. Received: {cached}.'
         )
     if not config.run.resume:
         _check_place(run_dir, config)
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
-    # Of a start that was cut off before the ledger was there, only these are left.
+    # A start that ended before it wrote the ledger leaves only these files.
     has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
     if config.run.resume:
         return _check_resume(run_dir, config, given, has_files)
@@ -154,22 +157,22 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
 
 
 def _check_place(run_dir: pathlib.Path, config: RunConfig) -> None:
-    """Raises ConfigError where a new run could not be made, or not be used when it is paid for."""
+    """Raises ConfigError if a new run could not be made there, or not be used after it was paid."""
     place, data = run_dir.resolve(), _folder_of_records(config)
     if files.has_wildcards(place):
         raise ConfigError(
-            'TensorFlow takes *, ?, [, ] and \\ in a path for a pattern, and would not find the '
+            'TensorFlow mistakes *, ?, [, ] and \\ in a path for a pattern, and would not find the '
             f'SavedModel of the run again: give a --run_dir without them. Received: {place}.'
         )
     if _is_folder_of_images(config) and place.is_relative_to(data):
         raise ConfigError(
-            'The run folder must be outside the folder of the images: its pictures would be taken '
-            f'for images the next time. Give another --run_dir. Received: {place}.'
+            'The run folder must be outside the folder of the images: the next start would mistake '
+            f'its pictures for images. Give another --run_dir. Received: {place}.'
         )
     parent = next(folder for folder in (place, *place.parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(
-            f'{parent} {"cannot be written" if parent.is_dir() else "is no folder"}: give a '
+            f'{parent} {"cannot be written to" if parent.is_dir() else "is not a folder"}: give a '
             f'--run_dir that can be made. Received: {place}.'
         )
 
@@ -180,7 +183,7 @@ def _check_resume(run_dir, config, given, has_files) -> RunConfig:
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
     if not has_files:
         raise ConfigError(f'Nothing to resume: {run_dir} was never trained in. Leave out --resume.')
-    # Read as settings to resume with: those of a changed run cannot start a new one.
+    # They are read as settings of a resume: those of a changed run cannot start a new run.
     before = read_settings(run_dir)
     config = recipes.as_before(config.with_public_facts_of(before), given, before)
     changed = forbidden_changes(before, config)
@@ -193,9 +196,10 @@ def _check_resume(run_dir, config, given, has_files) -> RunConfig:
 
 
 def note_settings(run_dir: pathlib.Path, config: RunConfig) -> None:
-    """Writes into RUN/config.flags what a resumed run changed.
+    """Writes to RUN/config.flags what a resumed run changed.
 
-    Where the records are now, if they are the run's but moved; with --change_mechanism everything.
+    That is where the records are now, if they were moved, and the settings that stay changed from
+    then on; with --change_mechanism it is everything.
 
     Args:
       run_dir: the run folder.
@@ -205,13 +209,13 @@ def note_settings(run_dir: pathlib.Path, config: RunConfig) -> None:
         files.write_atomically(run_dir / FLAGFILE, config.to_flags())
         return
     before = read_settings(run_dir)
-    place = {name: getattr(config.data, name) for name in ('dataset', 'person', 'label')}
-    if any(getattr(before.data, name) != value for name, value in place.items()):
-        files.write_atomically(run_dir / FLAGFILE, before.to_flags(**place))
+    changed = lasting_changes(before, config)
+    if changed:
+        files.write_atomically(run_dir / FLAGFILE, before.to_flags(**changed))
 
 
 def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
-    """The settings of a run, as they are when it is gone on with.
+    """Reads the settings of a run as they are when the run continues.
 
     Args:
       run_dir: the run folder.
@@ -222,7 +226,7 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
     """
     flagfile = run_dir / FLAGFILE
     if not flagfile.is_file():
-        raise ConfigError(f'{run_dir} is no run folder: there is no {flagfile}.')
+        raise ConfigError(f'{run_dir} is not a run folder: there is no {flagfile}.')
     try:
         text = files.read_text(flagfile)
     except ValueError as error:
@@ -232,7 +236,7 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
 
 
 def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
-    """RUN/nonprivate, made when it is missing, with a note that says what it is."""
+    """Returns RUN/nonprivate; makes it, and a note that says what it is, when it is missing."""
     folder = run_dir / 'nonprivate'
     folder.mkdir(exist_ok=True)
     (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE, encoding='utf-8')
@@ -240,23 +244,22 @@ def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
 
 
 def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
-    """The state folder, made when it is missing, outside the run folder.
+    """Returns the state folder, which is outside the run folder; makes it when it is missing.
 
     Raises:
-      ConfigError: if it is inside, or cannot be written.
+      ConfigError: if it is inside the run folder or among the records, or cannot be written to.
     """
     given = config.run.state_dir
     folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
     data = _folder_of_records(config)
     if data is not None and folder.resolve().is_relative_to(data):
         raise ConfigError(
-            '--state_dir must be outside the folder of the data set, which it does not belong to. '
-            f'Received: {folder}.'
+            f'--state_dir must be outside the folder of the data set. Received: {folder}.'
         )
     if folder.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(
-            '--state_dir must be outside the run folder: who has the run must not have its '
-            f'secrets. Received: {folder}.'
+            '--state_dir must be outside the run folder: somebody who has the run must not have '
+            f'its secrets. Received: {folder}.'
         )
     try:
         run_state.prepare_folder(folder)
@@ -266,7 +269,7 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
 
 
 def cache_dir(config: RunConfig) -> pathlib.Path | None:
-    """Where decoded images are kept; None where they are not."""
+    """The folder where decoded images are kept; None with --nocache."""
     data = config.data
     if not data.cache:
         return None
@@ -274,7 +277,7 @@ def cache_dir(config: RunConfig) -> pathlib.Path | None:
 
 
 class _Remembered(run_state.RunState):
-    """What is remembered of a run, to be read only: without its lock, which training may have."""
+    """What is remembered of a run, for reading: without the lock, which training may hold."""
 
     def __init__(self, folder: pathlib.Path, run_id: str):
         path = folder / f'{run_id}.json'
@@ -282,9 +285,9 @@ class _Remembered(run_state.RunState):
 
 
 def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> bool:
-    """Checks that records are those of a run, as far as anything is remembered of it here.
+    """Checks that records are those of a run, if anything is remembered of it here.
 
-    It writes nothing and takes no lock: the run may be trained meanwhile.
+    It writes nothing and takes no lock, so the run may be training meanwhile.
 
     Args:
       folder: the state folder.
@@ -295,7 +298,7 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
       Whether anything is remembered.
 
     Raises:
-      ConfigError: if they are others, or what is remembered is damaged.
+      ConfigError: if they are other records, or what is remembered is damaged.
     """
     try:
         remembered = _Remembered(folder, run_id)
@@ -304,7 +307,7 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
     except run_state.RunStateError as error:
         raise ConfigError(
             'The records are not the ones that the run was started with (their fingerprint '
-            'differs): give the --dataset or --data_dir where those are.'
+            'differs): give the --dataset or --data_dir where the right ones are.'
         ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
@@ -315,7 +318,7 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
 
 
 def _check_no_runs(config: RunConfig) -> None:
-    """Raises ConfigError where run folders lie among the images: their pictures are no records."""
+    """Raises ConfigError if run folders lie among the images: their pictures are not records."""
     root = _folder_of_records(config)
     if not _is_folder_of_images(config):
         return
@@ -330,20 +333,20 @@ def _check_no_runs(config: RunConfig) -> None:
 
 
 def load_records(config: RunConfig) -> records.Dataset:
-    """The records that the settings ask for.
+    """Loads the records that the settings ask for.
 
     Raises:
-      ConfigError: if they cannot be had.
+      ConfigError: if they cannot be loaded.
     """
     data = config.data
     _check_no_runs(config)
-    # Whether there is any such image is private: both are said without looking.
+    # Whether there is any such image is private, so both lines are printed without looking.
     if data.channels == 1:
         print('Images with colours, if there are any, are turned to grey (--channels=1).')
     if data.images_per_person is not None:
         print(
-            f'At most {data.images_per_person} images of a person are kept. Of a person in both '
-            'parts of a data set with a test set of its own, only those to train on are.'
+            f'At most {data.images_per_person} images of a person are kept. If a person is in both '
+            'parts of a data set that has a test set, only those in the training part are kept.'
         )
     try:
         dataset = load.load(
@@ -365,18 +368,26 @@ def load_records(config: RunConfig) -> records.Dataset:
         )
     except records.DataError as error:
         raise ConfigError(str(error)) from error
-    # What is in files is for the terminal alone.
+    # What the files hold is shown only on the terminal.
     for note in (*dataset.notes, *_small_classes(dataset.train)):
         print(note)
-    # Facts that an earlier start read are declared by now; they stay marked as read.
-    read_off = tuple(
-        name for name in records.READ_OFF if name in data.read_off or name in dataset.read_off
-    )
+    return marked_as_read(dataset, data)
+
+
+def marked_as_read(dataset: records.Dataset, data: DataConfig) -> records.Dataset:
+    """Marks the facts that an earlier start read off the records, which by now are declared.
+
+    Args:
+      dataset: as it was loaded now.
+      data: the settings.
+    """
+    names = {*data.read_off, *dataset.read_off}
+    read_off = tuple(name for name in records.READ_OFF if name in names)
     return dataclasses.replace(dataset, read_off=read_off)
 
 
 def _small_classes(train: records.Records) -> list[str]:
-    """A warning about classes with so few records that noise hides them."""
+    """Warns of classes with so few records that noise hides them."""
     counts = np.bincount(train.labels, minlength=train.num_classes)
     few = sorted(np.flatnonzero(counts < _FEW_RECORDS), key=lambda label: counts[label])
     if not len(few):
@@ -391,15 +402,15 @@ def _small_classes(train: records.Records) -> list[str]:
 
 
 def declare(config: RunConfig, dataset: records.Dataset) -> RunConfig:
-    """The settings of a run with every public fact of its records declared.
+    """Declares every public fact of the records in the settings of a run.
 
     Args:
       config: the settings that the records were loaded with.
       dataset: the records.
 
     Returns:
-      The settings, with those that the data set or its records said, and which of them were read
-      off the records. Loading with them reads nothing public off the records.
+      The settings with what the data set or its records said, and with the names of those that
+      were read off the records. Loading with them reads no public fact off the records again.
 
     Raises:
       ConfigError: if what was read is out of the setting's range.

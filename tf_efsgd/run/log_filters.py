@@ -1,4 +1,4 @@
-"""Messages of libraries that say nothing to a user of a run."""
+"""Hides messages of libraries that mean nothing to the user of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-# (Logger, text of the message). vectorized_map says the first of every convolution, Keras the
-# others of every checkpoint and every classifier.
+# (Logger, part of the message). vectorized_map prints the first one for every convolution, Keras
+# the second for every classifier; in a notebook TensorFlow says where it begins an export.
 _MESSAGES = (
     ('tensorflow', 'uses a while_loop'),
     ('tensorflow', 'triggered tf.function retracing'),
+    ('tensorflow', 'Assets written to'),
+    # With several workers the private step is tried eagerly, and the first one is slow.
+    ('tensorflow', 'eagerly has significant overhead'),
+    ('tensorflow', 'is slow compared'),
     ('absl', 'is slow compared'),
 )
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Leaves those messages out inside, and only there: the filters are removed at the end."""
+    """Hides those messages inside the context; at its end the filters are removed."""
     with contextlib.ExitStack() as stack:
         for name, text in _MESSAGES:
             logger, has_none = logging.getLogger(name), _without(text)

@@ -1,4 +1,4 @@
-"""What a run says on the terminal."""
+"""What a run prints on the terminal."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from tf_efsgd.privacy import accounting, ledger
 from tf_efsgd.training.gan import EFSGDGan
 
 
-def begin(device: str, config: RunConfig, given: Collection[str]) -> None:
-    """The first line of every start: what it trains on, and for about how long.
+def begin(
+    device: str, config: RunConfig, given: Collection[str], warning: str | None = None
+) -> None:
+    """Prints the first line of every start: what it trains on, and for about how long.
 
     Args:
       device: from `devices.describe`.
       config: the settings.
       given: names of the settings that somebody gave.
+      warning: from `devices.warning`, the second line; None prints none.
     """
     is_given = given != recipes.EVERYTHING and 'minutes' in given
     is_known = recipes.is_open(config, given) or is_given
@@ -26,16 +29,18 @@ def begin(device: str, config: RunConfig, given: Collection[str]) -> None:
         minutes = config.training.minutes
         time = f'for about {minutes} minutes (--minutes), and some more for the evaluation'
     else:
-        time = 'for the steps that are given: the bars below say how long that takes'
+        time = 'for the given number of steps: the bars below say how long that takes'
     print(f'Training on {device}, {time}.', flush=True)
+    if warning is not None:
+        print(warning, flush=True)
 
 
 def warn_of_few(plan: ledger.Plan, epsilon: accounting.Epsilon | None) -> None:
-    """Says before anything is spent that there are too few images for epsilon, if that is so.
+    """Warns, before anything is spent, if there are too few images for epsilon.
 
     Args:
       plan: of a new run.
-      epsilon: that is promised for the whole run; None without privacy.
+      epsilon: what is promised for the whole run; None without privacy.
     """
     if epsilon is None:
         return
@@ -53,9 +58,9 @@ def describe(
 
     Args:
       plan: of the run.
-      gan: compiled.
+      gan: the compiled model.
       run_dir: the run folder.
-      epsilon: that is promised for the whole run; None without privacy.
+      epsilon: what is promised for the whole run; None without privacy.
     """
     height, width, channels = plan.image_shape
     print(
@@ -84,8 +89,8 @@ def describe(
     if not epsilon.is_proven:
         print(
             'WARNING: the ε of exact real-valued noise would be '
-            f'{rounding.up(epsilon.smallest_bound)}. No ε as large as that can be proven for noise '
-            'that is drawn with 128 bits: the run has none.'
+            f'{rounding.up(epsilon.smallest_bound)}. An ε this large cannot be proven for noise '
+            'that is drawn with 128 bits: the run has no ε.'
         )
     unproven = budget.unproven_epsilon(plan, plan.train_steps)
     if unproven is not None:
@@ -93,7 +98,7 @@ def describe(
             'WARNING: the error buffer of --error_feedback=hidden is not noised. What a record '
             'left there comes out again in every later step, so sampling hides nothing and ε is '
             f'as large as that. Plain DP-SGD accounting would print {rounding.up(unproven)}, which '
-            'is unproven; python -m tf_efsgd.audit shows that it is not true. Checkpoints are '
+            'is unproven; python -m tf_efsgd.audit shows that it is false. Checkpoints are '
             'PRIVATE.'
         )
     elif epsilon.accountant == 'RDP':
@@ -111,7 +116,7 @@ def result(statement: dict, found: dict) -> None:
 
     Args:
       statement: from `budget.make_statement`.
-      found: by name a place, or None.
+      found: the place of each result by name; None leaves one out.
     """
     if 'epsilon' in statement:
         print(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import time
 
+import numpy as np
 import tensorflow as tf
 
 from tf_efsgd import budget
@@ -17,33 +19,34 @@ from tf_efsgd.run.errors import Interrupted, as_config_error
 from tf_efsgd.training import callbacks
 
 
-def restore(run: Context) -> None:
-    """Continues from the last checkpoint, if there is one.
+def restore(run: Context) -> bool:
+    """Restores the last checkpoint; returns whether there is one.
 
     Raises:
-      ConfigError: if it does not fit the ledger, or nothing is left of the run.
+      ConfigError: if it does not fit the ledger, or every checkpoint is damaged.
     """
     position = as_config_error(run.checkpoints.restore_latest, checkpoints.CheckpointError)
     run.is_restored = position is not None
     if run.is_restored:
         as_config_error(lambda: run.ledger.check_position(position), ledger.LedgerError)
+    return run.is_restored
 
 
 def check_what_is_left(run: Context) -> None:
-    """Says what it means that a run which was charged for steps has no checkpoint.
+    """Warns if a run that was charged for steps has no checkpoint.
 
     Raises:
-      ConfigError: if nothing of its budget is left either.
+      ConfigError: if no budget is left either.
     """
     if run.is_restored or not run.ledger.reserved_steps:
         return
     if not run.ledger.remaining_steps:
         raise ConfigError(
-            f'{run.folder} has no checkpoint left and no budget: nothing that was trained is '
-            'left. Put a checkpoint back from a backup, or start a new run folder.'
+            f'{run.folder} has no checkpoint and no budget left: what was trained is lost. '
+            'Restore a checkpoint from a backup, or start a new run folder.'
         )
     print(
-        'WARNING: there is no checkpoint: training starts anew, and the '
+        'WARNING: there is no checkpoint: training starts from the beginning, and the '
         f'{run.ledger.reserved_steps} steps that were charged stay charged.'
     )
 
@@ -54,46 +57,86 @@ def train(run: Context) -> None:
     Raises:
       Interrupted: if SIGINT or SIGTERM stopped it; a checkpoint was written.
     """
+    run.workers.broadcast_variables(run.trained_variables)
     first = run.private_steps
     last = first + run.ledger.remaining_steps
     if not run.ledger.plan.train_steps:
         print('No private steps: the warm start takes the whole budget.')
         return
     if first == last:
-        print('The budget is spent: nothing left to train.')
+        print('The budget is spent: nothing is left to train.')
         return
-    batches = run.strategy.distribute_datasets_from_function(lambda part: _batches(run, part))
+    # They are computed here, on the device that was tried: TensorFlow calls the function below on
+    # the CPU.
+    inputs = run.private_inputs
+    batches = run.strategy.distribute_datasets_from_function(
+        lambda part: _batches(run, inputs, part)
+    )
     started = time.monotonic()
-    stop = callbacks.StopOnSignal(run.save)
+    payments = callbacks.Budget(
+        lambda steps: _reserve(run, steps),
+        lambda: run.ledger.remaining_steps,
+        run.ledger.plan.steps_per_entry,
+    )
+    stop = _stop_on_signal(run, payments)
     try:
         run.gan.fit(
             batches,
             steps_per_epoch=last - first,
-            callbacks=[*_callbacks(run, first, last), stop],
+            callbacks=[payments, *_callbacks(run, first, last), stop],
             verbose=0,
         )
     finally:
         stop.restore_handlers()
-    if stop.received is not None:
+    ended_by = run.workers.all_reduce_max(stop.received or 0)
+    if ended_by:
+        run.workers.leave()
         how = run_folder.how_to_continue(run.config, run.folder)
         done = f'stopped after step {run.private_steps}, with a checkpoint.'
-        raise Interrupted(stop.received, f'{done} {how}')
+        raise Interrupted(ended_by, f'{done} {how}')
     print(f'Trained {last - first} steps in {(time.monotonic() - started) / 60:.1f} minutes.')
 
 
-def _batches(run: Context, part: tf.distribute.InputContext) -> tf.data.Dataset:
-    records, plan = run.dataset.train, run.ledger.plan
+def _reserve(run: Context, steps: int) -> None:
+    """Charges steps; returns on every worker when the chief's entry is on disk."""
+    run.ledger.reserve(steps)
+    run.state.store_position(run.ledger.position)
+    if run.workers.of_chief(lambda: steps) != steps:
+        raise RuntimeError('The workers do not count their steps alike.')
+
+
+def _stop_on_signal(run: Context, payments: callbacks.Budget) -> callbacks.StopOnSignal:
+    if run.workers.count == 1:
+        return callbacks.StopOnSignal(run.save)
+
+    def received_by_any(received):
+        """All workers stop at the same step: where the steps that are paid for end."""
+        if not payments.is_used_up:
+            return None
+        number = run.workers.all_reduce_max(received or 0)
+        return signal.Signals(number) if number else None
+
+    return callbacks.StopOnSignal(run.save, received_by_any, 'after the steps that are paid for')
+
+
+def _batches(run: Context, inputs: np.ndarray, part: tf.distribute.InputContext) -> tf.data.Dataset:
+    plan = run.ledger.plan
     return run.sources.sample(
-        run.private_inputs,
-        records.labels,
+        inputs,
+        run.workers.share(run.dataset.train.labels)[:],
         accounting.sampling_threshold(plan.expected_batch_size, plan.dataset_size),
-        num_replicas=part.num_replicas_in_sync,
+        num_replicas=run.workers.local_replicas(part),
         secure=run.config.privacy.secure_noise,
     )
 
 
 def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
     settings, plan = run.config.run, run.ledger.plan
+    checkpoint = callbacks.Checkpoint(
+        lambda step: run.save(), first, last, settings.checkpoint_steps
+    )
+    if not run.workers.is_chief:
+        return [checkpoint]
     epsilon = budget.EpsilonSoFar(run.ledger, first) if plan.event is not None else None
     writer = run.writer()
     callbacks.write_overview(writer, plan.event is not None, _public_settings(run))
@@ -104,22 +147,17 @@ def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.C
         norm = run.gan.discriminator_optimizer.buffer_norm(run.gan.private_variables)
         return {} if norm is None else {'buffer_norm': norm}
 
-    def reserve(steps):
-        run.ledger.reserve(steps)
-        run.state.store_position(run.ledger.position)
-
     return [
-        callbacks.Budget(reserve, lambda: run.ledger.remaining_steps, plan.steps_per_entry),
         callbacks.TensorBoardScalars(writer, first, last, settings.log_steps, epsilon, buffer_norm),
         run.sample_grid(writer, first, last),
-        callbacks.Checkpoint(lambda step: run.save(), first, last, settings.checkpoint_steps),
+        checkpoint,
         *_diagnostics(run, first, last),
         callbacks.ProgressBar(first, last, settings.log_steps, epsilon),
     ]
 
 
 def _public_settings(run: Context) -> dict:
-    """What distinguishes a run from others, by name; no place on this machine."""
+    """The settings that tell a run from others, by name, without places on this machine."""
     config = run.config
     settings = {
         name: value

@@ -1,4 +1,4 @@
-"""From a trained run to a data set that may be shared: images, statement, datasheet, checksums."""
+"""Makes a data set to share from a trained run: images, statement, datasheet, checksums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tf_efsgd.export.formats import FORMATS
 from tf_efsgd.reporting import data_card, report
 from tf_efsgd.training import samples
 
-# The file beside the images that says so when they are not private.
+# The file beside images that are not private; it says so.
 _NOT_PRIVATE = 'NOT_PRIVATE.txt'
 # What a statement of an earlier version of this program may lack.
 _NOT_SAID = ['not said by the version of the program that made the generator']
@@ -34,17 +34,17 @@ def generate(
     """Writes a synthetic data set from a run or an export; see `synthetic_data.write`.
 
     Args:
-      source: a run folder, its folder of exports or one export.
+      source: a run folder, its folder of exports, or one export.
       output: the folder to make.
       wanted: what is to be generated.
-      quiet: without a progress bar.
+      quiet: whether to draw no progress bar.
 
     Returns:
       How it was generated, and the privacy statement: JSON values by name.
 
     Raises:
       ConfigError: if a setting is wrong, or there is no generator that can be read.
-      OSError: if the disk is full, say; the same call continues then.
+      OSError: e.g. if the disk is full; the same call continues then.
     """
     check(wanted)
     output = pathlib.Path(os.path.abspath(pathlib.Path(output).expanduser()))
@@ -72,11 +72,12 @@ def check(wanted: synthetic_data.Wanted) -> None:
 
 
 def _pages_of(generator: generated.ExportedGenerator):
-    """Writes the pages of a data set from this generator."""
+    """Makes the function that writes the pages of a data set from this generator."""
     statement = generator.statement
     complete = {
         **dict.fromkeys(('proven', 'tested_not_proven', 'not_covered'), _NOT_SAID),
-        'delta_times_units': 0.0,
+        # An old export does not say its unit of privacy, which was an image.
+        'delta_times_units': statement.get('delta', 0.0) * statement.get('dataset_size', 1),
         'unit_of_privacy': 'one image with its label',
         **statement,
     }
@@ -115,7 +116,7 @@ def _pages_of(generator: generated.ExportedGenerator):
 
 
 def _image_files(folder: pathlib.Path, kind: str) -> list[dict[str, str]]:
-    """The files with images, where an image has none of its own."""
+    """The files that hold images, unless every image has a file of its own."""
     endings = {'npz': ['*.npz'], 'tfrecord': ['*.tfrecord'], 'tfds': ['*/*/*.tfrecord-*']}
     return [
         {
@@ -129,7 +130,7 @@ def _image_files(folder: pathlib.Path, kind: str) -> list[dict[str, str]]:
 
 
 def describe(made: dict[str, Any]) -> str:
-    """What `generate` made, for a person."""
+    """Describes what `generate` made, in lines for the user."""
     output, kind = made['output'], made['format']
     how = {
         'png': f"datasets.load_dataset('imagefolder', data_dir='{output}')",

@@ -1,4 +1,4 @@
-"""How long a step takes on this machine, to choose how many there are in the minutes given."""
+"""Measures how long a step takes on this machine, to choose how many fit into --minutes."""
 
 from __future__ import annotations
 
@@ -6,66 +6,93 @@ import time
 
 import tensorflow as tf
 
+from tf_efsgd import replicas
 from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.data.records import Records
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.public_heads import LOGITS, HeadInputs, build_public_heads
 from tf_efsgd.privacy.features import pixels, public
 from tf_efsgd.run import build
+from tf_efsgd.training.public_heads_gan import OnNetwork
+from tf_efsgd.training.targets import Grouped
 
 _IMAGES = 100
 _STEPS = 3
-# What clipping by record, noise and the update take beside the gradient of the heads: measured.
+# A private step takes this times as long as the gradient of the heads, because it also clips by
+# record, adds noise and updates. Measured.
 _OF_PRIVATE_STEP = 2.5
 
 
-def measure(config: RunConfig, train: Records) -> recipes.Speed:
+def measure(
+    config: RunConfig, train: Records, strategy: tf.distribute.Strategy, is_alone: bool = True
+) -> recipes.Speed:
     """Times a few steps on made-up data; no record is looked at.
 
     Args:
       config: the settings, none of them 'auto'.
       train: the records, for the shape of the images and the number of classes.
+      strategy: that will train.
+      is_alone: whether it is of this process alone. Else this one times what one replica of it has
+        to do; what the others take, and the network between them, is not in it.
 
     Returns:
-      Seconds a step, the least of three: of the fit, and of a private step with the generator's.
+      Seconds per step, the least of three: of the fit, and of a private step together with the
+      generator's step.
     """
     print('Measuring how long a step takes here ...', flush=True)
-    generator = build.untrained_generator(config, train)
+    shares = strategy.num_replicas_in_sync
+    timed = strategy if is_alone else tf.distribute.get_strategy()
+    with timed.scope():
+        return _measure(config, train, timed, shares)
+
+
+def _measure(config, train, strategy, shares) -> recipes.Speed:
+    generator = build.for_generated_images(build.untrained_generator(config, train), config)
     network = build.build_public_network(config, train)
     shape = train.image_shape
-    if network is None:
-        features = pixels.FeatureMap(shape)
-    else:
-        features = public.PublicFeatures(network, shape)
-    labels = tf.range(_IMAGES) % train.num_classes
+    features: Grouped = pixels.FeatureMap(shape)
+    if network is not None:
+        of_network = public.PublicFeatures(network, shape)
+        features = OnNetwork(of_network, build.for_generated_images(network, config))
+    labels = tf.range(-(-_IMAGES // shares)) % train.num_classes
     variables = generator.trainable_variables
 
     def loss_of_images():
         images = generator(draw_inputs(generator, labels), training=True)
         return tf.reduce_sum(tf.reduce_mean(features.group(images, 0), axis=0) ** 2)
 
-    fit = _seconds(loss_of_images, variables)
+    fit = _seconds(strategy, loss_of_images, variables)
     if config.model.discriminator != 'public_heads':
         return recipes.Speed(fit, 2.0 * fit)
     inputs = HeadInputs(network, public.public_photographs(shape), pixels=True)
     heads = build_public_heads(inputs.shapes, train.num_classes)
-    batch = tf.random.normal([config.privacy.expected_batch_size, inputs.size])
-    private = _seconds(lambda: tf.reduce_sum(heads(batch)[LOGITS] ** 2), heads.trainable_variables)
+    batch = tf.random.normal([-(-config.privacy.expected_batch_size // shares), inputs.size])
+    private = _seconds(
+        strategy, lambda: tf.reduce_sum(heads(batch)[LOGITS] ** 2), heads.trainable_variables
+    )
     return recipes.Speed(fit, fit + _OF_PRIVATE_STEP * private)
 
 
-def _seconds(loss_of, variables) -> float:
-    @tf.function
-    def step():
+def _seconds(strategy, loss_of, variables) -> float:
+    def of_replica():
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             loss = loss_of()
-        return [tf.reduce_sum(tf.convert_to_tensor(g)) for g in tape.gradient(loss, variables)]
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables)]
+        return tf.add_n([tf.reduce_sum(g) for g in replicas.all_reduce(gradients)])
 
-    step()  # Traced.
+    @tf.function(autograph=False)
+    def step():
+        return strategy.run(of_replica)
+
+    def run():
+        for of_replica in strategy.experimental_local_results(step()):
+            of_replica.numpy()
+
+    run()  # The first call traces it.
     seconds = []
     for _ in range(_STEPS):
         started = time.monotonic()
-        step()[0].numpy()
+        run()
         seconds.append(time.monotonic() - started)
     return min(seconds)

@@ -1,23 +1,30 @@
-"""Everything before the first step: what can be wrong is found before anything is spent."""
+"""The parts of a start: plan, ledger, and what is remembered of the run and of other runs.
+
+What can be wrong is found before anything is spent.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
 from collections.abc import Collection
 
+import tensorflow as tf
+
 from tf_efsgd import budget, files
 from tf_efsgd.config import ConfigError, RunConfig, recipes, settings_hash, without_place
 from tf_efsgd.data import records
 from tf_efsgd.data.sources import folder
-from tf_efsgd.privacy import accounting, ledger, run_state, seen_records
+from tf_efsgd.privacy import accounting, ledger, ledger_copy, run_state, seen_records
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import speed
+from tf_efsgd.run.alone import Alone
 from tf_efsgd.run.errors import as_config_error
 
-# In RUN/nonprivate/: which other runs used these records, and how many of them.
+# The file in RUN/nonprivate/ that says which other runs used these records, and how many.
 _OTHER_RUNS = 'other_runs.json'
 
 _NOT_PRIVATE_NOTE = """\
@@ -27,7 +34,7 @@ in this folder may be shared with anyone who may not see the records.
 
 
 def public_facts(dataset: records.Dataset) -> dict:
-    """What a plan says of the records."""
+    """What a plan says of the records: public facts by name."""
     train = dataset.train
     return {
         'dataset': run_folder.public_name(dataset.name),
@@ -40,9 +47,9 @@ def public_facts(dataset: records.Dataset) -> dict:
 
 
 def choose_image_size(config: RunConfig, given: Collection[str]) -> RunConfig:
-    """The settings with a size for the images of a folder, where nobody gave one.
+    """Chooses a size for the images of a folder, if nobody gave one.
 
-    It is read off the records, once, and said to be.
+    It is read off the records, once, and the settings say so.
 
     Args:
       config: the settings.
@@ -63,24 +70,34 @@ def choose_image_size(config: RunConfig, given: Collection[str]) -> RunConfig:
 
 
 def choose_settings(
-    config: RunConfig, given: Collection[str], dataset: records.Dataset
+    config: RunConfig,
+    given: Collection[str],
+    dataset: records.Dataset,
+    strategy: tf.distribute.Strategy,
+    is_alone: bool,
 ) -> RunConfig:
-    """The settings of a new run with what nobody gave, see `config.recipes`.
+    """Chooses the settings of a new run that nobody gave, see `config.recipes`.
 
     Args:
       config: the settings, with the public facts of the records.
       given: names of the settings that somebody gave.
-      dataset: the records: of them only what is public.
+      dataset: the records; only their public facts are used.
+      strategy: the one that will train, see `speed.measure`.
+      is_alone: whether the strategy belongs to this process alone.
     """
     train = dataset.train
     facts = recipes.Facts(dataset.declared_size, train.num_classes, train.image_shape)
-    return recipes.complete(config, given, facts, lambda settings: speed.measure(settings, train))
+
+    def measure(settings):
+        return speed.measure(settings, train, strategy, is_alone)
+
+    return recipes.complete(config, given, facts, measure)
 
 
 def make_plan(
     config: RunConfig, book: ledger.Ledger | None, dataset: records.Dataset, parameters: int
 ) -> ledger.Plan:
-    """The plan that the run will train by.
+    """Makes the plan that the run will train by.
 
     Args:
       config: the settings.
@@ -113,15 +130,18 @@ def count_run(
     promised: accounting.Epsilon | None,
     dataset: records.Dataset,
 ) -> seen_records.OtherRuns:
-    """Counts the run among those on its records, before it is charged, and says which these are.
+    """Counts the run among those on its records before it is charged, and prints which these are.
 
     Args:
       config: the settings.
-      state_dir: where things are remembered outside run folders.
+      state_dir: the folder where things are remembered outside run folders.
       run_id: of the run.
       plan: of the run.
       promised: epsilon of the whole run; None without privacy.
       dataset: the records.
+
+    Returns:
+      The other runs.
 
     Raises:
       ConfigError: if all runs together would pass --dataset_budget.
@@ -149,7 +169,7 @@ def count_run(
 
 
 def _persons(dataset: records.Dataset) -> seen_records.Persons | None:
-    """Whose the records are; None where a record is not given to a person."""
+    """Whose the records are; None if records are not given to persons."""
     if dataset.images_per_person is None:
         return None
     rule = dataset.person_rule
@@ -166,8 +186,8 @@ def start(
 ) -> tuple[ledger.Ledger, run_state.RunState, seen_records.OtherRuns]:
     """Counts a new run and makes its folder; the ledger comes last.
 
-    Without a ledger no run was trained. The run's lock is taken before it is counted, so that what
-    is remembered of it is not removed while it starts.
+    A folder without a ledger is no trained run. The run's lock is taken before the run is counted,
+    so that what is remembered of it is not removed while it starts.
 
     Args:
       config: the settings.
@@ -199,7 +219,7 @@ def start(
         state = as_config_error(lambda: run_state.RunState(state_dir, run_id), errors)
         other_runs = count_run(config, state_dir, run_id, plan, promised, dataset)
         return as_config_error(lambda: make(state), errors), state, other_runs
-    except BaseException:  # It was never charged.
+    except BaseException:  # The run was never charged, so nothing need be remembered.
         seen_records.forget(state_dir, run_id)
         run_state.forget(state_dir, run_id)
         if state is not None:
@@ -208,10 +228,10 @@ def start(
 
 
 def open_ledger(run_dir: pathlib.Path) -> ledger.Ledger:
-    """The ledger of a run to resume.
+    """Opens the ledger of a run to resume.
 
     Raises:
-      ConfigError: if it cannot be trusted, or another process has it.
+      ConfigError: if it cannot be trusted, or another process has it open.
     """
     return as_config_error(lambda: ledger.Ledger(run_dir / run_folder.LEDGER), ledger.LedgerError)
 
@@ -223,7 +243,7 @@ def remembered(
     book: ledger.Ledger,
     dataset: records.Dataset,
 ) -> run_state.RunState:
-    """What is remembered of a run to resume.
+    """Opens what is remembered of a run to resume, and compares the run with it.
 
     Args:
       config: the settings.
@@ -242,8 +262,8 @@ def remembered(
     hashes = (settings_hash(config), settings_hash(config, has_place=True))
     if book.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
-            'The settings are not those that the run was started with, by the hash of them in its '
-            f'ledger: {run_dir / run_folder.FLAGFILE} was changed. Start a new run folder.'
+            'The settings are not those that the run was started with: its ledger has another '
+            f'hash, so {run_dir / run_folder.FLAGFILE} was changed. Start a new run folder.'
         )
 
     def remember():
@@ -259,7 +279,7 @@ def remembered(
 
 
 def _verify(config, state_dir, book, train, state) -> None:
-    """Raises unless the records and the ledger are the remembered ones, or that was waived."""
+    """Raises unless records and ledger are the remembered ones, or --resume_unverified is given."""
     if state.is_known:
         state.check_records(train.images, train.labels)
         book.check_position(state.position)
@@ -267,21 +287,22 @@ def _verify(config, state_dir, book, train, state) -> None:
         _check_count(config, book.plan, train)
         _check_public_facts(book.plan, {'dataset': run_folder.public_name(config.data.dataset)})
         print(
-            'WARNING: nothing is remembered of this run here: whether its records and its ledger '
-            'are the last ones is not checked (--resume_unverified). The statement says so.'
+            'WARNING: nothing is remembered of this run here, so it is not checked whether its '
+            'records and its ledger are the last ones (--resume_unverified). The statement says so.'
         )
         book.note_unverified_resume()
         state.remember_records(train.images, train.labels, book.position)
     else:
         raise ConfigError(
             f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
-            'verified: resume on the machine and as the user it was started by, give its '
-            '--state_dir, or, if you are sure that both are the last ones, --resume_unverified.'
+            'verified. Resume on the machine and as the user that started it, or give its '
+            '--state_dir. If you are sure that both are the last ones, --resume_unverified '
+            'continues anyway; the statement records it.'
         )
 
 
 def _check_count(config: RunConfig, plan: ledger.Plan, train: records.Records) -> None:
-    """Raises where the number of records was read off them and is another one now."""
+    """Raises if the number of records was read off them and is another one now."""
     is_exact = 'dataset_size' in config.data.read_off and config.data.limit_records is None
     if is_exact and len(train) != plan.dataset_size:
         raise ConfigError(
@@ -305,18 +326,84 @@ def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
 
 
 def _check_parameters(plan: ledger.Plan, parameters: int) -> None:
-    """Refuses another number of parameters than the plan's: the account depends on it."""
+    """Raises if the number of parameters is not the plan's: the account depends on it."""
     if parameters != plan.private_parameters:
         raise ConfigError(
-            f'The networks have {parameters} parameters that private steps update, and '
-            f'{plan.private_parameters} by the ledger: resume with the version of this program '
-            'that the run was started with, or start a new run folder.'
+            f'The networks have {parameters} parameters that private steps update, but the ledger '
+            f'says {plan.private_parameters}: resume with the version of this program that the run '
+            'was started with, or start a new run folder.'
         )
 
 
 def note_other_runs(run_dir: pathlib.Path, other_runs: seen_records.OtherRuns) -> None:
-    """Writes into RUN/nonprivate what comparing the records with those of other runs has found."""
+    """Writes to RUN/nonprivate what comparing the records with those of other runs found."""
     files.write_atomically(
         run_folder.nonprivate_dir(run_dir) / _OTHER_RUNS,
         json.dumps(other_runs.to_nonprivate(), indent=2) + '\n',
     )
+
+
+def remember_share(
+    workers: Alone,
+    config: RunConfig,
+    state_dir: pathlib.Path,
+    book: ledger.Ledger,
+    state: run_state.RunState | ledger_copy.NothingRemembered,
+    dataset: records.Dataset,
+    stack: contextlib.ExitStack,
+) -> None:
+    """Remembers the records that only this worker has, or compares them with what is remembered.
+
+    It does nothing on the chief, which remembers its records with the run, or if all workers have
+    the same records. If the records of a worker could not be verified, the ledger notes it before
+    they are remembered.
+
+    Args:
+      workers: of the run.
+      config: the settings.
+      state_dir: as in `count_run`, of this worker.
+      book: the ledger of the run.
+      state: what is remembered of the run.
+      dataset: the records that this worker has.
+      stack: closes what is remembered when the run ends.
+
+    Raises:
+      ConfigError: on all workers, if one has other records than at the first start.
+    """
+    if not workers.has_own_records:
+        return
+    own = workers.together(lambda: _check_own(workers, config, state_dir, book, dataset, stack))
+    is_new = own is not None and not own.is_known
+    if config.run.resume and workers.all_reduce_max(int(is_new)):
+        workers.only_on_chief(lambda: _note_unverified(book, state))
+    if is_new:
+        own.remember_records(dataset.train.images, dataset.train.labels, book.position)
+
+
+def _check_own(workers, config, state_dir, book, dataset, stack) -> run_state.RunState | None:
+    """What is remembered of this worker's records, held against them; None on the chief."""
+    if workers.is_chief:
+        return None
+    train, run_id = dataset.train, f'{book.run_id}-worker-{workers.index}'
+    own = as_config_error(lambda: run_state.RunState(state_dir, run_id), run_state.RunStateError)
+    stack.callback(own.close)
+    if own.is_known:
+        as_config_error(
+            lambda: own.check_records(train.images, train.labels), run_state.RunStateError
+        )
+    elif config.run.resume and not config.run.resume_unverified:
+        raise ConfigError(
+            f'{state_dir} remembers nothing of the records of this worker: give its --state_dir. '
+            'If you are sure that the records are those of the first start, --resume_unverified '
+            'continues anyway.'
+        )
+    return own
+
+
+def _note_unverified(book, state) -> None:
+    print(
+        'WARNING: what another worker has of the records is not checked: nothing is remembered of '
+        'them there (--resume_unverified). The statement says so.'
+    )
+    book.note_unverified_resume()
+    state.store_position(book.position)

@@ -1,4 +1,7 @@
-"""Whether what is shared belongs together: files, checksums, statement, ledger. No TensorFlow."""
+"""Checks that what is shared belongs together: files, checksums, statement and ledger.
+
+It needs no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +21,22 @@ from tf_efsgd.privacy.ledger import Ledger, LedgerError
 # Files of a synthetic data set, see `export.synthetic_data`, which needs TensorFlow.
 _DATA_CHECKSUMS, _GENERATION, _LABELS = 'SHA256SUMS', 'generation.json', 'labels.csv'
 _STATEMENT, _PAGE, _README = 'privacy_statement.json', 'PRIVACY.html', 'README.md'
-# Of a run, see `run.folder`, which needs TensorFlow, too.
+# The ledger of a run, see `run.folder`, which needs TensorFlow too.
 _LEDGER = 'ledger.jsonl'
-# Faults that are named; of more, the number.
+# How many faults are named; of further ones only the number is given.
 _SHOWN = 10
 
 
 def verify(path: str | os.PathLike) -> dict[str, Any]:
-    """Holds everything in a folder against everything else in it.
+    """Compares everything in a folder with everything else in it.
 
     Args:
-      path: of a synthetic data set, of an export, or of a run (its ledger, and its latest export).
+      path: of a synthetic data set, of an export, or of a run (its ledger and its latest export).
 
     Returns:
       JSON values by name: `kind` ('data set', 'export' or 'run'), `faults` (a list of lines, empty
-      when all is well), and of the statement `private`, `epsilon`, `delta` and `unit_of_privacy`.
+      if there are none), and from the statement `private`, `epsilon`, `delta` and
+      `unit_of_privacy`.
 
     Raises:
       ConfigError: if it is none of these, or something in it cannot be read.
@@ -61,7 +65,7 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """What `verify` found, for a person."""
+    """Describes what `verify` found, in lines for the user."""
     faults = found['faults']
     if faults:
         shown = [f'  {line}' for line in faults[:_SHOWN]]
@@ -78,7 +82,7 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def _faults_of_claim(statement: dict[str, Any]) -> list[str]:
-    """Whether the numbers of a statement bear out that it says private."""
+    """Faults of a statement that says private, but whose numbers do not support that."""
     if not statement['private']:
         return []
     epsilon, delta, target = (
@@ -100,14 +104,14 @@ def _verify_export(export: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
         if 'generator_sha256' in statement:
             return [f'{versions.CHECKSUMS} is missing'], statement
         raise versions.ExportError(
-            f'{export} is of an earlier version of this program and has no checksums: export the '
-            'run again with tf-efsgd export.'
+            f'{export} was made by an earlier version of this program and has no checksums: export '
+            'the run again with tf-efsgd export.'
         )
     return checksums.differences(export, versions.CHECKSUMS), statement
 
 
 def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
-    """The ledger against the statement of the latest export."""
+    """Compares the ledger with the statement of the latest export."""
     faults, statement = _verify_export(versions.find(folder))
     ledger = Ledger.read(folder / _LEDGER)
     if ledger.plan.event is None:
@@ -130,7 +134,7 @@ def _verify_data_set(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
     content = _read(folder / _STATEMENT)
     statement = _read_json(folder / _STATEMENT)
     if not isinstance(statement.get('private'), bool):
-        raise ConfigError(f'{folder / _STATEMENT} is no privacy statement.')
+        raise ConfigError(f'{folder / _STATEMENT} is not a privacy statement.')
     if hashlib.sha256(content).hexdigest() != about.get('privacy_statement_sha256'):
         faults.append(f'{_STATEMENT} is not the statement of the generator of these images')
     if statement.get('generator_sha256') != about.get('generator_sha256'):
@@ -145,7 +149,7 @@ def _verify_data_set(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
 
 
 def _faults_of_labels(folder: pathlib.Path, about: dict[str, Any]) -> list[str]:
-    """Whether labels.csv has an image for each line, and as many as were to be made."""
+    """Faults of labels.csv: each line must have an image, and there must be as many as promised."""
     text = _read(folder / _LABELS).decode('utf-8', 'surrogateescape')
     _, *rows = csv.reader(text.splitlines(keepends=True))
     faults = []

@@ -1,4 +1,7 @@
-"""The generator is fitted to what is released of all records, before the first private step."""
+"""The warm start of a run: releases of all records, and a generator fitted to them.
+
+It comes before the first private step.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from tf_efsgd.config import ConfigError
 from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.privacy import class_sums, releases
-from tf_efsgd.privacy.features import learned, pixels, public
-from tf_efsgd.run import build
+from tf_efsgd.privacy import releases
+from tf_efsgd.privacy.features import alone, learned, pixels, public
+from tf_efsgd.run import build, shared_releases
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training import callbacks, learn_features, targets
 from tf_efsgd.training import fit as fitting
-from tf_efsgd.training.public_heads_gan import OfMaps, PublicHeadsGan
+from tf_efsgd.training.public_heads_gan import OfMaps, OnNetwork, PublicHeadsGan
 
-# Of the generated images that the features of the second release are learned from.
+# The seed of the generated images from which the features of the second release are learned.
 _LEARNED_SEED = 103
 
 
@@ -41,20 +44,23 @@ class WarmStart:
         self._plan = plan
         noise = budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0)
         self._features = self._make_features(noise[0]) if run.network is not None else None
-        self._releases = releases.Releases(
+        kind = shared_releases.ReleasesOfChief
+        self._releases = (kind if run.workers.is_chief else shared_releases.ReleasesOfOthers)(
+            run.workers,
             run.folder,
             run.ledger,
             run.state,
-            train.images,
-            train.labels,
+            run.workers.share(train.images),
+            run.workers.share(train.labels)[:],
             noise,
             run.new_noise,
             pixels.VERSION if self._features is None else self._features.version,
+            run.strategy,
         )
         self._checkpoints = run.folder / run_folder.CHECKPOINTS / 'warm_start'
 
     def check(self) -> None:
-        """Holds the releases of earlier starts against the ledger.
+        """Compares the releases of earlier starts with the ledger.
 
         Raises:
           ConfigError: if they are not what was released.
@@ -62,10 +68,10 @@ class WarmStart:
         as_config_error(self._releases.check, ValueError)
 
     def make(self) -> None:
-        """Releases, fits, and hands the targets on to the steps, as far as it is due.
+        """Releases, fits, and gives the steps their targets, as far as each is due.
 
         Raises:
-          ConfigError: if a release on disk does not fit, or nothing is left after a crash.
+          ConfigError: if a release on disk does not fit, or a crash left nothing to continue with.
         """
         run, plan = self._run, self._plan
         privacy, weight = run.config.privacy, run.config.training.warm_start_weight
@@ -75,6 +81,8 @@ class WarmStart:
             return
         features = self._features or pixels.FeatureMap(plan.image_shape)
         with progress.waiting('Looking at all records once, for the release'):
+            if not run.is_restored:
+                run.workers.together(lambda: build.try_rows(features.rows))
             sums = as_config_error(
                 lambda: self._releases.class_sums(features), releases.ReleaseError
             )
@@ -83,7 +91,8 @@ class WarmStart:
         if sums is None:
             self._continue_without('warm start')
             return
-        fitted = [targets.Target(features, self._releases.class_means(0, sums, features.groups))]
+        means = self._releases.class_means(0, sums, features.groups)
+        fitted = [targets.Target(self._features_of_generated() or features, means)]
         if not run.is_restored:
             fitted = self._fit_to(fitted[0])
         else:
@@ -95,21 +104,32 @@ class WarmStart:
                 print(f'WARNING: {name} is missing: the steps continue without it.')
         if weight and isinstance(run.gan, PublicHeadsGan):
             of_maps = targets.Target(OfMaps(features), fitted[0].means)
-            run.gan.follow(targets.AveragedTarget(of_maps), 1.0 / weight)
+            with run.strategy.scope():
+                run.gan.follow(targets.AveragedTarget(of_maps), 1.0 / weight)
         elif weight:
             run.gan.set_target(targets.SumOfTargets(fitted), weight)
 
     def _make_features(self, noise_multiplier: float) -> public.PublicFeatures:
-        """Those of the first release, tried on this machine before they see a record."""
+        """Makes the features of the first release and tries them before they see a record."""
         plan = self._plan
         size = public.choose_size(plan.dataset_size, plan.num_classes, noise_multiplier)
         features = public.PublicFeatures(self._run.network, plan.image_shape, size)
-        photographs = public.public_photographs(plan.image_shape)
-        build.check_alone(features, photographs, class_sums.RECORDS_PER_PART)
+        self._run.workers.together(lambda: build.try_rows(features.rows))
         return features
 
+    def _features_of_generated(self) -> OnNetwork | None:
+        """The features of generated images by the public network; None if the run uses none."""
+        if self._features is None:
+            return None
+        with self._run.strategy.scope():
+            network = build.for_generated_images(self._run.network, self._run.config)
+        return OnNetwork(self._features, network)
+
     def _continue_without(self, what: str) -> None:
-        """After a crash between the charge of a release and its file: it is never made again."""
+        """Continues after a crash between the charge of a release and the writing of its file.
+
+        Such a release is never made again.
+        """
         run = self._run
         if not (run.ledger.plan.train_steps or run.is_restored) and what == 'warm start':
             raise ConfigError(
@@ -123,11 +143,15 @@ class WarmStart:
         self._releases.give_up_learned_features()  # Without the first release there is no second.
 
     def _fit_to(self, target: targets.Target) -> list[targets.Target]:
-        """Fits the generator to what was and what will be released; returns all targets."""
+        """Fits the generator to the first release, makes the second, fits to both.
+
+        Returns:
+          The targets of all releases.
+        """
         run = self._run
         training, started, fitted = run.config.training, time.monotonic(), [target]
-        # A copy outside the strategy: the fit is for one device.
-        generator = tf.keras.models.clone_model(run.gan.generator)
+        with run.strategy.scope():
+            generator = tf.keras.models.clone_model(run.gan.generator)
         generator.set_weights(run.gan.generator.get_weights())
         release = self._releases.stored_learned_features()
         if release is None:
@@ -148,8 +172,9 @@ class WarmStart:
         run.gan.ema_generator.set_weights(generator.get_weights())
         print(f'Fitted the generator in {(time.monotonic() - started) / 60:.1f} minutes.')
         run.save()
-        shutil.rmtree(self._checkpoints, ignore_errors=True)
-        run.sample_grid(run.writer(), 0, 0).on_due({})
+        if run.workers.is_chief:
+            shutil.rmtree(self._checkpoints, ignore_errors=True)
+            run.sample_grid(run.writer(), 0, 0).on_due({})
         return fitted
 
     def _fit_steps(self, generator, fitted, description: str, **how) -> None:
@@ -162,20 +187,22 @@ class WarmStart:
             draw_inputs,
             fitted,
             seed=self._run.config.training.seed,
-            checkpoint_dir=self._checkpoints,
+            checkpoint_dir=self._checkpoints if self._run.workers.is_chief else None,
+            broadcast_variables=self._run.workers.broadcast_variables,
             checkpoint_steps=self._run.config.run.checkpoint_steps,
             progress=functools.partial(
                 progress.Bar, desc=description, unit='step', builds_graph=True
             ),
             show=show,
             show_steps=run.config.run.log_steps,
+            strategy=run.strategy,
             **how,
         )
         writer.flush()
         generator.set_weights(average)
 
     def _release_learned_features(self, generator) -> learned.Release | None:
-        """The second release, of what a classifier of this generator's images sees."""
+        """Makes the second release, of what a classifier of this generator's images sees."""
         plan = self._plan
         if not plan.learned_features_share:
             return None
@@ -183,28 +210,50 @@ class WarmStart:
             self._continue_without('second release of the warm start')
             return None
         classifier = build_classifier(plan.image_shape, plan.num_classes)
-        with progress.Bar(desc='learning features', unit='epoch', builds_graph=True) as bar:
-            distances = learn_features.learn(
-                classifier,
-                lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),
-                plan.num_classes,
-                seed=self._run.config.training.seed,
-                callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
-            )
+        # One worker learns, and the others take over what it has learned: their features must be
+        # the same to the last digit.
+        distances = self._run.workers.of_chief(lambda: self._learn(classifier, generator))
+        self._run.workers.broadcast_variables(classifier.weights)
         if not np.all(np.isfinite(distances)):
             print('WARNING: no features were learned: the second release is given up.')
             self._releases.give_up_learned_features()
             return None
+        features = learned.LearnedFeatures(classifier, distances, plan.image_shape)
+        if self._run.workers.all_reduce_max(int(not _has_rows(features))):
+            print(
+                'WARNING: this device computes records otherwise each time: the second release '
+                'is given up.'
+            )
+            self._releases.give_up_learned_features()
+            return None
         return self._releases.release_learned_features(
-            learned.LearnedFeatures(classifier, distances, plan.image_shape),
-            distances,
-            classifier.get_weights(),
-            generator.get_weights(),
+            features, distances, classifier.get_weights(), generator.get_weights()
         )
+
+    def _learn(self, classifier, generator) -> list[float]:
+        with progress.Bar(desc='learning features', unit='epoch', builds_graph=True) as bar:
+            distances = learn_features.learn(
+                classifier,
+                lambda labels: sampling.generate(generator, labels, _LEARNED_SEED),
+                self._plan.num_classes,
+                seed=self._run.config.training.seed,
+                callbacks=[tf.keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: bar.update())],
+            )
+        return [float(distance) for distance in distances]
 
     def _learned_target(self, release: learned.Release) -> targets.Target:
         plan = self._plan
-        classifier = build_classifier(plan.image_shape, plan.num_classes)
+        with self._run.strategy.scope():
+            classifier = build_classifier(plan.image_shape, plan.num_classes)
         classifier.set_weights(release.classifier)
         features = learned.LearnedFeatures(classifier, release.distances, plan.image_shape)
         return targets.Target(features, self._releases.class_means(1, release.sums))
+
+
+def _has_rows(features: learned.LearnedFeatures) -> bool:
+    """Whether a record's features are its own, computed some records at a time."""
+    try:
+        features.rows()
+    except alone.NotAlone:
+        return False
+    return True

@@ -1,0 +1,37 @@
+"""How long a step takes is measured as the strategy that will train takes it."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from helpers import toy_images
+
+from tf_efsgd import config
+from tf_efsgd.run import speed
+
+_FLAGS = (
+    '--target_epsilon=1', '--generator=plain', '--discriminator=pixels', '--public_features=none',
+    '--generator_width=8', '--latent_dim=4',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('replicas', 'is_alone', 'images', 'devices'),
+    [(1, True, 100, 1), (2, True, 50, 2), (2, False, 50, 1)],
+)
+def test_every_replica_makes_its_share(
+    replicas, is_alone, images, devices, strategy, monkeypatch, capsys
+):
+    seen, real = [], speed.draw_inputs
+
+    def draw_inputs(generator, labels):
+        context = tf.distribute.get_replica_context()
+        seen.append((len(labels), context.num_replicas_in_sync))
+        return real(generator, labels)
+
+    monkeypatch.setattr(speed, 'draw_inputs', draw_inputs)
+    trains = strategy if replicas == 2 else tf.distribute.get_strategy()
+    settings = config.from_flagfile('\n'.join(_FLAGS))
+    found = speed.measure(settings, toy_images.toy(6, 1), trains, is_alone)
+    assert seen == [(images, devices)] * devices
+    assert 0 < found.fit < found.private and np.isfinite(found.private)
+    assert 'Measuring' in capsys.readouterr().out
