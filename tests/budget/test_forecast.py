@@ -108,7 +108,7 @@ def test_golden_values():
         f'ε                     {rounding.up(result.epsilon.pld)} ',
         f'RDP {rounding.up(result.epsilon.rdp)}',
         '  1           is accounted: the grid of the releases, 1,048,576 parameters',
-        'times 60,000 images that is 0.6; it must be below 1',
+        'times 60,000 images is 0.6, which must be below 1',
     )
 
 
@@ -179,8 +179,8 @@ def test_a_plan_for_persons_says_so_and_needs_more_noise():
     for result in (image, person):
         assert 0.396 <= result.epsilon.headline <= 0.4
     for result, unit, said in (
-        (image, 'one image with its label', 'times 2,000 images that is 0.2; it'),
-        (person, 'one person, with up to 5 images and their labels', '700 persons that is 0.07;'),
+        (image, 'one image with its label', 'times 2,000 images is 0.2, which'),
+        (person, 'one person, with up to 5 images and their labels', '700 persons is 0.07,'),
     ):
         printed = text.format_forecast(result)
         assert printed.splitlines()[0] == f'Unit of privacy: {unit}'
@@ -193,7 +193,7 @@ def test_a_plan_for_persons_says_so_and_needs_more_noise():
         )
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_calibration_of_the_longest_run_is_fast():
     settings = config.PrivacyConfig(
         target_epsilon=10.0, expected_batch_size=128, train_steps=450_000

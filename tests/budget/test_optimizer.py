@@ -95,7 +95,7 @@ def test_where_nothing_is_promised_it_is_infinite(changes):
 
 
 def test_a_delta_that_promises_nothing_is_warned_of():
-    with pytest.warns(UserWarning, match='gives one whole record away'):
+    with pytest.warns(UserWarning, match='gives away one whole record'):
         tf_efsgd.epsilon(
             _optimizer(),
             steps=7,

@@ -36,9 +36,9 @@ def test_without_steps_no_noise_of_theirs_is_too_small():
 @pytest.mark.parametrize(
     ('flags', 'facts', 'said'),
     [
-        (plans.HIDDEN + '--noise_multiplier=1.2', {}, 'a step by, since less .* Received: 0.2'),
-        ('--noise_multiplier=0.24', {}, 'a step by, since less .* Received: 0.24 times.'),
-        ('--noise_multiplier=1.2', plans.PERSONS, 'a step by, since less .* Received: 0.24 times.'),
+        (plans.HIDDEN + '--noise_multiplier=1.2', {}, 'in a step, since less .* Received: 0.2'),
+        ('--noise_multiplier=0.24', {}, 'in a step, since less .* Received: 0.24 times.'),
+        ('--noise_multiplier=1.2', plans.PERSONS, 'in a step, since less .* Received: 0.24 times.'),
         (
             '--noise_multiplier=1\n--warm_start_noise_multiplier=0.24',
             {},
@@ -75,14 +75,14 @@ def test_a_quarter_of_what_one_unit_moves_is_enough(facts):
             'images',
             1 / 1602,
             'must be below 1 / number of images = 0.00062: a mechanism that gives away one image '
-            'whole would fulfil a larger one. Lower it, or accept it with --allow_large_delta.',
+            'whole would satisfy a larger one. Lower it, or accept it with --allow_large_delta.',
         ),
         (
             plans.PERSONS,
             'persons',
             1 / 700,
             'must be below 1 / number of persons = 0.0014: a mechanism that gives away one person '
-            'whole would fulfil a larger one. Lower it, or accept it with --allow_large_delta.',
+            'whole would satisfy a larger one. Lower it, or accept it with --allow_large_delta.',
         ),
     ],
     ids=['images', 'persons'],
@@ -107,7 +107,7 @@ def test_an_epsilon_that_cannot_be_proven_is_no_target_and_no_headline():
     with pytest.raises(config.ConfigError) as caught:
         plans.plan(plans.HIDDEN, '--target_epsilon=60')
     assert str(caught.value) == (
-        'No ε as large as that can be proven, since the noise is drawn with 128 bits: choose '
+        'An ε this large cannot be proven, because the noise is drawn with 128 bits: choose '
         '--target_epsilon=44 or less. Received: 60.'
     )
     # At a noise that was given there is no epsilon, whatever the accountants say.

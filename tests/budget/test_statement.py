@@ -31,29 +31,32 @@ _NOT_COVERED = [
 _NOT_COVERED_PER_IMAGE = [
     *_NOT_COVERED,
     'several records of one person: the guarantee is per record (one image with its label); '
-    'epsilon_by_images_per_person, where it is given, says what it is for more',
+    'epsilon_by_images_per_person, where it is given, states it for several',
 ]
 _NOT_COVERED_PER_PERSON = [
     *_NOT_COVERED,
-    'an image that was ascribed to another person than the one it shows',
+    'an image that was assigned to a person other than the one it shows',
     'the declared number of persons, which is public',
 ]
 _PROVEN = [
     'every record adds at most its clipping norms to a step, and at most norm 1, held in integers, '
     'to a release before the first step',
-    'what is released are integers on a public grid, their noise has the exact law of a discrete '
-    'Gaussian, and both together are post-processing of the Gaussian mechanism that is accounted',
+    'the released numbers are integers on a public grid, their noise has the exact law of a '
+    'discrete Gaussian, and the two together are post-processing of the accounted Gaussian '
+    'mechanism',
     'adding up the clipped gradients of a step in floating point moves neighbours apart by less '
     'than half of an allowance of 0.0078125 of the clipping norm, in steps of up to 1,024 '
-    'records or twice the expected number; more of them come with a probability below 1e-80',
-    'the noise multipliers that are accounted are lowered by what rounding to the grid costs, and '
-    'delta by what the noise is off its law',
+    'records or twice the expected number; a larger step has a probability below 1e-80',
+    'the accounted noise multipliers are lowered by what rounding to the grid costs, and the '
+    'accounted delta by how far the noise is from its law',
 ]
 _TESTED = [
-    'the norm by which a gradient is clipped is off by its float32 arithmetic; adversarial batches '
-    'hold that to the other half of the allowance, and the whole allowance is accounted',
-    'the features of one record depend neither on the other records that are computed beside it '
-    'nor on its place among them; those of a public network are tried for that at every start',
+    'the norm by which a gradient is clipped has an error from float32 arithmetic; tests with '
+    'adversarial batches keep it within the other half of the allowance, and the whole allowance '
+    'is accounted',
+    'the features of one record, and what the layers of a private network put out for it, depend '
+    'neither on the other records that are computed beside it nor on its place among them; every '
+    'process tries this, to the last bit, before its first look at records',
 ]
 
 
@@ -169,7 +172,9 @@ def _check(statement, *expected):
     together = {}
     for part in expected:
         together.update(part)
-    assert set(statement) == set(together)
+    assert set(statement) == set(together), (
+        'A new line is entered in _start, _end or _mechanism above, see CONTRIBUTING.md.'
+    )
     for name, value in together.items():
         assert statement[name] == value, name
     # The unit of privacy comes first.
@@ -446,7 +451,7 @@ def test_the_statement_of_two_releases_and_steps(monkeypatch, releases, lost, im
             'epsilon_by_images_per_person': (_by_images(8, _Q, 30, 2 * 1234, 20) if images else {}),
             'warm_start': {
                 'mechanism': 'two Gaussian releases of the per-class sums of bounded features of '
-                'all records, not sampled, before the first step; the second of features chosen '
+                'all records, not sampled, before the first step; the second uses features chosen '
                 'after the first; together they are the one Gaussian of the event',
                 'event': _gaussian(warm),
                 'noise_multipliers': [_near(20 / 0.8**0.5, 1e-12), _near(20 / 0.2**0.5, 1e-12)],
@@ -482,7 +487,7 @@ def test_the_statement_where_no_epsilon_is_proven():
     ('network', 'wanted'),
     [
         ('efficientnet_lite0', 'features of a network that learned from ImageNet'),
-        ('/a/net.keras', 'a network (net.keras) that learned from public images, says its user'),
+        ('/a/net.keras', 'a network (net.keras) that, says its user, learned from public images'),
         ('none', None),
     ],
 )

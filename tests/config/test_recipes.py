@@ -112,6 +112,17 @@ def test_who_has_a_recipe_keeps_it(own):
     assert recipes.uses_public_features(chosen.privacy) is uses
 
 
+def test_heads_reconstruct_only_when_asked_to():
+    lines = ['--target_epsilon=10', '--warm_start_share=0.5', '--train_steps=9']
+    chosen, _ = _complete(lines)
+    assert chosen.model.discriminator == 'public_heads'
+    assert chosen.model.reconstruction == 'none'
+    assert _complete([*lines, '--reconstruction=head'])[0].model.reconstruction == 'head'
+    assert _complete(['--target_epsilon=10', '--train_steps=9'])[0].model.reconstruction == 'head'
+    with pytest.raises(config.ConfigError, match='give --discriminator=pixels'):
+        _complete([*lines, '--reconstruction=generator', '--discriminator=public_heads'])
+
+
 def test_a_run_folder_of_an_earlier_version_stays_what_it_was():
     lines = ['--target_epsilon=10', '--warm_start_share=0.5', '--train_steps=9']
     before = config.from_flagfile('\n'.join(lines))

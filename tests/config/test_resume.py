@@ -9,12 +9,13 @@ from tf_efsgd import config
 
 # The rules once more, by name; a setting that is in none of these keeps its value.
 _MAY_CHANGE = {
-    *('data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices', 'clipping'),
-    *('microbatch_size', 'log_nonprivate_diagnostics', 'dataset_budget'),
+    *('data_dir', 'tfds_manual_dir', 'strategy', 'logical_devices'),
+    *('log_nonprivate_diagnostics', 'dataset_budget'),
     *('checkpoint_steps', 'log_steps', 'sample_steps', 'evaluate', 'evaluation_images'),
     *('evaluation_runs', 'evaluation_epochs', 'export', 'minutes'),
-    *('skip_unreadable', 'cache', 'cache_dir'),
+    *('skip_unreadable', 'cache', 'cache_dir', 'worker_timeout', 'worker_records'),
 }
+_STAYS = {'clipping', 'microbatch_size', 'mixed_precision', 'jit_compile'}
 _MECHANISM = {
     *('target_epsilon', 'allow_large_delta', 'noise_multiplier', 'l2_norm_clip'),
     *('expected_batch_size', 'train_steps', 'error_feedback', 'residual_l2_norm_clip'),
@@ -65,10 +66,11 @@ _WITH_EARLIER = {'dataset', 'public_features', 'discriminator', 'generator'}
 
 def test_every_setting_has_its_rule():
     assert _names('may_change') == _MAY_CHANGE
+    assert _names('stays') == _STAYS
     assert _names('mechanism') == _MECHANISM
     assert _names('one_start') == _ONE_START
     assert _names('may_move') == _PLACES
-    rest = _MAY_CHANGE | _MECHANISM | _ONE_START | _PLACES
+    rest = _MAY_CHANGE | _STAYS | _MECHANISM | _ONE_START | _PLACES
     assert _names('same') == set(_fields()) - rest
 
 
@@ -77,15 +79,35 @@ def test_every_setting_has_its_rule():
 def test_a_resumed_run_changes_what_its_rule_allows(name, change_mechanism):
     before = config.from_flagfile(_BEFORE)
     now = _config(_BEFORE, **{'change_mechanism': change_mechanism, name: _other(_fields()[name])})
-    allowed = name in _MAY_CHANGE | _ONE_START or (change_mechanism and name in _MECHANISM)
+    allowed = name in _MAY_CHANGE | _STAYS | _ONE_START or (change_mechanism and name in _MECHANISM)
     changed = config.forbidden_changes(before, now)
     assert [text.split()[0] for text in changed] == ([] if allowed else [f'--{name}'])
 
 
 @pytest.mark.parametrize('name', _fields())
+def test_what_lasts_is_written_down(name):
+    before, now = config.from_flagfile(_BEFORE), _config(_BEFORE, **{name: _other(_fields()[name])})
+    lasting = {name: _other(_fields()[name])} if name in _STAYS | _PLACES else {}
+    assert config.lasting_changes(before, now) == lasting
+
+
+@pytest.mark.parametrize('name', sorted(_STAYS))
+def test_what_stays_is_kept_until_somebody_gives_another_value(name):
+    before, now = _config(_BEFORE, **{name: _other(_fields()[name])}), config.from_flagfile(_BEFORE)
+
+    def kept(given):
+        resumed = config.recipes.as_before(now, given, before)
+        group = resumed.privacy if name == 'clipping' else resumed.training
+        return getattr(group, name)
+
+    assert kept(['dataset']) == _other(_fields()[name])
+    assert kept(['dataset', name]) == _fields()[name].default
+
+
+@pytest.mark.parametrize('name', _fields())
 def test_the_hash_holds_what_every_start_shares(name):
     before, now = config.from_flagfile(_BEFORE), _config(_BEFORE, **{name: _other(_fields()[name])})
-    is_free = name in _MAY_CHANGE | _MECHANISM | _ONE_START | {'dataset'}
+    is_free = name in _MAY_CHANGE | _STAYS | _MECHANISM | _ONE_START | {'dataset'}
     assert (config.settings_hash(now) == config.settings_hash(before)) == is_free
 
 
@@ -95,7 +117,7 @@ def test_the_hash_is_of_these_lines_in_their_order():
     moved = config.from_flagfile(f'{_BEFORE}\n--label=csv:/d/e.csv')
     assert config.settings_hash(labels) == config.settings_hash(moved)
     # What earlier versions did is no line.
-    free = _MAY_CHANGE | _MECHANISM | _ONE_START | _WITH_EARLIER
+    free = _MAY_CHANGE | _STAYS | _MECHANISM | _ONE_START | _WITH_EARLIER
 
     def is_free(line):
         name = line.split('=')[0].strip().removeprefix('--')

@@ -69,6 +69,10 @@ _OTHER = {
     'seed': 0,
     'strategy': 'mirrored',
     'logical_devices': 3,
+    'worker_timeout': 45,
+    'worker_records': 'own',
+    'mixed_precision': 'bfloat16',
+    'jit_compile': 'on',
     'run_dir': 'runs/a=b',
     'resume': True,
     'change_mechanism': True,
@@ -276,6 +280,7 @@ def test_one_of_epsilon_and_noise_is_demanded(lines, received):
     [
         ('--resume', '--resume needs --run_dir'),
         ('--strategy=one_device\n--logical_devices=2', 'needs --strategy=mirrored'),
+        ('--strategy=multi_worker\n--logical_devices=2', 'needs --strategy=mirrored'),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(lines, message):
@@ -444,3 +449,20 @@ def test_what_was_read_off_is_not_read_again_and_what_was_given_is_given_again()
     assert (now.classes, now.channels, now.dataset_size) == ('a,b', 1, 91)
     assert now.image_size is None and now.read_off == ('channels', 'dataset_size')
     assert _config().with_public_facts_of(_config()) == _config()
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'mixed_precision': 'float16'}, 'float16 is not offered: .* loss scaling. Give bfloat16'),
+        (
+            {'mixed_precision': 'bfloat16', 'reconstruction': 'generator'},
+            'does not go with --reconstruction=generator: the generator then sees records',
+        ),
+        ({'mixed_precision': 'float64'}, 'must be one of none, bfloat16. Received: float64'),
+    ],
+)
+def test_a_precision_in_which_records_or_gradients_would_suffer_is_refused(settings, message):
+    with pytest.raises(config.ConfigError, match=message):
+        _config(**settings)
+    _config(mixed_precision='bfloat16', reconstruction='head')

@@ -250,6 +250,7 @@ def test_some_of_many_mapped_images_are_mapped_too(tmp_path, monkeypatch):
     np.testing.assert_array_equal(run, images[40:90])
 
 
+@pytest.mark.acceptance
 @pytest.mark.skipif(not pathlib.Path('/proc/self/smaps').exists(), reason='Linux only')
 def test_pages_do_not_stay_resident(tmp_path):
     size = 96 * 2**20

@@ -54,7 +54,7 @@ def test_a_validation_folder_is_used_or_told(tmp_path, name):
     _write(tmp_path, 'train/a/1.png', f'{name}/a/2.png', 'extra/a/3.png')
     found = listing.find(tmp_path)
     assert [file.path for file in found.test] == [str(tmp_path / name / 'a' / '2.png')]
-    assert found.notes[0] == f'{name}/ is what is tested on: there is no test/.'
+    assert found.notes[0] == f'{name}/ is used for testing: there is no test/.'
     assert 'extra/ (neither train, test nor val)' in found.notes[1]
     _write(tmp_path, 'test/a/4.png')
     found = listing.find(tmp_path)

@@ -12,8 +12,16 @@ from helpers.data_sets import (
     write_train,
 )
 
+from tf_efsgd import config
 from tf_efsgd.data import load, parts, split
 from tf_efsgd.data.sources import idx
+
+
+def test_every_data_set_with_a_path_is_known_as_one():
+    assert set(load._BY_SCHEME) == set(config.PLACED_DATASETS), (
+        'A data set NAME:PATH is entered in _BY_SCHEME of data/load.py and in PLACED_DATASETS of '
+        'config/resume.py. Otherwise --resume does not let the folder move.'
+    )
 
 
 def test_split_of_mnist_10k_is_the_same_at_another_size():

@@ -1,13 +1,15 @@
 """A folder of nasty files: each is handled or named, nothing crashes."""
 
+import errno
 import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import nasty
 from helpers.data_sets import error_of
 
-from tf_efsgd.data import listing, load
+from tf_efsgd.data import listing, load, parts
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_each_file_is_handled_or_named(folder):
     for name in nasty.bad_files():
         assert os.fsdecode(name) in said
     assert 'gone.png' in said
-    for word in ('@eaDir', '__MACOSX', '.hidden', 'hidden files', '.txt', '.heic', 'circle'):
+    for word in ('@eaDir', '__MACOSX', '.hidden', 'hidden files', '.txt', '.dng', 'circle'):
         assert word in said
     said.encode('utf-8')
 
@@ -48,6 +50,29 @@ def test_each_file_is_handled_or_named(folder):
 def test_the_first_unreadable_file_is_named_without_the_flag(folder):
     root, _, _ = folder
     error_of(['cannot read', str(root), '--skip_unreadable'], f'folder:{root}', image_size=32)
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        MemoryError(),
+        OSError(errno.EMFILE, 'Too many open files'),
+        tf.errors.ResourceExhaustedError(None, None, 'OOM'),
+    ],
+)
+def test_what_the_machine_is_short_of_leaves_nobody_out(folder, monkeypatch, error):
+    """Else a large image more would decide whether another one is read."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(parts.decoding, 'decode', fail)
+    error_of(
+        ['cannot be read now', 'start again'],
+        f'folder:{folder[0]}',
+        image_size=32,
+        skip_unreadable=True,
+    )
 
 
 def test_names_of_any_bytes_can_be_printed():

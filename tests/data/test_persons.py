@@ -240,13 +240,13 @@ def test_faults_of_a_table_are_named(tmp_path):
         ('file,person\na/1.png,x\na/2.png,\n', [str(tmp_path / 'a' / '2.png'), 'no person']),
         ('file,person\na/1.png,x\na/2.png\n', [str(tmp_path / 'a' / '2.png'), 'no person']),
         ('file,person\na/1.png,Ada\na/2.png,x\n./a/1.png,Bob\n', ['a/1.png', 'two', 'line 4']),
-        ('file,person\na/1.png,"Ada\n', ['no CSV file']),
+        ('file,person\na/1.png,"Ada\n', ['not a CSV file']),
     ):
         table.write_text(text)
         said = error_of(words, dataset, **how)
         assert 'Ada' not in said and 'Bob' not in said
     table.write_bytes(b'file,person\na/1.png,\xff\n')
-    error_of(['no CSV file in UTF-8'], dataset, **how)
+    error_of(['not a CSV file in UTF-8'], dataset, **how)
     table.write_text('file,person\na/1.png,z\na/2.png, z \na/gone.png,b\n./a/1.png,z\n')
     loaded = load.load(dataset, **how)
     assert loaded.persons == 1

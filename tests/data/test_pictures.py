@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import nasty
 from helpers.data_sets import error_of, rows_of, write_folder, write_train
-from PIL import Image
+from PIL import Image, ImageCms
 
 from tf_efsgd.data import decoding, load, pictures, split
 
@@ -29,6 +29,71 @@ def test_every_orientation_of_exif_comes_in_upright(kind, turn):
         stored = Image.open(__import__('io').BytesIO(nasty.turned_jpeg(image, turn, 'PNG')))
         raw = np.asarray(stored)
         assert raw.shape != image.shape or np.abs(raw.astype(int) - image).mean() > 5
+
+
+@pytest.mark.parametrize('kind', ['HEIF', 'AVIF', 'JPEG2000'])
+def test_photographs_of_phones_and_scanners(kind):
+    image = nasty.picture(3)
+    found = _pixels(nasty.encoded(image, kind, **({} if kind == 'JPEG2000' else {'quality': 95})))
+    assert found.shape == image.shape
+    assert np.abs(found.astype(int) - image).mean() < 5
+
+
+@pytest.mark.parametrize('kind', ['HEIF', 'AVIF'])
+@pytest.mark.parametrize('turn', [1, 3, 6])
+def test_they_come_in_upright(kind, turn):
+    image = nasty.picture(3)
+    found = _pixels(nasty.turned_jpeg(image, turn, kind))
+    assert found.shape == image.shape
+    assert np.abs(found.astype(int) - image).mean() < 8
+
+
+def test_heic_is_not_turned_by_exif():
+    """A property of its own turns it; readers must not follow the EXIF beside that."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = nasty.picture(3)
+    found = _pixels(nasty.encoded(image, 'HEIF', exif=exif, quality=95))
+    assert found.shape == image.shape
+    assert np.abs(found.astype(int) - image).mean() < 5
+
+
+def test_what_is_missing_for_a_file_is_said(monkeypatch):
+    heic = nasty.encoded(nasty.picture(3), 'HEIF')
+    monkeypatch.setattr(pictures, '_FORMATS', ('PNG', 'JPEG'))
+    with pytest.raises(pictures.Unreadable, match=r'HEIC needs: pip install "tf_efsgd\[heic\]"'):
+        pictures.decode(heic)
+    with pytest.raises(pictures.Unreadable, match=r'AVIF needs: pip install "pillow>=11.3"'):
+        pictures.decode(nasty.encoded(nasty.picture(3), 'AVIF'))
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP', 'HEIF'])
+def test_colour_profiles_are_applied(kind):
+    image = nasty.picture(3)
+    profile = nasty.swapping_profile()
+    found = _pixels(nasty.encoded(image, kind, icc_profile=profile)).astype(int)
+    plain = _pixels(nasty.encoded(image, kind)).astype(int)
+    # Red and blue change places; gamma is nearly that of sRGB.
+    assert np.abs(found - plain[..., ::-1]).mean() < 6
+    assert np.abs(found - plain).mean() > 12
+
+
+def test_opacity_stays_with_a_profile():
+    image, profile = nasty.picture(3), nasty.swapping_profile()
+    clear = np.full((*image.shape[:2], 1), 0, np.uint8)
+    found = _pixels(nasty.encoded(np.concatenate([image, clear], -1), 'PNG', icc_profile=profile))
+    assert (found == 255).all()
+
+
+def test_a_damaged_profile_and_that_of_srgb_change_nothing():
+    image = nasty.picture(3)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for profile in (srgb, b'no profile', nasty.swapping_profile()[:150]):
+        for kind in ('JPEG', 'PNG'):
+            with_it = nasty.encoded(image, kind, icc_profile=profile)
+            np.testing.assert_array_equal(_pixels(with_it), _pixels(nasty.encoded(image, kind)))
+    grey = nasty.encoded(image[..., :1], 'PNG', icc_profile=nasty.swapping_profile())
+    np.testing.assert_array_equal(_pixels(grey), image[..., :1])
 
 
 def test_damaged_exif_does_not_refuse_a_picture():

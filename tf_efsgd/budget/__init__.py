@@ -1,4 +1,4 @@
-"""From settings to a plan, to epsilon and to what is said of it: the only place. No TensorFlow."""
+"""The only place that turns settings into a plan, an epsilon and a statement. No TensorFlow."""
 
 from tf_efsgd.budget.epsilon import (
     EpsilonSoFar,
@@ -11,7 +11,7 @@ from tf_efsgd.budget.epsilon import (
     warm_start_epsilon,
 )
 from tf_efsgd.budget.events import delta_times_units, event_of, mechanism_of, noise_of_releases
-from tf_efsgd.budget.plan import changed_plan, make_plan
+from tf_efsgd.budget.plan import changed_plan, make_plan, plan_without_run
 from tf_efsgd.budget.statement import PROVEN, TESTED, make_statement
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     'make_statement',
     'mechanism_of',
     'noise_of_releases',
+    'plan_without_run',
     'planned_epsilon',
     'promised_epsilon',
     'rdp_epsilon',

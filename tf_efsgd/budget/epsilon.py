@@ -1,4 +1,4 @@
-"""Epsilon of a plan, of a ledger, and of a run while it trains. No TensorFlow."""
+"""The epsilon of a plan, of a ledger, and of a run while it trains. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tf_efsgd.privacy import accounting, grid
 from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.plan import Plan
 
-# Numbers of images of one person that the statement has an epsilon for, where it is per image.
+# A statement whose unit is one image also gives the epsilon for persons with so many images.
 IMAGES_PER_PERSON = (2, 5, 10)
 
 
 def filter_of(ledger: Ledger) -> accounting.RenyiFilter:
-    """The privacy filter that a private run keeps to after a change of its mechanism."""
+    """The privacy filter that a private run must respect after a change of its mechanism."""
     plan = ledger.first_plan
     return accounting.RenyiFilter.of_plan(
         *_planned(ledger), accounted_delta(plan), plan.warm_start_event
@@ -29,30 +29,36 @@ def _planned(ledger: Ledger) -> tuple[dp_accounting.DpEvent, int]:
 
 
 def _proven(epsilon: accounting.Epsilon, *plans: Plan) -> accounting.Epsilon:
-    """An epsilon of the ideal mechanism as one of what is really drawn, or none where that ends."""
+    """Marks an epsilon of the ideal mechanism as proven, if it is, for the noise really drawn."""
     drawn, delta = sum(map(draws, plans)), plans[-1].target_delta
     is_proven = grid.is_negligible(epsilon.smallest_bound, delta, drawn)
     return dataclasses.replace(epsilon, is_proven=is_proven)
 
 
 def planned_epsilon(plan: Plan) -> accounting.Epsilon:
-    """Epsilon of a private plan: its warm start and all its steps, as if they were the first."""
+    """The epsilon of a private plan alone: its warm start and all of its steps."""
     event, delta = plan.event, accounted_delta(plan)
     epsilon = accounting.compute_epsilon(event, plan.train_steps, delta, plan.warm_start_event)
     return _proven(epsilon, plan)
 
 
 def warm_start_epsilon(plan: Plan) -> accounting.Epsilon:
-    """Epsilon of a private plan's warm start alone."""
+    """The epsilon of a private plan's warm start alone."""
     delta = accounted_delta(plan)
     return _proven(accounting.compute_epsilon(None, 0, delta, plan.warm_start_event), plan)
 
 
 def rdp_epsilon(plan: Plan, steps: int, noise_multiplier: float) -> float:
-    """A bound on epsilon at other steps and noise than a private plan's, in milliseconds.
+    """Bounds the epsilon of a private plan with other steps and noise; takes milliseconds.
+
+    Args:
+      plan: the private plan.
+      steps: number of private steps, at least 1.
+      noise_multiplier: sigma > 0.
 
     Returns:
-      By RDP; for steps that are not sampled by the closed form. Infinite where none is proven.
+      The bound by RDP, or by the closed form if the steps are not sampled. Infinite where none is
+      proven.
     """
     event, warm_start = event_of(plan, noise_multiplier), plan.warm_start_event
     delta = accounted_delta(plan)
@@ -66,14 +72,14 @@ def rdp_epsilon(plan: Plan, steps: int, noise_multiplier: float) -> float:
 
 
 def promised_epsilon(plan: Plan, ledger: Ledger | None) -> accounting.Epsilon:
-    """Epsilon of the whole run when its next steps follow a plan.
+    """The epsilon of the whole run if its next steps follow a plan.
 
     Args:
-      plan: private; the ledger's last or one that will be.
+      plan: a private plan: the last one of the ledger, or one that would follow it.
       ledger: the ledger; None for a new run.
 
     Returns:
-      `planned_epsilon` without a change of the mechanism, after one the filter of the first plan.
+      `planned_epsilon` if the mechanism never changes, and the filter of the first plan otherwise.
     """
     if ledger is None or (not ledger.changes and plan == ledger.first_plan):
         return planned_epsilon(plan)
@@ -82,7 +88,15 @@ def promised_epsilon(plan: Plan, ledger: Ledger | None) -> accounting.Epsilon:
 
 
 def unproven_epsilon(plan: Plan, steps: int) -> float | None:
-    """What plain DP-SGD accounting would print for a hidden buffer; None for other plans."""
+    """The epsilon that plain DP-SGD accounting would print for a hidden buffer; no bound.
+
+    Args:
+      plan: any plan.
+      steps: number of private steps.
+
+    Returns:
+      That number; None for plans without a hidden buffer.
+    """
     if plan.unproven_event is None:
         return None
     event, warm_start = plan.unproven_event, plan.warm_start_event
@@ -90,7 +104,7 @@ def unproven_epsilon(plan: Plan, steps: int) -> float | None:
 
 
 def spent_epsilon(ledger: Ledger) -> accounting.Epsilon:
-    """Epsilon of everything that a private run's ledger has reserved."""
+    """The epsilon of everything that a private run's ledger has reserved."""
     epsilon = accounting.compute_spent(
         ledger.spent,
         accounted_delta(ledger.plan),
@@ -103,14 +117,14 @@ def spent_epsilon(ledger: Ledger) -> accounting.Epsilon:
 
 
 def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | None:
-    """What a run whose unit of privacy is one image has spent for persons with several.
+    """What a run whose unit of privacy is one image has spent on persons with several images.
 
     Args:
       ledger: the ledger of a private run.
 
     Returns:
-      By number of images the epsilon at the same delta, None where none is proven; None for a run
-      whose unit is a person already, or whose mechanism was changed.
+      The epsilon at the same delta by number of images, with None where none is proven. None
+      instead of all of them if the unit is already a person, or if the mechanism was changed.
     """
     plan = ledger.first_plan
     if plan.images_per_person is not None or ledger.changes:
@@ -135,15 +149,15 @@ def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | No
 
 
 class EpsilonSoFar:
-    """An upper bound on the epsilon ledger, cheap enough for a progress bar.
+    """An upper bound on the epsilon of a running run, cheap enough for a progress bar.
 
     Args:
       ledger: the ledger of a private run.
-      applied_steps: steps that training has applied at the start of this process.
+      applied_steps: number of steps that training had applied when this process started.
     """
 
     def __init__(self, ledger: Ledger, applied_steps: int):
-        # Interruptions lost these steps; they stay charged.
+        # Interruptions lost these steps, which stay charged.
         self._lost = ledger.reserved_steps - applied_steps
         self._plans = ledger.plans
         self._meter = None
@@ -153,11 +167,11 @@ class EpsilonSoFar:
             event, steps = _planned(ledger)
             warm_start = ledger.first_plan.warm_start_event if ledger.warm_start_reserved else None
             delta = accounted_delta(ledger.plan)
-            # A run of the warm start alone has no steps: the meter is then asked for 0 steps only.
+            # A run of the warm start alone has no steps; the meter is then only asked for 0 steps.
             self._meter = accounting.EpsilonMeter(event, max(1, steps), delta, warm_start)
 
     def __call__(self, applied_steps: int) -> float:
-        """Returns the bound when so many steps are applied; infinite where none is proven."""
+        """Returns the bound after so many applied steps; infinite where none is proven."""
         if self._meter is None:
             return self._filter
         bound = self._meter(applied_steps + self._lost)
@@ -165,5 +179,5 @@ class EpsilonSoFar:
 
 
 def or_none(bound: float | None) -> float | None:
-    """JSON has no infinity: a bound that does not exist is null."""
+    """Returns None for an infinite bound: JSON has no infinity, and null says that none exists."""
     return bound if bound is not None and math.isfinite(bound) else None

@@ -1,4 +1,4 @@
-"""What a plan says, in numbers: its mechanism, its events, the noise it draws. No TensorFlow."""
+"""What follows from a plan: its mechanism, its events, the noise it draws. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from tf_efsgd.privacy import accounting, grid
 from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.plan import Plan
 
-# Classes that are counted where nobody says how many, for what the noise of the releases before the
-# first step adds to delta.
+# The number of classes to assume where none is given, when the draws of the warm start are counted.
 _ASSUMED_CLASSES = 1000
 
 
@@ -24,15 +23,15 @@ def mechanism_of(plan: Plan) -> Mechanism:
 def event_of(
     plan: Plan, noise_multiplier: float, images_per_unit: int | None = None
 ) -> dp_accounting.DpEvent:
-    """The event of one step of a private plan, at another noise or for another unit of privacy.
+    """The event of one step of a private plan, with another noise or another unit of privacy.
 
     Args:
-      plan: private.
+      plan: the private plan.
       noise_multiplier: sigma > 0, the noise over one record's sensitivity.
-      images_per_unit: how many images one unit of privacy has; None: as in the plan.
+      images_per_unit: how many images one unit of privacy has; None means as in the plan.
 
     Returns:
-      As `Mechanism.step_event`.
+      The event of `Mechanism.step_event`.
     """
     mechanism = dataclasses.replace(mechanism_of(plan), noise_multiplier=noise_multiplier)
     return mechanism.step_event(
@@ -48,21 +47,21 @@ def sampling_probability(plan: Plan) -> float:
 
 
 def accounted_delta(plan: Plan) -> float:
-    """The delta of a private plan less what the noise is off its law; epsilon is computed at it."""
+    """The delta at which epsilon is computed: the plan's, less what inexact noise may cost."""
     return grid.accounted_delta(plan.target_delta)
 
 
 def draws(plan: Plan) -> int:
-    """How many numbers of noise a run of this plan draws at most."""
+    """The largest number of random numbers that a run of this plan draws for its noise."""
     of_steps = plan.train_steps * mechanism_of(plan).coordinates(plan.private_parameters)
     if plan.warm_start_event is None:
         return of_steps
-    # Of either release.
+    # The warm start makes at most two releases.
     return of_steps + 2 * grid.LARGEST_FEATURES * (plan.num_classes or _ASSUMED_CLASSES)
 
 
 def noise_of_releases(plan: Plan) -> list[float]:
-    """Noise multipliers of what a private plan's warm start releases, in order."""
+    """The noise multipliers of the releases of a private plan's warm start, in order."""
     noise_multiplier, share = plan.warm_start_noise_multiplier, plan.learned_features_share
     if noise_multiplier is None:
         return []
@@ -72,8 +71,8 @@ def noise_of_releases(plan: Plan) -> list[float]:
 
 
 def delta_times_units(plan: Plan) -> float:
-    """The delta of a private plan times the number of images or persons, as by hand.
+    """The delta of a private plan times the number of images or persons, in decimal arithmetic.
 
-    In binary 1e-5 * 60,000 is a little above 0.6, and rounded up it would be shown as 0.61.
+    In binary, 1e-5 * 60,000 is a little above 0.6 and would be shown, rounded up, as 0.61.
     """
     return float(decimal.Decimal(repr(plan.target_delta)) * plan.units)

@@ -1,4 +1,4 @@
-"""What a run will spend and how noisy it is, before anything is spent. No TensorFlow."""
+"""What a run will spend, and how noisy it will be, before it spends anything. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import math
 import dp_accounting
 
 from tf_efsgd.budget.epsilon import planned_epsilon, rdp_epsilon, unproven_epsilon
-from tf_efsgd.budget.plan import make_plan
+from tf_efsgd.budget.plan import plan_without_run
 from tf_efsgd.config import PrivacyConfig
 from tf_efsgd.privacy import accounting
-from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
 from tf_efsgd.privacy.plan import Plan
 
-# The table and the picture go over these multiples of what was asked for.
+# The table and the picture show these multiples of what was asked for.
 _STEP_FACTORS = (0.125, 0.25, 0.5, 1, 2, 4)
 _NOISE_FACTORS = (0.5, 0.7, 1, 1.4, 2)
 
@@ -24,8 +23,8 @@ class Noise:
     """Standard deviation of the noise on one coordinate, in the unit of `l2_norm_clip`.
 
     Attributes:
-      one_step: on what is divided by the expected batch size in one step, stationary.
-      accumulated: on the sum of that over all steps.
+      one_step: of one step, after the division by the expected batch size and in the long run.
+      accumulated: of the sum over all steps.
     """
 
     one_step: float
@@ -34,13 +33,13 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Upper bounds on epsilon around what was asked for, by what takes milliseconds: RDP.
+    """Upper bounds on epsilon around what was asked for, by RDP, which takes milliseconds.
 
     Attributes:
       steps: numbers of steps, ascending.
-      noise_multipliers: ascending.
-      epsilons: one row for each number of steps, one column for each noise multiplier; of a hidden
-        buffer by the closed form, exact.
+      noise_multipliers: noise multipliers, ascending.
+      epsilons: one row for each number of steps, one column for each noise multiplier. With a
+        hidden buffer they are exact, by the closed form.
     """
 
     steps: list[int]
@@ -56,15 +55,15 @@ class Forecast:
       settings: the mechanism and its budget, as asked for.
       plan: what a run would write into its ledger.
       dataset_size: declared number of records, N.
-      sampling_probability: of each record in each step, q.
-      noise_multiplier: sigma, given or calibrated; None where the warm start takes everything.
-      event: of one step; None likewise.
-      warm_start: the event of what is released before the first step, or None.
-      epsilon: of everything, at `settings.target_delta`.
-      unproven: `hidden` only: what plain DP-SGD accounting would say.
+      sampling_probability: q, the probability that a step samples a given record.
+      noise_multiplier: sigma, given or calibrated; None if the warm start takes the whole budget.
+      event: the event of one step; None if the warm start takes the whole budget.
+      warm_start: the event of the warm start, or None without one.
+      epsilon: the epsilon of the whole run, at `settings.target_delta`.
+      unproven: what plain DP-SGD accounting would say; with `hidden` only, None otherwise.
       epochs: expected number of times that a record is sampled.
-      noise: by what it is on, for a person.
-      table: around what was asked for; None without steps.
+      noise: the noise by a description of what it is added to.
+      table: epsilons around what was asked for; None without private steps.
     """
 
     settings: PrivacyConfig
@@ -94,33 +93,17 @@ def forecast(
       settings: exactly one of target_epsilon and noise_multiplier is set; error_feedback may be
         'hidden', with residual_l2_norm_clip in units of the sum.
       dataset_size: declared number of records, at least `settings.expected_batch_size`.
-      parameters: how many parameters private steps update; None: 2^20, more than the networks of
-        the configs have, so that their runs spend no more than this says.
-      images_per_person: K, where the unit of privacy is a person.
-      persons: declared number of persons then.
+      parameters: how many parameters private steps update; None means as in `plan_without_run`.
+      images_per_person: K, if the unit of privacy is a person; None otherwise.
+      persons: declared number of persons, if the unit of privacy is a person; None otherwise.
 
     Returns:
       The forecast.
 
     Raises:
-      ConfigError: whatever the launcher would say of these settings.
+      ConfigError: if the launcher would refuse these settings.
     """
-    facts = {
-        'dataset': '',
-        'dataset_size': dataset_size,
-        'image_shape': (0, 0, 0),
-        'num_classes': 0,
-        'images_per_person': images_per_person,
-        'persons': persons,
-    }
-    plan = make_plan(
-        settings,
-        facts,
-        parameters or ASSUMED_PARAMETERS,
-        steps_per_entry=1,
-        settings_sha256='',
-        say=lambda *_, **__: None,
-    )
+    plan = plan_without_run(settings, dataset_size, parameters, images_per_person, persons)
     has_steps = bool(plan.train_steps)
     noise_multiplier = plan.mechanism['noise_multiplier'] if has_steps else None
     return Forecast(
@@ -142,17 +125,17 @@ def forecast(
 
 
 def compute_noise(settings: PrivacyConfig, noise_multiplier: float) -> dict[str, Noise]:
-    """The noise of one step and of all steps together, and that of plain DP-SGD for comparison.
+    """Computes the noise of one step and of all steps, with plain DP-SGD for comparison.
 
-    With A and R the noisy sums of clipped gradients and residuals, error feedback keeps a buffer
-    E <- feedback_decay (E + R/B) and the update is v = A/B + (1 - feedback_decay)(E + R/B).
+    Let A and R be the noisy sums of clipped gradients and of residuals. Error feedback keeps a
+    buffer E <- feedback_decay (E + R/B), and the update is v = A/B + (1 - feedback_decay)(E + R/B).
 
     Args:
       settings: the mechanism; `feedback_l2_norm_clip` is not taken into account.
       noise_multiplier: sigma > 0.
 
     Returns:
-      By description. Accumulated is the sum over all steps, what is still in E included.
+      The noise by a description. The accumulated noise includes what is still in E at the end.
     """
     clip, residual_clip = settings.l2_norm_clip, settings.residual_l2_norm_clip
     share, decay = settings.residual_share, settings.feedback_decay
@@ -168,7 +151,7 @@ def compute_noise(settings: PrivacyConfig, noise_multiplier: float) -> dict[str,
         return {'update, hidden error feedback': noise(clip)}
     if settings.error_feedback == 'none':
         return plain
-    # In units of sigma: the noise of A, and of what R brings in the long run.
+    # In units of sigma: the noise of A, and of what R contributes in the long run.
     gradient = clip / math.sqrt(1 - share)
     residual = residual_clip / math.sqrt(share) if share else 0.0
     slowed = residual * math.sqrt((1 - decay) / (1 + decay))
@@ -184,13 +167,14 @@ def compute_noise(settings: PrivacyConfig, noise_multiplier: float) -> dict[str,
 
 
 def compute_table(plan: Plan) -> Table:
-    """Epsilon around what a private plan asks for.
+    """Computes epsilon around what a private plan asks for.
 
     Args:
-      plan: of a run with steps; its noise is kept to the digit, the others are round numbers.
+      plan: the plan of a run with private steps. Its own noise is kept to the last digit; the
+        other noise multipliers are rounded.
 
     Returns:
-      The table; that of the plan's own steps and noise is one of the cells.
+      The table; one of its cells is for the plan's own steps and noise.
     """
     noise_multiplier = plan.mechanism['noise_multiplier']
     steps = sorted({max(1, round(factor * plan.train_steps)) for factor in _STEP_FACTORS})

@@ -11,8 +11,9 @@ def plot(plan: Forecast, path: str) -> None:
     """Draws epsilon against the steps and against the noise.
 
     Args:
-      plan: marked in both.
-      path: of the picture; with an ending that matplotlib knows; its folder exists.
+      plan: the forecast, which is marked in both.
+      path: where to write the picture, in an existing folder, with an extension that matplotlib
+        knows.
     """
     from matplotlib.figure import Figure
 
@@ -60,7 +61,7 @@ def _plot_noise(axes, plan: Forecast) -> None:
 
 
 def _finish_axes(axes, plan: Forecast, ticks: list, asked: float) -> None:
-    """Log scales with plain numbers, the target and the point that was asked for."""
+    """Sets log scales with plain numbers, and draws the target and the point asked for."""
     from matplotlib import ticker
 
     epsilon, target = plan.epsilon, plan.settings.target_epsilon

@@ -20,7 +20,7 @@ from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.mechanism import Mechanism
 from tf_efsgd.privacy.plan import Plan
 
-# Above this no budget is called private, whatever was asked for: e^100 bounds nothing.
+# A larger budget is not called private, whatever was asked for: e^100 bounds nothing.
 LARGEST_EPSILON = 100.0
 
 NOT_COVERED = (
@@ -32,34 +32,38 @@ NOT_COVERED = (
     'which are public',
     'the time that steps take',
 )
-# Stated where public facts were not declared; their names follow it.
+# Stated if public facts were not declared; their names follow.
 NOT_COVERED_READ_OFF = (
-    'what was read off the records once, before the start, and is published with all settings'
+    'facts that were read off the records once, before the start, and are published with all '
+    'settings'
 )
 NOT_COVERED_PER_IMAGE = (
     'several records of one person: the guarantee is per record (one image with its label); '
-    'epsilon_by_images_per_person, where it is given, says what it is for more',
+    'epsilon_by_images_per_person, where it is given, states it for several',
 )
 NOT_COVERED_PER_PERSON = (
-    'an image that was ascribed to another person than the one it shows',
+    'an image that was assigned to a person other than the one it shows',
     'the declared number of persons, which is public',
 )
 PROVEN = (
     'every record adds at most its clipping norms to a step, and at most norm 1, held in integers, '
     'to a release before the first step',
-    'what is released are integers on a public grid, their noise has the exact law of a discrete '
-    'Gaussian, and both together are post-processing of the Gaussian mechanism that is accounted',
+    'the released numbers are integers on a public grid, their noise has the exact law of a '
+    'discrete Gaussian, and the two together are post-processing of the accounted Gaussian '
+    'mechanism',
     'adding up the clipped gradients of a step in floating point moves neighbours apart by less '
     f'than half of an allowance of {grid.SLACK:g} of the clipping norm, in steps of up to 1,024 '
-    'records or twice the expected number; more of them come with a probability below 1e-80',
-    'the noise multipliers that are accounted are lowered by what rounding to the grid costs, and '
-    'delta by what the noise is off its law',
+    'records or twice the expected number; a larger step has a probability below 1e-80',
+    'the accounted noise multipliers are lowered by what rounding to the grid costs, and the '
+    'accounted delta by how far the noise is from its law',
 )
 TESTED = (
-    'the norm by which a gradient is clipped is off by its float32 arithmetic; adversarial batches '
-    'hold that to the other half of the allowance, and the whole allowance is accounted',
-    'the features of one record depend neither on the other records that are computed beside it '
-    'nor on its place among them; those of a public network are tried for that at every start',
+    'the norm by which a gradient is clipped has an error from float32 arithmetic; tests with '
+    'adversarial batches keep it within the other half of the allowance, and the whole allowance '
+    'is accounted',
+    'the features of one record, and what the layers of a private network put out for it, depend '
+    'neither on the other records that are computed beside it nor on its place among them; every '
+    'process tries this, to the last bit, before its first look at records',
 )
 
 
@@ -72,15 +76,16 @@ def make_statement(
     privacy: PrivacyConfig,
     model: ModelConfig,
 ) -> dict:
-    """The privacy statement: what was promised, computed from the ledger.
+    """Makes the privacy statement: what was promised, computed from the ledger.
 
     Args:
-      ledger: the ledger.
-      applied_steps: steps that training has applied.
-      software: versions by name.
-      data: the settings that say which public facts were read off the records.
-      privacy: those that say where randomness comes from, and public images.
-      model: those that say which networks learn of records.
+      ledger: the ledger of the run.
+      applied_steps: number of steps that training has applied.
+      software: versions of software by name.
+      data: the data settings, which say which public facts were read off the records.
+      privacy: the privacy settings, which say where randomness comes from and whether public
+        images were used.
+      model: the model settings, which say which networks learn from records.
 
     Returns:
       JSON values by name.
@@ -107,7 +112,7 @@ def make_statement(
             plan.target_epsilon is not None and epsilon.headline <= plan.target_epsilon
         )
         statement['epsilon_unproven'] = epsilons.or_none(unproven)
-    # After a change these two hold for a sequence fixed in advance only, which this one was not.
+    # After a change these two would hold only for a sequence fixed in advance, which this is not.
     suffix = '_fixed_in_advance_only' if ledger.changes else ''
     return {
         **statement,
@@ -145,7 +150,7 @@ def make_statement(
 
 
 def _public_images(privacy: PrivacyConfig) -> str | None:
-    """Which images besides the records the result comes from; they have no guarantee."""
+    """Says which other images the result was learned from; no guarantee covers those."""
     if not recipes.uses_public_features(privacy):
         return None
     network = privacy.public_features
@@ -153,18 +158,18 @@ def _public_images(privacy: PrivacyConfig) -> str | None:
         return f'features of a network that learned from ImageNet ({network})'
     if recipes.is_path(network):
         name = recipes.without_folder(network)
-        return f'features of a network ({name}) that learned from public images, says its user'
+        return f'features of a network ({name}) that, says its user, learned from public images'
     return f'features of a network of Keras that learned from ImageNet ({network})'
 
 
 def _read_off(data: DataConfig) -> list[str]:
-    """What of the public facts was not declared but read off the records."""
+    """Lists the public facts that were not declared but read off the records."""
     names = [name.replace('_', ' ') for name in data.read_off]
     return [f'{NOT_COVERED_READ_OFF}: {", ".join(names)}'] if names else []
 
 
 def _noise_statement(ledger: Ledger, epsilon: accounting.Epsilon) -> dict:
-    """How the noise is drawn, and what that costs."""
+    """Says how the noise is drawn, and what that costs."""
     drawn = sum(map(draws, ledger.plans))
     return {
         'law': 'discrete Gaussian of integers, exact within 13 standard deviations of its parts',
@@ -179,7 +184,7 @@ def _noise_statement(ledger: Ledger, epsilon: accounting.Epsilon) -> dict:
 
 
 def _mechanism_statement(plan: Plan, mechanism: Mechanism, model: ModelConfig) -> dict:
-    """How the private steps work; nothing of it where none is planned."""
+    """Says how the private steps work, or that none is planned."""
     if not plan.train_steps:
         return {'mechanism': 'the warm start alone: no private steps'}
     event = plan.event
@@ -209,14 +214,14 @@ def _warm_start_statement(ledger: Ledger) -> dict | None:
     else:
         mechanism = (
             'two Gaussian releases of the per-class sums of bounded features of all records, not '
-            'sampled, before the first step; the second of features chosen after the first; '
+            'sampled, before the first step; the second uses features chosen after the first; '
             'together they are the one Gaussian of the event'
         )
     return {
         'mechanism': mechanism,
         'event': accounting.event_to_dict(plan.warm_start_event),
         'noise_multipliers': noise_multipliers,
-        # A crash lost these before they were written down; they stay charged.
+        # A crash lost these before they were recorded; they stay charged.
         'never_released': [
             name
             for name, entry in (('first', ledger.warm_start), ('second', ledger.learned_features))
@@ -236,7 +241,7 @@ def _kind(mechanism: Mechanism) -> str:
 
 
 def _learns_of_records(model: ModelConfig) -> str:
-    """Which networks a private step updates: one norm and one release for all of their gradient."""
+    """Names the networks whose gradient a private step clips, with one norm, and releases."""
     if model.reconstruction == 'generator':
         return 'discriminator and generator'
     if model.discriminator == 'public_heads':

@@ -1,4 +1,4 @@
-"""A forecast, and what a ledger says, as text. No TensorFlow."""
+"""Formats a forecast, and a ledger, as text. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ _WHY_UNPROVEN = (
     'the buffer is not noised: a record sampled once moves every later step, so sampling\n'
     '  hides nothing. Plain DP-SGD accounting does not see the buffer; its ε is no bound.'
 )
-
-
 _WHY_NONE = (
-    'WARNING: ε is far above anything private, and none that large can be proven for noise that\n'
-    '  is drawn with 128 bits.'
+    'WARNING: ε is far above anything private, and an ε this large cannot be proven for noise\n'
+    '  that is drawn with 128 bits.'
 )
 
 
 def format_forecast(plan: Forecast, parameters: int | None = None) -> str:
-    """The forecast as text.
+    """Formats a forecast as text.
 
     Args:
-      plan: what to print.
-      parameters: number of coordinates of a gradient, for the length of the noise; None prints
-        the noise of one coordinate only.
+      plan: the forecast.
+      parameters: number of coordinates of a gradient, for the length of the noise; with None, the
+        noise on one coordinate is printed instead.
 
     Returns:
       Lines of at most 100 characters.
@@ -65,7 +63,7 @@ def _format_budget(plan: Forecast) -> str:
 
 def _describe_delta(plan: Plan) -> str:
     times_units = rounding.up(delta_times_units(plan), 2)
-    return f'times {plan.units:,} {plan.name_of_units} that is {times_units}; it must be below 1'
+    return f'times {plan.units:,} {plan.name_of_units} is {times_units}, which must be below 1'
 
 
 def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
@@ -73,7 +71,7 @@ def _step_values(plan: Forecast) -> list[tuple[str, str, str]]:
     if plan.event is None:
         return []
     noise_multiplier, source = f'{plan.noise_multiplier:g}', 'given'
-    if settings.noise_multiplier is None:  # So that a copy keeps to the target.
+    if settings.noise_multiplier is None:  # Rounded up, so that a copied value meets the target.
         noise_multiplier = rounding.up(plan.noise_multiplier, 6)
         source = f'calibrated for ε ≤ {settings.target_epsilon:g}'
     return [
@@ -118,27 +116,27 @@ def _warm_start_values(plan: Forecast) -> list[tuple[str, str, str]]:
 
 
 def _remarks(plan: Forecast) -> list[str]:
-    """What a reader should know about the budget, if anything."""
+    """Lists what a reader should know about the budget, if anything."""
     remarks, epsilon = [], plan.epsilon
     if plan.unproven:
         remarks.append(f'Why: {_WHY_UNPROVEN}')
     if plan.settings.target_delta >= 1 / plan.plan.units:
         remarks.append(
-            f'WARNING: δ is not below 1 / {plan.plan.name_of_units}: giving away '
-            f'{plan.plan.one_unit} whole would pass.'
+            f'WARNING: δ is not below 1 / {plan.plan.name_of_units}: a mechanism that gives away '
+            f'{plan.plan.one_unit}\n  whole would satisfy the guarantee.'
         )
     if not epsilon.is_proven:
         remarks.append(_WHY_NONE)
     if epsilon.accountant == 'RDP':
         remarks.append(
-            f'WARNING: PLD gives {rounding.up(epsilon.pld)}, more than RDP; both are upper bounds '
-            'and the smaller one holds.'
+            f'WARNING: PLD gives {rounding.up(epsilon.pld)}, more than RDP. Both are upper bounds, '
+            'so the smaller one holds.'
         )
     return remarks
 
 
 def _describe_bounds(epsilon: accounting.Epsilon) -> str:
-    """Where the headline is from, and what the other accountants say."""
+    """Says which accountant the headline comes from, and what the others give."""
     bounds = {'PLD': epsilon.pld, 'RDP': epsilon.rdp, 'closed form': epsilon.closed_form}
     if not epsilon.is_proven:
         return f'of exact real-valued noise: {rounding.up(epsilon.smallest_bound)}'
@@ -163,25 +161,25 @@ def _format_noise(plan: Forecast, parameters: int | None) -> str:
         lines.append(f'  {name:<44}{one_step:>12.4g}{accumulated:>26.4g}')
     clip = settings.l2_norm_clip
     what, moved = 'it', clip
-    if settings.error_feedback == 'hidden':  # The same gradient leaves the buffer step after step.
+    if settings.error_feedback == 'hidden':  # One record can leave the buffer in every later step.
         what, moved = 'every update', clip + 2 * settings.residual_l2_norm_clip
     lines.append(
-        f'  Compare with: the mean of gradients clipped at {clip:g} is at most about {clip:g} '
+        f'  For comparison: the mean of gradients clipped at {clip:g} is at most about {clip:g} '
         f'long; one record\n  moves {what} by at most {moved / settings.expected_batch_size:.3g}. '
-        'A steady gradient adds up like the steps, noise like\n  their root.'
+        'A steady gradient grows with the steps, noise with their\n  square root.'
     )
     if parameters is None:
         lines.append(
-            '  The length of the noise is this times the root of the number of parameters '
-            '(--parameters).'
+            '  The length of the noise is this times the square root of the number of parameters\n'
+            '  (--parameters).'
         )
     if settings.error_feedback == 'private':
         lines.append(
-            '  Error feedback slows noise and removes none: see the sums, which hold what its '
-            'buffer still\n  keeps. Its one step is one in the long run.'
+            '  Error feedback delays noise and removes none: see the sums, which include what is '
+            'still in its\n  buffer. Its one step is a step in the long run.'
         )
         if settings.feedback_l2_norm_clip is not None:
-            lines.append('  Without the effect of --feedback_l2_norm_clip.')
+            lines.append('  The effect of --feedback_l2_norm_clip is not included.')
     return '\n'.join(lines)
 
 
@@ -211,21 +209,21 @@ def _table_title(plan: Forecast) -> str:
 
 
 def format_ledger(ledger: Ledger, every_entry: bool) -> str:
-    """What a ledger says, as text; its epsilons, at the target_delta of its plan, take seconds.
+    """Formats a ledger as text; its epsilons, at the target_delta of its plan, take seconds.
 
     Args:
-      ledger: what to print.
-      every_entry: whether equal entries in a row are listed one by one.
+      ledger: the ledger.
+      every_entry: whether to list equal entries in a row one by one.
 
     Returns:
       Lines of text.
 
     Raises:
-      ValueError: if an event is not one of a private step.
+      ValueError: if an event is not that of a private step.
     """
     parts = [f'Ledger of run {ledger.run_id}']
     for number, plan in enumerate(ledger.plans):
-        title = f'Plan since change {number}, made while it ran' if number else 'Plan'
+        title = f'Plan since change {number}, made during the run' if number else 'Plan'
         parts.append(_format_plan(title, plan))
     parts += [_format_entries(ledger, every_entry), _format_spent(ledger)]
     return '\n\n'.join(parts)
@@ -300,7 +298,7 @@ def _format_group(entries: list[Entry], first: int) -> str:
     steps = f'{first:,} to {first + count * number - 1:,}'
     times = ' to '.join(dict.fromkeys([entries[0].time, entries[-1].time]))
     if entries[0].torn:
-        times += '  torn line: charged the most it can have been'
+        times += '  torn line: charged as the most that it can have been'
     return f'  {steps:<23}{f"{number:,} of {count:,}":<22}{times}'
 
 
@@ -326,12 +324,14 @@ def _format_spent(ledger: Ledger) -> str:
         )
         if math.isinf(spent.rdp_filter):
             lines.append(
-                '  WARNING: chosen after seeing outputs, and beyond the budget of the first plan: '
-                'no ε is proven.'
+                '  WARNING: the steps were chosen after seeing outputs and exceed the budget of\n'
+                '  the first plan: no ε is proven.'
             )
     unproven = epsilons.unproven_epsilon(ledger.first_plan, ledger.reserved_steps)
     if unproven:
         lines.append(f'  unproven, by plain DP-SGD accounting: ε = {rounding.up(unproven)}')
         lines.append(f'  Why: {_WHY_UNPROVEN}')
-    lines.append('  ε covers this run; other runs on the same records, and copies of it, add up.')
+    lines.append(
+        '  ε covers this run alone; other runs on the same records, and copies of it, add to it.'
+    )
     return '\n'.join(lines)

@@ -1,4 +1,4 @@
-"""The settings of a run: what they are, their flags, where flagfiles are."""
+"""The settings of a run: what they are, their flags, and where flagfiles are found."""
 
 from tf_efsgd.config.classes import join_classes, parse_classes
 from tf_efsgd.config.fields import ConfigError
@@ -11,7 +11,13 @@ from tf_efsgd.config.flags import (
     names_by_group,
     parse_given,
 )
-from tf_efsgd.config.resume import forbidden_changes, settings_hash, without_place
+from tf_efsgd.config.resume import (
+    PLACED_DATASETS,
+    forbidden_changes,
+    lasting_changes,
+    settings_hash,
+    without_place,
+)
 from tf_efsgd.config.settings import (
     DataConfig,
     ModelConfig,
@@ -25,6 +31,7 @@ __all__ = [
     'ConfigError',
     'DataConfig',
     'ModelConfig',
+    'PLACED_DATASETS',
     'PrivacyConfig',
     'RunConfig',
     'RunSettings',
@@ -37,6 +44,7 @@ __all__ = [
     'from_flags',
     'given_flags',
     'join_classes',
+    'lasting_changes',
     'names_by_group',
     'parse_classes',
     'parse_given',

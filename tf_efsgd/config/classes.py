@@ -1,4 +1,4 @@
-"""The value of --classes: names as text, in a flagfile or in a file of their own."""
+"""Reads and writes the value of --classes: names in a flag, or in a file of their own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tf_efsgd import files
 from tf_efsgd.config.fields import ConfigError
 
-# Names that may stand between commas in a flagfile as they are.
+# Names that need no quotes between commas in a flagfile.
 _PLAIN = re.compile(r'[\w.+()-]+( +[\w.+()-]+)*', re.ASCII)
 
 
@@ -20,14 +20,14 @@ def parse_classes(text: str) -> tuple[str, ...]:
 
     Args:
       text: names separated by commas, a JSON list of names, or the path of a text file with a name
-        in each line. Without a comma it is a path, or a name when there is no such file and it does
-        not look like one.
+        in each line. Without a comma it is a path; if there is no such file and it does not look
+        like a path, it is one name.
 
     Returns:
       The names, at least one, in their order.
 
     Raises:
-      ConfigError: if it is none of these, or a name is empty or there twice.
+      ConfigError: if it is none of these, or a name is empty or given twice.
     """
     if text.startswith('['):
         try:
@@ -71,7 +71,7 @@ def _read_classes(text: str) -> list[str]:
 
 
 def join_classes(names: Sequence[str]) -> str:
-    """A value of --classes that stands for these names, also as a line of a flagfile."""
+    """Makes the value of --classes for these names; it can stand in a line of a flagfile."""
     if len(names) > 1 and all(_PLAIN.fullmatch(name) for name in names):
         return ','.join(names)
     return json.dumps(list(names))

@@ -1,8 +1,8 @@
 """What to expect of the images, in plain words, before anything is spent.
 
-What decides is how large the noise is beside what the images of a class have in common: it falls
-with the number of images of a class and with epsilon alike, so their product tells the cases apart.
-The bounds between them are from runs of the recipe, see docs/results.md.
+What matters is how large the noise is compared with what the images of a class have in common. That
+falls with the number of images in a class and with epsilon alike, so their product tells the cases
+apart. The bounds between the cases come from runs of the recipe, see docs/results.md.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from __future__ import annotations
 from tf_efsgd import rounding
 
 _WHOLE, _CLASSES, _COARSE = 10_000, 3_000, 500
-# Below it a run says so before it spends anything.
+# Below this product a run warns before it spends anything.
 _TOO_FEW = _COARSE
 
 
 def expect(*, records: int, classes: int, channels: int, epsilon: float) -> str:
-    """What images to expect.
+    """Says what images to expect.
 
     Args:
-      records: how many are trained on.
-      classes: how many there are.
+      records: how many records are trained on.
+      classes: how many classes there are.
       channels: 1 (grey) or 3 (colours).
       epsilon: the budget.
 
@@ -37,21 +37,24 @@ def expect(*, records: int, classes: int, channels: int, epsilon: float) -> str:
 
 
 def warning(*, records: int, classes: int, epsilon: float) -> str | None:
-    """What to say before anything is spent, if there are too few images for epsilon; else None.
+    """Warns, before anything is spent, if there are too few images for epsilon.
 
     Args:
-      records: the declared number.
-      classes: how many there are.
+      records: the declared number of records.
+      classes: how many classes there are.
       epsilon: of the whole run.
+
+    Returns:
+      The warning; None if there are enough images.
     """
     if _product(records, classes, epsilon) >= _TOO_FEW:
         return None
     wanted = int(_TOO_FEW / epsilon) + 1
     return (
         f'WARNING: {records // max(1, classes)} images of a class are few for ε = '
-        f'{rounding.up(epsilon)}: noise will hide what they look like. Classes that can be told '
-        f'apart take about {wanted:,} images each, fewer classes, or a larger ε. Nothing is spent '
-        'yet.'
+        f'{rounding.up(epsilon)}: noise will hide what they look like. For classes that can be '
+        f'recognised, use about {wanted:,} images each, fewer classes, or a larger ε. Nothing is '
+        'spent yet.'
     )
 
 

@@ -1,4 +1,4 @@
-"""How a setting is written down: its kind, help, range, choices and resume rule in one field."""
+"""How a setting is defined: its kind, help, range, choices and resume rule, all in one field."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 # What a resumed run may do with a setting:
-#   same        it keeps the value of its first start, which the settings' hash in its ledger holds;
-#   may_move    the same data, but where they lie on this machine may change; see `without_place`;
-#   may_change  it never changes what is computed: places, devices, what is shown and when;
-#   mechanism   it keeps the value unless --change_mechanism is given;
-#   one_start   it is about one start of a run and stands in no RUN/config.flags.
-OnResume = Literal['same', 'may_move', 'may_change', 'mechanism', 'one_start']
+#   same        keep the value of its first start; the settings' hash in its ledger includes it;
+#   may_move    use the same data, but at another place on this machine; see `without_place`;
+#   may_change  change it: it never changes what is computed (places, devices, what is shown);
+#   stays       change it; the new value stays in RUN/config.flags until the next change. It says
+#               how public sums are computed, and so how they are rounded;
+#   mechanism   keep the value, unless --change_mechanism is given;
+#   one_start   change it: it is about one start of a run and is not in RUN/config.flags.
+OnResume = Literal['same', 'may_move', 'may_change', 'stays', 'mechanism', 'one_start']
 
 
 class ConfigError(ValueError):
@@ -130,12 +132,13 @@ def _setting(
       kind: 'string', 'integer', 'float' or 'boolean'.
       default: its value when nobody gives one.
       text: what the flag does, its unit, and when to change it; `help_of` adds range and choices.
-      choices: the only allowed texts, or None.
+      choices: the only allowed values of a text, or None.
       allowed: the range of a number.
       on_resume: what a resumed run may do with it.
       may_be_read_off: whether it is read off the records, once, when it is not given.
-      earlier: the value that runs had before there was this setting; it is left out of the hash of
-        the settings, so that these runs can be resumed. None for the settings of the first version.
+      earlier: what runs did before this setting existed, as a value of it. That value is left out
+        of the hash of the settings, so that these runs can be resumed. None for the settings of the
+        first version.
     """
     metadata = {
         'kind': kind,
@@ -159,10 +162,10 @@ def help_of(field: dataclasses.Field) -> str:
 
 
 def _fits_a_line(value: str) -> bool:
-    """Whether a flagfile in UTF-8 gives the same text back."""
+    """Whether a value survives in a line of a flagfile in UTF-8."""
     try:
         value.encode()
-    except UnicodeEncodeError:  # What Python made of a file's name that is no UTF-8.
+    except UnicodeEncodeError:  # A file's name that is not UTF-8.
         return False
     return len(value.splitlines()) <= 1 and value == value.strip()
 

@@ -1,4 +1,4 @@
-"""Where the file is that a --flagfile names, and what it says."""
+"""Finds and reads the file that a --flagfile names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tf_efsgd.config.fields import ConfigError
 
 
 def config_dirs() -> list[pathlib.Path]:
-    """Where a bare --flagfile name is looked up, in order."""
+    """The folders in which a bare --flagfile name is looked up, in order."""
     installed = importlib.resources.files('tf_efsgd').joinpath('configs')
     checkout = pathlib.Path(__file__).resolve().parents[2] / 'configs'
     return [pathlib.Path.cwd(), pathlib.Path(str(installed)), checkout]
 
 
 def find_flagfiles(arguments: Sequence[str]) -> list[str]:
-    """Replaces bare --flagfile names by the paths of the files they mean.
+    """Replaces bare --flagfile names with the paths of the files that they mean.
 
     A name without a folder is looked up in the working folder, then in the installed configs.
 
@@ -35,7 +35,7 @@ def find_flagfiles(arguments: Sequence[str]) -> list[str]:
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
-        if argument == '--':  # What stands behind it is no flag.
+        if argument == '--':  # What comes after it is not a flag.
             return [*found, argument, *rest]
         if argument in ('--flagfile', '-flagfile') and rest:
             argument = f'--flagfile={rest.pop(0)}'
@@ -46,16 +46,16 @@ def find_flagfiles(arguments: Sequence[str]) -> list[str]:
 
 
 def read_flagfiles(arguments: Sequence[str]) -> list[str]:
-    """Replaces every --flagfile by what the file says, as absl would, whatever editor wrote it.
+    """Replaces every --flagfile with what the file says, as absl does, whatever editor wrote it.
 
     Args:
       arguments: command-line arguments.
 
     Returns:
-      The arguments without --flagfile; those of a file stand where it was named.
+      The arguments without --flagfile; the arguments in a file take its place.
 
     Raises:
-      ConfigError: if a file is not there, is no text, or names itself.
+      ConfigError: if a file is missing, is not a text, or names itself.
     """
     return _read(arguments, ())
 

@@ -1,4 +1,4 @@
-"""The flags of the settings: absl flags made from their fields, and read back into settings."""
+"""Makes absl flags from the fields of the settings, and settings from the flags."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, **only) -> list[st
     """Defines one absl flag per setting.
 
     Args:
-      flag_values: where.
-      **only: settings to define, by name, with the default they have there. None means all, with
-        their own.
+      flag_values: where to define them.
+      **only: the settings to define, by name, with the default they have there; without any, all
+        settings with their own defaults.
 
     Returns:
-      Their names.
+      The names of the flags.
     """
     names = []
     for group in groups_of(_defaults()):
@@ -43,7 +43,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, **only) -> list[st
 
 
 def _defaults() -> RunConfig:
-    """The default of every setting; they alone are no valid run: a budget is missing."""
+    """The default of every setting, and a noise multiplier: without a budget they are not valid."""
     return RunConfig(privacy=PrivacyConfig(noise_multiplier=1.0))
 
 
@@ -72,7 +72,7 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> RunConfig:
         for field, group in zip(dataclasses.fields(RunConfig), groups_of(_defaults()))
     }
     data = groups['data']
-    if data.classes is not None:  # So that the file, if they come from one, need not stay.
+    if data.classes is not None:  # If the names come from a file, it need not be kept.
         classes = join_classes(parse_classes(data.classes))
         groups['data'] = dataclasses.replace(data, classes=classes)
     return RunConfig(**groups)
@@ -88,7 +88,13 @@ def from_flagfile(text: str) -> RunConfig:
 
 
 def parse_given(text: str) -> tuple[RunConfig, frozenset[str]]:
-    """As `from_flagfile`, with the names of the settings that the text gives.
+    """Reads the settings from the text of a flagfile, with the names of those that it gives.
+
+    Args:
+      text: as in `from_flagfile`.
+
+    Returns:
+      (the settings, the names of the settings that the text gives).
 
     Raises:
       ConfigError: if one is wrong.

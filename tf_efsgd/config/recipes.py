@@ -1,7 +1,8 @@
-"""Settings that nobody gave, from public facts: records, classes, size, channels, epsilon, minutes.
+"""Chooses the settings that nobody gave, from public facts.
 
-What a recipe chooses is written into RUN/config.flags like any other setting. It looks at no record
-and knows only what is declared or published anyway.
+These are the numbers of records and classes, the image shape, epsilon and the minutes. A recipe
+looks at no record and knows only what is declared or published anyway. What it chooses is written
+to RUN/config.flags like any other setting.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from tf_efsgd.config.settings import PrivacyConfig, RunConfig, groups_of
 
-# Who gives one of these has a recipe of their own.
+# A user who gives one of these has their own recipe.
 _OWN_RECIPE = (
     'train_steps',
     'expected_batch_size',
@@ -22,7 +23,7 @@ _OWN_RECIPE = (
     'warm_start_noise_multiplier',
     'noise_multiplier',
 )
-# As names of given settings: nothing is left to choose.
+# The names of all settings: if all of them are given, nothing is left to choose.
 EVERYTHING = frozenset(
     field.name
     for group in dataclasses.fields(RunConfig)
@@ -30,17 +31,17 @@ EVERYTHING = frozenset(
 )
 PUBLIC_NETWORK = 'efficientnet_lite0'
 _GRAY, _COLOURS = 1, 3
-# Larger images take minutes of steps on a CPU; give --image_size for more.
+# On a CPU, steps on larger images would take minutes; --image_size asks for them.
 _SIZES = (28, 32, 48, 64)
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What is public of the records.
+    """The public facts of the records.
 
     Attributes:
       records: their declared or published number.
-      classes: how many.
+      classes: the number of classes.
       image_shape: (H, W, C).
     """
 
@@ -54,8 +55,8 @@ class Speed:
     """How fast this machine is.
 
     Attributes:
-      fit: seconds of a generator step that fits the release.
-      private: seconds of a private step with the generator step that follows it.
+      fit: seconds that a generator step of the fit to a release takes.
+      private: seconds that a private step and the generator step after it take.
     """
 
     fit: float
@@ -63,20 +64,20 @@ class Speed:
 
 
 def is_open(config: RunConfig, given: Collection[str]) -> bool:
-    """Whether the recipe is left to this program."""
+    """Whether the user leaves the recipe to this program."""
     privacy = config.privacy
     has_target = privacy.private and privacy.target_epsilon is not None
     return has_target and not set(_OWN_RECIPE) & set(given)
 
 
 def image_size(usual_side: int) -> int | None:
-    """A size to resize images to, for a machine without a GPU.
+    """Chooses a size to resize images to, for a machine without a GPU.
 
     Args:
-      usual_side: of the images, in pixels.
+      usual_side: the usual side of the images, in pixels.
 
     Returns:
-      The largest of a few that is at most `usual_side`; None: as they are.
+      The largest of a few sizes that is at most `usual_side`; None: do not resize.
     """
     if usual_side < _SIZES[0]:
         return None
@@ -89,13 +90,13 @@ def complete(
     facts: Facts,
     measure: Callable[[RunConfig], Speed],
 ) -> RunConfig:
-    """Chooses what nobody gave.
+    """Chooses the settings that nobody gave.
 
     Args:
       config: the settings.
       given: names of the settings that somebody gave.
-      facts: of the records.
-      measure: how long steps of these settings take on this machine.
+      facts: about the records.
+      measure: measures how long steps with some settings take on this machine.
 
     Returns:
       The settings, none of them 'auto' any more.
@@ -106,13 +107,18 @@ def complete(
         config = _within_minutes(config, given, measure(_without_auto(config, facts)))
     config = _without_auto(config, facts)
     if config.model.discriminator == 'public_heads':
-        usual = {'discriminator_steps': 1, 'adaptive_discriminator_steps': False}
+        usual = {
+            'discriminator_steps': 1,
+            'adaptive_discriminator_steps': False,
+            # At its usual weight its gradient would take most of a record's clipped length.
+            'reconstruction': 'none',
+        }
         config = _with(config, {k: v for k, v in usual.items() if k not in given})
     return config
 
 
 def uses_public_features(privacy: PrivacyConfig) -> bool:
-    """Whether features of a public network are used; 'auto' has not chosen yet."""
+    """Whether features of a public network are used; False while the value is still 'auto'."""
     return privacy.has_warm_start and privacy.public_features not in ('none', 'auto')
 
 
@@ -122,12 +128,12 @@ def is_path(network: str) -> bool:
 
 
 def without_folder(network: str) -> str:
-    """A value of --public_features without where it is on this machine."""
+    """A value of --public_features without its folder on this machine."""
     return os.path.basename(network.rstrip(os.sep)) if is_path(network) else network
 
 
 def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> RunConfig:
-    """The settings to resume a run with: what nobody gives now stays what it was.
+    """Makes the settings to resume a run with: those that nobody gives now stay what they were.
 
     Args:
       config: the settings to resume with.
@@ -141,14 +147,14 @@ def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> R
         for field in dataclasses.fields(group)
         if getattr(group, field.name) == 'auto'
         and field.metadata['earlier']
-        or field.name in _CHOSEN
+        or (field.name in _CHOSEN or field.metadata['on_resume'] == 'stays')
         and field.name not in given
     }
     return _with(config, kept)
 
 
 def without_new(before: RunConfig) -> RunConfig:
-    """The settings of a run folder of an earlier version, which had no choice yet."""
+    """Gives the newer settings of an earlier version's run folder the values for what it did."""
     earlier = {
         field.name: field.metadata['earlier']
         for group in groups_of(before)
@@ -159,7 +165,7 @@ def without_new(before: RunConfig) -> RunConfig:
 
 
 def _with(config: RunConfig, values: dict) -> RunConfig:
-    """The settings with some of them replaced, by name."""
+    """Replaces some of the settings, by name."""
     groups = {}
     for field in dataclasses.fields(config):
         group = getattr(config, field.name)
@@ -186,7 +192,7 @@ def _without_auto(config: RunConfig, facts: Facts) -> RunConfig:
     return _with(config, chosen)
 
 
-# What a recipe may choose.
+# The settings that a recipe may choose.
 _CHOSEN = (
     'expected_batch_size',
     'train_steps',
@@ -209,20 +215,20 @@ _CHOSEN = (
 )
 
 _SMALL = 32
-# Of the records, in a step of heads: larger batches cost little there, since features are cached.
+# The share of the records in a step of heads. Large batches cost little there: features are cached.
 _SHARE_OF_RECORDS, _LARGEST_BATCH = 1 / 8, 2048
 _DELTA = 1e-5
 
 
 def _of_facts(config: RunConfig, facts: Facts) -> dict:
-    """Choices but for the number of steps."""
+    """Chooses everything except the numbers of steps."""
     chosen: dict[str, Any] = {'noise_injection': True, 'generator_width': 128}
     if facts.records >= 1 / _DELTA:
         chosen['target_delta'] = 10.0 ** -math.ceil(math.log10(facts.records) + 0.3)
     features = config.privacy.public_features
     small_gray = facts.image_shape[-1] == _GRAY and facts.image_shape[0] <= _SMALL
     if features == 'none' or (features == 'auto' and small_gray):
-        # Gray digits and the like: two releases of pixels where the budget is large, one where not.
+        # For gray digits and the like: two releases of pixels if the budget is large, else one.
         two = config.privacy.target_epsilon >= 4
         # No step is run, but a batch must not be larger than a small data set.
         batch = min(config.privacy.expected_batch_size, facts.records)
@@ -253,17 +259,17 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
     }
 
 
-# Of the time, for the fit; of the fit's steps, for both releases.
+# The share of the time for the fit, and the share of the fit's steps for both releases.
 _SHARE_OF_FIT, _SHARE_OF_BOTH = 0.05, 0.4
 _FEWEST, _MOST_FIT, _MOST_FIT_OF_ONE, _MOST_PRIVATE = 100, 20_000, 10_000, 5_000
 
 
 def _within_minutes(config: RunConfig, given: Collection[str], speed: Speed) -> RunConfig:
-    """The numbers of steps that fit into the minutes."""
+    """Chooses numbers of steps that fit into the minutes."""
     seconds = 60.0 * config.training.minutes
     if config.privacy.warm_start_share == 1:
         has_two = config.privacy.learned_features_share > 0
-        # At a small budget a longer fit follows the noise of what was released.
+        # With a small budget a longer fit would follow the noise of the release.
         most = _MOST_FIT if has_two else _MOST_FIT_OF_ONE
         fit = _between(_FEWEST, seconds / speed.fit, most)
         both = round(_SHARE_OF_BOTH * fit) if has_two else 0
@@ -278,7 +284,7 @@ def _within_minutes(config: RunConfig, given: Collection[str], speed: Speed) -> 
 
 
 def _between(least: int, value: float, most: int) -> int:
-    """Rounded to two digits, so that two machines of about the same speed choose alike."""
+    """Limits a number, rounded to two digits: machines of about the same speed choose alike."""
     value = max(least, min(most, value))
     unit = 10 ** max(0, math.floor(math.log10(value)) - 1)
     return int(value // unit * unit)

@@ -1,4 +1,4 @@
-"""What a resumed run shares with its first start: each setting's rule, and the settings' hash."""
+"""What a resumed run must share with its first start: by each setting's rule, and by a hash."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ from typing import Any
 
 from tf_efsgd.config.settings import RunConfig, groups_of
 
-_PLACED_DATASETS = ('folder:', 'idx:')
+# Data sets named NAME:PATH, where PATH is a folder on this machine.
+PLACED_DATASETS = ('folder', 'idx')
 
 
 def without_place(value: Any, name: str) -> Any:
-    """A setting without where things are on this machine.
+    """Removes the place on this machine from the value of a setting.
 
     Args:
-      value: of the setting.
-      name: of the setting. `folder:PATH` and `idx:PATH` of `dataset`, and `csv:FILE` of `person`
-        and `label`, lose what stands behind the colon; all other values are returned as they are.
+      value: the value of the setting.
+      name: the name of the setting. `NAME:PATH` of `dataset`, for the names in `PLACED_DATASETS`,
+        and `csv:FILE` of `person` and `label` lose what comes after the colon. All other values
+        are returned as they are.
     """
-    if name == 'dataset' and value is not None and value.startswith(_PLACED_DATASETS):
-        return value.partition(':')[0]
+    if name == 'dataset' and value is not None:
+        kind, colon, _ = value.partition(':')
+        return kind if colon and kind in PLACED_DATASETS else value
     if name in ('person', 'label') and value is not None and value.startswith('csv:'):
         return 'csv'
     return value
 
 
 def forbidden_changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """What settings change that a resumed run may not change.
+    """Finds the settings that differ although a resumed run may not change them.
 
     Args:
       before: the settings of an earlier start, from RUN/config.flags.
-      now: those to resume with; their `change_mechanism` allows more.
+      now: the settings to resume with; their `change_mechanism` allows more changes.
 
     Returns:
-      One text for each, e.g. '--seed was 1, is 2'; where the data lie is not compared.
+      One text for each, e.g. '--seed was 1, is 2'. The place of the data is not compared.
     """
     compared = (
         ['same', 'may_move'] if now.run.change_mechanism else ['same', 'may_move', 'mechanism']
@@ -49,17 +52,36 @@ def forbidden_changes(before: RunConfig, now: RunConfig) -> list[str]:
     return changed
 
 
+def lasting_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
+    """What a resumed run changes for all later starts, too: by name, what it is now.
+
+    Args:
+      before: as in `forbidden_changes`, none of which there are.
+      now: likewise.
+    """
+    return {
+        field.name: getattr(new, field.name)
+        for old, new in zip(groups_of(before), groups_of(now))
+        for field in dataclasses.fields(new)
+        if field.metadata['on_resume'] in ('may_move', 'stays')
+        and getattr(old, field.name) != getattr(new, field.name)
+    }
+
+
 def _as_earlier(field: dataclasses.Field) -> tuple[str, str]:
-    """Values of a newer setting that stand for what runs did before there was it."""
+    """The values of a newer setting that mean what runs did before it existed."""
     return field.metadata['earlier'], 'auto'
 
 
 def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
-    """The hash of the settings that a resumed run must share with its first start.
+    """Hashes the settings that a resumed run must share with its first start.
 
     Args:
       config: the settings.
-      has_place: with the path of a table of persons, as earlier versions did.
+      has_place: whether the hash includes the path of a table of persons, as in earlier versions.
+
+    Returns:
+      A SHA-256, hexadecimal.
     """
     left_out: dict[str, object] = {
         field.name: None

@@ -1,8 +1,8 @@
-"""Images and labels that are in memory already, as a data set: for callers of the library.
+"""Makes a data set of images and labels that are in memory, for callers of the library.
 
-Formal guarantees: as of `load`. Which record is tested on, and which ones a limit keeps, is decided
-for each by a hash of its pixels; records are put in the order of those hashes, so that a run knows
-its records again in whatever order they are handed to it.
+Formal guarantees: those of `load`. A hash of its own pixels decides for each record whether it is
+tested on and whether a limit keeps it. Records are sorted by these hashes, so a run recognises its
+records in whatever order it is given them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = 'arrays'
 
 
 def check_images(images: Any) -> np.ndarray:
-    """Images as `make_dataset` takes them.
+    """Checks images and brings them to the form that `make_dataset` takes.
 
     Args:
       images: uint8 [N, H, W, C], C 1 or 3, or [N, H, W].
@@ -57,7 +57,7 @@ def check_images(images: Any) -> np.ndarray:
 
 
 def _advice(images: np.ndarray) -> str:
-    """What to do with images that are not uint8."""
+    """Says what to do with images that are not uint8."""
     must = 'images must be uint8 in [0, 255]'
     if images.dtype.kind == 'f' and images.size:
         if not np.isfinite(images).all():
@@ -78,7 +78,7 @@ def _advice(images: np.ndarray) -> str:
 
 
 def check_labels(labels: Any, count: int) -> np.ndarray:
-    """Labels as `make_dataset` takes them.
+    """Checks labels and brings them to the form that `make_dataset` takes.
 
     Args:
       labels: integers, or names, [N].
@@ -96,7 +96,7 @@ def check_labels(labels: Any, count: int) -> np.ndarray:
             'are of one class'
         )
     labels = np.asarray(labels)
-    if labels.ndim == 2 and labels.shape[1] == 1:  # As Keras hands out CIFAR-10.
+    if labels.ndim == 2 and labels.shape[1] == 1:  # Keras gives CIFAR-10 like this.
         labels = labels[:, 0]
     if labels.shape != (count,):
         raise DataError(
@@ -114,7 +114,7 @@ def check_labels(labels: Any, count: int) -> np.ndarray:
 
 
 def names_of(labels: np.ndarray) -> tuple[str, ...]:
-    """The classes of labels, in order: integers by size, names by the alphabet."""
+    """The names of the classes of labels, in order: integers by size, names by the alphabet."""
     return tuple(str(label) for label in np.unique(labels))
 
 
@@ -128,7 +128,7 @@ def make_dataset(
     limit_records: int | None = None,
     dataset_size: int | None = None,
 ) -> Dataset:
-    """Makes a data set of arrays, as `load.load` does of what it reads.
+    """Makes a data set of arrays, like `load.load` does of what it reads.
 
     Args:
       images: from `check_images`.
@@ -140,7 +140,7 @@ def make_dataset(
       dataset_size: as in `load.load`.
 
     Raises:
-      DataError: if a label is of no class, or nothing is left to train on.
+      DataError: if a label has none of the classes, or nothing is left to train on.
     """
     names = tuple(classes) if classes is not None else names_of(labels)
     numbers = _numbers(labels, names)

@@ -1,11 +1,12 @@
-"""Decoded images on disk, memory-mapped: decoded once, read at every later start. No TensorFlow.
+"""A cache of decoded images on disk: decoded once, mapped into memory at every later start.
 
-A cache is one file for each part of a data set, PRIVATE like the images in it: mode 0600, in a
-folder of the user's outside of all run folders. It is used only if everything that made it is the
-same and it is whole; otherwise it is made anew.
+A cache is one file for each part of a data set. It is PRIVATE like the images in it: its mode is
+0600, and it lies in a folder of the user outside all run folders. It is used only if it is whole
+and everything that made it is still the same; otherwise it is made again.
 
 The file holds the images, uint8, then labels, hashes and persons, then a JSON trailer that says
-what it is; the trailer is written last, and the file gets its name when all of it is on disk.
+what it is. The trailer is written last, and the file gets its name when all of it is on disk. No
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ SUFFIX = '.images'
 _MAGIC = b'tfefsgd1'
 _END = struct.Struct('>Q8s')
 _TEMPORARY = '.tmp-'
-# Of a mapping, pages of about so many bytes are resident before they are let go.
+# About so many bytes of a mapping are resident before its pages are given back.
 _RESIDENT = 32 * 2**20
 _BLOCK = 4 * 2**20
-# Copies of some of the mapped records are mapped too from so many bytes on.
+# A copy of some of the mapped records is mapped too if it has at least so many bytes.
 _LARGE = 256 * 2**20
 
 
@@ -52,8 +53,8 @@ class Place:
 
     Attributes:
       folder: the cache folder.
-      what: the data set, its part and the settings, for a person; it names the file.
-      key: a hash of everything that makes its content.
+      what: the data set, its part and the settings, in words for the user; it names the file.
+      key: a hash of everything that the content depends on.
     """
 
     folder: pathlib.Path
@@ -62,27 +63,27 @@ class Place:
 
     @classmethod
     def of(cls, folder: str | os.PathLike, what: str, made_by: Any) -> Place:
-        """A place for what is made by a JSON value."""
+        """Makes the place of content that depends on `what` and a JSON value."""
         key = hashlib.sha256(json.dumps([what, made_by]).encode('utf-8', 'surrogatepass'))
         return cls(pathlib.Path(folder), what, key.hexdigest())
 
     @property
     def path(self) -> pathlib.Path:
-        """The file."""
+        """The path of the file."""
         name = hashlib.sha256(self.what.encode('utf-8', 'surrogatepass')).hexdigest()[:16]
         return self.folder / f'{name}{SUFFIX}'
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """What is cached of a part: N records. All of it is private.
+    """What is cached of a part with N records. All of it is private.
 
     Attributes:
       images: uint8 [N, H, W, C].
       labels: int32 [N].
       digests: uint64 [N, 2].
-      persons: names, object [N].
-      notes: what was said when the images were decoded.
+      persons: names of persons, object [N].
+      notes: what was printed when the images were decoded.
     """
 
     images: np.ndarray
@@ -95,8 +96,8 @@ class Columns:
 class MappedImages(np.ndarray):
     """Images in a file: an array whose pages do not stay resident.
 
-    What is taken from it in slices, by indices or one by one is read from the file; when that was a
-    few megabytes, the pages are given back to the operating system, which keeps them in its cache.
+    Slices, indexed images and single images are read from the file. After a few megabytes the pages
+    are given back to the operating system, which keeps them in its own cache.
     """
 
     @classmethod
@@ -118,7 +119,7 @@ class MappedImages(np.ndarray):
         self._taken[0] += taken.nbytes
         if self._taken[0] > _RESIDENT:
             self.release()
-        # What is no view of the file is an array like any other.
+        # A result that is not a view of the file is an ordinary array.
         return taken if np.may_share_memory(taken, self) else taken.view(np.ndarray)
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -127,7 +128,7 @@ class MappedImages(np.ndarray):
             yield from np.array(self[start : start + rows], subok=False)
 
     def release(self) -> None:
-        """Gives the pages back."""
+        """Gives the pages back to the operating system."""
         self._taken[0] = 0
         if hasattr(mmap, 'MADV_DONTNEED'):
             self._mapping.madvise(mmap.MADV_DONTNEED)
@@ -137,12 +138,15 @@ class MappedImages(np.ndarray):
 
 
 def take(images: np.ndarray, chosen: np.ndarray, folder: str | os.PathLike | None) -> np.ndarray:
-    """The images where `chosen`, bool [N], is true, in memory only if they are few.
+    """Takes some of the images; the copy is in memory only if it is small.
 
     Args:
       images: uint8 [N, H, W, C].
-      chosen: bool [N].
-      folder: where a file without a name may be; None: the images are copied in memory.
+      chosen: bool [N], which images to take.
+      folder: where a file without a name may be made; None copies the images in memory.
+
+    Returns:
+      uint8 [n, H, W, C].
     """
     rows = np.flatnonzero(chosen)
     if not len(rows) or rows[-1] - rows[0] + 1 == len(rows):
@@ -160,7 +164,7 @@ def take(images: np.ndarray, chosen: np.ndarray, folder: str | os.PathLike | Non
 
 
 def read(place: Place) -> Columns | None:
-    """What is cached there; None if there is nothing, it is stale, or it is not whole."""
+    """Reads a cache; None if there is none, or it is stale or not whole."""
     try:
         with open(place.path, 'rb') as file:
             trailer = _read_trailer(file)
@@ -210,10 +214,10 @@ def _read_columns(file: IO[bytes], trailer: dict) -> Columns:
 
 
 class Rows:
-    """Where decoded images go, one batch after the other: an array in memory.
+    """Collects decoded images, one batch after the other, in an array in memory.
 
     Args:
-      count: the most there can be.
+      count: the largest number of images.
     """
 
     def __init__(self, count: int):
@@ -226,7 +230,7 @@ class Rows:
 
         Args:
           images: the images.
-          set_aside: bool [n], of those that may come last in the end.
+          set_aside: bool [n], which images `finish` may put last.
         """
         if self._images is None:
             self._images = np.empty([self._count, *images.shape[1:]], np.uint8)
@@ -238,18 +242,18 @@ class Rows:
         self._done = end
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images, and in which order they are: the number of each as added, int64 [N]."""
+        """Returns (the images, int64 [N]: the number of each in the order of `append`)."""
         return self._images[: self._done], np.arange(self._done)
 
     def close(self) -> None:
-        """Lets go of what is not finished."""
+        """Removes what is not finished."""
 
 
 class FileRows(Rows):
-    """The same in a new cache.
+    """Collects decoded images in a new cache.
 
     Args:
-      place: where.
+      place: of the cache.
 
     Raises:
       OSError: if it cannot be written.
@@ -263,7 +267,7 @@ class FileRows(Rows):
             prefix=f'.{place.path.name}{_TEMPORARY}', dir=place.folder
         )
         self._file = open(handle, 'r+b')
-        # It tells others that this is no left-over; without locks nobody removes left-overs.
+        # The lock tells others that the file is in use; without locks nobody removes left-overs.
         with contextlib.suppress(OSError):
             files.lock(handle, self._path)
         self._last = tempfile.TemporaryFile(dir=place.folder)
@@ -284,7 +288,7 @@ class FileRows(Rows):
         self._asides.append(np.array(set_aside, bool))
 
     def _widen(self, channels: int) -> None:
-        """Repeats the channel of grey images, block by block, from the end on."""
+        """Repeats the channel of grey images, block by block, beginning at the end."""
         size = math.prod(self._shape)
         step = max(1, _BLOCK // size)
         for count, file in zip(self._counts, (self._file, self._last)):
@@ -297,7 +301,7 @@ class FileRows(Rows):
         self._shape = (*self._shape[:-1], channels)
 
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
-        """As `Rows.finish`: those set aside come last."""
+        """As `Rows.finish`; images that were set aside come last."""
         self._last.seek(0)
         while block := self._last.read(_BLOCK):
             self._file.write(block)
@@ -308,7 +312,7 @@ class FileRows(Rows):
         return MappedImages.open(self._file, (sum(self._counts), *self._shape)), order
 
     def commit(self, columns: Columns) -> None:
-        """Writes the rest, and gives the file its name when all of it is on disk."""
+        """Writes the other columns, and gives the file its name when all of it is on disk."""
         file = self._file
         file.seek(math.prod(columns.images.shape))
         file.write(columns.labels.astype('<i4').tobytes())
@@ -350,7 +354,7 @@ class FileRows(Rows):
 
 
 def _remove_left_over(place: Place) -> None:
-    """Removes what writers of this cache left that were killed."""
+    """Removes what writers of this cache left when they were killed."""
     for path in place.folder.glob(f'.{place.path.name}{_TEMPORARY}*'):
         _remove_unless_written(path)
 
@@ -365,7 +369,7 @@ def _remove_unless_written(path: pathlib.Path) -> bool:
     return True
 
 
-# What there is, for a person.
+# What there is, in words for the user.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -374,7 +378,7 @@ class Item:
 
     Attributes:
       name: of the file, without its ending.
-      what: it holds.
+      what: what it holds, in words.
       date: when it was made, UTC.
       size: in bytes.
       path: of the file.
@@ -388,7 +392,7 @@ class Item:
 
 
 def find_items(folder: pathlib.Path) -> list[Item]:
-    """The caches in a folder, by what they hold; nothing when it is missing."""
+    """Finds the caches in a folder, sorted by what they hold; none if the folder is missing."""
     items = []
     for path in sorted(folder.glob(f'*{SUFFIX}')):
         try:
@@ -406,7 +410,7 @@ def find_items(folder: pathlib.Path) -> list[Item]:
 
 
 def remove(items: list[Item]) -> list[Item]:
-    """Removes these files; returns those that are gone. One that is being written stays."""
+    """Removes caches, except those that are being written; returns the removed ones."""
     removed = []
     for item in items:
         if _TEMPORARY in item.name:

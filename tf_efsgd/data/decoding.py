@@ -1,7 +1,7 @@
-"""One image file, decoded for training: by TensorFlow where that shows what a person sees.
+"""Decodes one image file for training, by TensorFlow where that shows what a person sees.
 
-Pixels of JPEG depend on the library: TensorFlow's are kept, since the hash of a record, by which it
-is split and recognised in other runs, is of them.
+The pixels of a JPEG depend on the library. TensorFlow's are kept, because the hash of a record, by
+which it is split and recognised in other runs, is computed from them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from tf_efsgd.data import pictures
+from tf_efsgd.data import colours, pictures
 from tf_efsgd.data.pictures import Picture, Unreadable
 
 _JPEG, _PNG = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
-_GREY, _PALETTE = 0, 3  # Colour types of PNG.
+_GREY, _PALETTE, _GREY_AND_OPACITY = 0, 3, 4  # Colour types of PNG.
 
 
 def decode(data: bytes, bits: int | None = None) -> Picture:
@@ -28,37 +28,42 @@ def decode(data: bytes, bits: int | None = None) -> Picture:
       bits: as in `pictures.decode`.
 
     Raises:
-      Unreadable: as `pictures.decode`.
+      Unreadable: as in `pictures.decode`.
     """
     try:
         if data.startswith(_JPEG):
             return _jpeg(data) or pictures.decode(data, bits)
         if data.startswith(_PNG):
             return _png(data, bits) or pictures.decode(data, bits)
+    except tf.errors.ResourceExhaustedError:
+        raise
     except tf.errors.OpError as error:
-        pictures.decode(data, bits)  # Says better what is wrong; if nothing is, this does:
+        # Pillow says better what is wrong. If it finds nothing wrong, TensorFlow's message is used.
+        pictures.decode(data, bits)
         text = ' '.join(re.sub(r'\{\{.*?\}\}|\[Op:.*?\]', '', error.message).split())
         raise Unreadable(f'TensorFlow cannot decode it: {text[:200]}') from error
     return pictures.decode(data, bits)
 
 
 def _jpeg(data: bytes) -> Picture | None:
-    """A JPEG in grey or colours; None for others (CMYK)."""
+    """Decodes a JPEG in grey or sRGB; None for other JPEGs (CMYK, colour profiles)."""
     try:
         with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
             pictures.check_size(*image.size)
             if image.mode not in ('L', 'RGB'):
                 return None
+            if image.mode == 'RGB' and colours.is_other_than_srgb(image.info.get('icc_profile')):
+                return None
             turn = pictures.orientation(image)
     except (Unreadable, Image.DecompressionBombError):
-        return None  # `pictures` says it again.
-    except Exception:  # Pillow finds fault with a header that TensorFlow may not mind.
+        return None  # `pictures` will raise it again.
+    except Exception:  # TensorFlow may accept a header in which Pillow finds faults.
         turn = 1
     return Picture(pictures.upright(tf.io.decode_jpeg(data).numpy(), turn))
 
 
 def _png(data: bytes, bits: int | None) -> Picture | None:
-    """A PNG; None where Pillow shows it better."""
+    """Decodes a PNG; None if Pillow shows it better."""
     chunks = dict(pictures.png_chunks(data))
     header = chunks.get(b'IHDR', b'')
     if len(header) < 13:
@@ -69,8 +74,10 @@ def _png(data: bytes, bits: int | None) -> Picture | None:
     is_clear = b'tRNS' in chunks and kind != _PALETTE
     if is_clear and (depth < 16 or kind == _GREY):
         return None
+    if b'iCCP' in chunks and depth < 16 and kind not in (_GREY, _GREY_AND_OPACITY):
+        return None  # A colour profile; Pillow unpacks it.
     if depth == 16:
-        # A transparent colour becomes a channel of opacity, if one is asked for.
+        # A transparent colour becomes a channel of opacity if four channels are asked for.
         channels = 4 if is_clear else 0
         values = tf.io.decode_png(data, channels=channels, dtype=tf.uint16).numpy()
         has_opacity = values.shape[-1] in (2, 4)

@@ -1,7 +1,8 @@
-"""DICOM files, as a viewer of medical images shows them. It needs pydicom; no TensorFlow.
+"""Decodes DICOM files as a viewer of medical images shows them. It needs pydicom, not TensorFlow.
 
-Values are rescaled (slope and intercept, or a table), then the file's first window is applied; a
-file without a window is shown from its smallest to its largest value. MONOCHROME1 is turned over.
+Values are rescaled (by slope and intercept, or by a table), then the file's first window is
+applied. A file without a window is shown from its smallest to its largest value. MONOCHROME1 is
+inverted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 _MAGIC_AT, _MAGIC = 128, b'DICM'
-# Bytes that tell whether a file is DICOM.
+# So many bytes at the start of a file tell whether it is DICOM.
 HEADER = _MAGIC_AT + len(_MAGIC)
 _GREY = ('MONOCHROME1', 'MONOCHROME2')
 
@@ -30,7 +31,7 @@ def is_dicom(data: bytes) -> bool:
 
 
 def version() -> str:
-    """The version of pydicom, '' without it."""
+    """The version of pydicom; '' without it."""
     try:
         return importlib.metadata.version('pydicom')
     except importlib.metadata.PackageNotFoundError:
@@ -48,7 +49,7 @@ def _pydicom() -> Any:
 
 
 def _tools() -> Any:
-    """What pydicom does with pixels."""
+    """The module of pydicom that converts pixels."""
     _pydicom()
     try:
         return importlib.import_module('pydicom.pixels')
@@ -60,7 +61,7 @@ def _read(file: IO[bytes], **options) -> Any:
     pydicom = _pydicom()
     try:
         return pydicom.dcmread(file, **options)
-    except Exception as error:  # Damaged files raise anything.
+    except Exception as error:  # Damaged files may raise anything.
         raise DicomError(f'its DICOM header is damaged: {error}') from error
 
 
@@ -72,15 +73,15 @@ def size(data: bytes) -> tuple[int, int]:
 
 
 def patient(path: str | os.PathLike) -> str:
-    """The PatientID of a file, '' where there is none; pixels are not read. It is private.
+    """Reads the PatientID of a file, which is private, without reading its pixels; '' for none.
 
     Raises:
-      DicomError: if it is no DICOM file, or pydicom is missing.
+      DicomError: if it is not a DICOM file, or pydicom is missing.
       OSError: if it cannot be read.
     """
     with open(path, 'rb') as file:
         if not is_dicom(file.read(HEADER)):
-            raise DicomError('it is no DICOM file')
+            raise DicomError('it is not a DICOM file')
         file.seek(0)
         header = _read(file, stop_before_pixels=True, specific_tags=['PatientID'])
     return str(header.get('PatientID') or '').strip()
@@ -107,7 +108,7 @@ def decode(data: bytes) -> np.ndarray:
       uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
 
     Raises:
-      DicomError: if it has several frames or none, or needs a library that is not there.
+      DicomError: if it has several frames or none, or needs a library that is missing.
     """
     file = _read(io.BytesIO(data))
     _check(file)
@@ -147,7 +148,7 @@ def _grey(file: Any, values: np.ndarray, kind: str) -> np.ndarray:
 
 
 def _window(file: Any, values: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Values in the first window, and its ends (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
+    """Applies the first window: values and its ends (DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3)."""
     centre, width = _first(file.WindowCenter), _first(file.WindowWidth)
     function = str(file.get('VOILUTFunction') or 'LINEAR')
     if function == 'SIGMOID':
@@ -172,6 +173,6 @@ def _colours(file: Any, values: np.ndarray, kind: str) -> np.ndarray:
         return np.ascontiguousarray(values[..., :3])
     if values.ndim != 3 or values.shape[-1] != 3 or int(file.BitsAllocated) != 8:
         raise DicomError(f'its colours ({kind}) are not of 8 bits: export it as PNG')
-    if kind.startswith('YBR') and version() < '3':  # From 3 on it is RGB already.
+    if kind.startswith('YBR') and version() < '3':  # Newer versions give RGB already.
         values = tools.convert_color_space(values, kind, 'RGB')
     return np.ascontiguousarray(values)

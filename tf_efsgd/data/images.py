@@ -1,4 +1,4 @@
-"""Pixels: cropping, resizing, channels, and their two ranges.
+"""Pixels: cropping, resizing, channels, and the two ranges of their values.
 
 Images in memory are uint8 in [0, 255]; inside the networks they are float32 in [-1, 1].
 """
@@ -10,28 +10,28 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# Arrays are resized by so many images at a time.
+# So many images are resized at a time.
 _RESIZE_BATCH = 1024
 
 
 def to_float(images: tf.Tensor) -> tf.Tensor:
-    """Pixels in [0, 255], of any dtype, as the float32 in [-1, 1] that networks take."""
+    """Turns pixels in [0, 255], of any dtype, into the float32 in [-1, 1] that networks take."""
     return tf.cast(images, tf.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: tf.Tensor) -> tf.Tensor:
-    """The inverse of `to_float`: what lies outside of [-1, 1] is clipped, then rounded."""
+    """Turns float32 in [-1, 1] into uint8: the inverse of `to_float`; other values are clipped."""
     return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
 
 
 def to_grey(rgb: np.ndarray) -> np.ndarray:
-    """Luma of Rec. 601, in integers, so that grey stays as it is: uint8 [..., 3] to [..., 1]."""
+    """Turns uint8 [..., 3] into [..., 1], the luma of Rec. 601, so that grey stays as it is."""
     weighted = rgb.astype(np.int32) @ np.array([299, 587, 114], np.int32)
     return ((weighted + 500) // 1000).astype(np.uint8)[..., np.newaxis]
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Grey images [N, H, W, 1] as RGB where `channels` is 3; others as they are."""
+    """Repeats the channel of grey images [N, H, W, 1] if `channels` is 3; others stay."""
     return images if images.shape[-1] == channels else np.repeat(images, channels, axis=-1)
 
 
@@ -50,7 +50,7 @@ def crop_and_resize(image: np.ndarray, image_size: int | None, area: bool = Fals
     side = min(height, width)
     rows, columns = _centre(height, width, side)
     square = image[rows, columns]
-    # It stays as it is where it has the size already: a run whose size was read off its records
+    # A square that has the size already stays as it is: a run whose size was read off its records
     # declares it when it is resumed, and must see the same pixels.
     if image_size is None or side == image_size:
         return square
@@ -59,13 +59,13 @@ def crop_and_resize(image: np.ndarray, image_size: int | None, area: bool = Fals
 
 
 def crop_and_resize_all(images: np.ndarray, image_size: int | None) -> np.ndarray:
-    """The same for images in memory, all of one size: uint8 [N, H, W, C] to [N, S, S, C]."""
+    """Crops and resizes images of one size in memory: uint8 [N, H, W, C] to [N, S, S, C]."""
     height, width = images.shape[1:3]
     side = min(height, width)
     rows, columns = _centre(height, width, side)
     images = images[:, rows, columns]
     if image_size is not None and image_size != side:
-        with tf.device('CPU:0'):  # Loading data shall take no memory of a GPU.
+        with tf.device('CPU:0'):  # Loading data must not use memory of a GPU.
             chunks = [
                 resize(images[start : start + _RESIZE_BATCH], image_size).numpy()
                 for start in range(0, len(images), _RESIZE_BATCH)
@@ -75,12 +75,16 @@ def crop_and_resize_all(images: np.ndarray, image_size: int | None) -> np.ndarra
 
 
 def resize(images: tf.Tensor, image_size: int, area: bool = False) -> tf.Tensor:
-    """Square images uint8 [..., S, S, C] to uint8 [..., image_size, image_size, C].
+    """Resizes square images.
 
     Args:
-      images: to resize.
-      image_size: of the result.
-      area: by the mean of the area that a pixel covers, instead of a triangle filter.
+      images: uint8 [..., S, S, C].
+      image_size: height and width of the result, in pixels.
+      area: whether a pixel of the result is the mean of the area that it covers; otherwise a
+        triangle filter is used.
+
+    Returns:
+      uint8 [..., image_size, image_size, C].
     """
     if area:
         stack = images if len(images.shape) == 4 else images[tf.newaxis]
@@ -92,11 +96,11 @@ def resize(images: tf.Tensor, image_size: int, area: bool = False) -> tf.Tensor:
 
 
 def _centre(height: Any, width: Any, side: Any) -> tuple[slice, slice]:
-    """Where the central square of this side lies, as slices of rows and columns."""
+    """The rows and columns of the central square of this side, as slices."""
     top, left = (height - side) // 2, (width - side) // 2
     return slice(top, top + side), slice(left, left + side)
 
 
 def size_text(shape: Any) -> str:
-    """Height and width for messages, e.g. 28x28."""
+    """The text of height and width for messages, e.g. 28x28."""
     return f'{shape[0]}x{shape[1]}'

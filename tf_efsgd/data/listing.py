@@ -1,10 +1,10 @@
-"""Which image files a folder: data set has, and whose class each is. No TensorFlow.
+"""Which image files a folder: data set has, and the class of each. No TensorFlow.
 
 Formal guarantee:
-  - Whether a file is an image of the data set, of which part and of which class, depends on its own
-    path, on the names of folders and on its own row in a table of labels, never on another file.
+  - Whether a file is an image of the data set, and its part and class, depend on its own path, on
+    the names of folders and on its own row in a table of labels, never on another file.
 
-Names of files, and how many there are, are private: they are for the terminal alone.
+The names of files, and how many there are, are private: they are shown only on the terminal.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from tf_efsgd.data.records import DataError
 
 SUFFIXES = (
     *('.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff'),
+    *('.heic', '.heif', '.avif', '.jp2', '.j2k'),
     *('.pgm', '.ppm', '.pnm', '.dcm', '.dicom'),
 )
-KINDS = '.png, .jpg, .webp, .bmp, .gif, .tif or .dcm'
-# What programs leave in folders of images; and what begins with a dot.
+KINDS = '.png, .jpg, .webp, .bmp, .gif, .tif, .heic or .dcm'
+# Programs leave these in folders of images. Names that begin with a dot are left out too.
 _LITTER_FOLDERS = (
     *('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin'),
     *('system volume information', 'lost+found', '__pycache__'),
 )
 _LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r')
-# Of a data set in parts.
+# The names of the parts of a data set.
 _TRAIN, _TEST = ('train', 'training'), ('test', 'testing')
 _VALIDATION = ('val', 'valid', 'validation', 'dev')
 # The class of images that lie in no class folder.
@@ -51,9 +52,9 @@ class File:
     """One image file.
 
     Attributes:
-      path: where it is.
+      path: of the file.
       label: the number of its class.
-      below: its path below its class folder; with a table of labels, below its part.
+      below: its path below its class folder; with a table of labels, below the folder of its part.
     """
 
     path: str
@@ -67,10 +68,10 @@ class Listing:
 
     Attributes:
       class_names: in the order of their labels.
-      train: sorted by path.
-      test: likewise; None where the data set has no part to test on.
+      train: the files to train on, sorted by path.
+      test: the files to test on, sorted by path; None if the data set has no such part.
       is_read_off: whether the classes were read off a table of labels.
-      notes: whole sentences about what was ignored. Private, for the terminal alone.
+      notes: whole sentences about what was ignored. Private: only for the terminal.
     """
 
     class_names: tuple[str, ...]
@@ -81,10 +82,10 @@ class Listing:
 
 
 def shown(name: str) -> str:
-    """A file's name that can be printed and written, whatever bytes it has."""
+    """A file's name in characters that can be printed and written, whatever bytes it has."""
     try:
         name.encode('utf-8')
-    except UnicodeEncodeError:  # Of an older system, most often Latin-1.
+    except UnicodeEncodeError:  # A name from an older system, most often in Latin-1.
         name = os.fsencode(name).decode('cp1252', 'replace')
     return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in name)
 
@@ -95,13 +96,13 @@ def class_name(folder: str) -> str:
 
 
 def natural_key(name: str) -> tuple:
-    """Sorts 2 before 10."""
+    """A key that sorts 2 before 10."""
     parts = re.split(r'([0-9]+)', name)
     return ([(int(p), '') if i % 2 else (-1, p) for i, p in enumerate(parts)], name)
 
 
 class _Ignored:
-    """Counts what is left out, for one line."""
+    """Counts what is left out, for one line of notes."""
 
     def __init__(self):
         self._kinds: Counter[str] = Counter()
@@ -133,14 +134,14 @@ def find(
 
     Args:
       root: holds class folders, or the parts train, test and val with class folders in them, or
-        images of one class; with a table of labels, images in whatever folders.
-      classes: the declared classes, in order; None: the folders' names in natural order, empty ones
-        too, or what the table says.
-      label: 'csv:FILE' for a table with the columns file and label; anything else: by folder.
+        images of one class; with a table of labels, images in any folders.
+      classes: the declared classes, in order; None takes the names of the folders, also of empty
+        ones, in natural order, or what the table says.
+      label: 'csv:FILE' for a table with the columns file and label; any other value means folders.
       has_folders_of_persons: whether folders within class folders are known to be persons.
 
     Raises:
-      DataError: there is no image, or one is of no declared class.
+      DataError: if there is no image, or one has no declared class.
     """
     if classes is not None:
         classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
@@ -164,7 +165,7 @@ def find(
         if not part:
             where = 'or below it' if table is not None else 'in its class folders'
             raise DataError(
-                f'{shown(str(part_root))} has no images ({KINDS}) {where}; put some there'
+                f'{shown(str(part_root))} has no images ({KINDS}) {where}; put images there'
             )
     return Listing(
         names,
@@ -176,7 +177,7 @@ def find(
 
 
 def images_below(root: pathlib.Path) -> list[str]:
-    """All image files in a folder, whatever their class, sorted; of parts, those to train on."""
+    """All image files in a folder, sorted; if it has parts, those to train on."""
     if not root.is_dir():
         return []
     train_root, _ = _parts(root, _Ignored(), [], False)
@@ -186,11 +187,11 @@ def images_below(root: pathlib.Path) -> list[str]:
 def _parts(
     root: pathlib.Path, ignored: _Ignored, notes: list[str], has_table: bool
 ) -> tuple[pathlib.Path, pathlib.Path | None]:
-    """The folders to train on and to test on; the second is None where there is none."""
+    """The folders to train on and to test on; the second is None if there is none."""
     folders = _subfolders(root)
     by_name = {path.name.lower(): path for path in folders}
     train = next((by_name[name] for name in _TRAIN if name in by_name), None)
-    # Images right in it are of a class called train, if there are other classes.
+    # If there are other class folders, train/ with images directly in it is a class too.
     is_part = train is not None and (
         bool(_subfolders(train)) or has_table or set(by_name) <= {*_TRAIN, *_TEST, *_VALIDATION}
     )
@@ -206,11 +207,11 @@ def _parts(
         return train, test
     name = shown(validation.name)
     if test is None:
-        notes.append(f'{name}/ is what is tested on: there is no test/.')
+        notes.append(f'{name}/ is used for testing: there is no test/.')
         return train, validation
     notes.append(
-        f'{name}/ is not used: {shown(test.name)}/ is what is tested on. Move its images into '
-        f'{shown(train.name)}/ to train on them too.'
+        f'{name}/ is not used: {shown(test.name)}/ is used for testing. Move the images of {name}/ '
+        f'into {shown(train.name)}/ to train on them too.'
     )
     return train, test
 
@@ -220,7 +221,7 @@ def _is_litter(name: str) -> bool:
 
 
 def _is_circle(path: pathlib.Path, folder: pathlib.Path) -> bool:
-    """Whether something in a folder is a link to the folder, or to one that it is in."""
+    """Whether a path in a folder is a link to that folder, or to one that contains it."""
     return path.is_symlink() and folder.resolve().is_relative_to(path.resolve())
 
 
@@ -257,7 +258,7 @@ def _names_of_folders(root: pathlib.Path) -> tuple[str, ...]:
 
 
 def _check_depth(root: pathlib.Path) -> None:
-    """Refuses a folder that holds nothing but the folder that was meant."""
+    """Raises DataError for a folder that holds nothing but the folder that was probably meant."""
     only, *others = _subfolders(root) or [root]
     if only == root or others or _images_in(root) or _images_in(only) or len(_subfolders(only)) < 2:
         return
@@ -306,18 +307,18 @@ def _by_folder(
     if nested:
         notes.append(
             f'{nested:,} images {_INNER} the class folders of {shown(root.name)}: '
-            'they are of the class of the outer folder. If the inner folders are persons, give '
+            'they have the class of the outer folder. If the inner folders are persons, give '
             '--person=folder --images_per_person.'
         )
     return found
 
 
 class _Walk:
-    """The image files in a folder and the folders within, and what else is there.
+    """Finds the image files in a folder and the folders within, and what else is there.
 
     Args:
-      root: where to begin.
-      deep: whether to look into folders.
+      root: the folder.
+      deep: whether to look into folders within.
 
     Attributes:
       files: (path, path below `root`), sorted.
@@ -349,8 +350,8 @@ class _Walk:
                 elif _is_circle(pathlib.Path(entry.path), folder):
                     self._others['links that lead in a circle'] += 1
                 elif deep and entry.is_symlink():
-                    # It may lead to another class, or back here. One in the place of a class
-                    # folder is followed.
+                    # It may lead to another class, or back here. A link that takes the place of a
+                    # class folder is followed.
                     self._others['links to folders within class folders'] += 1
                 elif deep:
                     self._visit(pathlib.Path(entry.path), path, deep)
@@ -365,7 +366,7 @@ def _kind_of(entry: os.DirEntry) -> str:
     name = entry.name.lower()
     try:
         mode = entry.stat().st_mode
-    except OSError:  # A link to nowhere; of an image it is told when it is read.
+    except OSError:  # A link to nowhere; if it looks like an image, reading it reports the error.
         return 'image' if _has_suffix(name) else 'links to nowhere'
     if stat.S_ISDIR(mode):
         return 'folder'
@@ -376,7 +377,7 @@ def _kind_of(entry: os.DirEntry) -> str:
     if not stat.S_ISREG(mode):
         return 'special files'
     suffix = os.path.splitext(name)[1]
-    # Files of hospitals often have no ending, or a number for one.
+    # Files of hospitals often have no ending, or a number as their ending.
     if (not suffix or suffix[1:].isdigit()) and _is_dicom(entry.path):
         return 'image'
     return f'{shown(suffix)} files' if 1 < len(suffix) <= 10 else 'files without an ending'
@@ -481,4 +482,4 @@ def read_table(path: pathlib.Path, column: str, flag: str) -> dict[str, str]:
     except DataError:
         raise
     except (csv.Error, ValueError) as error:
-        raise DataError(f'{path} is no CSV file in UTF-8: {error}') from error
+        raise DataError(f'{path} is not a CSV file in UTF-8: {error}') from error

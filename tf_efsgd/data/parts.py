@@ -1,7 +1,7 @@
-"""Records on their way from where they are stored into a split: what every source makes.
+"""What a source of records is asked for and what it returns, and the decoding of image files.
 
-A source is asked with a `Wanted` and answers with a `Source`, which holds a `Part` for each split
-that the data set brings along.
+A source gets a `Wanted` and returns a `Source`, which holds a `Part` for each split that the data
+set has of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import errno
 import itertools
 import os
 import re
@@ -20,7 +21,7 @@ import PIL
 import tensorflow as tf
 
 from tf_efsgd import machine, progress
-from tf_efsgd.data import cache, decoding, dicom
+from tf_efsgd.data import cache, decoding, dicom, pictures
 from tf_efsgd.data import images as images_
 from tf_efsgd.data import split as hashes
 from tf_efsgd.data.records import DataError
@@ -30,19 +31,23 @@ if TYPE_CHECKING:
 
 PathLike = Union[str, 'os.PathLike[str]']
 
-# Decoded images that are written at a time; images that a thread takes at a time, and how often
-# that much waits for each thread.
+# How many decoded images are written at a time, how many images a thread takes at a time, and how
+# many such chunks wait for each thread.
 _BATCH, _CHUNK, _AHEAD = 64, 16, 3
-# Of files that cannot be read, in one line.
+# How many unreadable files one line names.
 _NAMED = 10
-# Seconds before a bar shows how far reading is.
+# A progress bar appears after so many seconds.
 _QUIET = 2.0
-# What is read anew when it changes: how a file becomes pixels.
-_READER = 1
+# The version of how a file becomes pixels: another version makes caches stale.
+_READER = 2
+# Errors of a machine that is short of something, which may hit any file. No file is left out for
+# them: otherwise one more large image could decide whether another image is read.
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC)
+_SHORT_OF = 'Images cannot be read now; free what is missing and start again:'
 
 
 class Wanted(NamedTuple):
-    """What was asked for; the fields are as the arguments of `load.load`."""
+    """What was asked for; the fields are those arguments of `load.load`."""
 
     image_size: int | None = None
     channels: int | None = None
@@ -75,11 +80,11 @@ class Split:
     """A part of a data set that is still to be decoded.
 
     Attributes:
-      what: the data set, where it is and which part, for a person; it names the cache.
-      items: the records, in an order that stays the same.
-      count: how many there are.
+      what: the data set, its place and its part, in words for the user; it names the cache.
+      items: gives the records, in an order that stays the same.
+      count: how many records there are.
       describe: names the record at a position, for messages.
-      made_by: JSON of what the records are made of: if it is the same, so are they.
+      made_by: a JSON value on which the records depend: the same value gives the same records.
       has_own_test: whether the data set has a test part of its own.
       area: as in `images.resize`.
       root: the folder that the data set is in; lists of files leave it out.
@@ -96,12 +101,12 @@ class Split:
 
     @property
     def title(self) -> str:
-        """`what` without where it is."""
+        """`what` without the place on this machine."""
         return self.what.replace(self.root, os.path.basename(self.root)) if self.root else self.what
 
 
 class Part(NamedTuple):
-    """Records on their way into a split. Images and labels are as in Records."""
+    """Records that are to become a split. Images and labels are as in `Records`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -109,7 +114,7 @@ class Part(NamedTuple):
     persons: np.ndarray  # Names [N]; all '' if images are not assigned to persons.
 
     def select(self, mask: np.ndarray, cache_dir: PathLike | None = None) -> Part:
-        """The records where the mask, bool [N], is true; as in `cache.take`."""
+        """Takes the records where the mask, bool [N], is true, as `cache.take` does."""
         images, *columns = self
         return Part(cache.take(images, mask, cache_dir), *(column[mask] for column in columns))
 
@@ -139,7 +144,7 @@ def refuse_persons(dataset: str, wanted: Wanted) -> None:
 
 
 def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[str, ...]:
-    """The names of the classes of a data set that has its own; refuses other declared ones."""
+    """Returns the names of a data set's own classes; raises DataError if others are declared."""
     if wanted.classes not in (None, names):
         raise DataError(
             f'{dataset} has classes of its own, {", ".join(names[:20])}: leave --classes out. '
@@ -148,11 +153,11 @@ def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[s
     return names
 
 
-# What a part is made from.
+# A part is made from arrays, or from image files.
 
 
 def part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | None) -> Part:
-    """A part from grey images that are in memory already.
+    """Makes a part from grey images that are in memory already.
 
     Args:
       images: uint8 [N, H, W].
@@ -170,18 +175,18 @@ def part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | Non
 
 
 def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
-    """A part from image files: from the cache, or decoded by all cores and cached.
+    """Makes a part from image files: from the cache, or by decoding them on all cores.
 
     Args:
       split: the part.
       wanted: what was asked for.
 
     Returns:
-      The part, and what to say of it, see `Dataset.notes`. With channels None, C is 1 when all of
-      its images are grey, otherwise 3.
+      The part, and lines about it, see `Dataset.notes`. With channels None, C is 1 when all of its
+      images are grey, otherwise 3.
 
     Raises:
-      DataError: an image cannot be read, or has another size than the first.
+      DataError: if an image cannot be read, or has another size than the first.
     """
     if wanted.cache_dir is None:
         return _decode(split, wanted, cache.Rows(split.count))
@@ -203,16 +208,16 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
             '--cache_dir, or --nocache to keep them in memory'
         ) from error
     said = (
-        f'Decoded images are kept in {place.folder}. They are PRIVATE, for you alone; '
-        'tf-efsgd cache lists and removes them, --nocache keeps none.'
+        f'Decoded images are kept in {place.folder}. They are PRIVATE: only you can read them. '
+        'tf-efsgd cache lists and removes them; --nocache keeps none.'
     )
     return part, (*notes, said)
 
 
 def _before_it_was_declared(split: Split, wanted: Wanted) -> cache.Columns | None:
-    """What a start kept that read the number of channels off the images, if it is this one.
+    """Finds the cache of a start that read the same number of channels off the images.
 
-    A run that is resumed declares what its first start read off.
+    A resumed run declares what its first start read off the records.
     """
     if wanted.channels is None:
         return None
@@ -230,7 +235,7 @@ def _place(split: Split, wanted: Wanted) -> cache.Place:
     }
     given = ', '.join(f'{name}={value}' for name, value in settings.items() if value)
     made_by = [
-        [_READER, tf.__version__, PIL.__version__, dicom.version()],
+        [_READER, tf.__version__, PIL.__version__, dicom.version(), pictures.heif_version()],
         [split.area, split.has_own_test],
         split.made_by,
     ]
@@ -239,7 +244,7 @@ def _place(split: Split, wanted: Wanted) -> cache.Place:
 
 
 class _Decoded(NamedTuple):
-    """One record, decoded: pixels uint8 [S, S, 1 or 3], or why it cannot be read."""
+    """One decoded record: pixels uint8 [S, S, 1 or 3], or the reason why it cannot be read."""
 
     pixels: np.ndarray | None
     digest: np.ndarray | None
@@ -249,15 +254,17 @@ class _Decoded(NamedTuple):
 
 
 def _decode_item(item: Item, wanted: Wanted, area: bool) -> _Decoded:
-    """Decodes one image, crops it to its central square and resizes it; hashes it as decoded."""
+    """Decodes one image, hashes it as it is then, crops it to its central square and resizes it."""
     try:
         picture = decoding.decode(item.read(), wanted.bits)
     except decoding.Unreadable as error:
         return _Decoded(None, None, 0, False, str(error))
     except OSError as error:
+        if error.errno in _OF_THE_MACHINE:
+            raise DataError(f'{_SHORT_OF} {error.strerror}') from error
         return _Decoded(None, None, 0, False, error.strerror or type(error).__name__)
-    except MemoryError:
-        return _Decoded(None, None, 0, False, 'it takes more memory than there is')
+    except (MemoryError, tf.errors.ResourceExhaustedError) as error:
+        raise DataError(f'{_SHORT_OF} not enough memory') from error
     pixels = picture.pixels
     digest = hashes.digest(pixels)
     if wanted.channels == 1 and pixels.shape[-1] == 3:
@@ -281,7 +288,8 @@ def _decode(split: Split, wanted: Wanted, rows: cache.Rows) -> tuple[Part, tuple
             )
             found.channels = channels
             stack = np.stack([np.broadcast_to(p, (*p.shape[:2], channels)) for p in batch])
-            # What is set aside for the test may come last, so that both are slices.
+            # Records that the split will set aside for the test may come last: then both parts are
+            # slices.
             own = hashes.is_tested_on(np.stack(digests[-len(batch) :]))
             is_split_by_image = not split.has_own_test and wanted.rule is None
             rows.append(stack, own & is_split_by_image)
@@ -312,7 +320,7 @@ def _decode(split: Split, wanted: Wanted, rows: cache.Rows) -> tuple[Part, tuple
 def _in_order(
     pool: concurrent.futures.Executor, split: Split, wanted: Wanted
 ) -> Iterator[tuple[Item, _Decoded]]:
-    """The records with what was decoded of them; a few are decoded ahead."""
+    """Yields the records with what was decoded of them; a few are decoded ahead."""
     waiting: collections.deque = collections.deque()
     items = iter(split.items())
     try:
@@ -335,7 +343,7 @@ def _in_order(
 
 
 class _Found:
-    """What decoding finds out beside the pixels: for the terminal, or a DataError."""
+    """What decoding finds out beside the pixels, for the terminal or for a DataError."""
 
     def __init__(self, split: Split, wanted: Wanted):
         self.channels = 1
@@ -346,7 +354,7 @@ class _Found:
         self._animated = 0
 
     def is_usable(self, position: int, decoded: _Decoded) -> bool:
-        """Whether the record can be trained on; raises DataError for what stops everything."""
+        """Whether the record can be trained on; raises DataError if loading must stop."""
         describe = self._split.describe
         if decoded.pixels is None:
             fault = f'{describe(position)}: {decoded.fault}'
@@ -369,13 +377,13 @@ class _Found:
         return True
 
     def nothing(self) -> str:
-        """Why there is no record."""
+        """Says why there is no record."""
         if self._faults:
             return f'no image of {self._split.title} can be read, e.g. {self._faults[0]}'
         return f'there is no {self._split.describe(0)}: the data set is empty; use another one'
 
     def notes(self) -> tuple[str, ...]:
-        """Whole sentences."""
+        """What was found, in whole sentences."""
         notes, what = [], self._split.title
         if self._faults:
             more = len(self._faults) - _NAMED
@@ -399,7 +407,7 @@ class _Found:
 def cause_text(error: BaseException | None) -> str:
     """The text of a library's error in one short line."""
     text = getattr(error, 'message', None) or str(error)
-    # TensorFlow names the node of the graph, which helps nobody here.
+    # TensorFlow names nodes of the graph, which does not help here.
     text = re.sub(r'\{\{.*?\}\}|\[\[.*?\]\]|\[Op:.*?\]', '', text)
     text = ' '.join(text.split()) or type(error).__name__
     return text if len(text) <= 300 else text[:297] + '...'

@@ -1,11 +1,11 @@
 """Which person an image belongs to, and which of a person's images are kept.
 
 Formal guarantees:
-  - Which person an image belongs to depends on that image alone: on its folder, on its row in a
-    table, on its name, on the patient in its header or on one of its features. An image without a
-    person is refused.
+  - Which person an image belongs to depends on that image alone: on its folder, its row in a table,
+    its name, the patient in its header or one of its features. An image without a person is
+    refused.
   - Which images a person keeps depends on that person's own images alone: on the hashes of their
-    pixels and, for equal pixels, on their labels. Another person's images play no part in it.
+    pixels and, for equal pixels, on their labels. The images of other persons play no part in it.
   - A person is the same string in all classes and in both splits.
 
 Names of persons are private: no error here contains one, except within the path of an image.
@@ -65,7 +65,7 @@ class Rule:
                 groups = re.compile(value).groups
             except re.error as error:
                 raise DataError(
-                    f'--person=name: needs a regular expression, and this is none: {error}. '
+                    f'--person=name: needs a regular expression, and this is not one: {error}. '
                     f'Received: {value!r}'
                 ) from error
             if not groups:
@@ -93,24 +93,24 @@ class Identity:
 
     @classmethod
     def of(cls, rule: Rule, table: Mapping[str, str] | None = None) -> Identity:
-        """The identity of a rule and, for a table, of its persons by file."""
+        """Makes the identity of a rule and, for a table, of its persons by file."""
         if rule.kind == 'csv':
             return cls(f'csv:{json.dumps(sorted(table.items()))}'.encode(), None)
         return cls(str(rule).encode('utf-8', 'surrogatepass'), str(rule))
 
 
 def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str], Identity]:
-    """How to tell which person a file of a folder: data set belongs to.
+    """Makes the function that tells which person a file of a folder: data set belongs to.
 
     Args:
       rule: of the kind 'folder', 'csv', 'name' or 'dicom'.
-      root: the data set's folder, which the rows of a table are relative to, and so is the table
-        where its own path is not absolute.
+      root: the folder of the data set. The rows of a table are relative to it, and so is the path
+        of the table unless it is absolute.
 
     Returns:
-      A function of an image's path and of its path below its class folder, that returns the person,
-      and the identity of the rule. The function raises DataError, with the path, for an image
-      without a person.
+      A function that maps an image's path, and its path below its class folder, to the person; and
+      the identity of the rule. The function raises DataError, with the path, for an image without a
+      person.
 
     Raises:
       DataError: if the rule is of another kind, or the table cannot be used.
@@ -154,7 +154,7 @@ def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
 
 
 def _patient(path: str) -> str:
-    """The PatientID of a DICOM file; '' where there is none."""
+    """The PatientID of a DICOM file; '' if there is none."""
     try:
         return dicom.patient(path)
     except (OSError, dicom.DicomError) as error:
@@ -230,16 +230,16 @@ def _names(features: Any, prefix: str = '') -> list[str]:
 def first_images(
     persons: np.ndarray, digests: np.ndarray, labels: np.ndarray, images_per_person: int
 ) -> np.ndarray:
-    """Which images are kept: those with the smallest hashes of each person.
+    """Chooses which images are kept: those with the smallest hashes of each person.
 
     Args:
       persons: names, [N].
       digests: of the pixels, uint64 [N, 2]; see `split.digest`.
       labels: integers [N]; they decide between equal pixels.
-      images_per_person: how many of a person are kept at most, at least 1.
+      images_per_person: the largest number of images that a person keeps, at least 1.
 
     Returns:
-      bool [N].
+      bool [N], which images are kept.
     """
     _, codes = np.unique(persons, return_inverse=True)
     order = np.lexsort([labels, digests[:, 1], digests[:, 0], codes])

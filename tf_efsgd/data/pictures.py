@@ -1,9 +1,9 @@
-"""What an image file holds, as a person sees it: turned upright, on white, 8 bits. No TensorFlow.
+"""Decodes an image file to what a person sees: upright, on white, with 8 bits. No TensorFlow.
 
 Formal guarantee:
-  - What comes of a file depends on that file, and on declared settings, alone. In particular the
-    number of bits of 16-bit values is declared, or read off this file: with the largest value of a
-    whole folder one image would change all others.
+  - The pixels of a file depend only on that file and on declared settings. In particular the number
+    of bits of 16-bit values is declared, or read off this file: if it came from the largest value
+    of a whole folder, one image would change all others.
 """
 
 from __future__ import annotations
@@ -18,26 +18,41 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from tf_efsgd.data import dicom
+from tf_efsgd.data import colours, dicom
 
-# Larger ones would take gigabytes before they are made small: a decompression bomb, or a scan that
-# its owner must shrink.
+try:
+    import pillow_heif
+except ImportError:
+    pillow_heif = None
+
+# A larger image would take gigabytes before it is resized: it is a decompression bomb, or a scan
+# that its owner must shrink.
 _MOST_PIXELS = 100_000_000
-_FORMATS = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM')
-# Depths that cameras and scanners keep in 16 bits.
+_WANTED = ('PNG', 'JPEG', 'WEBP', 'BMP', 'DIB', 'GIF', 'TIFF', 'PPM', 'JPEG2000', 'AVIF', 'HEIF')
+# How files of these kinds begin, from their fifth byte on, and what must be installed for them.
+_BRANDS = {
+    'HEIC': ((b'ftypheic', b'ftypheix', b'ftyphevc', b'ftypmif1', b'ftypmsf1'), '[heic]'),
+    'AVIF': ((b'ftypavif', b'ftypavis'), None),
+}
+# Numbers of bits that cameras and scanners store in 16 bits.
 _DEPTHS = (8, 10, 12, 14, 16)
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ON_WHITE = 255.0
 
-# Of metadata that nobody needs here.
+if pillow_heif is not None:
+    pillow_heif.register_heif_opener()
+Image.init()
+_FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
+
+# These are about metadata that nobody needs here.
 warnings.filterwarnings('ignore', category=UserWarning, module='PIL')
 # We have a limit of our own, and say so.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
 class Unreadable(ValueError):
-    """A file is no image that can be used; the message says why, without the file's name."""
+    """A file is not an image that can be used; the message says why, without the file's name."""
 
 
 class Picture(NamedTuple):
@@ -45,7 +60,7 @@ class Picture(NamedTuple):
 
     Attributes:
       pixels: uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
-      bits: how many bits the values of a 16-bit file were taken to have; 0 for other files.
+      bits: how many bits the values of a 16-bit file are assumed to have; 0 for other files.
       has_more: whether the file holds other frames or pages, which are left out.
     """
 
@@ -60,12 +75,17 @@ class Header(NamedTuple):
     Attributes:
       kind: 'JPEG', 'PNG', 'DICOM' and so on.
       side: the shorter side, in pixels.
-      is_grey: whether it has no colours; None where only the pixels can say it.
+      is_grey: whether it has no colours; None if only the pixels can tell.
     """
 
     kind: str
     side: int
     is_grey: bool | None
+
+
+def heif_version() -> str:
+    """The version of the library that reads HEIC; '' without it."""
+    return '' if pillow_heif is None else str(pillow_heif.__version__)
 
 
 def decode(data: bytes, bits: int | None = None) -> Picture:
@@ -77,7 +97,8 @@ def decode(data: bytes, bits: int | None = None) -> Picture:
         (sBIT of PNG, the header of DICOM), or as its own largest value needs.
 
     Raises:
-      Unreadable: if it is no image, damaged, too large, or of a kind that nobody can see.
+      Unreadable: if it is not an image, is damaged, is too large, or has values that cannot be
+        shown.
     """
     try:
         if dicom.is_dicom(data):
@@ -86,17 +107,17 @@ def decode(data: bytes, bits: int | None = None) -> Picture:
             return _decode(image, data, bits)
     except dicom.DicomError as error:
         raise Unreadable(str(error)) from error
-    except Unreadable:
+    except (Unreadable, MemoryError):
         raise
-    except Exception as error:  # Damaged files raise anything.
+    except Exception as error:  # Damaged files may raise anything.
         raise Unreadable(_cause(error)) from error
 
 
 def probe(data: bytes) -> Header:
-    """Looks at the header of an image file.
+    """Reads the header of an image file.
 
     Raises:
-      Unreadable: as `decode`, as far as the header tells.
+      Unreadable: as in `decode`, as far as the header tells.
     """
     try:
         if dicom.is_dicom(data):
@@ -127,13 +148,22 @@ def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.UnidentifiedImageError:
-        raise Unreadable('it is no image of a known kind') from None
+        raise Unreadable(_unknown(data)) from None
     except Image.DecompressionBombError:
         raise Unreadable(
             f'it has more than {_MOST_PIXELS // 10**6} million pixels: shrink it'
         ) from None
     check_size(*image.size)
     return image
+
+
+def _unknown(data: bytes) -> str:
+    for kind, (brands, extra) in _BRANDS.items():
+        if data[4:12] not in brands:
+            continue
+        what = f'"tf_efsgd{extra}"' if extra else '"pillow>=11.3"'
+        return f'{kind} needs: pip install {what}'
+    return 'it is not an image of a known kind'
 
 
 def _cause(error: Exception) -> str:
@@ -144,27 +174,27 @@ def _cause(error: Exception) -> str:
 
 
 def _decode(image: Image.Image, data: bytes, bits: int | None) -> Picture:
-    # A phone's second picture, in an MPO, is a preview of the first.
+    # The second picture in an MPO file of a phone is a preview of the first.
     has_more = image.format != 'MPO' and getattr(image, 'is_animated', False)
     image.load()
-    is_upright = image.format == 'TIFF'  # Turned by Pillow while it is loaded.
+    is_upright = image.format == 'TIFF'  # Pillow turns it while it loads it.
     turn = 1 if is_upright else orientation(image)
     if image.mode.startswith('I') or image.mode == 'F':
         pixels, depth = _deep(image, bits or declared_bits(data))
     else:
-        pixels, depth = _shallow(image), 0
+        pixels, depth = _shallow(colours.to_srgb(image)), 0
         if image.format == 'TIFF' and _is_deep_tiff(image):
             _check_upper_bits(pixels)
     return Picture(upright(pixels, turn), depth, has_more)
 
 
 def _shallow(image: Image.Image) -> np.ndarray:
-    """Pixels of an image of 8 bits or less a channel."""
+    """The pixels of an image with 8 bits or less per channel."""
     mode = image.mode
     if mode in ('1', 'L') and 'transparency' not in image.info:
         return np.asarray(image.convert('L'))[..., np.newaxis]
     if mode in ('1', 'L', 'LA', 'La'):
-        # Pillow knows of the transparent colour of `L`, not of `1`.
+        # Pillow handles the transparent colour of mode `L`, but not of mode `1`.
         image = image.convert('L') if mode == '1' else image
         return on_white(np.asarray(image.convert('LA')))
     if mode == 'RGB' and 'transparency' not in image.info:
@@ -179,7 +209,7 @@ def _shallow(image: Image.Image) -> np.ndarray:
 
 
 def _deep(image: Image.Image, bits: int | None) -> tuple[np.ndarray, int]:
-    """Pixels of a grey image of more than 8 bits, and how many bits it has."""
+    """The pixels of a grey image with more than 8 bits, and how many bits it has."""
     values = np.asarray(image)
     if image.mode == 'F':
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
@@ -201,11 +231,11 @@ def _deep(image: Image.Image, bits: int | None) -> tuple[np.ndarray, int]:
 
 
 def to_8_bits(values: np.ndarray, bits: int | None) -> tuple[np.ndarray, int]:
-    """The upper 8 of the bits that values really have.
+    """Takes the upper 8 of the bits that values really have.
 
     Args:
       values: uint16, any shape.
-      bits: how many these are, 8 to 16; larger values then become white. None: the fewest of 8, 10,
+      bits: how many bits they have, 8 to 16; larger values become white. None: the fewest of 8, 10,
         12, 14 and 16 that hold the largest of these values.
 
     Returns:
@@ -218,7 +248,7 @@ def to_8_bits(values: np.ndarray, bits: int | None) -> tuple[np.ndarray, int]:
 
 
 def declared_bits(data: bytes) -> int | None:
-    """How many bits a PNG file says that its values have (sBIT), or None."""
+    """How many bits the values of a PNG file have, by its sBIT chunk; None if it does not say."""
     for kind, content in png_chunks(data):
         if kind == b'sBIT' and content and 8 <= max(content) <= 16:
             return max(content)
@@ -226,7 +256,7 @@ def declared_bits(data: bytes) -> int | None:
 
 
 def png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The chunks of a PNG file, (kind, content), without those of its pixels; none of others."""
+    """Yields the chunks of a PNG file, except its pixels, as (kind, content)."""
     if data[:8] != _PNG:
         return
     at = 8
@@ -243,7 +273,7 @@ def _is_deep_tiff(image: Image.Image) -> bool:
 
 
 def _check_upper_bits(pixels: np.ndarray) -> None:
-    """Refuses colours of 16 bits of which Pillow gives the upper 8, where these are dark."""
+    """Raises Unreadable for dark colours of 16 bits, of which Pillow gives only the upper 8."""
     if pixels.max(initial=0) < 64:
         raise Unreadable(
             'it has colours of 16 bits and uses the lower 14 or fewer of them: save it with 8 bits'
@@ -251,16 +281,16 @@ def _check_upper_bits(pixels: np.ndarray) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation that EXIF gives an image, 1 to 8; 1 where it gives none."""
+    """The orientation that EXIF gives an image, 1 to 8; 1 if it gives none."""
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # Damaged EXIF is no reason to refuse a picture: viewers show it as it is.
+    except Exception:  # An image with damaged EXIF is accepted: viewers show it as it is.
         return 1
     return turn if turn in range(1, 9) else 1
 
 
 def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
-    """Pixels [H, W, C] as a viewer shows those with this EXIF orientation, 1 to 8."""
+    """Turns pixels [H, W, C] with this EXIF orientation, 1 to 8, upright, as a viewer does."""
     if turn >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if turn in (2, 3, 6, 7):
@@ -271,7 +301,7 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
 
 
 def without_grey_palette(pixels: np.ndarray) -> np.ndarray:
-    """One channel of RGB pixels that a palette made and that are all grey."""
+    """Reduces RGB pixels that come from a palette to one channel if all of them are grey."""
     return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels
 
 

@@ -1,13 +1,13 @@
-"""Poisson sampling: every record enters every step by its own coin, as the accounting assumes.
+"""Poisson sampling: every record enters every step by its own coin toss, as the account assumes.
 
 Formal guarantees:
   - In each step every record is taken independently with probability exactly
     `accounting.sampling_probability`: its 32-bit draw is below `threshold`.
   - Batches have variable size, empty ones included. Nothing is truncated, padded, shuffled or
     remembered: there are no epochs.
-  - The draws come from Philox keyed by the operating system; the key stays in this process's
-    memory, in no graph, file or log. With `secure` every bit is the operating system's.
-  - Over several replicas, each record belongs to one replica; a step's shares are disjoint and
+  - The draws come from Philox with a key from the operating system. The key stays in the memory of
+    this process and is in no graph, file or log. With `secure` every bit is the operating system's.
+  - With several replicas each record belongs to one replica; the shares of a step are disjoint and
     together are one Poisson sample.
 """
 
@@ -34,21 +34,21 @@ def poisson_batches(
     key: int | None = None,
     secure: bool = False,
 ) -> tf.data.Dataset:
-    """An endless data set of Poisson samples: the batches that `tf_efsgd.epsilon` accounts.
+    """Makes an endless data set of Poisson samples: the batches that `tf_efsgd.epsilon` assumes.
 
     Give `expected_batch_size`, or `threshold`.
 
     Args:
-      images: uint8 [N, H, W, C], or what stands for them, e.g. features float16 [N, size].
+      images: uint8 [N, H, W, C], or something in their place, e.g. features float16 [N, size].
       labels: integers [N].
       threshold: a record is sampled when its uniform 32-bit draw is below it; in [1, 2^32], see
         `accounting.sampling_threshold`.
-      expected_batch_size: mean number of records in a batch, as the optimizer has it.
+      expected_batch_size: mean number of records in a batch, the same as the optimizer's.
       dataset_size: declared number of records, public, at least `expected_batch_size`; None
         declares N.
-      num_replicas: each step is handed out as this many consecutive elements, one per replica.
+      num_replicas: each step is given as this many consecutive elements, one per replica.
       key: for tests only: a fixed key. None draws one from the operating system.
-      secure: draw from the operating system's generator itself.
+      secure: whether every bit comes from the operating system's generator itself.
 
     Returns:
       Elements (images [n, ...] of the same type, labels int32 [n]); n varies and may be 0.
@@ -94,7 +94,7 @@ def poisson_batches(
         ),
     )
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-    # There is nothing to tune, and the tuner can hold up the end of training for a minute.
+    # There is nothing to tune, and the tuner can delay the end of training by a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
     return dataset.prefetch(2 * num_replicas).with_options(options)
@@ -103,7 +103,7 @@ def poisson_batches(
 def sample_indices(
     num_records: int, threshold: int, key: int | None = None, secure: bool = False
 ) -> Iterator[np.ndarray]:
-    """Yields the sampled record numbers of step after step, ascending int64 [n].
+    """Yields the numbers of the sampled records, step after step: int64 [n], ascending.
 
     Args:
       num_records: N >= 1.
@@ -111,13 +111,13 @@ def sample_indices(
       key: for tests only: a fixed key.
       secure: as in `poisson_batches`.
     """
-    # A fresh Philox key for every iteration that starts: its counter is never reset.
+    # Every iteration has a fresh Philox key, whose counter is never reset.
     philox = np.random.Philox(key=secrets.randbits(128) if key is None else key)
     draws = np.random.Generator(philox)
     process = os.getpid()
     while True:
         if process != os.getpid():
-            raise RuntimeError('The sampler is of one process: a fork would repeat the samples.')
+            raise RuntimeError('A sampler belongs to one process: a fork would repeat samples.')
         if secure:
             drawn = np.frombuffer(os.urandom(4 * num_records), np.uint32)
         else:

@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from tf_efsgd.data.persons import Identity
 
-# What may be read off the records, by the argument of `load.load` that declares it.
+# What may be read off the records, by the name of the argument of `load.load` that declares it.
 READ_OFF = ('classes', 'channels', 'image_size', 'dataset_size', 'dataset_persons')
 
 
@@ -32,7 +32,7 @@ class Records:
       class_names: a name for each class.
 
     Raises:
-      DataError: a dtype, shape, label or the number of names is not as above.
+      DataError: if a dtype, a shape, a label or the number of names is not as above.
     """
 
     images: np.ndarray
@@ -78,12 +78,12 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """What to train on, and what to evaluate against.
+    """The records to train on and those to evaluate against, and what is public about them.
 
     Attributes:
       name: the data set as it was asked for.
       train: the records to train on, at least one.
-      test: records that training never sees; None when there are none.
+      test: records that training never sees; None if there are none.
       declared_size: number of training records as declared, public; about len(train).
       digests: of the training records, uint64 [N, 2]: `split.digest` of each image as it was
         decoded, before it was cropped or resized. Private, and in memory only.
@@ -94,8 +94,8 @@ class Dataset:
       person_digests: of the name of each training record's person, uint64 [N, 2]; None as above.
         Private, and in memory only.
       found: what the caller left open and the data set or its records settled: values by the name
-        of the argument of `load.load` that declares each. When they are declared, the same data set
-        is read again and nothing public is read off its records.
+        of the argument of `load.load` that declares each. With these declared, the same data set is
+        read again and no public fact is read off its records.
       read_off: the names among them that were read off the records, in the order of `READ_OFF`.
       notes: whole sentences for the terminal about how the data set was read: what was ignored,
         what cannot be read, where decoded images are kept. Private: they name and count files.

@@ -1,11 +1,11 @@
-"""Which records are tested on, and which ones a limit keeps: each is decided by itself.
+"""Decides which records are tested on and which ones a limit keeps, each record by itself.
 
 Formal guarantees:
-  - The hash of a record is of its decoded pixels alone, before any crop or resize: neither its
-    place, nor its label, nor the list of classes, nor any other record plays a part in it. Two
-    encodings of one picture, and one picture under two labels, fall on the same side.
-  - Grey pixels hash alike whether they come with one channel or with three equal ones.
-  - The hash of a person is of the person's name alone, and all images of a person follow it.
+  - The hash of a record depends on its decoded pixels alone, before any crop or resize. Its place,
+    its label, the list of classes and other records play no part in it. Two encodings of one
+    picture, and one picture under two labels, fall on the same side.
+  - Grey pixels have the same hash whether they come with one channel or with three equal ones.
+  - The hash of a person depends on the person's name alone, and decides for all images of a person.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# What is hashed goes to the test set when its split hash, uniform over 64 bits, is below this:
-# 10.48 %. Changing it moves records between the splits of every data set without a test set.
+# A record goes to the test set if its split hash, uniform over 64 bits, is below this: 10.48 %.
+# Another threshold would move records between the splits of every data set without a test set.
 _TEST_THRESHOLD = 1_933_000_000_000_000_000
-_SPLIT, _LIMIT = 0, 1  # The columns of the digests: which of the two hashes decides what.
+_SPLIT, _LIMIT = 0, 1  # The columns of the digests: the hash that splits, and the one that limits.
 
-# These prefixes keep the hashes of records and persons apart. The number is the first with which
-# the embedded MNIST is split 9,000 to 1,000 and the digits 1,602 to 195, as by an earlier hash.
+# These prefixes keep the hashes of records and persons apart. The number is the first one that
+# splits the embedded MNIST 9,000 to 1,000 and the digits 1,602 to 195, as an earlier hash did.
 _RECORD, _PERSON = b'tf_efsgd record 368\0', b'tf_efsgd person\0'
 
 
 def digest(image: np.ndarray) -> np.ndarray:
-    """Two independent hashes of an image, uniform over 64 bits.
+    """Computes two independent hashes of an image, each uniform over 64 bits.
 
     Args:
       image: the decoded pixels, uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
@@ -43,12 +43,12 @@ def digest(image: np.ndarray) -> np.ndarray:
 
 
 def digests_of(images: Iterable[np.ndarray]) -> np.ndarray:
-    """`digest` of each image, uint64 [N, 2]."""
+    """The `digest` of each image, uint64 [N, 2]."""
     return _stack([digest(image) for image in images])
 
 
 def digests_of_persons(persons: Iterable[str]) -> np.ndarray:
-    """Two such hashes of each person's name, uint64 [N, 2]."""
+    """Two independent hashes of each person's name, uint64 [N, 2]."""
     return _stack(
         [
             _words(hashlib.sha256(_PERSON + name.encode('utf-8', 'surrogatepass')).digest())
@@ -63,13 +63,16 @@ def is_tested_on(digests: np.ndarray) -> np.ndarray:
 
 
 def is_within_limit(digests: np.ndarray, limit: int, declared: int) -> np.ndarray:
-    """Which ones a limit keeps, each with probability limit / declared: bool [N].
+    """Which records, or persons, a limit keeps, each with probability limit / declared.
 
     Args:
       digests: uint64 [N, 2].
-      limit: how many to keep, about; below `declared`.
-      declared: how many there are, a public number: with that of the records that there are, one
-        more of them could move others.
+      limit: about how many to keep; below `declared`.
+      declared: how many there are, as a public number: with the exact number, one more record could
+        move others.
+
+    Returns:
+      bool [N].
     """
     return digests[:, _LIMIT] < np.uint64(limit * 2**64 // declared)
 

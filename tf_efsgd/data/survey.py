@@ -1,6 +1,6 @@
-"""A look at a folder: data set before anything is trained: what it has, what cannot be read. No TF.
+"""Looks at a folder: data set before anything is trained: what it has, and what cannot be read.
 
-All of it is private and for the terminal alone: it names and counts files.
+The result is private and only for the terminal, because it names and counts files. No TensorFlow.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from tf_efsgd import machine, progress
 from tf_efsgd.data import listing, pictures
 
-# Of records without a test set of their own, the share to train on, see `split.is_tested_on`.
+# The share of records to train on if there is no test set, see `split.is_tested_on`.
 _TRAINED_ON = 1 - 1_933_000_000_000_000_000 / 2**64
 _CHUNK = 16
 _AHEAD = 3
 _NAMED = 5
-# Seconds before a bar shows how far it is.
+# A progress bar appears after so many seconds.
 _QUIET = 2.0
-# What is not said to be read: everybody expects it.
+# These kinds of files are not mentioned: everybody expects that they are read.
 _USUAL = ('.png', '.jpg', '.jpeg')
 
 
@@ -35,14 +35,14 @@ class Survey:
 
     Attributes:
       class_names: in the order of their labels.
-      counts: readable images of each class, those to test on too.
+      counts: the number of readable images of each class, including those to test on.
       trained_on: about how many of them are trained on.
       unreadable: 'path: why' of each file that cannot be read.
-      kinds: how many readable files there are of each ending, lower case.
-      usual_side: the middle of the shorter sides, in pixels.
+      kinds: how many readable files there are of each ending, in lower case.
+      usual_side: the median of the shorter sides, in pixels.
       channels: 3 if any image has colours, else 1.
       has_patients: whether there are DICOM files.
-      notes: as of a listing.
+      notes: as in `listing.Listing`.
     """
 
     class_names: tuple[str, ...]
@@ -57,11 +57,11 @@ class Survey:
 
     @property
     def images(self) -> int:
-        """How many can be read."""
+        """How many images can be read."""
         return sum(self.counts)
 
     def lines(self) -> list[str]:
-        """What it found, in words."""
+        """What was found, in lines for the user."""
         classes = f'{len(self.counts):,} class{"es" if len(self.counts) > 1 else ""}'
         lines = [f'{self.images:,} images, {classes} ({_spread(self)}).']
         if self.unreadable:
@@ -95,7 +95,7 @@ def _spread(survey: Survey) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """What one file is: its shorter side and channels, or why it cannot be read."""
+    """What was seen of one file: its shorter side and channels, or why it cannot be read."""
 
     side: int = 0
     channels: int = 0
@@ -126,13 +126,13 @@ def survey(
 
     Args:
       root: as in `listing.find`.
-      classes: likewise.
-      label: likewise.
+      classes: as in `listing.find`.
+      label: as in `listing.find`.
       bits: as in `pictures.decode`.
       has_folders_of_persons: as in `listing.find`.
 
     Raises:
-      DataError: as `listing.find`.
+      DataError: as in `listing.find`.
     """
     found = listing.find(root, classes, label, has_folders_of_persons=has_folders_of_persons)
     files = (*found.train, *(found.test or ()))

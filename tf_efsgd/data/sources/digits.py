@@ -15,7 +15,7 @@ def read(dataset: str, wanted: parts.Wanted) -> parts.Source:
       wanted: what was asked for.
 
     Raises:
-      DataError: other classes, or persons, were asked for.
+      DataError: if other classes, or persons, are asked for.
     """
     from sklearn import datasets
 

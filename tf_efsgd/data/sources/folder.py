@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from tf_efsgd.data import listing, parts, persons, pictures
 
-# Images that `usual_side` looks at.
+# `usual_side` looks at so many images.
 _PROBED = 25
 
 
@@ -21,7 +21,7 @@ def read(dataset: str, root: pathlib.Path, wanted: parts.Wanted) -> parts.Source
       wanted: what was asked for.
 
     Raises:
-      DataError: there are no images, one cannot be read, or one is of no declared class or of no
+      DataError: if there are no images, one cannot be read, or one has no declared class or no
         person.
     """
     del dataset
@@ -72,28 +72,28 @@ def _items(files: Sequence[listing.File], names: Sequence[str]) -> Iterator[part
 
 
 def _stamp(path: str) -> list:
-    """What changes when a file does."""
+    """Values that change when a file does."""
     try:
         status = os.stat(path)
-    except OSError:  # It is named when it is read.
+    except OSError:  # Reading the file will report it.
         return [path]
     return [path, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def usual_side(root: pathlib.Path) -> int | None:
-    """About how large the images are: the middle of the shorter sides of some of them, in pixels.
+    """Estimates how large the images are: the median of the shorter sides of some of them.
 
     Args:
       root: as for `read`.
 
     Returns:
-      None where there is no image that can be decoded.
+      The side in pixels; None if there is no image that can be decoded.
     """
     files = listing.images_below(root)
     sides = []
     for path in files[:: max(1, len(files) // _PROBED)][:_PROBED]:
         try:
             sides.append(pictures.probe(pathlib.Path(path).read_bytes()).side)
-        except (OSError, pictures.Unreadable):  # Reading all of them names it.
+        except (OSError, pictures.Unreadable):  # Reading all images will report it.
             continue
     return sorted(sides)[len(sides) // 2] if sides else None

@@ -1,4 +1,4 @@
-"""`idx:PATH`: MNIST's four files; and `mnist_10k`: two of them, which come with the package."""
+"""`idx:PATH` reads MNIST's four files; `mnist_10k` are two of them, which come with the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_mnist_10k(dataset: str, wanted: parts.Wanted) -> parts.Source:
       wanted: what was asked for.
 
     Raises:
-      DataError: other classes, or persons, were asked for.
+      DataError: if other classes, or persons, are asked for.
     """
     parts.refuse_persons(dataset, wanted)
     names = parts.check_names(dataset, _names(10), wanted)
@@ -40,11 +40,11 @@ def read(dataset: str, folder: pathlib.Path, wanted: parts.Wanted) -> parts.Sour
       wanted: what was asked for.
 
     Raises:
-      DataError: a file is missing or damaged, a label is of no declared class, or persons were
+      DataError: if a file is missing or damaged, a label has no declared class, or persons are
         asked for.
     """
     parts.refuse_persons(dataset, wanted)
-    # Images of this format are grey, and its header declares their size.
+    # Images in this format are grey, and its header declares their size.
     images, labels = _read_pair(folder, 'train')
     train = parts.part_of_arrays(images, labels, wanted.image_size)
     names = wanted.classes or _names(int(labels.max()) + 1)
@@ -90,7 +90,7 @@ def _find(folder: pathlib.Path, stem: str) -> pathlib.Path | None:
 
 
 def _read_pair(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 [N, H, W] and labels uint8 [N], N at least 1."""
+    """Reads images uint8 [N, H, W] and labels uint8 [N], N at least 1."""
     images = _read_file(folder, f'{split}-images-idx3', _IMAGES)
     labels = _read_file(folder, f'{split}-labels-idx1', _LABELS)
     if len(images) != len(labels):
@@ -104,7 +104,7 @@ def _read_pair(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _read_file(folder: pathlib.Path, stem: str, magic: int) -> np.ndarray:
-    """One file in the format of yann.lecun.com/exdb/mnist, as uint8."""
+    """Reads one file in the format of yann.lecun.com/exdb/mnist, as uint8."""
     path = _find(folder, stem)
     if path is None:
         raise DataError(f'{folder} has neither {stem}-ubyte nor {stem}-ubyte.gz; put one there')

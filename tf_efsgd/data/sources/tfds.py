@@ -18,11 +18,11 @@ from absl import logging
 from tf_efsgd.data import parts, persons
 from tf_efsgd.data.records import DataError
 
-# Records of a split whose labels are looked at before all are decoded.
+# The labels of so many records of a split are looked at before all records are decoded.
 _LOOKED_AT = 1000
-# Attributes of which each combination is a class.
+# The most attributes in --label; each combination of them is a class.
 _MOST_ATTRIBUTES = 6
-# What TFDS asks Google Drive for, which refuses when many others did so that day.
+# TFDS asks Google Drive for these files; it refuses when many others have asked on the same day.
 _BY_HAND = {
     'celeb_a': (
         'img_align_celeba.zip, list_attr_celeba.txt, list_eval_partition.txt, '
@@ -39,16 +39,16 @@ def read(
     other_names: Sequence[str] = (),
     schemes: Sequence[str] = (),
 ) -> parts.Source:
-    """Reads a data set of TFDS with an image and a class label; prepares it when it is not yet.
+    """Reads a data set of TFDS with an image and a class label; prepares it if that is needed.
 
     Args:
       dataset: its name in TFDS.
       wanted: what was asked for.
-      other_names: names of data sets that are not of TFDS, for the message about an unknown one.
-      schemes: what may stand before a colon in a name, for the same message.
+      other_names: names of data sets from other sources, for the message about an unknown one.
+      schemes: what may come before a colon in a name, for the same message.
 
     Raises:
-      DataError: the data set is unknown, cannot be obtained, or is not of a usable kind.
+      DataError: if the data set is unknown, cannot be obtained, or is not of a usable kind.
     """
     with _quiet_absl():
         builder = _builder(dataset, wanted.data_dir, other_names, schemes)
@@ -79,13 +79,13 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
         partial = _both(partial, of_person)
     if 'train' not in splits:
         raise DataError(f'{name} has no split train, only {", ".join(splits)}; use another one')
-    # The schema is public; where it leaves something open, the records say it.
+    # The schema is public. What it leaves open is read off the records.
     height, width, depth = features['image'].shape
     channels = wanted.channels or {1: 1, 3: 3, 4: 3}.get(depth)
     read_off: tuple[str, ...] = () if channels else ('channels',)
     read_off += () if wanted.image_size or (height and width) else ('image_size',)
 
-    # Where the image is square after the cut at 178 pixels, as most work on these faces does it.
+    # These faces are cut to squares of 178 pixels and resized by area, as most work on them does.
     area = builder.name == 'celeb_a'
 
     def read_part(split: str, has_own_test: bool):
@@ -137,7 +137,7 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
 
 
 def _stamps(builder: Any) -> list:
-    """What changes when a prepared data set does."""
+    """Values that change when a prepared data set does."""
     files = [entry for entry in os.scandir(builder.data_path) if entry.is_file()]
     files.sort(key=lambda entry: entry.name)
     return [
@@ -149,12 +149,12 @@ def _stamps(builder: Any) -> list:
 def _find_held_out(
     name: str, splits: Sequence[str], has_labels: Callable[[str], bool]
 ) -> tuple[str | None, tuple[str, ...]]:
-    """The split to test on, and what to say of others.
+    """Finds the split to test on, and lines about the others.
 
     Args:
       name: of the data set.
-      splits: it has.
-      has_labels: whether a split has labels, found without decoding an image.
+      splits: the names of its splits.
+      has_labels: tells whether a split has labels, without decoding an image.
 
     Raises:
       DataError: if the split to train on has no labels.
@@ -171,7 +171,7 @@ def _find_held_out(
 
 
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What two selections of nested features select together."""
+    """Merges two selections of nested features."""
     merged = {**one, **other}
     for key in one.keys() & other.keys():
         if isinstance(one[key], dict) and isinstance(other[key], dict):
@@ -253,7 +253,7 @@ def _find_label(
       Class names, the features to read, and how to take the label from a record.
 
     Raises:
-      DataError: the data set has no such thing.
+      DataError: if the data set has no such features.
     """
     import tensorflow_datasets as tfds
 
@@ -294,7 +294,7 @@ def _find_attribute(
             f'class. Received: {wanted}'
         )
     partial = {'image': True, 'attributes': dict.fromkeys(chosen, True)}
-    # The first attribute changes last, as in a table that counts up.
+    # The first attribute changes slowest, like the first digit of numbers that count up.
     names = tuple(
         ' + '.join(combination)
         for combination in itertools.product(*((f'not {a}', a) for a in chosen))
@@ -316,7 +316,7 @@ def _stream(
     get_label: Callable[[Any], tf.Tensor],
     get_person: Callable[[Any], tf.Tensor] | None = None,
 ) -> tf.data.Dataset:
-    """A split as (encoded image, label, person), in the order of the files."""
+    """Streams a split as (encoded image, label, person), in the order of the files."""
     import tensorflow_datasets as tfds
 
     # The images stay encoded: our own pipeline decodes them.

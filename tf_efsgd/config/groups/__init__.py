@@ -1,0 +1,1 @@
+"""The groups of settings, one file each: every setting is one field, written once."""
