@@ -12,7 +12,7 @@ _ACCOUNT = ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mec
 _ACCOUNT += ['privacy.plan']
 
 # Of these everybody may import, and they import nothing of ours, but for each other's doors below.
-_EVERYBODYS = ['files', 'machine', 'progress', 'rounding', 'terminal', 'version']
+_EVERYBODYS = ['files', 'machine', 'progress', 'replicas', 'rounding', 'terminal', 'version']
 
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
@@ -38,7 +38,7 @@ _ROOMS = {
     ],
     'audit': ['training', 'privacy', 'models', 'data'],
     'benchmark': ['training', 'privacy', 'models', 'data'],
-    'results': ['config', 'budget', 'privacy.mechanism', 'run.folder'],
+    'results': ['config', 'budget'],
     'run': [
         'training',
         'export',
@@ -51,13 +51,12 @@ _ROOMS = {
         'config',
     ],
     'training': ['privacy', 'models', 'data.images'],
-    'export': ['models', 'data.images'],
+    'export': ['data.images'],
     'evaluation': ['models', 'data'],
     'reporting': [],
     # Without TensorFlow, see below.
     'budget': ['config', 'privacy'],
     'privacy': [],
-    'privacy.features': ['models.public_network', 'data.images'],
     'models': ['data.images'],
     'data': [],
     'config': [],

@@ -17,3 +17,17 @@ def test_the_facts_are_those_of_this_machine():
 def test_facts_in_words(gpus, words):
     facts = {'cores': 3, 'processor': 'A', 'gpus': gpus, 'tensorflow': '2', 'python': '3'}
     assert machine.describe_machine(facts) == f'3 cores of A{words}, TensorFlow 2, Python 3'
+
+
+def test_anything_of_a_driver_is_seen(monkeypatch, tmp_path):
+    monkeypatch.setenv('PATH', str(tmp_path))
+    monkeypatch.setattr(
+        machine, '_DRIVER_FILES', (str(tmp_path / 'nvidia'), str(tmp_path / 'dev' / 'nvidia*'))
+    )
+    assert not machine.has_nvidia_driver()
+    for path in (tmp_path / 'nvidia', tmp_path / 'dev' / 'nvidia0', tmp_path / 'nvidia-smi'):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text('')
+        path.chmod(0o755)
+        assert machine.has_nvidia_driver(), path
+        path.unlink()

@@ -483,7 +483,7 @@ def test_the_table(fake):
     assert 'baseline of the same data set (ONE)' in note
     promise = (
         'Each command with `--seed=` 1, 2. Unit of privacy: one image with its label. δ = 1e-05; '
-        'times their number that is 0.6 at most.'
+        'times the number of units it is 0.6 at most.'
     )
     assert promise in lines
     assert any(line.startswith('- three, seed 1: failed (exit code 0') for line in lines)
@@ -517,6 +517,7 @@ def test_rows_of_other_images_are_not_compared_and_have_their_own_real_images(fa
 # The real launcher.
 
 
+@pytest.mark.acceptance
 def test_a_real_run(tmp_path):
     values = flags.FlagValues()
     command_line.define_flags(values)

@@ -95,7 +95,7 @@ def test_a_bar_moves_on_an_ascii_terminal(monkeypatch):
     assert b'epsilon<=1 of 2' in written.getvalue()
 
 
-@pytest.mark.slow
+@pytest.mark.acceptance
 def test_a_command_ends_well_on_an_ascii_terminal(tmp_path):
     """`plan` writes more of these letters than any other command."""
     command = [sys.executable, '-m', 'tf_efsgd.plan', '--target_epsilon=9', '--dataset_size=6000']
@@ -109,3 +109,31 @@ def test_a_command_ends_well_on_an_ascii_terminal(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, b'')
     assert b'epsilon' in done.stdout and b'\\u' not in done.stdout
+
+
+def test_what_a_library_writes_is_dropped_and_what_python_writes_is_not():
+    code = (
+        'import os, sys\n'
+        'from tf_efsgd import terminal\n'
+        'print("before", file=sys.stderr)\n'
+        'terminal.hide_libraries()\n'
+        'terminal.hide_libraries()\n'
+        'os.write(2, b"of a library\\n")\n'
+        'os.system("echo of a child >&2")\n'
+        'print("σ", file=sys.stderr)\n'
+        'raise SystemExit("an error")\n'
+    )
+    ended = subprocess.run(
+        [sys.executable, '-c', code],
+        env={**os.environ, 'PYTHONPATH': str(_REPO), 'PYTHONIOENCODING': 'utf-8'},
+        capture_output=True,
+    )
+    assert ended.stderr.decode('utf-8').splitlines() == ['before', 'σ', 'an error']
+    assert ended.returncode == 1
+
+
+def test_where_standard_errors_are_not_the_process_s_they_stay(monkeypatch):
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, 'stderr', stream)
+    terminal.hide_libraries()
+    assert sys.stderr is stream

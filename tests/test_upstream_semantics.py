@@ -3,6 +3,7 @@
 Each test names the file, and where it helps the function, that relies on what it holds fast.
 """
 
+import inspect
 import math
 
 import attr
@@ -281,7 +282,7 @@ def test_a_draw_is_the_same_in_eager_code_in_a_function_and_on_every_replica(str
 
 
 def test_public_draws_are_the_same_in_eager_code_in_a_function_and_on_every_replica(strategy):
-    # models/gan.py, _generate_share: each replica takes its rows of what all have drawn.
+    # training/generated.py, _generate_share: each replica takes its rows of what all have drawn.
     def draw(step):
         seed = tf.random.experimental.stateless_fold_in(tf.constant([3, 1], tf.int32), step)
         return tf.random.stateless_uniform([50], seed, 0, 3, tf.int32)
@@ -858,3 +859,15 @@ def test_saving_a_model_refuses_a_variable_that_it_does_not_track(tmp_path):
     assert [n for n in names if not n.startswith('_')] == [
         'variables_to_save/0/.ATTRIBUTES/VARIABLE_VALUE'
     ]
+
+
+def test_the_time_after_which_a_worker_is_lost_can_be_set():
+    # `run.workers` needs both; they are no public API, and their modules move between versions.
+    from tensorflow.python.eager import context
+
+    taken = inspect.signature(context.Context.configure_coordination_service).parameters
+    assert {
+        *('service_type', 'service_leader', 'heartbeat_timeout_in_ms', 'coordinated_jobs')
+    } <= set(taken)
+    job = context.coordination_config_pb2.CoordinatedJob(name='worker', num_tasks=2)
+    assert (job.name, job.num_tasks) == ('worker', 2)

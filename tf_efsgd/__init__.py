@@ -1,6 +1,6 @@
 """Differentially private image generation with error-feedback SGD.
 
-The public names are loaded when they are first used: accounting, plans and flags need no
+The public names are loaded when they are first used, because accounting, plans and flags need no
 TensorFlow.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tf_efsgd.version import __version__
 
-if sys.version_info >= (3, 12):  # Before anything loads TensorFlow or TF Privacy.
+if sys.version_info >= (3, 12):  # It must come before anything loads TensorFlow or TF Privacy.
     from tf_efsgd import python_312  # noqa: F401
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from tf_efsgd.synthesizer import Synthesizer
     from tf_efsgd.training.gan import EFSGDGan
+    from tf_efsgd.training.warm_start import warm_start
 
 _MODULES = {
     'ConfigError': 'config.fields',
@@ -47,6 +48,7 @@ _MODULES = {
     'epsilon': 'budget.optimizer',
     'make_error_feedback_optimizer_class': 'privacy.optimizer',
     'poisson_batches': 'data.poisson',
+    'warm_start': 'training.warm_start',
 }
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     'epsilon',
     'make_error_feedback_optimizer_class',
     'poisson_batches',
+    'warm_start',
 ]
 
 

@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all, and are still there after a power cut.
+"""Files that appear completely or not at all, and are still there after a power cut.
 
-File systems differ: some have no hard links (exFAT), some no locks (a few of clusters), some keep
-no permissions, and Windows has none of all that. What is done or said there stands here, once.
+File systems differ: some have no hard links (exFAT), some have no locks (a few of clusters), some
+keep no permissions, and Windows has none of these. This is the only place that handles the
+differences.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ try:
 except ImportError:  # Windows.
     fcntl = None  # type: ignore[assignment]
 
-# What a file system answers that cannot do something at all.
+# The errors of a file system that cannot do something at all.
 _CANNOT = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.ENOLCK)
-# Characters that TensorFlow takes for a pattern where it opens a checkpoint or a SavedModel.
+# With these characters, TensorFlow takes the path of a checkpoint or SavedModel for a pattern.
 _WILDCARDS = '*?[]\\'
 # Byte order marks, the longer ones first: UTF-16 begins like UTF-32.
 _MARKS = (
@@ -35,14 +36,14 @@ _MARKS = (
 )
 _LINKS: list[tempfile.TemporaryDirectory] = []
 USE_WSL = (
-    'This program needs Linux or macOS: Windows has no locks of the kind that keep two processes '
-    'from spending one budget. Use WSL (https://learn.microsoft.com/windows/wsl) and install it '
-    'there.'
+    'This program needs Linux or macOS, because Windows does not have the kind of locks that keep '
+    'two processes from spending one budget. Use WSL (https://learn.microsoft.com/windows/wsl), '
+    'and install it there.'
 )
 
 
 class NoLocksError(OSError):
-    """The file system, or the whole system, has no locks; the message says what to do."""
+    """The file system or the operating system has no locks; the message says what to do."""
 
 
 def write_atomically(
@@ -55,22 +56,22 @@ def write_atomically(
     """Writes a file under another name, syncs it, then renames it.
 
     Args:
-      path: of the file; an existing one is replaced.
+      path: the file to write; an existing one is replaced.
       content: its new content; text is written as UTF-8.
       mode: its permissions.
-      when_there_is_room: called when the disk has as many bytes for it, before the first byte of
-        the content is written: what must not be done in vain, nor after.
+      when_there_is_room: called once the disk has reserved enough bytes for the content and before
+        the first of them is written. It is for what must neither be done in vain nor too late.
 
     Raises:
-      OSError: if the disk is full or the folder cannot be written; the old file is kept then.
+      OSError: if the disk is full or the folder cannot be written to; the old file is kept.
     """
     path = pathlib.Path(path)
     content = content.encode() if isinstance(content, str) else content
     handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.tmp-', dir=path.parent)
     try:
         with open(handle, 'wb') as file:
-            # Until then it is for the user alone: a file system without permissions exposes it as
-            # it exposes all of its files.
+            # Until then only the user can read it. A file system without permissions exposes it,
+            # as it exposes all of its files.
             with _unless_it_cannot():
                 os.fchmod(file.fileno(), mode)
             if when_there_is_room is not None:
@@ -90,7 +91,7 @@ def write_atomically(
 
 
 def is_at(handle: int, path: str | os.PathLike) -> bool:
-    """Whether an open file is the one that has this name now."""
+    """Whether this name still belongs to an open file."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -101,7 +102,7 @@ def sync(path: str | os.PathLike) -> None:
     """Waits until a file's content, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        if os.path.isdir(path):  # Some network file systems have nothing to wait for there.
+        if os.path.isdir(path):  # On some network file systems a folder cannot be synced.
             with _unless_it_cannot():
                 os.fsync(handle)
         else:
@@ -112,7 +113,7 @@ def sync(path: str | os.PathLike) -> None:
 
 @contextlib.contextmanager
 def _unless_it_cannot() -> Iterator[None]:
-    """Lets pass that a file system cannot do something at all."""
+    """Ignores an error if it means that the file system cannot do something at all."""
     try:
         yield
     except OSError as error:
@@ -121,10 +122,10 @@ def _unless_it_cannot() -> Iterator[None]:
 
 
 def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
-    """Gives a finished file its name, unlike a renaming never in another's place.
+    """Gives a finished file its name, but never replaces another file, as renaming would.
 
     Args:
-      temporary: the file, beside `path`; it stays under this name too where there are hard links.
+      temporary: the file, beside `path`. On file systems with hard links it keeps this name, too.
       path: its name.
 
     Raises:
@@ -136,7 +137,7 @@ def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
     except OSError as error:
         if error.errno not in _CANNOT:
             raise
-    # Without hard links, as on exFAT: whoever makes the name has it, and puts the file there.
+    # There are no hard links, as on exFAT. The process that creates the name puts the file there.
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         os.replace(temporary, path)
@@ -146,20 +147,20 @@ def publish(temporary: str | os.PathLike, path: str | os.PathLike) -> None:
 
 
 def has_locks() -> bool:
-    """Whether this system has locks; a file system may have none all the same."""
+    """Whether this operating system has locks; a file system may still lack them."""
     return fcntl is not None
 
 
 def lock(
     file: IO | int, path: str | os.PathLike, *, shared: bool = False, wait: bool = False
 ) -> None:
-    """Takes the lock of an open file, that the kernel lets go of when this process ends.
+    """Takes the lock of an open file, which the kernel releases when this process ends.
 
     Args:
-      file: open, or its handle.
+      file: the open file, or its handle.
       path: its name, for messages.
-      shared: with others who take it shared.
-      wait: for another process that has it.
+      shared: whether to share the lock with others who take it shared.
+      wait: whether to wait for another process that has it.
 
     Raises:
       BlockingIOError: if another process has it.
@@ -176,24 +177,25 @@ def lock(
         if error.errno in (errno.EACCES, errno.EAGAIN):
             raise BlockingIOError(error.errno, error.strerror, str(path)) from error
         raise NoLocksError(
-            f'The file system of {path} has no locks ({error.strerror or error}), so that two '
+            f'The file system of {path} has no locks ({error.strerror or error}), so two '
             'processes could spend one budget: give a folder on another disk. Received: '
             f'{pathlib.Path(path).parent}.'
         ) from error
 
 
 def read_text(path: str | os.PathLike) -> str:
-    """Reads a text that a person may have written with any editor: UTF-8, or with a mark for it.
+    """Reads a text that a person may have written with any editor.
 
     Args:
-      path: of the file, in UTF-8 with or without a byte order mark, or in UTF-16 or UTF-32 with it.
+      path: the file, in UTF-8 with or without a byte order mark, or in UTF-16 or UTF-32 with one.
 
     Returns:
-      The text without its mark.
+      The text without the mark.
 
     Raises:
       OSError: if the file cannot be read.
-      ValueError: if it is in none of these; the message is one line that names the line.
+      ValueError: if it has another encoding; the message is one line and names the line in the
+        file.
     """
     content = pathlib.Path(path).read_bytes()
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), 'utf-8')
@@ -202,24 +204,24 @@ def read_text(path: str | os.PathLike) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b'\n') + 1
         raise ValueError(
-            f'{path} is no text in UTF-8, see its line {line}: save it as UTF-8. Received: '
+            f'{path} is not text in UTF-8, see its line {line}: save it as UTF-8. Received: '
             f'{content[error.start : error.start + 8]!r}.'
         ) from error
     if '\0' in text:
-        raise ValueError(f'{path} is no text in UTF-8: save it as UTF-8. Received: zero bytes.')
+        raise ValueError(f'{path} is not text in UTF-8: save it as UTF-8. Received: zero bytes.')
     return text
 
 
 def has_wildcards(path: str | os.PathLike) -> bool:
-    """Whether TensorFlow takes the path for a pattern, and may find nothing or another file."""
+    """Whether TensorFlow takes the path for a pattern, and so may find nothing or another file."""
     return any(character in os.fspath(path) for character in _WILDCARDS)
 
 
 def without_wildcards(path: str | os.PathLike) -> pathlib.Path:
-    """A path that TensorFlow does not take for a pattern, for as long as this process runs.
+    """Returns a path that TensorFlow does not take for a pattern; it lasts as long as the process.
 
     Args:
-      path: of a folder, which may be made later.
+      path: the path of a folder, which may be made later.
 
     Returns:
       The path itself, or that of a link to it among the temporary files.
@@ -231,7 +233,7 @@ def without_wildcards(path: str | os.PathLike) -> pathlib.Path:
 
 @functools.cache
 def _link_to(path: str) -> pathlib.Path:
-    # Not removed before the end: an optimizer reads its slots when it makes them.
+    # The link stays until the end, because an optimizer reads its slots when it creates them.
     folder = tempfile.TemporaryDirectory(prefix='tf_efsgd-')
     _LINKS.append(folder)
     link = pathlib.Path(folder.name) / 'folder'

@@ -1,21 +1,30 @@
-"""The machine that a figure was made on."""
+"""Describes the machine that a figure was measured on."""
 
 from __future__ import annotations
 
+import glob
 import os
 import pathlib
 import platform
+import shutil
 from collections.abc import Mapping
+
+_DRIVER_FILES = ('/proc/driver/nvidia', '/dev/nvidia*')
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """Returns how many cores this process may use."""
     is_limited = hasattr(os, 'sched_getaffinity')
     return len(os.sched_getaffinity(0)) if is_limited else os.cpu_count() or 1
 
 
+def has_nvidia_driver() -> bool:
+    """Whether there are traces of an NVIDIA driver; whether it works is not tried."""
+    return bool(shutil.which('nvidia-smi')) or any(map(glob.glob, _DRIVER_FILES))
+
+
 def machine() -> dict[str, object]:
-    """Facts about this machine, by name: cores, processor, GPUs and versions."""
+    """Returns facts about this machine by name: cores, processor, GPUs and versions."""
     import tensorflow as tf
 
     return {
@@ -35,7 +44,7 @@ def _processor() -> str:
 
 
 def describe_machine(facts: Mapping[str, object]) -> str:
-    """`machine` in words."""
+    """Describes the facts of `machine` in words."""
     gpus = f', {facts["gpus"]} GPUs' if facts['gpus'] else ''
     return (
         f'{facts["cores"]} cores of {facts["processor"]}{gpus}, TensorFlow {facts["tensorflow"]}, '

@@ -1,4 +1,4 @@
-"""What a run will spend, and what a ledger spent: python -m tf_efsgd.plan."""
+"""Says what a run will spend, and what a ledger has spent: python -m tf_efsgd.plan."""
 
 from tf_efsgd.cli.plan import main
 

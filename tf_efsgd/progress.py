@@ -1,4 +1,4 @@
-"""The progress bar of all that takes long."""
+"""The progress bar for everything that takes long."""
 
 from __future__ import annotations
 
@@ -10,35 +10,49 @@ from collections.abc import Iterator
 
 import tqdm
 
-# Seconds between two updates: on a terminal, and where nobody watches, as in a log file.
+# Seconds between two updates, on a terminal and where nobody watches, such as in a log file.
 _WATCHED, _UNWATCHED = 0.5, 60.0
+# Set by `be_quiet`.
+_IS_QUIET = [False]
+# The length of a line in a notebook, whose width is not known.
+_NOTEBOOK_WIDTH = 100
 
 
 class Bar(tqdm.tqdm):
-    """A tqdm bar that writes to a log file one line a minute at most, and how it ended.
+    """A tqdm bar that writes at most one line a minute to a log file, and its end.
+
+    In a notebook it is one output, which changes in place and is saved in its last state.
 
     Args:
-      iterable: as of `tqdm.tqdm`.
-      builds_graph: whether the first step takes much longer than the others, since TensorFlow
-        builds its graph then: the bar says so, and counts rate and time left from the second on.
-      **options: as of `tqdm.tqdm`.
+      iterable: as in `tqdm.tqdm`.
+      builds_graph: whether the first step takes much longer than the others, because TensorFlow
+        builds its graph. The bar then says so, and computes rate and remaining time without the
+        first step.
+      **options: as in `tqdm.tqdm`.
     """
 
     def __init__(self, iterable=None, *, builds_graph: bool = False, **options):
-        is_watched = _is_watched()
+        is_notebook = 'ipykernel' in sys.modules
+        is_watched = is_notebook or sys.stderr.isatty()
         self._is_building = builds_graph
+        file = sys.stderr if is_watched else _Lines(sys.stderr)
+        if _IS_QUIET[0]:
+            options['disable'] = True
         super().__init__(
             iterable,
-            file=sys.stderr if is_watched else _Lines(sys.stderr),
+            file=_Output() if is_notebook else file,
             mininterval=_WATCHED if is_watched else _UNWATCHED,
-            # Else tqdm's monitor refreshes after 10 seconds, whatever mininterval says.
+            # Otherwise tqdm's monitor refreshes after 10 seconds, whatever mininterval says.
             miniters=None if is_watched else 1,
-            dynamic_ncols=is_watched,
+            dynamic_ncols=is_watched and not is_notebook,
+            ncols=_NOTEBOOK_WIDTH if is_notebook else None,
+            # In a notebook every bar has its own place, so there are no lines to move between.
+            position=0 if is_notebook else None,
             **options,
         )
 
     def __iter__(self) -> Iterator:
-        """Steps through the iterable, one update each."""
+        """Steps through the iterable, with one update for each item."""
         if not self._is_building or self.disable:
             yield from super().__iter__()
             return
@@ -66,10 +80,10 @@ class Bar(tqdm.tqdm):
 
 
 class _Lines:
-    """Standard errors where nobody watches: every state of a bar is a line of its own.
+    """Standard errors where nobody watches: writes every state of a bar as its own line.
 
     Args:
-      stream: to write to.
+      stream: the stream to write to.
     """
 
     def __init__(self, stream):
@@ -77,7 +91,7 @@ class _Lines:
         self.encoding = getattr(stream, 'encoding', None)
 
     def write(self, text: str) -> None:
-        """Writes a state, without what moves the cursor of a terminal."""
+        """Writes a state, without the characters that move the cursor of a terminal."""
         text = text.strip('\r\n ')
         if text:
             self._stream.write(f'{text}\n')
@@ -91,20 +105,56 @@ class _Lines:
         return False
 
 
-def _is_watched() -> bool:
-    """Whether somebody sees the bar move: on a terminal, or in a notebook."""
-    return sys.stderr.isatty() or 'ipykernel' in sys.modules
+class _Output:
+    """An output of a notebook, where every state of a bar replaces the one before.
+
+    With a stream, the notebook would save the characters that move the cursor. A widget would be
+    saved in its first state, and needs one more package.
+    """
+
+    encoding = 'utf-8'
+
+    def __init__(self):
+        self._handle = None
+
+    def write(self, text: str) -> None:
+        """Shows a state."""
+        from IPython import display
+
+        text = text.strip('\r\n ')
+        if not text:
+            return
+        shown = {'text/plain': text}
+        if self._handle is None:
+            self._handle = display.display(shown, raw=True, display_id=True)
+        else:
+            self._handle.update(shown, raw=True)
+
+    def flush(self) -> None:
+        """Does nothing, since the state is already shown."""
+
+    def isatty(self) -> bool:
+        """It is none."""
+        return False
+
+
+def be_quiet() -> None:
+    """Draws no bars and announces no waiting from now on in this process."""
+    _IS_QUIET[0] = True
 
 
 def progress_bar(name: str | None, total: int, *, delay: float = 0.0) -> Bar:
-    """A bar that moves by `update`.
+    """Makes a bar that moves by `update`.
 
-    It shows no counts: how many records there are may be private.
+    It shows no counts, because the number of records may be private.
 
     Args:
-      name: what it is called; None draws none.
-      total: how far it goes.
-      delay: seconds before it is drawn: what ends earlier draws none.
+      name: the title of the bar; None draws none.
+      total: the count at its end.
+      delay: seconds before it is drawn; what ends earlier draws none.
+
+    Returns:
+      The bar.
     """
     return Bar(
         total=total,
@@ -117,13 +167,16 @@ def progress_bar(name: str | None, total: int, *, delay: float = 0.0) -> Bar:
 
 @contextlib.contextmanager
 def waiting(what: str) -> Iterator[None]:
-    """Says what is done inside, and on a terminal for how long by now.
+    """Says what is done inside the context and, on a terminal, for how long already.
 
-    It shows nothing else, neither counts nor shares, which may be private for records.
+    It shows neither counts nor shares, because those of records may be private.
 
     Args:
-      what: a sentence without its end, e.g. 'Looking at the records once'.
+      what: a sentence without its full stop, such as 'Looking at the records once'.
     """
+    if _IS_QUIET[0]:
+        yield
+        return
     if not sys.stderr.isatty():
         print(f'{what} ...', file=sys.stderr, flush=True)
         yield

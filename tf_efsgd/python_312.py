@@ -1,11 +1,12 @@
-"""Python 3.12: TensorFlow 2.19 with Keras 2, and TF Privacy without what it has no need of here.
+"""Python 3.12: TensorFlow 2.19 with Keras 2, and only those parts of TF Privacy that are needed.
 
-TensorFlow 2.15, the last one with Keras 2 inside, ends at Python 3.11. From 2.16 on Keras 2 is the
-package `tf_keras`, and this setting makes `tf.keras` mean it. TF Privacy 0.9.0 loads all of its
-parts when it is imported, also those that need TensorFlow Estimator, which is no more; with the
-attribute it loads none, and what is used is imported by its own name.
+TensorFlow 2.15, the last version that includes Keras 2, supports Python up to 3.11. Since 2.16,
+Keras 2 is the package `tf_keras`, and the environment variable below makes `tf.keras` mean it. TF
+Privacy 0.9.0 loads all of its parts when it is imported, also those that need TensorFlow Estimator,
+which no longer exists. With the attribute below it loads none, and the parts that are used are
+imported by their own names.
 
-Importing this module sets both; `tf_efsgd/__init__.py` does so first of all.
+Importing this module sets both; `tf_efsgd/__init__.py` does so before anything else.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 
-# What somebody set stays, and is named below where it does not fit.
+# A value that the user has set stays; `check_keras` names it if it does not fit.
 os.environ.setdefault('TF_USE_LEGACY_KERAS', '1')
 sys.skip_tf_privacy_import = True  # type: ignore[attr-defined]
 
@@ -26,7 +27,7 @@ def check_keras() -> None:
     """
     import tensorflow as tf
 
-    version = getattr(tf.keras, '__version__', '2')  # As tf_keras, it has none.
+    version = getattr(tf.keras, '__version__', '2')  # If it is tf_keras, it has none.
     if not version.startswith('2'):
         raise ImportError(
             'tf_efsgd needs Keras 2: import tf_efsgd before tf.keras is used, or set '

@@ -1,4 +1,4 @@
-"""What is remembered outside run folders: python -m tf_efsgd.state."""
+"""Lists what is remembered outside run folders: python -m tf_efsgd.state."""
 
 from tf_efsgd.cli.state import main
 

@@ -6,7 +6,8 @@ synthesizer.fit(images, labels)  # uint8 [N, H, W, C]; or .fit('folder:photos')
 new_images, new_labels = synthesizer.sample(1000)
 ```
 
-It is the run of `tf-efsgd train`: the same run folder, ledger, resume and refusals.
+A fit is a run of `tf-efsgd train`: it has the same run folder and ledger, it can be resumed, and it
+refuses the same settings.
 """
 
 from __future__ import annotations
@@ -24,28 +25,27 @@ import numpy as np
 from tf_efsgd import config, files
 from tf_efsgd.config import ConfigError
 
-# In a saved synthesizer, beside the privacy statement of its export: in which form labels and
-# images were given.
+# The form of the given labels and images, in a saved synthesizer beside the privacy statement.
 _FORM = 'assets.extra/synthesizer.json'
-# The same in a run folder.
+# The same file in a run folder.
 _FORM_OF_RUN = 'synthesizer.json'
 _DEFAULT_EPSILON = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """How images and labels were given, and are given back.
+    """The form in which images and labels were given, and are returned.
 
     Attributes:
       labels: 'integers' or 'names'.
-      has_channels: whether images were [N, H, W, C].
+      has_channels: whether images were [N, H, W, C], not [N, H, W].
     """
 
     labels: str = 'names'
     has_channels: bool = True
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes it down."""
+        """Writes the form as JSON."""
         path.write_text(json.dumps(dataclasses.asdict(self)) + '\n')
 
 
@@ -53,12 +53,12 @@ class Synthesizer:
     """Learns from images under differential privacy, and makes new ones.
 
     Args:
-      target_epsilon: epsilon of the whole run; None means 10, or what it was where a run is
-        resumed, or what a `noise_multiplier` makes it.
-      run_dir: the run folder, new or empty; None makes runs/<data set>-<time>.
-      minutes: about how long to train; None means 30.
-      **settings: any other setting of `tf-efsgd train`, by its flag's name, e.g. `image_size=32`,
-        `images_per_person=3`, `resume=True`, `evaluate=False`.
+      target_epsilon: the epsilon of the whole run. None means 10; for a resumed run it means the
+        epsilon of that run, and with a `noise_multiplier` the epsilon that follows from it.
+      run_dir: the run folder, new or empty; None makes `runs/<data set>-<time>`.
+      minutes: about how many minutes to train; None means 30.
+      **settings: any other setting of `tf-efsgd train`, by the name of its flag, such as
+        `image_size=32`, `images_per_person=3`, `resume=True` or `evaluate=False`.
 
     Raises:
       ConfigError: if a setting is unknown or wrong.
@@ -79,20 +79,20 @@ class Synthesizer:
             name: value for name, value in {**given, **settings}.items() if value is not None
         }
         if self._settings.get('export') is False:
-            raise ConfigError('A synthesizer draws from its export: leave export=False out.')
+            raise ConfigError('A synthesizer needs its export to sample: leave export=False out.')
         self._form = _Form()
         self._export: pathlib.Path | None = None
         self._run_dir: pathlib.Path | None = None
         self._generator: Any = None
-        self._parse('digits')  # What is wrong by itself is found here.
+        self._parse('digits')  # Finds settings that are wrong whatever the data set is.
 
     def fit(self, images: Any, labels: Any = None) -> Synthesizer:
         """Trains a generator; privacy is spent.
 
         Args:
-          images: uint8 [N, H, W, C] or [N, H, W]; or the name of a data set as of `--dataset`, e.g.
-            'folder:photos', 'mnist', 'celeb_a'.
-          labels: integers or names, [N]; None where `images` is a name.
+          images: uint8 [N, H, W, C] or [N, H, W]; or a name that `--dataset` takes, such as
+            'folder:photos', 'mnist' or 'celeb_a'.
+          labels: integers or names, [N]; None if `images` is a name.
 
         Returns:
           The synthesizer.
@@ -101,9 +101,9 @@ class Synthesizer:
           ConfigError: if the images, the labels or a setting cannot be used; nothing was spent.
           Interrupted: if Ctrl-C stopped training; `resume=True` continues.
           TensorFlowError: if TensorFlow failed; `resume=True` continues.
-          OSError: if the disk is full, say; `resume=True` continues.
+          OSError: for example if the disk is full; `resume=True` continues.
         """
-        # As the command: TensorFlow's warnings tell sizes of tensors, and so of a batch.
+        # TensorFlow's warnings tell sizes of tensors, and so of a batch; they are hidden here, too.
         os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
         from tf_efsgd.export import versions
         from tf_efsgd.run import arrays, runner
@@ -111,7 +111,7 @@ class Synthesizer:
         if isinstance(images, (str, os.PathLike)):
             if labels is not None:
                 raise ConfigError(
-                    'The labels of a data set with a name are its own: leave labels out. '
+                    'A data set with a name brings its own labels: leave labels out. '
                     f'Received: {os.fspath(images)!r} and labels.'
                 )
             sources, form, more = runner.Sources(), _Form(), {}
@@ -127,15 +127,15 @@ class Synthesizer:
         return self
 
     def sample(self, count: int, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Makes new images; it costs no privacy, however many they are.
+        """Makes new images, which costs no privacy, however many they are.
 
         Args:
-          count: how many.
-          seed: in [0, 2^31), for the same images again; None draws one.
+          count: the number of images, at least 1.
+          seed: in [0, 2^31); the same seed gives the same images. None draws one.
 
         Returns:
-          (images uint8 [count, H, W, C], or [count, H, W] if they were given so; labels [count],
-          integers or names as they were given).
+          (images uint8 [count, H, W, C], or [count, H, W] if they were given in this form; labels
+          [count], integers or names as they were given).
 
         Raises:
           ConfigError: if there is no generator yet, or a number is out of its range.
@@ -176,17 +176,17 @@ class Synthesizer:
 
         Args:
           directory: the folder to make.
-          count: how many images.
+          count: the number of images, at least 1.
           format: 'png', 'npz', 'tfrecord' or 'tfds'.
-          balance: 'auto', 'even' or 'released'.
+          balance: 'auto', 'even' or 'released', see `export.synthetic_data.Wanted`.
           seed: as in `sample`.
 
         Returns:
-          What its `generation.json` says, and the privacy statement.
+          The contents of its `generation.json`, and the privacy statement.
 
         Raises:
           ConfigError: if there is no generator yet, or a setting is wrong.
-          OSError: if the disk is full, say; the same call continues then.
+          OSError: for example if the disk is full; the same call continues.
         """
         from tf_efsgd.export import synthetic_data
         from tf_efsgd.run import share
@@ -196,10 +196,10 @@ class Synthesizer:
         return share.generate(self._export, directory, wanted)
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Writes the generator and its privacy statement; it may be handed over as the images may.
+        """Writes the generator and its privacy statement; they may be shared like the images.
 
         Args:
-          directory: the folder to make, a SavedModel. For TF Serving give it a number as its name.
+          directory: the folder to make, a SavedModel. For TF Serving its name must be a number.
 
         Raises:
           ConfigError: if there is no generator yet, or the folder exists.
@@ -219,13 +219,16 @@ class Synthesizer:
 
     @classmethod
     def load(cls, directory: str | os.PathLike) -> Synthesizer:
-        """Reads what `save` wrote, a run folder or an export: it samples without the records.
+        """Reads what `save` wrote, a run folder or an export; no records are needed to sample.
 
         Args:
           directory: the folder.
 
+        Returns:
+          A synthesizer that can sample.
+
         Raises:
-          ConfigError: if there is no generator in it.
+          ConfigError: if there is no generator in the folder.
         """
         from tf_efsgd.export import versions
 
@@ -244,7 +247,7 @@ class Synthesizer:
 
     @property
     def run_dir(self) -> pathlib.Path | None:
-        """The run folder; None before `fit`, and where the export alone was loaded."""
+        """The run folder; None before `fit`, and if only an export was loaded."""
         return self._run_dir
 
     @property
@@ -259,25 +262,25 @@ class Synthesizer:
         return float('inf') if epsilon is None else float(epsilon)
 
     def report(self) -> pathlib.Path:
-        """The page of the run that may be shared.
+        """Returns the path of the page of the run, which may be shared.
 
         Raises:
-          ConfigError: if there is no run: the export alone was loaded.
+          ConfigError: if there is no run, because only an export was loaded.
         """
         self._fitted()
         if self._run_dir is None:
             raise ConfigError(
-                'The report lies in the run folder, and this synthesizer was loaded from an export '
-                'alone: save_images writes PRIVACY.html beside its images.'
+                'The report is in the run folder, but this synthesizer was loaded from an export '
+                'alone: use PRIVACY.html, which save_images writes beside its images.'
             )
         return self._run_dir / 'report.html'
 
     def _parse(self, dataset: str, **more: Any) -> tuple[config.RunConfig, frozenset[str]]:
-        """The settings of the run, and which of them somebody gave."""
+        """Returns the settings of the run, and the names of those that were given."""
         settings = {**self._settings, **more, 'dataset': dataset}
         lines = [_flag(name, value) for name, value in settings.items()]
         if settings.get('resume') and settings.get('run_dir') is not None:
-            # As the command is resumed: with the settings of the run, and what is given now.
+            # The command resumes in the same way: with the run's settings and what is given now.
             flagfile = pathlib.Path(settings['run_dir']).expanduser() / 'config.flags'
             if flagfile.is_file():
                 lines = [*files.read_text(flagfile).splitlines(), *lines]
@@ -299,7 +302,7 @@ class Synthesizer:
 
 
 def _flag(name: str, value: Any) -> str:
-    """A setting as a line of a flagfile."""
+    """Returns a setting as a line of a flagfile."""
     if isinstance(value, (bool, np.bool_)):
         return f'--{"" if value else "no"}{name}'
     if isinstance(value, (list, tuple)):

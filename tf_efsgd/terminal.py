@@ -1,7 +1,7 @@
-"""Terminals and log files that cannot show every character: there σ is written sigma.
+"""Writes σ as sigma on terminals and in log files that cannot show every character.
 
-With `PYTHONIOENCODING=ascii`, with `LC_ALL=C` and on terminals in other encodings than UTF-8 a
-letter that is not in the encoding would otherwise end the program, or be shown as rubbish.
+With `PYTHONIOENCODING=ascii`, with `LC_ALL=C`, and on terminals with an encoding other than UTF-8,
+a letter that is not in the encoding would otherwise end the program or be garbled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _WORDS = {
     'ρ': 'rho',
     'β': 'beta',
     'γ': 'gamma',
-    'μ': 'mu',  # The letter; below, the sign of a millionth.
+    'μ': 'mu',  # The letter; the next line is the sign of a millionth.
     'µ': 'u',
     'λ': 'lambda',
     '·': '*',
@@ -45,15 +45,36 @@ _WORDS = {
     '█': '#',
 }
 _FOR_WORDS, _OR_UTF8 = 'tf_efsgd.words', 'tf_efsgd.words_or_utf8'
-# What a user says without saying an encoding: the first that is set counts.
+# The file descriptor of standard errors in every process.
+_STDERR = 2
+# The variables of the locale; the first that is set counts.
 _LOCALE = ('LC_ALL', 'LC_CTYPE', 'LANG')
 
 
-def use_words() -> None:
-    """Lets standard output and errors write words for letters that they cannot show.
+def hide_libraries() -> None:
+    """Drops what libraries in C write to standard errors, and keeps what Python writes.
 
-    Whatever has no word stands there as its number. It may be called several times; a
-    stream that is none of a terminal or file, as in a notebook, stays as it is.
+    If `sys.stderr` is not the standard errors of the process, as in a notebook, nothing changes.
+    """
+    stream = sys.stderr
+    try:
+        if stream is None or stream.fileno() != _STDERR:
+            return
+    except (OSError, ValueError):  # The stream has no file descriptor.
+        return
+    stream.flush()
+    kept = os.dup(_STDERR)
+    sys.stderr = open(kept, 'w', buffering=1, encoding=stream.encoding, errors=stream.errors)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, _STDERR)
+    os.close(nowhere)
+
+
+def use_words() -> None:
+    """Makes standard output and errors write words for letters that they cannot show.
+
+    A letter without a word is written as its number. The function may be called several times. A
+    stream that is neither a terminal nor a file, as in a notebook, does not change.
     """
     codecs.register_error(_FOR_WORDS, _words)
     codecs.register_error(_OR_UTF8, _words_or_utf8)
@@ -62,14 +83,14 @@ def use_words() -> None:
         if reconfigure is None:
             continue
         if _is_plain(os.environ) and codecs.lookup(stream.encoding).name == 'utf-8':
-            # Python writes UTF-8 there. Names of files are bytes, and stay as they are.
+            # Python writes UTF-8 in this locale. Names of files are bytes, and stay as they are.
             reconfigure(encoding='ascii', errors=_OR_UTF8)
         elif stream.errors not in (_FOR_WORDS, _OR_UTF8):
             reconfigure(errors=_FOR_WORDS)
 
 
 def _is_plain(environ: Mapping[str, str]) -> bool:
-    """Whether the locale says that only ASCII is shown."""
+    """Whether the locale says that only ASCII can be shown."""
     if environ.get('PYTHONIOENCODING') or environ.get('PYTHONUTF8'):
         return False
     locale = next((environ[name] for name in _LOCALE if environ.get(name)), '')
@@ -89,7 +110,7 @@ def _words_or_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
     character = error.object[error.start]
     if character in _WORDS:
         return _WORDS[character], error.start + 1
-    # What Python read from names of files that are no UTF-8 goes back as it was.
+    # Names of files that are not UTF-8 are written with the bytes that Python read.
     is_of_file = '\udc80' <= character <= '\udcff'
     how = 'surrogateescape' if is_of_file else 'backslashreplace'
     return character.encode('utf-8', how), error.start + 1

@@ -42,7 +42,7 @@ def test_every_kind_of_step_is_timed_shown_and_written(run, tmp_path, capsys):
     names = ['plain', 'error_feedback', 'dp_sgd_vectorized', 'plain_with_generator']
     names += ['error_feedback_with_generator', 'error_feedback_small', 'tf_privacy']
     only = f'--only={",".join(names)}'
-    results = run(*sizes, only, f'--plot={picture}', f'--json={figures}')
+    results = run(*sizes, only, f'--plot={picture}', f'--json_file={figures}')
     assert [result.variant.name for result in results] == names
     for result in results:
         assert len(result.seconds) == 1 and 0 < result.seconds[0] < 10
@@ -95,7 +95,7 @@ def test_roofline_stands_beside_what_was_measured(run, monkeypatch, capsys):
         ('--only=plain,fastest', '--only takes plain, dp_sgd,'),
         ('--plot=bench.txt', '--plot must be a file that ends in one of'),
         ('--plot=nowhere/bench.png', '--plot: there is no folder nowhere.'),
-        ('--json=bench.csv', '--json must be a file that ends in one of json.'),
+        ('--json_file=bench.csv', '--json_file must be a file that ends in one of json.'),
     ],
 )
 def test_a_wrong_flag_is_told_before_anything_is_measured(argument, message, monkeypatch):

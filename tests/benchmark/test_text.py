@@ -30,7 +30,7 @@ def test_scaling_tells_what_is_fixed_from_what_a_record_costs():
         return 0.0123 + 104e-6 * records
 
     line = '12.3 ms for every step and 104 µs for every record'
-    assert described(straight) == f'{line}; from 256 records on 104 to 104 µs for one more'
+    assert described(straight) == f'{line}; with 256 records or more, 104 to 104 µs for one more'
     assert described(straight, count=3) == line  # Up to 128 records.
     bent = described(lambda records: straight(records) + 26e-6 * max(0, records - 1024))
-    assert bent.endswith('from 256 records on 104 to 130 µs for one more')
+    assert bent.endswith('with 256 records or more, 104 to 130 µs for one more')

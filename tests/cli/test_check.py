@@ -34,7 +34,7 @@ def animals(tmp_path):
 def test_what_is_said_of_a_folder(animals):
     said = _ask(check, f'--dataset=folder:{animals}')
     assert said.splitlines()[0] == '90 images, 3 classes (30 each).'
-    assert '1 unreadable: dog/0017.jpg: it is no image' in said
+    assert '1 unreadable: dog/0017.jpg: it is not an image' in said
     assert 'Read too: 7 .tif.' in said
     assert 'Suggested size: 32x32' in said
     assert 'about 30 minutes' in said
@@ -59,7 +59,7 @@ def test_what_to_expect_is_said_for_two_budgets(animals, monkeypatch):
 
 def test_persons_who_are_told_apart_are_not_asked_for(animals):
     said = _ask(check, f'--dataset=folder:{animals}', '--person=name:^(.)', '--images_per_person=2')
-    assert 'More than one image of a person' not in said
+    assert 'more than one image of a person' not in said
 
 
 def test_a_folder_of_nasty_files_is_told_in_full(tmp_path):
@@ -81,7 +81,7 @@ def test_a_folder_that_is_not_there_is_named(path):
 def test_a_folder_without_a_readable_image_is_named(tmp_path):
     (tmp_path / 'a').mkdir()
     (tmp_path / 'a' / 'x.png').write_bytes(b'no image')
-    with pytest.raises(config.ConfigError, match=re.escape('a/x.png: it is no image')):
+    with pytest.raises(config.ConfigError, match=re.escape('a/x.png: it is not an image')):
         _ask(check, f'--dataset=folder:{tmp_path}')
 
 
@@ -101,7 +101,7 @@ def test_a_plan_counts_the_folder_and_shows_the_recipe(animals):
         *(plan, f'--dataset=folder:{animals}', '--noise_multiplier=3', '--train_steps=30'),
         *('--expected_batch_size=9', '--image_size=16', '--target_delta=1e-3'),
     )
-    assert 'the recipe was given' in own and '16x16x3' in own and '9 of 81 records' in own
+    assert 'the recipe is given' in own and '16x16x3' in own and '9 of 81 records' in own
 
 
 def test_a_declared_size_needs_no_look_at_the_folder():

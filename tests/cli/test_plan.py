@@ -85,18 +85,18 @@ def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
     large = [*_QUICK, '--noise_multiplier=3', '--target_delta=0.0005']  # 1 / 2,000
     said = (
         '--target_delta must be below 1 / number of images = 0.0005: a mechanism that gives away '
-        'one image whole would fulfil a larger one. Lower it, or accept it with '
+        'one image whole would satisfy a larger one. Lower it, or accept it with '
         '--allow_large_delta. Received: 0.0005.'
     )
     with pytest.raises(config.ConfigError, match=re.escape(said)):
         _ask(*large)
-    warning = 'WARNING: δ is not below 1 / images: giving away one image whole would pass.'
+    warning = 'WARNING: δ is not below 1 / images: a mechanism that gives away one image'
     printed = _ask(*large, '--allow_large_delta')
-    _assert_said(printed, warning, '0.0005      times 2,000 images that is 1; it must be below 1')
+    _assert_said(printed, warning, '0.0005      times 2,000 images is 1, which must be below 1')
     small = _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0004')
     assert 'WARNING' not in small
     # 0.0004 times 2,000, rounded up.
-    _assert_said(small, '0.0004      times 2,000 images that is 0.8; it must be below 1')
+    _assert_said(small, '0.0004      times 2,000 images is 0.8, which must be below 1')
 
 
 def test_pld_above_rdp_is_warned_of():
@@ -240,10 +240,10 @@ def test_a_ledger_is_printed_event_by_event(tmp_path):
         'mnist, 3,000 records of 28x28x1 in 10 classes',
         'noise multiplier 3, as accounted, on a Poisson sample, probability 0.02',
         'Plan, for one image with its label:',
-        'noise given, δ = 1e-05, times 3,000 images that is 0.03; it must be below 1',
+        'noise given, δ = 1e-05, times 3,000 images is 0.03, which must be below 1',
         'l2_norm_clip 0.3',
     )
-    rows = [line.split()[:6] for line in printed.splitlines() if ' of ' in line and ' to ' in line]
+    rows = [words[:6] for line in printed.splitlines() if (words := line.split())[1:2] == ['to']]
     assert [' '.join(row) for row in rows] == [
         '1 to 60 2 of 30',
         '61 to 67 1 of 7',

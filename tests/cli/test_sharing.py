@@ -23,7 +23,7 @@ def _values(command, *given):
 @pytest.mark.parametrize(
     ('command', 'given', 'message'),
     [
-        (generate, [], 'Give a run folder .* Received: neither'),
+        (generate, [], 'Give either a run folder .* Received: neither'),
         (generate, ['--run_dir=a', '--export_dir=b'], 'Received: both'),
         (generate, ['--run_dir=a'], '--output is missing'),
         (generate, ['--run_dir=none', '--output=x'], 'There is no folder none'),

@@ -199,3 +199,45 @@ def test_spread_is_the_sample_standard_deviation():
         'accuracies': [0.5, 0.7],
     }
     assert classifiers.summarize([0.5])['spread'] is None
+
+
+def test_accuracy_by_class():
+    records = _toy(90, 4)
+    always_one = tf.keras.Sequential(
+        [
+            tf.keras.layers.InputLayer(records.image_shape),
+            tf.keras.layers.Flatten(),
+            tf.keras.layers.Dense(
+                3, kernel_initializer='zeros', bias_initializer=lambda *_, **__: [0.0, 1.0, 0.0]
+            ),
+        ]
+    )
+    only_two = dataclasses.replace(
+        records,
+        images=records.images[records.labels < 2],
+        labels=records.labels[records.labels < 2],
+    )
+
+    assert classifiers.accuracy_by_class(always_one, records) == [0.0, 1.0, 0.0]
+    assert classifiers.accuracy_by_class(always_one, only_two) == [0.0, 1.0, None]
+
+
+def test_a_mapped_file_is_not_copied(tmp_path):
+    """A classifier learns from images where they are: of 200,000 a copy would not fit."""
+    records = _toy(60, 5)
+    mapped = np.lib.format.open_memmap(tmp_path / 'i.npy', 'w+', np.uint8, records.images.shape)
+    mapped[:] = records.images
+    asked = []
+
+    class Watched(np.memmap):
+        def __getitem__(self, index):
+            asked.append(len(index) if isinstance(index, np.ndarray) else None)
+            return np.asarray(super().__getitem__(index))
+
+    watched = dataclasses.replace(records, images=mapped.view(Watched))
+    found = classifiers.train(watched, epochs=1, batch_size=16)
+    plain = classifiers.train(records, epochs=1, batch_size=16)
+
+    assert asked and max(asked) <= 54
+    for one, other in zip(found.model.get_weights(), plain.model.get_weights()):
+        np.testing.assert_array_equal(one, other)

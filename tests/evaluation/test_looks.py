@@ -31,3 +31,13 @@ def test_pixels_are_averages_between_minus_one_and_one():
     np.testing.assert_allclose(features[1, 0, 0], 0, atol=1e-6)
     np.testing.assert_allclose(features[1, 0, 1], -1)
     assert looks.pixel_features(images[:, :8, :8]).shape == (2, 8 * 8 * 3)
+
+
+def test_the_public_network_sees_colours():
+    images = np.zeros([3, 16, 16, 3], np.uint8)
+    images[1, ..., 0], images[2, ..., 2] = 200, 200
+
+    found = looks.PublicLook((16, 16, 3))(images)
+
+    assert found.shape == (3, 112) and found.dtype == np.float32
+    assert np.abs(found[1] - found[2]).max() > 0.1

@@ -49,6 +49,37 @@ def good(real):
     return _measure(_like_real, real, inception=_network)
 
 
+@pytest.mark.acceptance
+def test_the_three_of_the_benchmark_and_their_mean(real):
+    sizes = dataclasses.replace(_SIZES, benchmark_classifiers=True, untrained_classifiers=False)
+
+    metrics = _measure(_like_real, real, sizes=sizes).metrics
+
+    three = [metrics[f'gen2real_{name}'] for name in ('resnet', 'wide_resnet', 'resnext')]
+    mean = metrics['gen2real_benchmark']
+    assert mean['accuracy'] == pytest.approx(np.mean([one['accuracy'] for one in three]))
+    assert mean['real']['accuracy'] == pytest.approx(
+        np.mean([one['real']['accuracy'] for one in three])
+    )
+    assert len(mean['accuracies']) == 2 and mean['untrained'] is None
+
+
+def test_scores_of_each_class(good):
+    found = good.metrics['gen2real_cnn']
+    counts = np.bincount(_TEST.labels, minlength=3)
+    assert np.average(found['by_class'], weights=counts) == pytest.approx(found['accuracy'])
+    assert np.average(found['real_by_class'], weights=counts) == pytest.approx(
+        found['real']['accuracy']
+    )
+    assert good.metrics['class_names'] == list(_TEST.class_names)
+
+
+def test_public_fid_has_both_ends_of_its_scale(real):
+    with_network = _measure(_like_real, real, public_look=_network).metrics['public_fid']
+    assert with_network['test'] < 0.2 * with_network['untrained']['test']
+    assert with_network['real']['test'] < with_network['untrained']['test']
+
+
 def test_a_good_generator_is_near_the_real_end_of_every_scale(good):
     metrics = good.metrics
     for name in ('gen2real_cnn', 'gen2real_mlp', 'real2gen_cnn'):

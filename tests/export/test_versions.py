@@ -63,7 +63,7 @@ def test_checksums_tell_what_is_missing_new_or_changed(tmp_path):
     assert checksums.differences(tmp_path, 'SHA256SUMS') == [
         'a.txt is missing',
         'new is in no list of checksums',
-        f'{names[2]} was changed: its checksum is another one',
+        f'{names[2]} was changed: its checksum differs',
     ]
 
 

@@ -1,5 +1,7 @@
 """Gradients by layer, and the same ones taken one record at a time."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 from hypothesis import Phase, settings
@@ -20,6 +22,23 @@ MODES = {
 }
 ACTIVATIONS = st.sampled_from([None, 'tanh', 'relu', 'softmax', 'elu'])
 BATCHES = st.sampled_from([3, 1, 2, 5])
+
+
+@functools.lru_cache
+def has_grouped_gradients():
+    """Whether TensorFlow has the gradient of a grouped convolution: on a CPU oneDNN alone has."""
+    images, kernel = tf.ones([1, 4, 4, 4]), tf.Variable(tf.ones([3, 3, 2, 4]))
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(tf.nn.conv2d(images, kernel, 1, 'SAME'))
+        return tape.gradient(total, kernel)
+
+    try:
+        return gradient().shape == kernel.shape
+    except tf.errors.InvalidArgumentError:
+        return False
 
 
 def weights_of(batch):
@@ -141,6 +160,20 @@ def model_of_transposed():
             KERAS.Reshape([4, 4, 4]),
             KERAS.GroupNormalization(2),
             KERAS.Conv2DTranspose(3, 3, 2, 'same', activation='tanh'),
+            KERAS.LayerNormalization(),
+            KERAS.Dense(2),
+        ]
+    )
+
+
+def model_of_vectors():
+    """Without any convolution."""
+    return tf.keras.Sequential(
+        [
+            tf.keras.Input([16], dtype=tf.int32),
+            KERAS.Embedding(5, 4),
+            KERAS.GroupNormalization(2),
+            KERAS.Dense(3, activation='tanh'),
             KERAS.LayerNormalization(),
             KERAS.Dense(2),
         ]

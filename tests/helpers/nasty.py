@@ -6,7 +6,10 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 from PIL import Image
+
+pillow_heif.register_heif_opener()
 
 
 def picture(seed=0, height=48, width=40, channels=3):
@@ -67,7 +70,42 @@ def turned_jpeg(image, orientation, kind='JPEG'):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {'quality': 95} if kind == 'JPEG' else {}
+    if kind == 'HEIF':  # Given as bytes, it becomes a property of the image, as phones have it.
+        exif = exif.tobytes()
     return encoded(np.ascontiguousarray(back(image)), kind, exif=exif, **options)
+
+
+def swapping_profile():
+    """A colour profile of a device whose red is the blue of sRGB, and the other way round."""
+
+    def fixed(*values):
+        return b''.join(struct.pack('>i', round(value * 65536)) for value in values)
+
+    def xyz(*values):
+        return b'XYZ \0\0\0\0' + fixed(*values)
+
+    red, green, blue = (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141)
+    text = b'swapped\0'
+    tags = {
+        b'desc': b'desc\0\0\0\0' + struct.pack('>I', len(text)) + text + bytes(79),
+        b'cprt': b'text\0\0\0\0none\0\0\0\0',
+        b'wtpt': xyz(0.9642, 1.0, 0.8249),
+        b'rXYZ': xyz(*blue),
+        b'gXYZ': xyz(*green),
+        b'bXYZ': xyz(*red),
+    }
+    gamma = b'curv\0\0\0\0' + struct.pack('>IHH', 1, round(2.2 * 256), 0)
+    tags |= {name: gamma for name in (b'rTRC', b'gTRC', b'bTRC')}
+    table, body = struct.pack('>I', len(tags)), b''
+    at = 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        data += bytes(-len(data) % 4)
+        table += name + struct.pack('>II', at + len(body), len(data))
+        body += data
+    size = at + len(body)
+    head = struct.pack('>I4sI4s4s4s', size, bytes(4), 0x02400000, b'mntr', b'RGB ', b'XYZ ')
+    head += bytes(12) + b'acsp' + bytes(28) + fixed(0.9642, 1.0, 0.8249)
+    return head + bytes(128 - len(head)) + table + body
 
 
 def good_files():
@@ -98,6 +136,10 @@ def good_files():
         'scan.tif': encoded(rgb, 'TIFF', compression='tiff_lzw'),
         'pages.tiff': encoded(frames[0], 'TIFF', save_all=True, append_images=frames[1:]),
         'face.pgm': encoded(grey, 'PPM'),
+        'phone.heic': encoded(rgb, 'HEIF', quality=95),
+        'web.avif': encoded(rgb, 'AVIF', quality=95),
+        'slide.jp2': encoded(rgb, 'JPEG2000'),
+        'profile.jpg': encoded(rgb, 'JPEG', quality=95, icc_profile=swapping_profile()),
         'wrong_name.png': encoded(rgb, 'JPEG', quality=95),
         'wide.png': encoded(np.tile(picture(6, 10, 40), (1, 500, 1)), 'PNG'),  # 20,000 x 10.
         'ünïcödé 猫.png': encoded(rgb, 'PNG'),
@@ -145,6 +187,6 @@ def write(root):
         (root / litter / 'plain.jpg').mkdir(parents=True)
         (root / 'b 2' / litter).mkdir()
         (root / 'b 2' / litter / 'thumb.jpg').write_bytes(b'no image')
-    for name in ('Thumbs.db', '.DS_Store', 'notes.txt', 'photo.heic', '._plain.jpg'):
+    for name in ('Thumbs.db', '.DS_Store', 'notes.txt', 'photo.dng', '._plain.jpg'):
         (root / 'b 2' / name).write_bytes(b'no image')
     return len(good), len(bad) + 1

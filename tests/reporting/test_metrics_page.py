@@ -126,3 +126,21 @@ def test_what_is_no_png_is_refused(tmp_path):
     with pytest.raises(ValueError, match='PNG'):
         _write(tmp_path, pictures={'generated': b'GIF'})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_weakest_first(tmp_path):
+    metrics = copy.deepcopy(_METRICS)
+    metrics['class_names'] = ['cat <1>', 'dog', 'eel', 'fox']
+    metrics['gen2real_cnn'] |= {
+        'by_class': [0.9, 0.25, None, 0.5],
+        'real_by_class': [1.0, 0.75, None, 0.625],
+    }
+    metrics['public_fid'] = {'test': 1.5, 'train': 1.25, **_ENDS}
+
+    text = read_page.text(_write(tmp_path, metrics))
+
+    order = r'dog\s*25.0%\s*10.0%\s*75.0%.*fox\s*50.0%\s*10.0%\s*62.5%.*cat <1>\s*90.0%'
+    assert re.search(order, text)
+    assert 'eel' not in text
+    assert re.search(r'public FID to the test split\s*1.5', text)
+    assert 'flatters' in text

@@ -82,7 +82,7 @@ def test_page_of_a_run_without_privacy_says_so_and_promises_nothing(tmp_path, cl
 
 
 def test_what_is_asked_first_is_answered_before_anything_else(tmp_path):
-    identity = {'Date (UTC)': '2026-03-01 10:20', 'Run': 'ab12', 'SHA-256 of the model': 'cd34'}
+    identity = {'Date (UTC)': '2026-03-01 10:20', 'Run': 'ab12', 'SHA-256 of the generator': 'cd34'}
     text = read_page.text(_write(tmp_path, identity=identity))
     first = text[text.index('In short') : text.index('Generated images')]
     for shown in (
@@ -93,7 +93,7 @@ def test_what_is_asked_first_is_answered_before_anything_else(tmp_path):
         'May be handed overthis page, the generated images (samples/) and the generator',
         'Date (UTC)2026-03-01 10:20',
         'Runab12',
-        'SHA-256 of the modelcd34',
+        'SHA-256 of the generatorcd34',
         'Not coveredthe <first> thingthe second',
     ):
         assert shown in first.replace(' Run', 'Run').replace(': export', ':export'), shown

@@ -49,13 +49,13 @@ def kill_and_resume(
       The figures of the run by name.
     """
     moments, run = random.Random(seed), base / 'run'
-    killed, refused, charges = [], [], []
+    killed, refused, ledgers = [], [], []
     while True:
         delay = moments.uniform(0.0, longest) if len(killed) < kills else None
         code, seconds, said = _start(base, launch_flags, delay)
-        charges.append(_charges(run))
+        ledgers.append(charges(run))
         if code == -signal.SIGKILL:
-            killed.append(_progress(said))
+            killed.append(progress_of(said))
             print(f'kill {len(killed)} after {seconds:.1f} s: {killed[-1]}', flush=True)
         elif code != 0:
             refused.append(said[-500:])
@@ -63,15 +63,34 @@ def kill_and_resume(
         elif delay is None:
             break
         # A start that ended before its moment came is no kill; a finished run is started again.
-    for before, after in zip(charges, charges[1:]):
+    for before, after in zip(ledgers, ledgers[1:]):
         assert after[: len(before)] == before, 'an entry of the ledger was lost'
+    return figures_of(run, len(killed), refused, ledgers)
+
+
+def figures_of(
+    run: pathlib.Path, kills: int, refused: list[str], charges_of_starts: list[list[int]]
+) -> dict:
+    """What a run that was killed and resumed has come to; fails if that is not as it should be.
+
+    Args:
+      run: the run folder.
+      kills: how many starts were killed.
+      refused: what starts said that should not have ended as they did.
+      charges_of_starts: the ledger's counts after each start.
+
+    Returns:
+      The figures of the run by name.
+    """
+    assert not refused, refused
     statement_path = run / 'export/1/assets.extra/privacy_statement.json'
     statement = json.loads(statement_path.read_text()) if statement_path.exists() else {}
     figures = {
-        'kills': len(killed),
+        'kills': kills,
         'starts refused': refused,
         'planned steps': json.loads((run / 'ledger.jsonl').open().readline())['train_steps'],
-        'reserved steps': sum(charges[-1]),
+        'reserved steps': sum(charges_of_starts[-1]),
+        'steps in the privacy statement': statement.get('steps'),
         'applied steps in the exported generator': statement.get('applied_steps'),
         'epsilon': statement.get('epsilon'),
         'target epsilon': statement.get('target_epsilon'),
@@ -85,6 +104,7 @@ def _check(figures: dict) -> None:
     assert figures['applied steps in the exported generator'], figures
     assert figures['applied steps in the exported generator'] <= figures['reserved steps'], figures
     assert figures['reserved steps'] == figures['planned steps'], figures
+    assert figures['steps in the privacy statement'] == figures['reserved steps'], figures
     if figures['target epsilon'] is not None:
         assert figures['epsilon'] <= figures['target epsilon'], figures
 
@@ -108,7 +128,7 @@ def _start(base, launch_flags, delay) -> tuple[int, float, str]:
     return process.returncode, time.monotonic() - started, said
 
 
-def _charges(run: pathlib.Path) -> list[int]:
+def charges(run: pathlib.Path) -> list[int]:
     """Counts of the whole entries; a torn one is charged by the next start."""
     path = run / 'ledger.jsonl'
     if not path.exists():
@@ -117,7 +137,7 @@ def _charges(run: pathlib.Path) -> list[int]:
     return [entry['count'] for entry in map(json.loads, lines) if entry['kind'] == 'steps']
 
 
-def _progress(said: str) -> str:
+def progress_of(said: str) -> str:
     """The last thing that a killed start said it was at."""
     bars = re.findall(r'Training:.*?\| (\d+/\d+)', said)
     last = [line for line in re.split(r'[\r\n]', said) if line.strip()][-1:] or ['(nothing)']

@@ -12,14 +12,14 @@ from tf_efsgd.benchmark.variants import Networks, Variant
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What was measured of one variant.
+    """What was measured for one variant.
 
     Attributes:
-      variant: which one.
-      seconds: of one step, in every round.
-      ratio: of the time of a record to that in `variant.against`.
-      memory: bytes; None if it was not measured.
-      memory_ratio: to that of `variant.against`.
+      variant: the variant.
+      seconds: the seconds of one step, one number for each round.
+      ratio: the time for a record over that of `variant.against`.
+      memory: the memory in bytes; None if it was not measured.
+      memory_ratio: the memory over that of `variant.against`; None if either was not measured.
     """
 
     variant: Variant
@@ -35,10 +35,10 @@ def measure(
     """Times all variants side by side, then measures the memory of each.
 
     Args:
-      networks: their shapes.
-      variants: with all that they are compared with.
-      rounds: at least 1.
-      with_memory: measure that too, in a new process for each.
+      networks: the shapes of the networks.
+      variants: the variants, including those that they are compared with.
+      rounds: number of rounds, at least 1.
+      with_memory: whether to measure memory too, each in a new process.
 
     Returns:
       One result for each variant.
@@ -63,12 +63,15 @@ def results_of(
     seconds: Mapping[str, Sequence[float]],
     used: Mapping[str, float | None],
 ) -> list[Result]:
-    """The results from what was measured.
+    """Computes the results from what was measured.
 
     Args:
-      variants: with all that they are compared with.
-      seconds: of one step in every round, by the name of the variant.
+      variants: the variants, including those that they are compared with.
+      seconds: the seconds of one step in every round, by the name of the variant.
       used: bytes by the name of the variant; None where memory was not measured.
+
+    Returns:
+      One result for each variant.
     """
     per_record = {v.name: [s / v.records for s in seconds[v.name]] for v in variants}
     results = []

@@ -1,8 +1,8 @@
-"""What a step's batch takes in memory.
+"""Measures the memory that the batch of a step takes.
 
-That is the most that a process of its own had in RAM at any time, without what it had after
-TensorFlow was loaded and the data made, less the same for a step on two images. So tracing, weights
-and optimizer are not in it; what a GPU holds is not either.
+A separate process makes the step. Its peak in RAM, less what it had after TensorFlow was loaded and
+the data made, is taken, less the same for a step on two images. So tracing, weights and optimizer
+are not included, and neither is the memory of a GPU.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ _STEPS_FOR_MEMORY = 3
 
 
 def measure_memory(networks: Networks, variant: Variant) -> float | None:
-    """The memory that the batch of a step takes.
+    """Measures the memory that the batch of a step takes.
+
+    Args:
+      networks: the shapes of the networks.
+      variant: which step to measure.
 
     Returns:
-      Bytes; None if a process did not survive or the system does not tell.
+      Bytes; None if a process did not survive, or if the system does not say.
     """
     whole = _process_memory(networks, variant)
     fixed = _process_memory(networks, dataclasses.replace(variant, batch_size=2))
@@ -32,7 +36,7 @@ def measure_memory(networks: Networks, variant: Variant) -> float | None:
 
 
 def _process_memory(networks: Networks, variant: Variant) -> float | None:
-    """What a few steps add to the memory of a process of their own, in bytes."""
+    """Returns what a few steps add to the memory of a separate process, in bytes."""
     context = multiprocessing.get_context('spawn')
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_memory, args=(sender, networks, variant), daemon=True)
@@ -48,7 +52,7 @@ def _process_memory(networks: Networks, variant: Variant) -> float | None:
 
 
 def _send_memory(sender, networks, variant) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Whoever waits ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The process that waits ends this one.
     import tensorflow as tf
 
     tf.get_logger().setLevel('ERROR')
@@ -60,9 +64,9 @@ def _send_memory(sender, networks, variant) -> None:
 
 
 def _memory(field: str) -> int | None:
-    """Bytes in RAM, 'VmRSS' now or 'VmHWM' at the most; elsewhere than on Linux always the latter.
+    """Returns the bytes in RAM: now for 'VmRSS', at the peak for 'VmHWM' or outside Linux.
 
-    `ru_maxrss` alone would not do on Linux: a process inherits it from the one that started it.
+    `ru_maxrss` is not used on Linux, because a process inherits it from the one that started it.
     """
     status = pathlib.Path('/proc/self/status')
     if status.exists():

@@ -1,4 +1,4 @@
-"""The ratios as a picture."""
+"""Draws the ratios."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tf_efsgd.benchmark.measure import Result
 
 
 def plot(results: Sequence[Result], path: str, caption: str, scaling: bool = False) -> None:
-    """Draws the ratios as bars, least to largest as a line on each.
+    """Draws the ratios as bars, with a line from the least to the largest on each.
 
     Args:
       results: as in `text.format_table`.
-      path: of the picture.
+      path: where to write the picture.
       caption: the text below the picture.
       scaling: as in `text.format_table`.
     """

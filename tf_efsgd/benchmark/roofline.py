@@ -1,4 +1,4 @@
-"""What bounds a step: its operations, bytes and draws, and how fast a machine does them."""
+"""Bounds the time of a step by its operations, bytes and draws, and by the speed of a machine."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Work:
     """What a step needs, or what a machine does in a second.
 
     Attributes:
-      operations: a multiplication with its addition is two.
-      bytes: read or written.
-      draws: numbers of noise.
+      operations: floating-point operations; a multiplication with its addition counts as two.
+      bytes: bytes that are read or written.
+      draws: random numbers for the noise.
     """
 
     operations: float
@@ -25,22 +25,30 @@ class Work:
     draws: float
 
     def least_seconds(self, machine: Work) -> float:
-        """At the machine's full rate: the bytes beside the operations, then the draws."""
+        """Returns the time at a machine's full rate: operations beside bytes, then draws.
+
+        Args:
+          machine: what the machine does in a second.
+        """
         beside = max(self.operations / machine.operations, self.bytes / machine.bytes)
         return beside + self.draws / machine.draws
 
 
 def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) -> Work:
-    """Work of a step on given generated images, counted from the shapes.
+    """Counts the work of a step on given generated images from the shapes.
 
-    Every layer has three matrix products, forward and backward, but for the first, which no
-    gradient leaves. Each touches what goes in and what comes out; an activation touches the latter
-    five times more. A private step adds the cheaper form of the norms, patches, written once and
-    read twice, weights on the gradients, and, with error feedback, a second sum over the records.
+    Every layer has three matrix products, forward and backward, except the first, which needs no
+    gradient of its input. Each product reads or writes the input and the output once; an activation
+    does so with the output five times more. A private step adds the cheaper form of the norms; the
+    patches, which are written once and read twice; weights on the gradients; and, with error
+    feedback, a second sum over the records.
 
     Args:
-      layers: (positions, fan-in, fan-out, numbers going in), from the input on.
-      variant: 'plain', or one of clipping 'fast'.
+      layers: (positions, fan-in, fan-out, input size) of each layer, starting at the input.
+      variant: 'plain', or a variant with clipping 'fast'.
+
+    Returns:
+      The work.
     """
     operations: float = 0
     numbers: float = 0
@@ -63,7 +71,7 @@ def count_work(layers: Sequence[tuple[int, int, int, int]], variant: Variant) ->
 
 
 def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
-    """The discriminator's layers, as `count_work` takes them."""
+    """Returns the discriminator's layers in the form that `count_work` takes."""
     from tf_efsgd.models.discriminator import build_discriminator
 
     model = build_discriminator(networks.image_shape, networks.num_classes, width=networks.width)
@@ -80,11 +88,14 @@ def layers_of(networks: Networks) -> list[tuple[int, int, int, int]]:
 
 
 def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
-    """What this machine reaches: the best of five measurements.
+    """Measures what this machine reaches: the best of five measurements.
 
     Args:
-      size: of the square matrices to multiply.
-      megabytes: of an array to copy, and of one of draws.
+      size: height and width of the matrices to multiply.
+      megabytes: size of the array to copy, and of the array of draws.
+
+    Returns:
+      The work that the machine does in a second.
     """
     import tensorflow as tf
 
@@ -101,7 +112,7 @@ def measure_machine(size: int = 1024, megabytes: int = 64) -> Work:
         function().numpy()
         return amount / min(seconds_of(lambda _: function().numpy(), 1) for _ in range(5))
 
-    # One number is fetched: to fetch all would be timed too.
+    # Only one number is fetched, because fetching all would be timed too.
     return Work(
         operations=rate(2 * size**3, tf.function(lambda: (matrix @ matrix)[0, 0])),
         bytes=rate(8 * array.shape[0], tf.function(lambda: tf.negative(array)[0])),

@@ -1,4 +1,4 @@
-"""The steps themselves: their data, networks and optimizers, built so that one call does a step."""
+"""Builds the steps to measure, with data, networks and optimizers; one call makes one step."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from tf_efsgd.benchmark.variants import Networks, Variant
 
 L2_NORM_CLIP, RESIDUAL_L2_NORM_CLIP, NOISE_MULTIPLIER = 1.0, 0.5, 1.0
 RECONSTRUCTION_WEIGHT = 0.01
-# So small that the networks stay what they are, and every step does the same work.
+# It is so small that the networks hardly change, and every step does the same work.
 LEARNING_RATE = 1e-6
 ADAM_BETA_1 = 0.5
 
 
 def make_data(networks: Networks, records: int):
-    """Random data of one step.
+    """Makes random data for one step.
+
+    Args:
+      networks: the shapes of the networks.
+      records: number of records.
 
     Returns:
       (images uint8 [records, H, W, C], labels int32 [records], generated images float32 in [-1, 1]
@@ -34,9 +38,9 @@ def build_gan(networks: Networks, variant: Variant, generated):
     """Builds and compiles the GAN of one variant, always with the same weights.
 
     Args:
-      networks: its shapes.
-      variant: not one of clipping 'jacobian'.
-      generated: from `make_data`, for a step without the generator.
+      networks: the shapes of the networks.
+      variant: a variant whose clipping is not 'jacobian'.
+      generated: the generated images of `make_data`, for a step without the generator.
 
     Returns:
       An `EFSGDGan`.
@@ -73,7 +77,7 @@ def build_gan(networks: Networks, variant: Variant, generated):
 
 
 def _given_images(generated):
-    """A generator that returns its inputs: what a step costs without one."""
+    """Builds a generator that returns its inputs, to measure a step without a generator."""
     import tensorflow as tf
 
     images = tf.keras.Input(generated.shape[1:])
@@ -84,8 +88,8 @@ def _draw_given(generated):
     import tensorflow as tf
 
     def draw_inputs(generator, labels, seed=None, rows=None):
-        del generator, labels, seed
-        return tf.gather(generated, rows)
+        del generator, seed
+        return generated[: len(labels)] if rows is None else tf.gather(generated, rows)
 
     return draw_inputs
 
@@ -99,13 +103,13 @@ def build_optimizer(variant: Variant):
         return tf.keras.optimizers.legacy.Adam(**adam)
     mechanism = {'l2_norm_clip': L2_NORM_CLIP, 'noise_multiplier': NOISE_MULTIPLIER}
     if variant.optimizer == 'tf_privacy':
-        # By its own name: in Python 3.12 the package itself loads nothing.
+        # Imported by its own name, because in Python 3.12 the package itself loads nothing.
         from tensorflow_privacy.privacy.optimizers import dp_optimizer_keras_vectorized as dp_keras
 
         return dp_keras.VectorizedDPKerasAdamOptimizer(**mechanism, **adam)
     from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
 
-    # In the drop-in way, generated images are examples of the batch like the records.
+    # In a drop-in step, generated images are examples of the batch, as records are.
     drop_in = variant.clipping == 'jacobian'
     return ErrorFeedbackDPKerasAdamOptimizer(
         **mechanism,
@@ -117,12 +121,15 @@ def build_optimizer(variant: Variant):
 
 
 def build_run(networks: Networks, variant: Variant, data=None) -> Run:
-    """Builds one variant's step; it is traced at the first call.
+    """Builds the step of one variant, which is traced at the first call.
 
     Args:
-      networks: their shapes.
-      variant: which step.
-      data: from `make_data`; None makes it.
+      networks: the shapes of the networks.
+      variant: which step to build.
+      data: the data of `make_data`; None makes them.
+
+    Returns:
+      A function that makes so many steps and waits until they are done.
     """
     data = make_data(networks, variant.records) if data is None else data
     build = _build_drop_in_step if variant.clipping == 'jacobian' else _build_gan_step
@@ -137,7 +144,7 @@ def build_run(networks: Networks, variant: Variant, data=None) -> Run:
 
 
 def _build_gan_step(networks, variant, data):
-    """(The step as training runs it, what it updates)."""
+    """Returns (the step as training runs it, the variables that it updates)."""
     import tensorflow as tf
 
     from tf_efsgd.privacy.optimizer import new_noise
@@ -147,7 +154,7 @@ def _build_gan_step(networks, variant, data):
     variables = gan.discriminator.trainable_variables
     shapes = [variable.shape for variable in variables]
     noise = new_noise()
-    # Batches are Poisson samples: training traces them with an unknown size.
+    # Batches are Poisson samples, so training traces them with an unknown size.
     signature = [
         (
             tf.TensorSpec([None, *networks.image_shape], tf.uint8),
@@ -164,7 +171,7 @@ def _build_gan_step(networks, variant, data):
 
 
 def _build_drop_in_step(networks, variant, data):
-    """(The same loss as a vector for an optimizer's `minimize`, what it updates)."""
+    """Returns (a step that minimizes the same loss as a vector, the variables that it updates)."""
     import tensorflow as tf
 
     from tf_efsgd.models.discriminator import build_discriminator
@@ -186,7 +193,7 @@ def _build_drop_in_step(networks, variant, data):
 
 
 def drop_in_losses(discriminator, images, labels, generated):
-    """The losses of a step, float32 [2 n]: of n records, then of n generated images."""
+    """Computes the losses of a step, float32 [2 n]: of n records, then of n generated images."""
     import tensorflow as tf
 
     from tf_efsgd.data.images import to_float

@@ -1,11 +1,11 @@
-"""What was measured in words: tables, one line about scaling, JSON."""
+"""Formats what was measured: tables, one line about scaling, JSON values."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
+from typing import Any
 
 from tf_efsgd.benchmark import roofline
 from tf_efsgd.benchmark.measure import Result
@@ -24,7 +24,7 @@ _HEADER = ('step', 'clipping', 'batch', 'ms', 'µs/record', '× time', 'min–ma
 
 
 def describe_networks(networks: Networks) -> str:
-    """The images and the size of the networks in words."""
+    """Describes the images and the size of the networks in words."""
     from tf_efsgd.models.discriminator import build_discriminator
 
     shape, classes = networks.image_shape, networks.num_classes
@@ -36,20 +36,20 @@ def describe_networks(networks: Networks) -> str:
 
 
 def group_title(base: Variant, scaling: bool = False) -> str:
-    """What the steps compared with `base` have in common."""
+    """Says what the steps that are compared with `base` have in common."""
     if scaling:
         size = base.microbatch_size
-        return f'Error feedback, {size} records at a time; × is of the first, time by record'
+        return f'Error feedback, {size} records at a time; × compares the time of a record'
     half = f'batch {base.batch_size} ({base.records} records)'
     if base.optimizer == 'error_feedback':
-        return f'Against TF Privacy, {half}; × is of our fast error feedback'
+        return f'Compared with TF Privacy, {half}; × our fast error feedback'
     if base.with_generator:
-        return f'With the generator making its images, {half}; × is of plain'
-    return f'Generated images given, {half}; × is of plain'
+        return f'With the generator making its images, {half}; × the plain step'
+    return f'Generated images given, {half}; × the plain step'
 
 
 def format_table(results: Sequence[Result], scaling: bool = False) -> str:
-    """The results as a table, one part for each variant that others are compared with."""
+    """Formats the results as a table, one part for each variant that others are compared with."""
     lines = [_COLUMNS.format(*_HEADER)]
     for base, group in groups_of(results):
         lines += ['', group_title(base, scaling)]
@@ -58,7 +58,7 @@ def format_table(results: Sequence[Result], scaling: bool = False) -> str:
 
 
 def groups_of(results: Sequence[Result]) -> list[tuple[Variant, list[Result]]]:
-    """The variants that others are compared with, each with the results of its group."""
+    """Returns the variants that others are compared with, each with the results of its group."""
     bases = [r.variant for r in results if r.variant.name == r.variant.against]
     return [(base, [r for r in results if r.variant.against == base.name]) for base in bases]
 
@@ -81,10 +81,10 @@ def _format_row(result: Result) -> str:
 
 
 def describe_scaling(results: Sequence[Result]) -> str:
-    """The cost of a step whatever its batch, that of each record more, and how steady it is.
+    """Describes the fixed cost of a step, the cost of each record, and how constant the latter is.
 
     Args:
-      results: of `scaling_variants`, in growing order, at least two.
+      results: at least two results of `scaling_variants`, in growing order.
 
     Returns:
       One line: least squares of the relative errors of fixed + records * marginal, and the least
@@ -101,22 +101,21 @@ def describe_scaling(results: Sequence[Result]) -> str:
         return line
     between = 1e6 * np.diff(seconds[is_full]) / np.diff(records[is_full])
     return (
-        f'{line}; from {records[is_full][0]:.0f} records on {between.min():.0f} to '
+        f'{line}; with {records[is_full][0]:.0f} records or more, {between.min():.0f} to '
         f'{between.max():.0f} µs for one more'
     )
 
 
-def to_json(results: Sequence[Result], **about) -> str:
-    """All that was measured, every round of it, for notes and scripts."""
-    steps = [
+def values_of(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Returns all that was measured, in every round, as JSON values: one item for each step."""
+    return [
         {**dataclasses.asdict(r), 'milliseconds': 1e3 * statistics.median(r.seconds)}
         for r in results
     ]
-    return json.dumps({**about, 'steps': steps}, indent=1) + '\n'
 
 
 def format_roofline(networks: Networks, results: Sequence[Result], machine: roofline.Work) -> str:
-    """The least time that the steps need beside what they took, for those that can be counted."""
+    """Formats the least time that steps need beside the time they took, where it is known."""
     lines = [
         f'This machine: {machine.operations / 1e9:.0f} GFLOP/s in a matrix product, '
         f'{machine.bytes / 1e9:.1f} GB/s in a copy, {machine.draws / 1e6:.0f} M numbers of noise/s',

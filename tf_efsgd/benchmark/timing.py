@@ -1,8 +1,8 @@
 """Times steps side by side.
 
-In each round, each kind of step is run for at least 0.2 seconds, forwards in one round and
-backwards in the next. A ratio is taken within a round, so that what slows the machine down for a
-while slows both sides.
+In each round, each kind of step is run for at least 0.2 seconds, in one order in odd rounds and in
+the reverse order in even rounds. Ratios are taken within a round, so whatever slows the machine
+down for a while slows both sides.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-# Does so many steps and waits until they are done.
+# Makes so many steps and waits until they are done.
 Run = Callable[[int], None]
 
 _LEAST_SECONDS = 0.2
@@ -21,7 +21,7 @@ _LEAST_SECONDS = 0.2
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Median, least and largest over the rounds."""
+    """Median, least and largest value over the rounds."""
 
     median: float
     low: float
@@ -34,16 +34,16 @@ def measure_times(
     """Times steps side by side.
 
     Args:
-      runs: by name.
-      rounds: at least 1.
-      after_each: called when one of len(runs) * (rounds + 1) parts is done.
+      runs: the steps to time, by name.
+      rounds: number of rounds, at least 1.
+      after_each: called after each of len(runs) * (rounds + 1) parts.
 
     Returns:
-      Seconds of one step by name, one for every round.
+      The seconds of one step by name, one number for each round.
     """
     repeats = {}
     for name, run in runs.items():
-        run(1)  # Traces.
+        run(1)  # The first call traces.
         repeats[name] = max(1, math.ceil(_LEAST_SECONDS / seconds_of(run, 1)))
         after_each()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -55,13 +55,13 @@ def measure_times(
 
 
 def seconds_of(run: Run, steps: int) -> float:
-    """Seconds that so many steps take together."""
+    """Measures the seconds that so many steps take together."""
     start = time.perf_counter()
     run(steps)
     return time.perf_counter() - start
 
 
 def spread_of_ratios(above: Sequence[float], below: Sequence[float]) -> Spread:
-    """The spread of the ratios within each round."""
+    """Returns the spread of the ratios, each taken within a round."""
     ratios = [a / b for a, b in zip(above, below)]
     return Spread(statistics.median(ratios), min(ratios), max(ratios))

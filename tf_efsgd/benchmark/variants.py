@@ -1,4 +1,4 @@
-"""What is measured: the networks, and the kinds of steps that are compared."""
+"""Lists what is measured: the networks, and the kinds of steps that are compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SCALING_MICROBATCH_SIZE = 256
 
 @dataclasses.dataclass(frozen=True)
 class Networks:
-    """What the networks are built for; defaults as those of the flags of training."""
+    """What the networks are built for; the defaults are those of the flags of training."""
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -35,12 +35,12 @@ class Variant:
     """One kind of step.
 
     Attributes:
-      name: for --only and in the JSON file.
+      name: its name for --only and in the JSON file.
       optimizer: 'plain', 'dp_sgd', 'error_feedback' (ours) or 'tf_privacy'.
-      clipping: 'none', 'fast', 'vectorized', or 'jacobian': the drop-in way, a loss vector.
-      batch_size: records and generated images together, half of each.
-      against: name of the variant that it is compared with; its own where it is that one.
-      with_generator: makes the generated images too, instead of having them given.
+      clipping: 'none', 'fast', 'vectorized', or 'jacobian' for a drop-in step with a loss vector.
+      batch_size: number of records and generated images together, half of each.
+      against: name of the variant that it is compared with, which may be its own.
+      with_generator: whether the step also makes the generated images.
       microbatch_size: as in `EFSGDGan.compile`.
     """
 
@@ -61,13 +61,16 @@ class Variant:
 def step_variants(
     batch_size: int, small_batch_size: int, microbatch_size: int | None = None
 ) -> list[Variant]:
-    """The steps to compare, those that others are compared with first.
+    """Returns the steps to compare.
 
     Args:
-      batch_size: even.
-      small_batch_size: even; of the comparison with TF Privacy's optimizer, which needs far more
-        memory.
-      microbatch_size: of our steps at `batch_size`.
+      batch_size: the batch size, even.
+      small_batch_size: the batch size, even, for the comparison with TF Privacy's optimizer, which
+        needs far more memory.
+      microbatch_size: the microbatch size of our steps at `batch_size`.
+
+    Returns:
+      The variants; in each group, the one that others are compared with comes first.
     """
     plain, whole, small = 'plain', 'plain_with_generator', 'error_feedback_small'
     ours: dict[str, Any] = {'batch_size': batch_size, 'microbatch_size': microbatch_size}
@@ -90,7 +93,7 @@ def step_variants(
 
 
 def scaling_variants(batch_sizes: Sequence[int], microbatch_size: int) -> list[Variant]:
-    """The error-feedback step on growing batches, against the first of them."""
+    """Returns the error-feedback step on growing batches, each compared with the first."""
     return [
         Variant(
             f'batch_{size}',

@@ -1,1 +1,1 @@
-"""One file a command; no work of its own."""
+"""The commands, one file each; they do no work of their own."""

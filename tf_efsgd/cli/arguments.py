@@ -1,9 +1,9 @@
-"""Command lines: parsing, help, output paths, and how a command ends over what goes wrong.
+"""Command lines: parsing, help, output paths, and how a command ends when something goes wrong.
 
-Exit codes, of all commands: 0 done; 1 something failed that was not asked wrongly (a full disk,
-TensorFlow, a grid of which a run failed, a folder that does not belong together); 2 a mistake of
-the user's, found before anything was spent; 128 and the number of a signal that ended the command
-(130 for Ctrl-C).
+The exit codes of all commands are: 0, done; 1, something failed although the command was right (a
+full disk, TensorFlow, a run of a grid, a folder that does not belong together); 2, a mistake of the
+user, found before anything was spent; 128 plus the number of the signal that ended the command (130
+for Ctrl-C).
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ import contextlib
 import functools
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 
-from tf_efsgd import terminal
+from tf_efsgd import progress, terminal
 from tf_efsgd.cli import helps
 from tf_efsgd.config import ConfigError, read_flagfiles
 
 
 class Positional(NamedTuple):
-    """What an argument without a name is, as in `tf-efsgd train photos/`.
+    """The meaning of an argument without a name, as in `tf-efsgd train photos/`.
 
     Attributes:
-      flag: that it sets.
+      flag: the flag that it sets.
       shown: what the help calls it, e.g. RUN.
-      prefix: of the flag's value, before the argument.
+      prefix: what comes before the argument in the value of the flag.
     """
 
     flag: str
@@ -52,13 +53,13 @@ def start(
 ) -> None:
     """Runs a command: defines its flags, reads the command line, and does its work.
 
-    `--help` shows the flags that most need and the names of the others, `--helpfull` all; both end
-    with exit code 0 before anything else is loaded.
+    `--help` explains the flags that most users need and names the others; `--helpfull` explains
+    all. Both end with exit code 0 before anything else is loaded.
 
     Args:
-      main: what the command does with the parsed flags.
-      define_flags: defines them in absl's; returns the names that the help shows, or None for all.
-      positional: what an argument without a name is; None takes none.
+      main: does the work of the command, with the parsed flags.
+      define_flags: defines the flags; returns the names that the help shows, or None for all.
+      positional: the meaning of an argument without a name; None allows none.
       first: names of the flags that `--help` explains, at most seven.
     """
     terminal.use_words()
@@ -76,7 +77,7 @@ def start(
 
 
 def _command() -> str:
-    """As the user calls it: `tf-efsgd train`, or `python -m tf_efsgd.launch`."""
+    """The command as the user calls it: `tf-efsgd train`, or `python -m tf_efsgd.launch`."""
     if sys.argv[0].startswith('tf-efsgd '):
         return sys.argv[0]
     path = pathlib.Path(sys.argv[0])
@@ -94,7 +95,7 @@ def _print_help(text: str) -> NoReturn:
 
 
 def show_in_help(names: Iterable[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Makes these the key flags of the module that was started.
+    """Makes some flags the key flags of the module that was started.
 
     Args:
       names: of defined flags.
@@ -105,15 +106,18 @@ def show_in_help(names: Iterable[str], flag_values: flags.FlagValues = flags.FLA
 
 
 def parse_arguments(arguments: Sequence[str], positional: Positional | None = None) -> list[str]:
-    """Parses a command line into absl's flags; on a mistake exits as `exit_with` does.
+    """Parses a command line into absl's flags; on a mistake it exits as `exit_with` does.
 
     Args:
-      arguments: the command and what stands behind it.
+      arguments: the command and what follows it.
       positional: as in `start`.
+
+    Returns:
+      The command alone.
     """
     try:
         values = flags.FLAGS
-        # A path may stand before flags: tf-efsgd train photos/ --target_epsilon=10.
+        # A path may come before flags: tf-efsgd train photos/ --target_epsilon=10.
         values.set_gnu_getopt(positional is not None)
         program, *rest = values(read_flagfiles(arguments))
         if positional is not None and rest:
@@ -132,7 +136,7 @@ def parse_arguments(arguments: Sequence[str], positional: Positional | None = No
 
 
 def exit_with(error: Exception | str) -> NoReturn:
-    """Ends the program over a mistake of its user's: one line, exit code 2."""
+    """Ends the program because of a mistake of its user: with one line and exit code 2."""
     print(f'tf_efsgd: {" ".join(str(error).split())}', file=sys.stderr)
     sys.exit(2)
 
@@ -144,19 +148,19 @@ def one_line_errors(
     hint: str = '',
     when_interrupted: str | None = None,
 ) -> Iterator[None]:
-    """Ends the program with one line where something goes wrong inside.
+    """Ends the program with one line if something goes wrong inside.
 
-    The exit code is 2 for a mistake of the user's, 1 for another OSError, 130 for Ctrl-C. An error
-    that says itself how to continue, see `run.errors.with_how_to_continue`, ends in that.
+    The exit code is 2 for a mistake of the user, 1 for another OSError, 130 for Ctrl-C. If the
+    error says how to continue (see `run.errors.with_how_to_continue`), the line ends with that.
 
     Args:
-      mistakes: errors that are the user's.
-      hint: whole sentences to say after any other OSError or Ctrl-C.
-      when_interrupted: those for Ctrl-C, if they are others.
+      mistakes: types of errors that are mistakes of the user.
+      hint: whole sentences to print after another OSError or Ctrl-C.
+      when_interrupted: sentences for Ctrl-C instead of `hint`; None: the same.
     """
     try:
         yield
-    except BrokenPipeError:  # Whoever read what was written, `head` say, has read enough.
+    except BrokenPipeError:  # The reader of the output, e.g. `head`, has read enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except mistakes as error:
@@ -184,7 +188,7 @@ def define_output_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str
 
 
 def define_run_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Defines --run_dir, --json and --quiet, for what is made of a run; returns their names."""
+    """Defines --run_dir, --json and --quiet, for commands on a run; returns their names."""
     flags.DEFINE_string('run_dir', None, 'The folder of the run.', flag_values=flag_values)
     return ['run_dir', *define_output_flags(flag_values)]
 
@@ -194,10 +198,10 @@ def given_run(command: str, flag_values: flags.FlagValues = flags.FLAGS) -> path
 
     Args:
       command: as the user calls it.
-      flag_values: parsed.
+      flag_values: the parsed flags.
 
     Raises:
-      ConfigError: if it is missing.
+      ConfigError: if the flag or the folder is missing.
     """
     given = flag_values['run_dir'].value
     if given is None:
@@ -208,38 +212,95 @@ def given_run(command: str, flag_values: flags.FlagValues = flags.FLAGS) -> path
     return run_dir
 
 
-def show(result: dict[str, Any], text: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def show(
+    result: dict[str, Any], text: str | None, flag_values: flags.FlagValues = flags.FLAGS
+) -> None:
     """Prints the result of a command as --json and --quiet ask for it.
 
     Args:
-      result: JSON values by name.
-      text: the same for a person.
-      flag_values: parsed.
+      result: JSON values by name; an infinity or NaN becomes null.
+      text: the same in words; None if these were printed on the way.
+      flag_values: the parsed flags.
     """
     if flag_values['json'].value:
-        print(json.dumps(result, indent=2))
-    elif not flag_values['quiet'].value:
+        print(json.dumps(_finite(result), indent=2))
+    elif text is not None and not flag_values['quiet'].value:
         print(text)
 
 
-def quieten_tensorflow() -> None:
+def _finite(value: Any) -> Any:
+    """Replaces infinities and NaN, which JSON does not have, with None."""
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextlib.contextmanager
+def only_the_result(flag_values: flags.FlagValues = flags.FLAGS) -> Iterator[None]:
+    """With --json or --quiet, nothing is printed inside, by this process or its children.
+
+    Args:
+      flag_values: the parsed flags; with `quiet`, no bar is drawn from now on either.
+    """
+    if flag_values['quiet'].value:
+        progress.be_quiet()
+    if not (flag_values['json'].value or flag_values['quiet'].value):
+        yield
+        return
+    sys.stdout.flush()
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        kept = os.dup(1)
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
+def start_for_run(run: Callable[[flags.FlagValues], None]) -> None:
+    """Runs a command on a run, with the flags --run_dir, --json and --quiet.
+
+    Args:
+      run: does the work of the command, with the parsed flags.
+    """
+
+    def main() -> None:
+        logging.set_verbosity(logging.ERROR)
+        quieten_tensorflow()
+        with one_line_errors():
+            run(flags.FLAGS)
+
+    start(main, define_run_flags, positional=RUN)
+
+
+def quieten_tensorflow(*, always: bool = False) -> None:
     """Silences TensorFlow's C++ messages; call it before TensorFlow is loaded.
 
-    Below 3 it greets every user with three errors about GPU plug-ins; real errors are raised. What
-    the user set stays.
+    Below level 3 it greets every user with three errors about GPU plug-ins; real errors are raised
+    as exceptions anyway. The TensorFlow of Python 3.12 ignores the level in part.
+
+    Args:
+      always: whether to do so even if the user has set another level: warnings tell the size of
+        tensors, and so of a batch, which is private.
     """
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    level = '3' if always else os.environ.get('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ['TF_CPP_MIN_LOG_LEVEL'] = level
+    if level == '3' and sys.version_info >= (3, 12):
+        terminal.hide_libraries()
 
 
 def check_picture_path(flag: str, path: str) -> None:
-    """Checks that matplotlib can write a picture there, before anything is computed.
+    """Checks that matplotlib can write a picture to a path, before anything is computed.
 
     Args:
       flag: the name of the flag.
-      path: of the file to be.
+      path: of the picture.
 
     Raises:
-      ConfigError: if matplotlib is missing, the folder is, or the ending names no picture.
+      ConfigError: if matplotlib or the folder is missing, or the ending is not that of a picture.
     """
     if importlib.util.find_spec('matplotlib') is None:
         raise ConfigError(f'--{flag} needs matplotlib: pip install matplotlib')
@@ -249,12 +310,12 @@ def check_picture_path(flag: str, path: str) -> None:
 
 
 def check_output_path(flag: str, path: str, endings: Sequence[str]) -> None:
-    """Checks that a file can be written there, before anything is computed.
+    """Checks that a file can be written to a path, before anything is computed.
 
     Args:
       flag: the name of the flag.
-      path: of the file to be.
-      endings: what it may end in, without the dot.
+      path: of the file.
+      endings: the allowed endings, without the dot.
 
     Raises:
       ConfigError: if the folder is missing, or the file has another ending.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -22,7 +23,7 @@ _ALL = 'all'
 _AUDITS = ('mechanism', 'training')
 _MODES = ('none', 'private', 'hidden')
 
-# (steps, sampling probability): one step of all records shows the plain mechanism, with the least
+# (steps, sampling probability). One step on all records shows the plain mechanism, with the least
 # noise in the attack; many sampled steps show amplification, composition and the buffer.
 _MECHANISM_SETTINGS = ((1, 1.0), (200, 0.05))
 _TRAINING_SETTING = (20, 0.2)
@@ -30,7 +31,7 @@ _RUNS = {'mechanism': 10_000, 'training': 200}
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines the flags; names and meaning as in training where both have them."""
+    """Defines the flags; those that training has too have the same name and meaning."""
     shared = {'flag_values': flag_values}
     flags.DEFINE_enum(
         'audit',
@@ -52,8 +53,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         'noise_multiplier',
         1.0,
-        'Standard deviation of the noise of one step, divided by its sensitivity. Less noise '
-        'shows more of a fault. Range: above 0.',
+        'Standard deviation of the noise of one step, divided by its sensitivity. With less noise '
+        'a fault shows more clearly. Range: above 0.',
         **shared,
     )
     flags.DEFINE_integer(
@@ -79,7 +80,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         'residual_l2_norm_clip',
         1.0,
-        'Length to which the part that clipping cut from one gradient is clipped itself. Range: '
+        'Length to which the part that clipping cut from one gradient is itself clipped. Range: '
         '1e-9 to 1e9.',
         **shared,
     )
@@ -94,13 +95,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'feedback_decay',
         0.9,
         'Part of the error buffer that each step keeps. At 0 the attack would see only the sum of '
-        'the two releases, and show less than there is. Range: above 0 and below 1.',
+        'the two releases, and would show less than there is. Range: above 0 and below 1.',
         **shared,
     )
     flags.DEFINE_float(
         'feedback_l2_norm_clip',
         None,
-        'Largest norm that one step gives back of the error buffer. Default: no limit. Range: '
+        'Largest norm of what one step gives back from the error buffer. Default: no limit. Range: '
         '1e-9 to 1e9.',
         **shared,
     )
@@ -108,15 +109,15 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'target_delta',
         [1e-5, 0.1],
         'Delta at which epsilon is compared; the flag may be given several times. The account '
-        'holds at every delta at once: a small one is what a statement says, a large one needs the '
-        'fewest runs to show a fault. Range: above 0 and below 1.',
+        'holds at every delta at once: a privacy statement has a small one, and a large one needs '
+        'the fewest runs to show a fault. Range: above 0 and below 1.',
         **shared,
     )
     flags.DEFINE_integer(
         'runs',
         None,
-        'Number of runs with the record, and as many without it, that a bound is measured on; half '
-        'as many more choose the attack. n runs prove at most about ln(n / 3.7) at 95%: raise it '
+        'Number of runs with the record, and of runs without it, that measure a bound; half as '
+        'many more choose the attack. n runs prove at most about ln(n / 3.7) at 95%: raise it '
         'to prove more. Default: 10,000 for the mechanism, 200 for training. Range: at least 10.',
         **shared,
     )
@@ -130,14 +131,15 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         'logical_devices',
         1,
-        'Split the CPU into this many replicas that share the records, and attack the release of '
-        'the optimizer across them. Not for --error_feedback=hidden. Range: 1 to 64.',
+        'Split the CPU into this many replicas that share the records, and attack what they '
+        'release together. Not for --error_feedback=hidden. Range: 1 to 64.',
         **shared,
     )
+    arguments.define_output_flags(flag_values)
 
 
 def _check(values: flags.FlagValues) -> None:
-    """What can be checked without TensorFlow, and the mechanism does not check itself."""
+    """Checks what needs no TensorFlow and is not checked by the mechanism itself."""
 
     def require(ok, name, allowed):
         if not ok:
@@ -159,11 +161,6 @@ def _check(values: flags.FlagValues) -> None:
     is_hidden = values.error_feedback == 'hidden'
     if values.audit == 'training' and is_hidden:
         raise ConfigError('--error_feedback=hidden is audited on the mechanism: --audit=mechanism.')
-    if values.audit == 'training' and values.logical_devices > 1:
-        raise ConfigError(
-            '--logical_devices above 1 is for the mechanism audit. '
-            f'Received: --audit=training --logical_devices={values.logical_devices}.'
-        )
     if values.logical_devices > 1 and (is_hidden or is_set('feedback_l2_norm_clip')):
         raise ConfigError(
             '--logical_devices above 1 takes neither --error_feedback=hidden nor '
@@ -190,7 +187,7 @@ def _mechanism(values: flags.FlagValues, error_feedback: str) -> Mechanism:
 
 
 def _plan(values: flags.FlagValues) -> list[tuple[str, str, int, float]]:
-    """What to audit: (audit, mode, steps, sampling probability) in order."""
+    """Lists what to audit, as (audit, mode, steps, sampling probability), in order."""
     audits = _AUDITS if values.audit == _ALL else (values.audit,)
     modes = _MODES if values.error_feedback == _ALL else (values.error_feedback,)
     plan = []
@@ -203,7 +200,7 @@ def _plan(values: flags.FlagValues) -> list[tuple[str, str, int, float]]:
             if mode == 'hidden':
                 if audit == 'training' or values.logical_devices > 1:
                     continue
-                # In one step nothing is fed back: only the last setting, with many.
+                # In one step nothing is fed back, so only the last setting, with many, is used.
                 plan.append((audit, mode, *settings[-1]))
             else:
                 plan += [(audit, mode, *setting) for setting in settings]
@@ -224,10 +221,10 @@ def _strategy(logical_devices: int):
 
 
 def run(values: flags.FlagValues) -> tuple[list[Finding], list[Attack]]:
-    """Runs the audits that the flags ask for, printing each finding as it comes.
+    """Runs the audits that the flags ask for, and prints each finding as it comes.
 
     Args:
-      values: parsed flags.
+      values: the parsed flags.
 
     Returns:
       All findings, and what the lattice attack found.
@@ -243,7 +240,7 @@ def run(values: flags.FlagValues) -> tuple[list[Finding], list[Attack]]:
     from tf_efsgd.audit import training as training_audit
 
     releases_are_audited = any(audit == 'mechanism' for audit, *_ in plan)
-    # The table as a whole keeps the confidence: honest code fails it no more often than that.
+    # The confidence is that of the whole table: honest code fails it no more often than that.
     lines = (len(plan) + releases_are_audited) * len(values.target_delta)
     options = {
         'deltas': values.target_delta,
@@ -260,17 +257,22 @@ def run(values: flags.FlagValues) -> tuple[list[Finding], list[Attack]]:
             )
         else:
             batch = max(1, round(probability * training_audit.DATASET_SIZE))
-            found = training_audit.audit(mechanism, batch, steps, runs, **options)
+            found = training_audit.audit(
+                mechanism, batch, steps, runs, strategy=strategy, **options
+            )
         _print_findings(found)
         findings += found
     attacks = []
     if releases_are_audited:
         found = class_sums.audit(
-            values.noise_multiplier, values.runs or _RUNS['mechanism'], **options
+            values.noise_multiplier,
+            values.runs or _RUNS['mechanism'],
+            strategy=strategy,
+            **options,
         )
         _print_findings(found)
         findings += found
-        attacks = lattice.audit(values.noise_multiplier)
+        attacks = lattice.audit(values.noise_multiplier, strategy)
         _print_attacks(attacks)
     return findings, attacks
 
@@ -299,7 +301,7 @@ def _print_findings(findings: Sequence[Finding]) -> None:
                 f'{f.delta:g}',
                 f.runs,
                 f'{f.ceiling:.2f}',
-                # A bound is rounded down, an account up: never over what was shown.
+                # A bound is rounded down and an account up, so neither claims more than was shown.
                 f'{math.floor(100 * f.bound) / 100:.2f}',
                 rounding.up(f.account),
                 f.verdict,
@@ -333,14 +335,34 @@ def _print_attacks(attacks: Sequence[Attack]) -> None:
         )
 
 
+def result_of(findings: Sequence[Finding], attacks: Sequence[Attack]) -> dict[str, Any]:
+    """Turns what was found into JSON values by name.
+
+    Args:
+      findings: from `run`.
+      attacks: from `run`.
+    """
+    return {
+        'failed': any(f.exceeds for f in findings) or any(a.finds for a in attacks),
+        'findings': [
+            {**dataclasses.asdict(f), 'exceeds': f.exceeds, 'verdict': f.verdict} for f in findings
+        ],
+        'attacks': [
+            {**dataclasses.asdict(a), 'finds': a.finds, 'verdict': a.verdict} for a in attacks
+        ],
+    }
+
+
 def _main() -> None:
-    # vectorized_map says of every norm that it is a loop.
+    # vectorized_map logs for every norm that it is a loop.
     logging.set_verbosity(logging.ERROR)
     arguments.quieten_tensorflow()
     with arguments.one_line_errors():
-        findings, attacks = run(flags.FLAGS)
-    failed = any(finding.exceeds for finding in findings) or any(a.finds for a in attacks)
-    sys.exit(1 if failed else 0)
+        with arguments.only_the_result(flags.FLAGS):
+            findings, attacks = run(flags.FLAGS)
+        found = result_of(findings, attacks)
+        arguments.show(found, None, flags.FLAGS)  # The user has seen each finding as it came.
+    sys.exit(1 if found['failed'] else 0)
 
 
 def main() -> None:

@@ -8,7 +8,10 @@ python -m tf_efsgd.benchmark --only=plain,dp_sgd,error_feedback --roofline
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -45,26 +48,27 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         'microbatch_size',
         None,
-        'Number of records (and as many generated images) that go through the networks at a time. '
-        f'Default: all; {variants.SCALING_MICROBATCH_SIZE} with --scaling. Range: at least 1.',
+        'The largest number of records, and of generated images, that go through the networks at a '
+        f'time. Default: as in training; {variants.SCALING_MICROBATCH_SIZE} with --scaling. '
+        'Range: at least 1.',
         **shared,
     )
     flags.DEFINE_integer(
         'rounds',
         7,
-        'Number of rounds to measure; more of them on a busy machine. Range: at least 1.',
+        'Number of rounds to measure; raise it on a busy machine. Range: at least 1.',
         **shared,
     )
     flags.DEFINE_boolean(
         'memory',
         True,
-        'Measure memory too, in a process for each step; it takes about ten seconds for each.',
+        'Measure memory too, in a process for each step, which takes about ten seconds.',
         **shared,
     )
     flags.DEFINE_boolean(
         'scaling',
         False,
-        'Instead of comparing steps, measure the time of a record in the error-feedback step '
+        'Instead of comparing steps, measure the time per record of the error-feedback step '
         f'while the batch grows from {variants.SCALING_BATCH_SIZES[0]} to '
         f'{variants.SCALING_BATCH_SIZES[-1]} examples.',
         **shared,
@@ -72,23 +76,26 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_boolean(
         'roofline',
         False,
-        'Also count the operations and bytes of the steps, and print the least time that this '
-        'machine needs for them.',
+        'Also count the operations and bytes of the steps, and print the least time in which this '
+        'machine can do them.',
         **shared,
     )
     flags.DEFINE_list(
         'only',
         None,
-        'Names of steps as in the JSON file, separated by commas: measure these and what they are '
-        'compared with. Default: all.',
+        'Names of steps, as in the JSON file, separated by commas: measure only these and the '
+        'steps that they are compared with. Default: all.',
         **shared,
     )
-    flags.DEFINE_string('plot', None, 'Draw the ratios into this file, e.g. bench.png.', **shared)
-    flags.DEFINE_string('json', None, 'Write all figures to this file, e.g. bench.json.', **shared)
+    flags.DEFINE_string('plot', None, 'Draw the ratios to this file, e.g. bench.png.', **shared)
+    flags.DEFINE_string(
+        'json_file', None, 'Write all figures to this file, e.g. bench.json.', **shared
+    )
+    arguments.define_output_flags(flag_values)
 
 
 def _check(values: flags.FlagValues) -> None:
-    """Whatever can be checked without TensorFlow."""
+    """Checks what needs no TensorFlow."""
 
     def require(ok, name, allowed):
         if not ok:
@@ -102,12 +109,12 @@ def _check(values: flags.FlagValues) -> None:
     require(values.rounds >= 1, 'rounds', 'at least 1')
     if values.plot is not None:
         arguments.check_picture_path('plot', values.plot)
-    if values.json is not None:
-        arguments.check_output_path('json', values.json, ['json'])
+    if values.json_file is not None:
+        arguments.check_output_path('json_file', values.json_file, ['json'])
 
 
 def _choose_variants(values: flags.FlagValues) -> list[variants.Variant]:
-    """What the flags ask for, and what that is compared with."""
+    """Chooses what the flags ask for, and what that is compared with."""
     if values.scaling:
         size = values.microbatch_size or variants.SCALING_MICROBATCH_SIZE
         chosen = variants.scaling_variants(variants.SCALING_BATCH_SIZES, size)
@@ -129,7 +136,7 @@ def run(values: flags.FlagValues) -> list[measure.Result]:
     """Measures what the flags ask for, prints it and writes the files.
 
     Args:
-      values: parsed flags.
+      values: the parsed flags.
 
     Returns:
       One result for each step.
@@ -152,21 +159,39 @@ def run(values: flags.FlagValues) -> list[measure.Result]:
         print(
             '\n' + text.format_roofline(networks, results, roofline.measure_machine()), flush=True
         )
-    if values.json is not None:
-        about = {'machine': facts, 'model': values.model, 'rounds': values.rounds}
-        content = text.to_json(results, **about, networks=dataclasses.asdict(networks))
-        pathlib.Path(values.json).write_text(content, encoding='utf-8')
+    if values.json_file is not None:
+        content = json.dumps(figures(values, results), indent=1) + '\n'
+        pathlib.Path(values.json_file).write_text(content, encoding='utf-8')
     if values.plot is not None:
         picture.plot(results, values.plot, f'{about_networks}\n{about_machine}', values.scaling)
     return results
 
 
+def figures(values: flags.FlagValues, results: Sequence[measure.Result]) -> dict[str, Any]:
+    """Everything that was measured, with every round, as JSON values by name.
+
+    Args:
+      values: the parsed flags.
+      results: from `run`.
+    """
+    return {
+        'machine': machine(),
+        'model': values.model,
+        'rounds': values.rounds,
+        'networks': dataclasses.asdict(variants.MODELS[values.model]),
+        'steps': text.values_of(results),
+    }
+
+
 def _main() -> None:
-    # vectorized_map says of every norm that it is a loop.
+    # vectorized_map logs for every norm that it is a loop.
     logging.set_verbosity(logging.ERROR)
     arguments.quieten_tensorflow()
     with arguments.one_line_errors(mistakes=(ConfigError, OSError)):
-        run(flags.FLAGS)
+        with arguments.only_the_result(flags.FLAGS):
+            results = run(flags.FLAGS)
+        # The user has seen the table.
+        arguments.show(figures(flags.FLAGS, results), None, flags.FLAGS)
 
 
 def main() -> None:

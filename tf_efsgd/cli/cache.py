@@ -1,7 +1,7 @@
-"""Lists and removes decoded images that were kept for later starts: tf-efsgd cache.
+"""Lists and removes decoded images that are kept for later starts: tf-efsgd cache.
 
-They are PRIVATE, like the images they were made of. Removing one costs time only: the next start
-decodes its images again.
+They are PRIVATE, like the images that they were made from. Removing them only costs time: the next
+start decodes the images again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _ALL = 'all'
 
 
 def run(values: flags.FlagValues) -> str:
-    """Does what the flags ask for, and returns what to say.
+    """Does what the flags ask for, and returns the lines to print.
 
     Raises:
       ConfigError: if there is no such cache.
@@ -61,7 +61,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_string(
         'remove',
         None,
-        'What to remove: a name of the list, or all. Default: remove nothing and list what there '
+        'What to remove: a name in the list, or all. Default: remove nothing, and list what there '
         'is.',
         flag_values=flag_values,
     )

@@ -1,7 +1,7 @@
 """Looks at your images before anything is trained: tf-efsgd check PATH.
 
-It says what is in the folder, what cannot be read and why, what size to train at, what to expect
-and how long it takes. It writes nothing and spends nothing.
+It says what is in the folder, what cannot be read and why, what size to train at, what images to
+expect and how long training takes. It writes nothing and spends nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
 
 
 def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
-    """Looks at the folder that --dataset names; None if it names no folder:.
+    """Looks at the folder that --dataset names; None if it is not a folder: data set.
 
     Raises:
       ConfigError: if there is no such folder, or it holds no images that can be used.
@@ -63,10 +63,10 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
 
 
 def answer(flag_values: flags.FlagValues) -> str:
-    """What there is to say of a folder.
+    """Returns the lines about the folder that the flags name.
 
     Raises:
-      ConfigError: as `look`.
+      ConfigError: as in `look`.
     """
     found = look(flag_values)
     if found is None:
@@ -93,7 +93,9 @@ def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
     lines.append(f'{text}; about {flag_values["minutes"].value} minutes (--minutes).')
     if flag_values['images_per_person'].value is None:
         how = ' (--person=dicom takes the PatientID)' if found.has_patients else ''
-        lines.append(f'More than one image of a person? Give --images_per_person{how}.')
+        lines.append(
+            f'Is there more than one image of a person? Then give --images_per_person{how}.'
+        )
     return lines
 
 

@@ -1,11 +1,12 @@
 """Measures a run's generator against real images: python -m tf_efsgd.evaluate --run_dir=RUN.
 
-Writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's state
-folder; nowhere else, and nothing of it goes back into training. NOT covered by epsilon.
+It writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's
+state folder, and nowhere else. Nothing of it goes back into training. Epsilon does NOT cover it.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from tf_efsgd.cli import arguments
 if TYPE_CHECKING:
     from tf_efsgd.evaluation.inception import Inception
 
-# What may be given again: where the records of the run are now.
+# These settings of the run may be given again: they say where its records are now.
 _PLACES = ('dataset', 'data_dir', 'tfds_manual_dir')
 _OVERRIDES = ('evaluation_images', 'evaluation_runs', 'evaluation_epochs', 'state_dir', *_PLACES)
 
@@ -25,7 +26,7 @@ _FIRST = ['run_dir', 'evaluation_images', 'evaluation_runs', 'dataset', 'data_di
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Defines the flags, which mean what they mean in training, and returns their names."""
+    """Defines the flags, which have the same meaning as in training, and returns their names."""
     flags.DEFINE_string(
         'run_dir',
         None,
@@ -43,9 +44,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_string(
         'inception_weights',
         None,
-        'Path of the 2015 Inception network: its frozen graph (.pb), or the .tgz it is published '
-        'in. FID is then measured too. On CPUs that takes hours; fewer --evaluation_images take '
-        'less. Default: no FID.',
+        'Path of the 2015 Inception network: its frozen graph (.pb), or the .tgz in which it is '
+        'published. FID is then measured too. On CPUs that takes hours; fewer --evaluation_images '
+        'take less time. Default: no FID.',
         flag_values=flag_values,
     )
     flags.DEFINE_boolean(
@@ -54,7 +55,21 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
         'Download the 2015 Inception network to --state_dir, once, and measure FID with it.',
         flag_values=flag_values,
     )
-    return ['run_dir', 'inception_weights', 'download_inception', *names]
+    flags.DEFINE_boolean(
+        'benchmark_classifiers',
+        False,
+        "Train the three classifiers of the field's benchmark as well, reduced for CPUs: a ResNet, "
+        'a WideResNet and a ResNeXt. They take about four times as long as the CNN.',
+        flag_values=flag_values,
+    )
+    return [
+        'run_dir',
+        'inception_weights',
+        'download_inception',
+        'benchmark_classifiers',
+        *names,
+        *arguments.define_output_flags(flag_values),
+    ]
 
 
 def run(values: flags.FlagValues) -> str:
@@ -64,7 +79,7 @@ def run(values: flags.FlagValues) -> str:
       The path of the page that was written.
 
     Raises:
-      ConfigError: if a flag is wrong, or the run or its records cannot be had.
+      ConfigError: if a flag is wrong, or the run or its records cannot be read.
     """
     if values.run_dir is None:
         raise config.ConfigError('Give --run_dir, the folder of the run to evaluate.')
@@ -92,11 +107,16 @@ def run(values: flags.FlagValues) -> str:
     spent = evaluate.read_ledger(run_dir, dataset)
     if not run_folder.check_records(state_dir, spent.run_id, dataset.train):
         print(
-            f'{state_dir} remembers nothing of this run: whether these are its records is not '
-            'checked.'
+            f'{state_dir} remembers nothing of this run, so it is not checked whether these are '
+            'its records.'
         )
     return evaluate.evaluate_run(
-        run_config, run_dir, dataset, state_dir / evaluate.CLASSIFIERS, inception=inception
+        run_config,
+        run_dir,
+        dataset,
+        state_dir / evaluate.CLASSIFIERS,
+        inception=inception,
+        benchmark_classifiers=values.benchmark_classifiers,
     )
 
 
@@ -109,7 +129,7 @@ def _inception(values: flags.FlagValues, folder: pathlib.Path) -> Inception | No
     if path is None:
         print(
             'No FID: it needs the 2015 Inception network, see --inception_weights=PATH or '
-            '--download_inception. domain FID is measured instead.'
+            '--download_inception. The domain FID is measured instead.'
         )
         return None
     return inception.Inception(path)
@@ -119,7 +139,10 @@ def _main() -> None:
     logging.set_verbosity(logging.ERROR)
     arguments.quieten_tensorflow()
     with arguments.one_line_errors(when_interrupted='RUN/nonprivate is as it was.'):
-        print(run(flags.FLAGS))
+        with arguments.only_the_result(flags.FLAGS):
+            page = run(flags.FLAGS)
+        metrics = json.loads(pathlib.Path(page).with_suffix('.json').read_text('utf-8'))
+        arguments.show({'page': page, **metrics}, page, flags.FLAGS)
 
 
 def main() -> None:

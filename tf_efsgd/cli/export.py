@@ -1,26 +1,27 @@
 """Writes a run's generator as a SavedModel for TF Serving: tf-efsgd export RUN.
 
-A run exports by itself when it ends. This does so for a run with --noexport, for one that was
-stopped, or again by a newer version of the program: from the last checkpoint, without the records,
-as the next version (RUN/export/2). The same generator is not exported twice.
+A run exports by itself when it ends. This command exports a run with --noexport, a run that was
+stopped, or a run again with a newer version of the program. It works from the last checkpoint,
+without the records, and makes the next version (RUN/export/2). It does not export the same
+generator twice.
 """
 
 from __future__ import annotations
 
-from absl import flags, logging
+from absl import flags
 
 from tf_efsgd.cli import arguments
 
 
 def run(flag_values: flags.FlagValues) -> None:
-    """Exports.
+    """Exports the run that the flags name.
 
     Raises:
       ConfigError: if there is no such run, or nothing of it was trained.
-      OSError: if the disk is full, say.
+      OSError: e.g. if the disk is full.
     """
     run_dir = arguments.given_run('tf-efsgd export', flag_values)
-    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    # TensorFlow takes seconds to load, so it is loaded only once the flags are known to be right.
     from tf_efsgd.run import again
 
     made = again.export(run_dir)
@@ -28,13 +29,6 @@ def run(flag_values: flags.FlagValues) -> None:
     arguments.show(made, text, flag_values)
 
 
-def _main() -> None:
-    logging.set_verbosity(logging.ERROR)
-    arguments.quieten_tensorflow()
-    with arguments.one_line_errors():
-        run(flags.FLAGS)
-
-
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, arguments.define_run_flags, positional=arguments.RUN)
+    arguments.start_for_run(run)

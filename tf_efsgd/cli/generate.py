@@ -1,9 +1,9 @@
 """Writes a data set that may be shared, from a trained run or an export: tf-efsgd generate RUN.
 
-Images with labels, in the form that the next program reads, with the privacy statement, a page
-that explains it, a datasheet and checksums. It looks at the exported generator and at nothing
-else, so it costs no privacy, however many images are made. An interrupted data set is continued
-by the same command.
+The data set has images with labels, in a form that the next program reads, the privacy statement, a
+page that explains it, a datasheet and checksums. The command looks at the exported generator and at
+nothing else, so it costs no privacy, however many images are made. If it is interrupted, the same
+command continues.
 
   tf-efsgd generate RUN --output=synthetic
   tf-efsgd generate RUN --count=10000 --format=tfds --output=synthetic
@@ -26,13 +26,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Defines the flags and returns their names."""
     shared = {'flag_values': flag_values}
     flags.DEFINE_string(
-        'run_dir', None, 'The folder of the run; its latest export is taken.', **shared
+        'run_dir', None, 'The folder of the run; its latest export is used.', **shared
     )
     flags.DEFINE_string(
         'export_dir',
         None,
-        'The folder of one export, e.g. RUN/export/1, instead of --run_dir: all that somebody '
-        'needs who was handed the generator alone.',
+        'The folder of one export, e.g. RUN/export/1, instead of --run_dir. Somebody who was given '
+        'only the generator needs nothing else.',
         **shared,
     )
     flags.DEFINE_string('output', None, 'The folder to make; it must not exist yet.', **shared)
@@ -40,7 +40,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_string(
         'format',
         'png',
-        '<png|npz|tfrecord|tfds>: What the images are written as. png: CLASS/000123.png, which '
+        '<png|npz|tfrecord|tfds>: How the images are written. png: CLASS/000123.png, which '
         "Hugging Face loads with load_dataset('imagefolder', data_dir=OUT); npz: one images.npz; "
         'tfrecord: shards of tf.train.Example; tfds: a data set that tfds.load(NAME, '
         'data_dir=OUT) reads without any code.',
@@ -49,16 +49,16 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_string(
         'balance',
         'auto',
-        '<auto|even|released>: How many images of each class. even: equally many; released: as '
-        'the noisy class counts that the run has released; auto: released where there are any, '
-        'else even.',
+        '<auto|even|released>: How many images of each class. even: equally many; released: in '
+        'proportion to the noisy class counts that the run has released; auto: released if there '
+        'are any, else even.',
         **shared,
     )
     flags.DEFINE_integer(
         'seed',
         None,
-        'Seed of the images: the same seed, count and export give the same images. Default: it is '
-        'drawn, and written into generation.json. Range: at least 0 and below 2147483648.',
+        'Seed of the images: the same seed, count and export give the same images. Default: a seed '
+        'is drawn and written to generation.json. Range: at least 0 and below 2147483648.',
         **shared,
     )
     names = ['run_dir', 'export_dir', 'output', 'count', 'format', 'balance', 'seed']
@@ -75,7 +75,7 @@ def source_of(flag_values: flags.FlagValues) -> str:
     if (run_dir is None) == (export_dir is None):
         received = 'neither' if run_dir is None else 'both'
         raise config.ConfigError(
-            'Give a run folder (RUN, or --run_dir) or an export (--export_dir), one of them. '
+            'Give either a run folder (RUN, or --run_dir) or an export (--export_dir). '
             f'Received: {received}.'
         )
     return run_dir if export_dir is None else export_dir
@@ -86,14 +86,14 @@ def run(flag_values: flags.FlagValues) -> None:
 
     Raises:
       ConfigError: if a flag is wrong, or there is no generator.
-      OSError: if the disk is full, say.
+      OSError: e.g. if the disk is full.
     """
     source, output = source_of(flag_values), flag_values['output'].value
     if output is None:
         raise config.ConfigError('--output is missing: the folder to make, e.g. synthetic.')
     if not pathlib.Path(source).expanduser().is_dir():
         raise config.ConfigError(f'There is no folder {source}.')
-    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    # TensorFlow takes seconds to load, so it is loaded only once the flags are known to be right.
     from tf_efsgd.export import synthetic_data
     from tf_efsgd.run import share
 

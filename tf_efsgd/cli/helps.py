@@ -1,4 +1,4 @@
-"""What --help and --helpfull say: short, in groups, without loading what the command works with."""
+"""The texts of --help and --helpfull, in groups; the libraries of the command are not loaded."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def short_help(
     first: Sequence[str],
     positional: Positional | None = None,
 ) -> str:
-    """The flags that most need, in a line or two each, and the names of the others in groups.
+    """Explains the flags that most users need, and names the others in groups.
 
     Args:
-      command: how it is called.
-      doc: of its module.
+      command: the command as the user calls it.
+      doc: the docstring of its module.
       flag_values: where its flags are defined.
       names: of its flags.
-      first: names of those that are explained.
-      positional: what an argument without a name is.
+      first: names of the flags that are explained.
+      positional: the meaning of an argument without a name.
     """
     lines = _head(command, doc, positional)
     explained = [name for name in first if name in names]
@@ -43,7 +43,7 @@ def short_help(
     groups = _grouped(set(names) - set(explained))
     for group, members in groups.items():
         text = ' '.join(f'--{name}' for name in members)
-        if len(names) <= 12:  # So few can all be explained.
+        if len(names) <= 12:  # So few flags can all be explained.
             lines += ['', f'{group.capitalize()}:' if explained else 'Flags:']
             for name in members:
                 flag = flag_values[name]
@@ -60,7 +60,7 @@ def full_help(
     names: Collection[str],
     positional: Positional | None = None,
 ) -> str:
-    """All flags with their whole help, in groups; the arguments are as in `short_help`."""
+    """Explains all flags with their whole help, in groups; the arguments are as in `short_help`."""
     lines = [*_head(command, doc, positional), *doc.strip().splitlines()[1:]]
     for group, members in _grouped(names).items():
         lines += ['', f'{group.capitalize()}:']
@@ -80,7 +80,7 @@ def _head(command: str, doc: str, positional: Positional | None) -> list[str]:
 
 
 def _grouped(names: Collection[str]) -> dict[str, list[str]]:
-    """Names of flags by the group of settings that they are in, or 'more'."""
+    """Groups names of flags by their group of settings; the others are in 'more'."""
     groups = config.names_by_group()
     found = {
         group: [name for name in members if name in names] for group, members in groups.items()
@@ -113,7 +113,7 @@ def _wrapped(text: str, indent: str = '  ') -> list[str]:
 
 
 def _first_sentence(text: str | None) -> str:
-    """Up to the first full stop that ends a sentence."""
+    """The text up to the first full stop that ends a sentence."""
     text = ' '.join((text or '').split())
     match = re.match(r'(.*?[^.](?<!e\.g)\.)(?= [A-Z0-9]|$)', text)
     return match[1] if match else text

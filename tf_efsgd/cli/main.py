@@ -1,4 +1,4 @@
-"""The table of commands: tf-efsgd COMMAND [--flag=value ...], python -m tf_efsgd likewise."""
+"""The table of commands: tf-efsgd COMMAND [--flag=value ...], or python -m tf_efsgd COMMAND."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ import sys
 from tf_efsgd import terminal
 from tf_efsgd.version import __version__
 
-# Command -> what it does. Each is a module of this folder with a `main`; only that one is loaded.
+# Command -> what it does. Each command is a module of this folder with a `main`; only the module of
+# the command that is called is loaded.
 COMMANDS = {
     'train': 'Train a differentially private generator, or resume a run.',
     'plan': 'Show what a privacy budget buys before it is spent, or what a ledger spent.',
-    'check': 'Look at your images: what is read, what is not, what to expect.',
+    'check': 'Look at your images: what can be read, what cannot, and what to expect.',
     'generate': 'Write a data set that may be shared, from a run or an export.',
     'evaluate': "Measure a run's generator against real images.",
-    'export': "Write a run's generator as a SavedModel for TF Serving, the next version.",
-    'report': "Write a run's page anew, and say what it spent.",
+    'export': "Write a run's generator as the next version of a SavedModel for TF Serving.",
+    'report': "Write a run's report again, and say what the run spent.",
     'verify': 'Check that files, checksums and privacy statement belong together.',
     'audit': 'Attack the mechanism, and compare what that proves with the account.',
     'bench': 'Measure time and memory of the private step on this machine.',
@@ -63,6 +64,6 @@ def _start(name: str, arguments: list[str]) -> None:
     """Runs a command as if it had been started by itself."""
     command = importlib.import_module(f'tf_efsgd.cli.{name}')
     sys.argv = [f'tf-efsgd {name}', *arguments]
-    # absl prints it above the flags.
+    # absl prints this docstring above the flags.
     sys.modules['__main__'].__doc__ = command.__doc__
     command.main()

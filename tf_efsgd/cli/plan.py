@@ -1,19 +1,19 @@
-"""What a privacy budget buys, before it is spent, and what a run has spent.
+"""Shows what a privacy budget buys before it is spent, and what a run has spent.
 
   python -m tf_efsgd.plan --flagfile=mnist.flags --dataset_size=60000 --plot=plan.png
   python -m tf_efsgd.plan --target_epsilon=10 --dataset_size=60000 --train_steps=10000
   python -m tf_efsgd.plan --dataset=folder:PATH --target_epsilon=10
   python -m tf_efsgd.plan --ledger=RUN/ledger.jsonl
 
-It takes all flags of tf_efsgd.launch and looks at those about privacy. --error_feedback=hidden
-plans the published variant, whose error buffer has no noise.
+It accepts all flags of tf_efsgd.launch and reads those about privacy. --error_feedback=hidden plans
+the published variant, whose error buffer has no noise.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -24,31 +24,31 @@ from tf_efsgd.config import expectations, recipes
 if TYPE_CHECKING:
     from tf_efsgd.budget.forecast import Forecast
 
-# Seconds of a step on two cores, where nothing is measured.
+# Assumed seconds of a step on two cores: the planner measures nothing.
 _ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Defines the flags of a run, of which those about privacy are read, and those of the plan.
+    """Defines the flags of a run and those of the plan.
 
     Returns:
-      The names of those that are read.
+      The names of the flags that are read: of a run, those about privacy and data.
     """
     config.define_flags(flag_values)
     flags.DEFINE_integer(
         'parameters',
         None,
-        'Number of parameters that private steps update. It sets the length of the noise, and '
-        'what the grid of the releases costs; a run prints it when it starts. Default: the noise '
-        'on one parameter, and the cost of 2^20 parameters, more than the networks of the configs '
-        'have. Range: at least 1.',
+        'Number of parameters that private steps update. It determines the length of the noise, '
+        'and what the grid of the releases costs; a run prints it when it starts. Default: the '
+        'noise on one parameter, and the cost of 2^20 parameters, which is more than the networks '
+        'of the configs have. Range: at least 1.',
         lower_bound=1,
         flag_values=flag_values,
     )
     flags.DEFINE_string(
         'plot',
         None,
-        'Draw epsilon against the steps and against the noise, into this file, e.g. plan.png.',
+        'Draw epsilon against the steps and against the noise to this file, e.g. plan.png.',
         flag_values=flag_values,
     )
     flags.DEFINE_string(
@@ -60,7 +60,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_boolean(
         'ledger_entries',
         False,
-        'With --ledger: list every entry in a line of its own, equal ones too.',
+        'With --ledger: list every entry in a line of its own, even equal ones.',
         flag_values=flag_values,
     )
     return [
@@ -68,14 +68,16 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
         *('dataset', 'dataset_size', 'images_per_person', 'dataset_persons', 'classes', 'label'),
         *('bits', 'image_size', 'channels', 'limit_records', 'minutes'),
         *('parameters', 'plot', 'ledger', 'ledger_entries'),
+        *arguments.define_output_flags(flag_values),
     ]
 
 
 def settings_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config.PrivacyConfig:
-    """Reads and checks the privacy settings; those of data, model and training are left alone.
+    """Reads and checks the privacy settings; other settings are not checked.
 
     Raises:
-      config.ConfigError: if one is wrong, or it is not one of target_epsilon and noise_multiplier.
+      config.ConfigError: if one is wrong, or not exactly one of target_epsilon and noise_multiplier
+        is given.
     """
     names = [field.name for field in dataclasses.fields(config.PrivacyConfig)]
     settings = config.PrivacyConfig(**{name: flag_values[name].value for name in names})
@@ -86,27 +88,37 @@ def settings_from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> config.P
 
 
 def forecast(*settings) -> Forecast:
-    """`budget.forecast.forecast`, loaded when it is needed: --help does without."""
+    """Calls `budget.forecast.forecast`, which is loaded only now: --help does not need it."""
     from tf_efsgd.budget.forecast import forecast as compute
 
     return compute(*settings)
 
 
 def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
-    """What the flags ask for, as text; writes the picture.
+    """Does what `find` does, and returns only the text."""
+    return find(flag_values)[1]
+
+
+def find(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[dict[str, Any], str]:
+    """Answers what the flags ask for; writes the picture.
+
+    Returns:
+      (JSON values by name, the same as text).
 
     Raises:
       config.ConfigError: if a flag is wrong.
       LedgerError: if the ledger cannot be trusted.
       ValueError: if no noise fits the target, or the batch does not fit the records.
     """
-    from tf_efsgd.budget import picture, text
+    from tf_efsgd.budget import as_json, picture, text
     from tf_efsgd.privacy.ledger import Ledger
 
     if flag_values.ledger is not None:
         if flag_values.plot is not None:
             raise config.ConfigError('--plot draws a plan, not a ledger: leave one of them out.')
-        return text.format_ledger(Ledger.read(flag_values.ledger), flag_values.ledger_entries)
+        ledger = Ledger.read(flag_values.ledger)
+        lines = text.format_ledger(ledger, flag_values.ledger_entries)
+        return as_json.of_ledger(ledger), lines
     if flag_values.dataset_size is None and flag_values['dataset'].value.startswith('folder:'):
         return _of_folder(flag_values)
     settings = settings_from_flags(flag_values)
@@ -134,16 +146,16 @@ def answer(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     if flag_values.plot is not None:
         picture.plot(plan, flag_values.plot)
         lines += f'\n\nPicture: {flag_values.plot}'
-    return lines
+    return as_json.of_forecast(plan), lines
 
 
-def _of_folder(flag_values: flags.FlagValues) -> str:
-    """What is in a folder, what a run on it chooses by itself, and what that spends.
+def _of_folder(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
+    """Answers for a folder: what is in it, what a run on it would choose, and what that spends.
 
     Raises:
       ConfigError: if a flag is wrong or the folder cannot be used.
     """
-    from tf_efsgd.budget import picture, text
+    from tf_efsgd.budget import as_json, picture, text
     from tf_efsgd.cli import check
 
     run_config = config.from_flags(flag_values)
@@ -162,11 +174,16 @@ def _of_folder(flag_values: flags.FlagValues) -> str:
         *_recipe(run_config, chosen, given),
         *_expected(facts, run_config.privacy.target_epsilon),
     ]
+    result = {
+        'records': records,
+        'class_names': list(found.class_names),
+        'image_shape': [side, side, channels],
+        'flags': chosen.to_flags().splitlines(),
+    }
     persons = run_config.data.images_per_person
     if persons is not None and run_config.data.dataset_persons is None:
-        return '\n'.join(
-            [*lines, 'Give --dataset_persons, about how many persons there are, for epsilon.']
-        )
+        lines += ['To compute epsilon, give --dataset_persons, about how many persons there are.']
+        return {**result, 'epsilon': None}, '\n'.join(lines)
     plan = forecast(
         chosen.privacy, records, flag_values.parameters, persons, run_config.data.dataset_persons
     )
@@ -175,7 +192,7 @@ def _of_folder(flag_values: flags.FlagValues) -> str:
         arguments.check_picture_path('plot', flag_values.plot)
         picture.plot(plan, flag_values.plot)
         text_of_plan += f'\n\nPicture: {flag_values.plot}'
-    return '\n'.join(lines) + f'\n\n{text_of_plan}'
+    return {**result, **as_json.of_forecast(plan)}, '\n'.join(lines) + f'\n\n{text_of_plan}'
 
 
 def _expected(facts: recipes.Facts, epsilon: float | None) -> list[str]:
@@ -192,22 +209,24 @@ def _expected(facts: recipes.Facts, epsilon: float | None) -> list[str]:
 def _recipe(
     given_config: config.RunConfig, chosen: config.RunConfig, given: Collection[str]
 ) -> list[str]:
-    """What a run chooses where nobody gave it, and how long it takes."""
+    """Says what a run would choose that nobody gave, and how long it would take."""
     if not recipes.is_open(given_config, given):
-        return ['Nothing is left to choose: the recipe was given.']
+        return ['Nothing is left to choose: the recipe is given.']
     known = given_config.to_flags().splitlines()
     values = [line for line in chosen.to_flags().splitlines() if line not in known]
     minutes = chosen.training.minutes
     return [
         f'Recipe, about {minutes} minutes (--minutes): {" ".join(values)}. The numbers of steps '
-        'are for a machine with two cores; a run measures its own machine and chooses them anew.'
+        'are for a machine with two cores; a run measures its own machine and chooses its own.'
     ]
 
 
 def _main() -> None:
-    logging.set_verbosity(logging.WARNING)  # Matplotlib tells of its fonts.
+    logging.set_verbosity(logging.WARNING)  # Matplotlib logs messages about its fonts.
     with arguments.one_line_errors(mistakes=(ValueError, OSError)):
-        print(answer())
+        with arguments.only_the_result(flags.FLAGS):
+            found, text = find(flags.FLAGS)
+        arguments.show(found, text, flags.FLAGS)
 
 
 def main() -> None:

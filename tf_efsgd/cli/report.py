@@ -1,26 +1,26 @@
-"""Writes the page of a run anew, and says what it spent: tf-efsgd report RUN.
+"""Writes the report of a run again, and says what it spent: tf-efsgd report RUN.
 
-RUN/report.html is made of the last checkpoint, the ledger and the released logs, without the
+RUN/report.html is made from the last checkpoint, the ledger and the released logs, without the
 records. --json prints the privacy statement.
 """
 
 from __future__ import annotations
 
-from absl import flags, logging
+from absl import flags
 
 from tf_efsgd import rounding
 from tf_efsgd.cli import arguments
 
 
 def run(flag_values: flags.FlagValues) -> None:
-    """Writes the page.
+    """Writes the report of the run that the flags name.
 
     Raises:
       ConfigError: if there is no such run, or nothing of it was trained.
-      OSError: if the disk is full, say.
+      OSError: e.g. if the disk is full.
     """
     run_dir = arguments.given_run('tf-efsgd report', flag_values)
-    # TensorFlow takes seconds to load: only after the flags are known to be right.
+    # TensorFlow takes seconds to load, so it is loaded only once the flags are known to be right.
     from tf_efsgd.run import again
 
     made = again.report(run_dir)
@@ -34,13 +34,6 @@ def run(flag_values: flags.FlagValues) -> None:
     arguments.show(made, f'{spent}\n{made["report"]}', flag_values)
 
 
-def _main() -> None:
-    logging.set_verbosity(logging.ERROR)
-    arguments.quieten_tensorflow()
-    with arguments.one_line_errors():
-        run(flags.FLAGS)
-
-
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, arguments.define_run_flags, positional=arguments.RUN)
+    arguments.start_for_run(run)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags, logging
 
@@ -15,7 +17,7 @@ from tf_efsgd.config import ConfigError
 from tf_efsgd.results.grids import GRIDS, Row, make_config
 from tf_efsgd.results.runs import LAUNCHER, Run, in_turn, run_all
 
-# Data sets of the grids; each has a flag for another place of it.
+# The data sets of the grids; for each there is a flag that names another place.
 _DATA_SETS = ('mnist', 'fashion_mnist')
 
 
@@ -34,7 +36,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string(
         'out',
         'results',
-        'The folder of all grids; a run lies in OUT/<grid>/<row>/seed_<n>.',
+        'The folder of all grids; a run is in OUT/<grid>/<row>/seed_<n>.',
         **shared,
     )
     flags.DEFINE_list(
@@ -46,7 +48,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_list(
         'rows',
         None,
-        'Names of rows, separated by commas: run and show these rows alone. Default: all.',
+        'Names of rows, separated by commas: run and show only these. Default: all.',
         **shared,
     )
     config.define_flags(flag_values, data_dir=None, tfds_manual_dir=None)
@@ -54,7 +56,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         flags.DEFINE_string(
             name,
             None,
-            f'The value of --dataset for the rows on {name}, where the data lie elsewhere, e.g. '
+            f'The value of --dataset for the rows on {name}, if the data are elsewhere, e.g. '
             f'idx:PATH. Default: {name}.',
             **shared,
         )
@@ -62,22 +64,23 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'set',
         [],
         'NAME=VALUE: change a setting of all runs, e.g. train_steps=20 for a trial. The flag may '
-        'be given several times. Give such runs an --out of their own.',
+        'be given several times. Give such runs their own --out.',
         **shared,
     )
     flags.DEFINE_boolean(
         'dry_run', False, 'Print the commands of the runs instead of running them.', **shared
     )
     flags.DEFINE_boolean(
-        'table_only', False, 'Write the table of the runs that exist; run nothing.', **shared
+        'table_only', False, 'Write the table of the existing runs, and run nothing.', **shared
     )
+    arguments.define_output_flags(flag_values)
 
 
 def make_runs(flag_values: flags.FlagValues, grid: Sequence[Row]) -> list[Run]:
-    """The runs that the flags ask for, in the order of the table.
+    """Makes the runs that the flags ask for, in the order of the table.
 
     Args:
-      flag_values: parsed.
+      flag_values: the parsed flags.
       grid: rows to choose from.
 
     Raises:
@@ -127,19 +130,19 @@ def answer(
     """Does what the flags ask for.
 
     Args:
-      flag_values: parsed.
+      flag_values: the parsed flags.
       grid: rows, instead of those that --grid names.
       command: the launcher.
 
     Returns:
-      The exit code: 1 if a run failed, 128 and the number of the signal that stopped it, else 0.
+      The exit code: 1 if a run failed, 128 plus the number of the signal that stopped it, else 0.
 
     Raises:
-      ConfigError: if a flag is wrong, or a run folder holds a run with other settings; nothing was
-        run then.
+      ConfigError: if a flag is wrong, or a run folder holds a run with other settings; nothing has
+        been run then.
       OSError: if something cannot be written.
     """
-    from tf_efsgd.results import tables  # Not for --help.
+    from tf_efsgd.results import tables  # It is loaded only now: --help does not need it.
 
     runs = make_runs(flag_values, GRIDS[flag_values.grid] if grid is None else grid)
     if flag_values.dry_run:
@@ -160,10 +163,27 @@ def answer(
 
 
 def _main() -> None:
-    logging.set_verbosity(logging.WARNING)  # Matplotlib tells of its fonts.
+    logging.set_verbosity(logging.WARNING)  # Matplotlib logs messages about its fonts.
     with arguments.one_line_errors():
-        code = answer(flags.FLAGS)
+        with arguments.only_the_result(flags.FLAGS):
+            code = answer(flags.FLAGS)
+        # The user has seen it as it came.
+        arguments.show(_result(flags.FLAGS), None, flags.FLAGS)
     sys.exit(code)
+
+
+def _result(flag_values: flags.FlagValues) -> dict[str, Any]:
+    """The content of OUT/<grid>/results.json; with --dry_run the commands."""
+    if flag_values.dry_run:
+        runs = in_turn(make_runs(flag_values, GRIDS[flag_values.grid]))
+        return {
+            'runs': [
+                {'command': [*LAUNCHER, *run.arguments()], 'is_finished': run.is_finished}
+                for run in runs
+            ]
+        }
+    path = pathlib.Path(flag_values.out).expanduser() / flag_values.grid / 'results.json'
+    return {'file': str(path), **json.loads(path.read_text('utf-8'))}
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Lists and removes what the state folder remembers: python -m tf_efsgd.state.
 
-What lies there outlives the run folders: fingerprints of records, sketches that tell later runs
-which records were used with what epsilon, classifiers that learned from real images.
+What is there outlives the run folders: fingerprints of records, sketches that tell later runs which
+records were used with what epsilon, and classifiers that learned from real images.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def run(values: flags.FlagValues) -> None:
         if item.is_run:
             print(
                 'WARNING: the epsilon of this run is not counted any more: runs on its records '
-                'will not say so, and no --dataset_budget holds it. Its folder can only be resumed '
-                'with --resume_unverified.'
+                'will not mention it, and no --dataset_budget includes it. Its folder can only be '
+                'resumed with --resume_unverified.'
             )
         elif item.name == seen_records.KEY:
             print(
-                'WARNING: sketches that are left were made with this key and cannot be used any '
+                'WARNING: the remaining sketches were made with this key and cannot be used any '
                 'more: remove them too.'
             )
 
@@ -58,9 +58,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     flags.DEFINE_string(
         'remove',
         None,
-        'What to remove: a run id, another name of the table, or all. The epsilon of a run that '
-        'is removed is not counted any more, and the run can only be resumed with '
-        '--resume_unverified. Default: remove nothing and list what there is.',
+        'What to remove: the id of a run, another name in the table, or all. The epsilon of a run '
+        'that is removed is not counted any more, and the run can only be resumed with '
+        '--resume_unverified. Default: remove nothing, and list what there is.',
         flag_values=flag_values,
     )
     return [*names, 'remove']

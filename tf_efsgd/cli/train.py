@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import sys
+import traceback
 
 from absl import logging
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
 
+# This module is imported together with TensorFlow, or not at all.
+_WORKERS = 'tf_efsgd.run.workers'
+
 _FIRST = ['dataset', 'target_epsilon', 'minutes', 'image_size', 'run_dir', 'resume']
 
 
 def _main() -> None:
+    """Trains; one of several workers then ends its process at once (see `workers.end_process`)."""
+    code = 1
+    try:
+        _train()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+        raise
+    except BaseException:
+        if _runs_several_workers():
+            traceback.print_exc()
+        raise
+    finally:
+        if _runs_several_workers():
+            sys.modules[_WORKERS].end_process(code)
+
+
+def _runs_several_workers() -> bool:
+    return _WORKERS in sys.modules and sys.modules[_WORKERS].Several.is_connected
+
+
+def _train() -> None:
     logging.set_verbosity(logging.WARNING)
     with arguments.one_line_errors():
         run_config = config.from_flags()
-        # Warnings of TensorFlow tell the size of tensors, and so of a batch, which is private:
-        # whatever the user set.
-        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-        # TensorFlow takes seconds to load: only after the flags are known to be right.
+        arguments.quieten_tensorflow(always=True)
+        # TensorFlow takes seconds to load, so it is imported once the flags are known to be right.
         from tf_efsgd.run import runner
 
         try:

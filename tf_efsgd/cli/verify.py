@@ -1,7 +1,7 @@
 """Checks that what is shared belongs together: tf-efsgd verify OUT.
 
-OUT is a synthetic data set, an export, or a run: files and checksums, the privacy statement, the
-pages that repeat it and, of a run, the ledger are held against each other. It prints the epsilon.
+OUT is a synthetic data set, an export or a run. Files and checksums, the privacy statement, the
+pages that repeat it and, for a run, the ledger are compared with each other. Prints the epsilon.
 Exit code 1 means that something does not belong together.
 """
 

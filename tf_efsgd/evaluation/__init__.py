@@ -1,1 +1,1 @@
-"""How good generated images are: images against images, without knowing any run."""
+"""Measures how good generated images are: compares images with images and knows no run."""

@@ -1,4 +1,4 @@
-"""Train a classifier on some images, measure it on others: gen2real, real2gen, the upper bound.
+"""Trains classifiers on some images and measures them on others: gen2real, real2gen, upper bound.
 
 The scores look at real images, so they are NOT covered by differential privacy: keep them in
 `RUN/nonprivate/` and never feed them back into training.
@@ -38,9 +38,11 @@ class Gen2RealResult:
       accuracy: share of real test images classified correctly, in [0, 1]. Not covered by DP.
       chosen_epoch: the epoch whose weights were measured, counted from 1.
       held_out_accuracy: accuracy of that epoch on held-out generated images, in [0, 1].
-      epochs: how many epochs were trained.
-      num_generated: generated images in total, the held-out ones included.
-      num_test: real test images.
+      epochs: number of epochs.
+      num_generated: number of generated images, including the held-out ones.
+      num_test: number of real test images.
+      by_class: the accuracy on the real test images of each class, in the order of the classes;
+        None for a class without test images.
     """
 
     accuracy: float
@@ -49,6 +51,7 @@ class Gen2RealResult:
     epochs: int
     num_generated: int
     num_test: int
+    by_class: list[float | None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,13 +74,13 @@ def build_cnn(
 ) -> tf.keras.Model:
     """Builds the gen2real classifier: two conv layers, dense 128, dropout 0.5, logits.
 
-    Every initializer has its own seed, so that the weights do not depend on (or change) the
-    global random state.
+    Every initializer has its own seed, so the weights neither depend on the global random state nor
+    change it.
 
     Args:
       image_shape: (height, width, channels) of the images; height and width at least 4.
-      num_classes: how many logits, at least 1.
-      seed: of the initial weights and of dropout.
+      num_classes: number of logits, at least 1.
+      seed: seed of the initial weights and of dropout.
 
     Returns:
       A model from images, float32 [batch, height, width, channels] in [-1, 1], to logits,
@@ -106,9 +109,9 @@ def build_cnn(
             layers.MaxPool2D(),
             layers.Flatten(),
             layers.Dense(128, activation='relu', kernel_initializer=kernel(2), name=FEATURES),
-            # A generator of its own: by default the masks would depend on the global seed.
+            # It has its own generator: by default the masks would depend on the global seed.
             layers.Dropout(0.5, seed=10 * seed + 3, force_generator=True),
-            # float32 logits also where the caller's global policy is mixed precision.
+            # Logits are float32 even if the caller's global policy is mixed precision.
             layers.Dense(num_classes, kernel_initializer=kernel(4), dtype='float32'),
         ],
         name='gen2real_cnn',
@@ -122,11 +125,11 @@ def build_mlp(
 
     Args:
       image_shape: (height, width, channels) of the images.
-      num_classes: how many logits, at least 1.
-      seed: of the initial weights.
+      num_classes: number of logits, at least 1.
+      seed: seed of the initial weights.
 
     Returns:
-      A model as `build_cnn` makes.
+      A model with the inputs and outputs of `build_cnn`.
     """
     layers = tf.keras.layers
     kernels = [tf.keras.initializers.GlorotUniform(seed=10 * seed + index) for index in (5, 6)]
@@ -157,24 +160,24 @@ def gen2real(
     The epoch is chosen on held-out GENERATED images. Choosing it on the real test split would
     overstate the score and spend privacy that nobody accounts for.
 
-    Two runs with the same arguments on the same CPU agree; a GPU may differ in the last digits.
+    Two runs with the same arguments on the same CPU agree; on a GPU the last digits may differ.
 
     Args:
       generated: images uint8 [n, H, W, C] in [0, 255] with labels int32 [n], n >= 2.
       test: real images that training never saw, of the same shape and classes.
-      build: makes the classifier; `build_cnn` or `build_mlp`.
-      epochs: passes over the generated images that are trained on, at least 1.
-      held_out: how many generated images choose the epoch, in [1, n - 1]; default: a tenth of
-        them, at most 5000.
+      build: makes the classifier; `build_cnn`, `build_mlp` or one of `benchmark_classifiers`.
+      epochs: number of passes over the generated images that are not held out, at least 1.
+      held_out: number of generated images to choose the epoch on, in [1, n - 1]; by default a
+        tenth of them, at most 5000.
       batch_size: images per training step, at least 1.
-      seed: of the split, the shuffles, the initial weights and dropout.
-      progress: what the progress bar is called; None draws none.
+      seed: seed of the split, the shuffles, the initial weights and dropout.
+      progress: title of the progress bar; None draws none.
 
     Returns:
-      The accuracy on the real test images, and how it came about.
+      The accuracy on the real test images, and how it was measured.
 
     Raises:
-      ValueError: if the two sets do not fit together, or a number is out of its range.
+      ValueError: if the shapes or classes of the two sets differ, or a number is out of its range.
     """
     _check_fit(generated, test)
     trained = train(
@@ -194,6 +197,7 @@ def gen2real(
         epochs=epochs,
         num_generated=len(generated.images),
         num_test=len(test.images),
+        by_class=accuracy_by_class(trained.model, test),
     )
 
 
@@ -213,10 +217,13 @@ def train(
       records: images uint8 [n, H, W, C] with labels int32 [n], n >= 2.
       build: as in `gen2real`.
       epochs: as in `gen2real`.
-      held_out: how many of the records choose the epoch; default as in `gen2real`.
+      held_out: number of records to choose the epoch on; the default is that of `gen2real`.
       batch_size: as in `gen2real`.
       seed: as in `gen2real`.
-      progress: what the progress bar is called; None draws none.
+      progress: title of the progress bar; None draws none.
+
+    Returns:
+      The classifier with the weights of the chosen epoch.
 
     Raises:
       ValueError: if a number is out of its range.
@@ -253,33 +260,44 @@ def train(
 
 
 def accuracy(model: tf.keras.Model, records: Records) -> float:
-    """The share of records that a classifier puts into their class, in [0, 1]."""
+    """Returns the share of records that a classifier assigns to their class, in [0, 1]."""
+    return float(np.mean(_is_right(model, records)))
+
+
+def accuracy_by_class(model: tf.keras.Model, records: Records) -> list[float | None]:
+    """Returns the accuracy for each class, in their order; None for a class without records."""
+    is_right = _is_right(model, records)
+    of_class = [is_right[records.labels == label] for label in range(records.num_classes)]
+    return [float(np.mean(found)) if len(found) else None for found in of_class]
+
+
+def _is_right(model: tf.keras.Model, records: Records) -> np.ndarray:
     predicted = np.concatenate([logits.argmax(1) for logits in outputs(model, records.images)])
-    return float(np.mean(predicted == records.labels))
+    return predicted == records.labels
 
 
 def outputs(model: tf.keras.Model, images: np.ndarray) -> Iterator[Any]:
-    """Yields what a model makes of images uint8 [n, H, W, C], batch by batch.
+    """Yields the outputs of a model for images, batch by batch.
 
     Args:
       model: from images, float32 [batch, H, W, C] in [-1, 1], to a tensor or a list of tensors.
       images: uint8 [n, H, W, C].
 
     Yields:
-      A NumPy array, or a list of them, per batch.
+      A NumPy array, or a list of them, for each batch.
     """
     for start in range(0, len(images), _TEST_BATCH_SIZE):
         yield model.predict_on_batch(to_float(images[start : start + _TEST_BATCH_SIZE]))
 
 
 def summarize(values: Sequence[float]) -> dict[str, float | list[float] | None]:
-    """Mean and spread (sample standard deviation; None of a single value) of accuracies."""
+    """Returns mean and spread (sample standard deviation; None for one value) of accuracies."""
     spread = statistics.stdev(values) if len(values) > 1 else None
     return {'accuracy': statistics.fmean(values), 'spread': spread, 'accuracies': list(values)}
 
 
 def _check_fit(generated: Records, test: Records) -> None:
-    """Raises ValueError unless what is trained on and what is tested on fit together."""
+    """Raises ValueError unless generated and test images have the same shape and classes."""
     shapes = generated.images.shape[1:], test.images.shape[1:]
     classes = generated.num_classes, test.num_classes
     if shapes[0] != shapes[1] or classes[0] != classes[1]:
@@ -306,14 +324,14 @@ def _check_numbers(count: int, *, epochs: int, held_out: int, batch_size: int) -
 
 
 def _in_order(indices: np.ndarray) -> tf.data.Dataset:
-    """Batches of the indices, once."""
+    """Returns batches of the indices, once."""
     return tf.data.Dataset.from_tensor_slices(indices).batch(_TEST_BATCH_SIZE)
 
 
 def _shuffled(indices: np.ndarray, batch_size: int, epochs: int, seed: int) -> tf.data.Dataset:
-    """Batches of the indices, once per epoch, each time in another order.
+    """Returns batches of the indices, once per epoch, each time in another order.
 
-    Stateless, because `Dataset.shuffle(seed=...)` depends on the global seed too.
+    The shuffle is stateless, because `Dataset.shuffle(seed=...)` also depends on the global seed.
     """
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
@@ -324,16 +342,20 @@ def _shuffled(indices: np.ndarray, batch_size: int, epochs: int, seed: int) -> t
 
 
 def _loader(records: Records) -> Callable[[tf.data.Dataset], tf.data.Dataset]:
-    """A function from batches of indices to batches of (float32 images in [-1, 1], int32 labels).
+    """Maps batches of indices to batches of (float32 images in [-1, 1], int32 labels).
 
-    All data sets it makes share one uint8 copy of the images; only a few batches are float.
+    Images are looked up where they are, in memory or in a mapped file, so a large data set is never
+    copied, and only a few batches are float.
     """
-    with tf.device('CPU'):
-        images = tf.convert_to_tensor(records.images, tf.uint8)
-        labels = tf.convert_to_tensor(records.labels, tf.int32)
+
+    def look_up(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.asarray(records.images[indices]), np.asarray(records.labels[indices])
 
     def load(indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return to_float(tf.gather(images, indices)), tf.gather(labels, indices)
+        images, labels = tf.numpy_function(look_up, [indices], (tf.uint8, tf.int32))
+        images.set_shape([None, *records.images.shape[1:]])
+        labels.set_shape([None])
+        return to_float(images), labels
 
     return lambda batches: batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(2)
 

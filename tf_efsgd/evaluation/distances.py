@@ -1,6 +1,6 @@
-"""Distances between two sets of images from any features, and scores from class probabilities.
+"""Computes distances between two sets of features, and scores from class probabilities.
 
-Nothing here knows where features or probabilities come from; everything is NumPy, in float64.
+Nothing here knows where features or probabilities come from. Everything is NumPy, in float64.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ import numpy as np
 import scipy.linalg
 from sklearn import metrics, neighbors
 
+_MEGABYTES = 256  # The memory for the distances that are computed at a time.
+
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]: of generated images that look real, of real ones that are covered."""
+    """Shares in [0, 1] of the generated images that look real, and of the real ones covered."""
 
     precision: float
     recall: float
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Fréchet distance of two Gaussians fitted to features: FID when the network is Inception.
+    """Fréchet distance of two Gaussians fitted to features; the FID if the network is Inception.
 
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), Heusel et al. 2017, section 3. The trace of the root
-    is taken as that of (C^(1/2) C' C^(1/2))^(1/2): the same number, but of a symmetric matrix
-    without negative eigenvalues, so that nothing turns complex, also where there are fewer images
-    than features and C is singular. Few images bias it upwards: compare equal numbers.
+    It is |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), see Heusel et al. 2017, section 3. The trace of
+    the root is computed as that of (C^(1/2) C' C^(1/2))^(1/2), which is the same number but belongs
+    to a symmetric matrix without negative eigenvalues. So nothing becomes complex, even if there
+    are fewer images than features and C is singular. Few images bias the distance upwards: compare
+    equal numbers.
 
     Args:
       one: features [n, d] of any float dtype, n >= 2.
@@ -43,7 +46,7 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     middle = scipy.linalg.eigvalsh(_symmetric(root @ squared @ root))
     cross = np.sqrt(_without_rounding(middle)).sum()
     means = np.square(one.mean(0) - other.mean(0)).sum()
-    # The trace of C is that of its root's square: rounding alike on both sides cancels.
+    # The trace of C is computed from its root, so that equal rounding on both sides cancels.
     distance = means + np.square(root).sum() + np.trace(squared) - 2 * cross
     return max(0.0, float(distance))
 
@@ -56,17 +59,20 @@ def kernel_distance(
     subsets: int = 20,
     seed: int = 0,
 ) -> float:
-    """Kernel distance: KID when the network is Inception (Bińkowski et al. 2018, section 4).
+    """Kernel distance; the KID if the network is Inception (Bińkowski et al. 2018, section 4).
 
-    The unbiased squared MMD under (x·y/d + 1)^3, its mean over random subsets. Unbiased: it is
-    about 0, and may be below, for two samples of one distribution, however few.
+    It is the mean, over random subsets, of the unbiased squared MMD under (x·y/d + 1)^3. For two
+    samples of one distribution, however small, it is therefore about 0 and may be below.
 
     Args:
       one: features [n, d], n >= 2.
       other: features [m, d], m >= 2.
-      subset_size: features of each set in a subset, at least 2; no more are taken than there are.
-      subsets: how many, at least 1.
-      seed: of the subsets.
+      subset_size: number of features of each set in a subset, at least 2; at most all are taken.
+      subsets: number of subsets, at least 1.
+      seed: seed of the subsets.
+
+    Returns:
+      The distance.
 
     Raises:
       ValueError: if an argument is not as above, or a feature is not finite.
@@ -98,7 +104,10 @@ def precision_recall(real: np.ndarray, generated: np.ndarray, *, k: int = 3) -> 
     Args:
       real: features [n, d], n > k.
       generated: features [m, d], m > k.
-      k: which neighbour, at least 1; 3 in the paper.
+      k: which nearest neighbour to take, at least 1; 3 in the paper.
+
+    Returns:
+      Both shares.
 
     Raises:
       ValueError: if an argument is not as above, or a feature is not finite.
@@ -113,11 +122,11 @@ def inception_score(probabilities: np.ndarray) -> float:
     """Inception score: exp of the mean KL divergence of p(y|x) from p(y), Salimans et al. 2016.
 
     Args:
-      probabilities: of the classes, float [n, classes], n >= 1; each row sums to 1.
+      probabilities: probabilities of the classes, float [n, classes], n >= 1; each row sums to 1.
 
     Returns:
-      From 1 (all images have the same probabilities) to the number of classes (each image certainly
-      has one class, and every class is equally frequent).
+      A number between 1 (all images have the same probabilities) and the number of classes (each
+      image certainly has one class, and every class is equally frequent).
 
     Raises:
       ValueError: if a row is not a distribution.
@@ -135,7 +144,7 @@ def inception_score(probabilities: np.ndarray) -> float:
 
 
 def nearest(references: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest reference of each query.
+    """Finds the nearest reference of each query.
 
     Args:
       references: features [n, d], n >= 1.
@@ -155,7 +164,7 @@ def nearest(references: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np
 def _check_features(
     one: np.ndarray, other: np.ndarray, *, at_least: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets as float64, or a ValueError."""
+    """Returns both sets as float64, or raises ValueError."""
     one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
     ok = one.ndim == other.ndim == 2 and one.shape[1] == other.shape[1] >= 1
     if not ok or min(len(one), len(other)) < at_least:
@@ -177,19 +186,19 @@ def _symmetric(matrix: np.ndarray) -> np.ndarray:
 
 
 def _without_rounding(eigenvalues: np.ndarray) -> np.ndarray:
-    """Eigenvalues of a matrix that has none below 0; what is rounding of the largest becomes 0."""
+    """Sets eigenvalues that are mere rounding of the largest to 0; none should be below 0."""
     smallest = np.finfo(np.float64).eps * len(eigenvalues) * np.abs(eigenvalues).max()
     return np.where(eigenvalues > smallest, eigenvalues, 0.0)
 
 
 def _root(covariance: np.ndarray) -> np.ndarray:
-    """The symmetric square root."""
+    """Returns the symmetric square root."""
     values, vectors = scipy.linalg.eigh(covariance)
     return (vectors * np.sqrt(_without_rounding(values))) @ vectors.T
 
 
 def _squared_mmd(one: np.ndarray, other: np.ndarray) -> float:
-    """Gretton et al. 2012, eq. 3, for sets of one size."""
+    """The squared MMD of Gretton et al. 2012, eq. 3, for two sets of the same size."""
     size, dimensions = one.shape
 
     def kernel(a, b):
@@ -208,9 +217,9 @@ def _neighbours(features: np.ndarray, k: int) -> neighbors.NearestNeighbors:
 
 
 def _share_covered(members: np.ndarray, points: np.ndarray, k: int) -> float:
-    """The share of points that the set of members covers."""
-    distances, _ = _neighbours(members, k).kneighbors()  # of each member to the others
-    # Distances are computed in two ways that differ in their last digits.
+    """Returns the share of points that the set of members covers."""
+    distances, _ = _neighbours(members, k).kneighbors()  # From each member to the others.
+    # The margin is needed because distances are computed in two ways that differ in last digits.
     radii = distances[:, -1] * (1 + 1e-9)
 
     def covered(chunk: np.ndarray, start: int) -> np.ndarray:
@@ -218,6 +227,6 @@ def _share_covered(members: np.ndarray, points: np.ndarray, k: int) -> float:
         return (chunk <= radii).any(axis=1)
 
     chunks: Iterator[np.ndarray] = metrics.pairwise_distances_chunked(
-        points, members, reduce_func=covered
+        points, members, reduce_func=covered, working_memory=_MEGABYTES
     )
     return float(np.concatenate(list(chunks)).mean())

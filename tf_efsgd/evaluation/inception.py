@@ -1,4 +1,4 @@
-"""The 2015 Inception network: the features that published FIDs are made of."""
+"""The 2015 Inception network, whose features published FIDs use."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ class InceptionError(ValueError):
 
 
 class Inception:
-    """The 2015 Inception network: the features that published FIDs are made of.
+    """The 2015 Inception network, whose features published FIDs use.
 
-    Keras' InceptionV3 is another network with other weights, and a FID with it cannot be compared
-    with a published one. This reads the frozen graph itself, `classify_image_graph_def.pb` (also
-    inside the archive it is published in), or TF-GAN's copy of it without the part that resizes.
+    Keras' InceptionV3 is another network with other weights, and an FID with it cannot be compared
+    with a published one. This class reads the frozen graph itself, `classify_image_graph_def.pb`
+    (also inside the archive in which it is published), or TF-GAN's copy of it without the part that
+    resizes.
 
     Args:
-      path: of the frozen graph, or of a .tgz that holds it.
+      path: the path of the frozen graph, or of a .tgz that contains it.
 
     Raises:
       InceptionError: if there is no such graph.
@@ -59,14 +60,15 @@ class Inception:
         )
 
     def __call__(self, images: np.ndarray, progress: str | None = None) -> np.ndarray:
-        """The 2,048 features of `pool_3`.
+        """Computes the 2,048 features of `pool_3`.
 
         Args:
-          images: uint8 [n, H, W, C], C is 1 or 3; resized to 299 x 299 as the network was trained.
-          progress: what the progress bar is called; None draws none.
+          images: uint8 [n, H, W, C], C is 1 or 3. They are resized to 299 x 299, as in the
+            training of the network.
+          progress: title of the progress bar; None draws none.
 
         Returns:
-          float32 [n, d].
+          The features, float32 [n, 2048].
         """
         parts = []
         with progress_bar(progress, len(images)) as bar:
@@ -80,8 +82,8 @@ class Inception:
 
 
 def _import(graph_def: tf.compat.v1.GraphDef, images: tf.Tensor) -> tf.Tensor:
-    # As the graph itself does it before this node: resized without half-pixel centres, then
-    # (x - 128) / 128.
+    # The graph itself does the same before this node: it resizes without half-pixel centres and
+    # then computes (x - 128) / 128.
     resized = tf.compat.v1.image.resize_bilinear(images, [_SIZE, _SIZE])
     (features,) = tf.graph_util.import_graph_def(
         graph_def,
@@ -114,7 +116,7 @@ def download(folder: str | os.PathLike) -> str:
     """Downloads the 2015 Inception network, once.
 
     Args:
-      folder: where it is kept.
+      folder: the folder to keep it in.
 
     Returns:
       The path of the archive.
@@ -131,7 +133,7 @@ def download(folder: str | os.PathLike) -> str:
     except Exception as error:  # get_file raises plain Exceptions.
         raise InceptionError(
             f'The Inception network cannot be downloaded ({" ".join(str(error).split())}): '
-            'download it elsewhere and give --inception_weights=PATH.'
+            'download it on another machine and give --inception_weights=PATH.'
         ) from error
     finally:
         socket.setdefaulttimeout(timeout)

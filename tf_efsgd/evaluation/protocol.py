@@ -1,7 +1,7 @@
-"""Everything that is measured about one generator, with both ends of the scale beside each figure.
+"""Measures one generator, and beside each figure both ends of its scale.
 
-All of it looks at real images: NOT covered by differential privacy. The two ends are the same
-generator untrained, and the real data itself.
+The two ends are the same generator before training, and the real data. Everything here looks at
+real images and is NOT covered by differential privacy.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tf_efsgd.data.records import Records
-from tf_efsgd.evaluation import classifiers, distances, looks
+from tf_efsgd.evaluation import benchmark_classifiers, classifiers, distances, looks
 
 if TYPE_CHECKING:
     from tf_efsgd.evaluation.inception import Inception
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 # More images would not move the untrained end of a scale noticeably.
 _UNTRAINED_IMAGES = 10_000
-# Neighbours are searched among at most this many images of a set (for copies, among all training
-# images).
+# Neighbours are searched among at most this many images of a set; copies are searched among all
+# training images.
 _NEIGHBOUR_IMAGES = 10_000
-# A generated image is called close to a training image when it is closer than this share of test
-# images is to its own nearest one.
+# A generated image counts as close to a training image if the distance is below this quantile of
+# the distances from test images to their nearest training images.
 _CLOSE_QUANTILE = 0.01
-# Features of one image differ by less from batch to batch, as a share of their usual norm.
+# The features of one image differ by less than this share of their usual norm between batches.
 _ROUNDING = 1e-5
 _PAIRS = 12
 # Fewer images have no meaningful covariance or third neighbour.
@@ -43,24 +43,27 @@ _Distance = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """How much to measure.
 
     Attributes:
-      images: generated images, with balanced labels, at least 100.
-      runs: classifiers per score, each with a seed of its own, at least 1.
-      epochs: passes over generated images, at least 1; over real ones see `RealClassifiers`.
-      untrained_classifiers: whether a classifier learns from the untrained generator too; else
-        the chance of guessing stands for that end of the scale.
+      images: number of generated images, with balanced labels, at least 100.
+      runs: number of classifiers for each score, each with its own seed, at least 1.
+      epochs: number of passes over generated images, at least 1. `RealClassifiers` has the number
+        for real ones.
+      untrained_classifiers: whether a classifier also learns from the untrained generator;
+        otherwise the chance of guessing is that end of the scale.
+      benchmark_classifiers: whether to train the three of `benchmark_classifiers` as well.
     """
 
     images: int = 60_000
     runs: int = 3
     epochs: int = 10
     untrained_classifiers: bool = True
+    benchmark_classifiers: bool = False
 
 
 class Pairs(NamedTuple):
-    """Images, uint8 [n, H, W, C], and beside each its nearest training image; closest first."""
+    """Images uint8 [n, H, W, C] and the nearest training image of each, the closest first."""
 
     images: np.ndarray
     nearest: np.ndarray
@@ -82,22 +85,27 @@ def measure(
     real: RealClassifiers,
     *,
     inception: Inception | None = None,
+    public_look: looks.PublicLook | None = None,
     verbose: bool = False,
 ) -> Measured:
     """Measures a generator against real images.
 
-    With one class there is nothing to classify: then pixels are the features. Without a test split
-    there is nothing that training never saw: what needs it is left out.
+    With one class there is nothing to classify, and the pixels serve as features. Without a test
+    split there are no images that training never saw, and what needs them is left out.
 
     Args:
-      generate: of the generator; the same images at each call.
-      generate_untrained: of the same generator before its first step.
-      train: the real images that it was trained on.
-      test: real images that it was not.
-      sizes: how much is measured.
+      generate: generates images; it must return the same images at each call.
+      generate_untrained: the same for the generator before its first step.
+      train: the real images that the generator was trained on.
+      test: real images that it was not trained on, or None.
+      sizes: how much to measure.
       real: classifiers that learn from `train`.
       inception: the network of the FID; None leaves the FID out.
-      verbose: whether progress is shown.
+      public_look: the public network of the "public FID"; None leaves that out.
+      verbose: whether to show progress.
+
+    Returns:
+      The figures, and pairs of images with their nearest training images.
 
     Raises:
       ValueError: if there are fewer than `LEAST_TRAIN` training images.
@@ -130,12 +138,16 @@ def measure(
         features = _of_each(sets, inception, verbose)
         metrics['fid'] = _distance_to_real(distances.frechet_distance, features)
         metrics['kid'] = _distance_to_real(distances.kernel_distance, features)
+    if public_look is not None:
+        features = _of_each(sets, public_look, verbose)
+        metrics['public_fid'] = _distance_to_real(distances.frechet_distance, features)
+    metrics['class_names'] = list(train.class_names)
     metrics['num_images'] = {name: len(records) for name, records in sets.items()}
     return Measured(metrics, pairs)
 
 
 def _balanced(generate: Generate, count: int, like: Records) -> Records:
-    """This many generated images, with every class equally often."""
+    """Generates so many images, with every class equally often."""
     labels = np.arange(count, dtype=np.int32) % like.num_classes
     return dataclasses.replace(like, images=generate(labels), labels=labels)
 
@@ -153,11 +165,16 @@ def _of_each(sets: dict[str, Records], extract: Callable, verbose: bool) -> dict
 def _classify(
     sets: dict[str, Records], sizes: Sizes, real: RealClassifiers, verbose: bool
 ) -> dict[str, Any]:
-    """gen2real and real2gen, each with its ends."""
+    """Measures gen2real and real2gen, each with both ends of its scale."""
     found = {}
     if 'test' in sets:
-        for name, build in (('cnn', classifiers.build_cnn), ('mlp', classifiers.build_mlp)):
+        builders = {'cnn': classifiers.build_cnn, 'mlp': classifiers.build_mlp}
+        if sizes.benchmark_classifiers:
+            builders |= benchmark_classifiers.BUILDERS
+        for name, build in builders.items():
             found[f'gen2real_{name}'] = _gen2real(sets, build, sizes, real, verbose)
+        if sizes.benchmark_classifiers:
+            found['gen2real_benchmark'] = _mean_of_three(found)
     models = [real.get(classifiers.build_cnn, seed=seed).model for seed in range(sizes.runs)]
 
     def of_each_model(name):
@@ -171,6 +188,26 @@ def _classify(
         'real': of_each_model('test'),
     }
     return found
+
+
+def _mean_of_three(found: dict[str, Any]) -> dict[str, Any]:
+    """Averages over the three classifiers of the benchmark, as its tables do."""
+    three = [found[f'gen2real_{name}'] for name in benchmark_classifiers.BUILDERS]
+
+    def summary(of_three):
+        runs = zip(*(one['accuracies'] for one in of_three))
+        return classifiers.summarize([float(np.mean(run)) for run in runs])
+
+    def mean(end):
+        ends = [one[end] for one in three if one[end] is not None]
+        return summary(ends) if ends else None
+
+    return {
+        **summary(three),
+        **{name: three[0][name] for name in ('num_generated', 'num_test', 'guessing')},
+        'untrained': mean('untrained'),
+        'real': mean('real'),
+    }
 
 
 def _gen2real(
@@ -208,14 +245,22 @@ def _gen2real(
         'largest_class': float(np.bincount(test.labels).max() / len(test)),
         'untrained': untrained,
         'real': classifiers.summarize([classifiers.accuracy(t.model, test) for t in on_real]),
+        'by_class': _mean_by_class([result.by_class for result in results]),
+        'real_by_class': _mean_by_class(
+            [classifiers.accuracy_by_class(t.model, test) for t in on_real]
+        ),
     }
+
+
+def _mean_by_class(runs: list[list[float | None]]) -> list[float | None]:
+    return [None if None in of_class else float(np.mean(of_class)) for of_class in zip(*runs)]
 
 
 # Distances.
 
 
 def _domain_is(seen: dict[str, looks.Seen]) -> dict[str, float]:
-    """The inception score with the real-data CNN as the classifier."""
+    """Computes the inception score, with the CNN that learned from real images as classifier."""
     real = seen.get('test', seen['train'])
     return {
         'value': distances.inception_score(seen['generated'].probabilities),
@@ -225,7 +270,7 @@ def _domain_is(seen: dict[str, looks.Seen]) -> dict[str, float]:
 
 
 def _distance_to_real(distance: _Distance, features: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The distance to the training and to the test split, each with its ends."""
+    """Computes the distances to the training and the test split, each with both ends."""
     halves = _halves(features['train'])
     to = {name: features[name] for name in ('test', 'train') if name in features}
     real = {'train': distance(*halves)}
@@ -244,7 +289,7 @@ def _halves(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _precision_recall(features: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Precision and recall against the test split, or half of the training split without one."""
+    """Computes precision and recall against the test split, or half of the training split."""
     half, other_half = _halves(features['train'])
     reference = features.get('test', other_half)
     size = min(_NEIGHBOUR_IMAGES, len(reference), len(half), len(features['untrained']))
@@ -266,13 +311,13 @@ def _precision_recall(features: dict[str, np.ndarray]) -> dict[str, Any]:
 def _duplicates(
     features: dict[str, np.ndarray], sets: dict[str, Records]
 ) -> tuple[dict[str, Any], dict[str, Pairs]]:
-    """Whether generated images repeat training images, with test images as the scale.
+    """Measures whether generated images repeat training images, on the scale of test images.
 
-    An image repeats a training image when it has the same pixels, or the same features up to
-    rounding. It is close to one when it repeats it, or is nearer than the given quantile of test
-    images. Test images that repeat a training image set no scale: with a share of them above the
-    quantile it would be 0, and nothing is nearer than that. Without others there is no scale, and
-    only what repeats a training image counts.
+    An image repeats a training image if it has the same pixels, or the same features up to
+    rounding. It is close to one if it repeats it, or if it is nearer than the given quantile of
+    test images. Test images that repeat a training image are left out of the scale: if their share
+    exceeded the quantile, the scale would be 0, and nothing is nearer than that. If no other test
+    images remain, there is no scale, and only an image that repeats a training image counts.
     """
     found: dict[str, Any] = {}
     pairs: dict[str, Pairs] = {}
@@ -306,7 +351,7 @@ def _duplicates(
 
 
 def _some(count: int) -> np.ndarray:
-    """Which images neighbours are searched for: a random part, as some splits are in order."""
+    """Chooses the images to search neighbours for; at random, since some splits are sorted."""
     if count <= _NEIGHBOUR_IMAGES:
         return np.arange(count)
     return np.random.default_rng(_SPLIT_SEED).choice(count, _NEIGHBOUR_IMAGES, replace=False)

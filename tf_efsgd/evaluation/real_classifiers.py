@@ -1,7 +1,7 @@
 """Classifiers that learn from real images, trained once and kept for the user alone.
 
-They have seen the real training images: they are private, like whatever is measured with them, and
-are kept where only the user can read them, outside every run folder.
+They have seen the real training images. So they are private, as is whatever is measured with them,
+and they are kept outside every run folder, where only the user can read them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from tf_efsgd.evaluation import classifiers
 if TYPE_CHECKING:
     from tf_efsgd.data.records import Records
 
-# Part of a stored classifier's name: raise it when anything that makes the weights changes.
+# Part of a stored classifier's name: raise it when anything changes that the weights depend on.
 _RECIPE = 1
-# Fixed, whatever other classifiers are trained for: distances in the features of one classifier
-# cannot be compared with those of another.
+# This does not depend on the epochs of other classifiers, because distances in the features of one
+# classifier cannot be compared with those in the features of another.
 _EPOCHS = 10
 
 
 class RealClassifiers:
-    """Classifiers trained on real images, once per data set, kept in a folder.
+    """Classifiers that are trained on real images, once for each data set, and kept in a folder.
 
-    They are made from real training images and NOT covered by any epsilon: the folder must be
+    They learn from real training images and are NOT covered by any epsilon, so the folder must be
     outside the run folder. Only the user may read it and its files (modes 0700 and 0600).
 
     Args:
-      train: what they are trained on.
-      folder: where they are kept; made when it is missing.
-      epochs: passes over the training images, at least 1.
-      verbose: whether progress is shown.
+      train: the records to train on.
+      folder: where to keep them; made if it is missing.
+      epochs: number of passes over the training images, at least 1.
+      verbose: whether to show progress.
     """
 
     def __init__(
@@ -56,11 +56,14 @@ class RealClassifiers:
         self._content = _content_hash(train)
 
     def get(self, build: classifiers.Build, *, seed: int) -> classifiers.Trained:
-        """The classifier with this seed: read if it is kept, else trained and kept.
+        """Returns the classifier with this seed: reads it, or else trains and keeps it.
 
         Args:
           build: `classifiers.build_cnn` or `classifiers.build_mlp`.
-          seed: of everything random in its training.
+          seed: seed of everything random in its training.
+
+        Returns:
+          The trained classifier.
         """
         settings = repr((_RECIPE, self._content, build.__name__, self._epochs, seed))
         path = self._folder / f'{hashlib.sha256(settings.encode()).hexdigest()}.npz'
@@ -79,7 +82,7 @@ class RealClassifiers:
         return trained
 
     def _read(self, path: pathlib.Path, build: classifiers.Build, seed: int):
-        """The classifier in a file; None when there is none, or it is damaged."""
+        """Returns the classifier in a file; None if there is none, or if it is damaged."""
         if not path.exists():
             return None
         model = build(self._train.image_shape, self._train.num_classes, seed=seed)
@@ -90,12 +93,12 @@ class RealClassifiers:
                     model, int(stored['chosen_epoch']), float(stored['held_out_accuracy'])
                 )
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            print(f'{path} is damaged: its classifier is trained again.')
+            print(f'{path} is damaged, so its classifier is trained again.')
             return None
 
 
 def _content_hash(records: Records) -> str:
-    """SHA-256 of records, in their order, with their shape and classes."""
+    """Returns the SHA-256 of records in their order, with their shape and classes."""
     digest = hashlib.sha256(repr((records.images.shape, records.num_classes)).encode())
     digest.update(np.ascontiguousarray(records.images).data)
     digest.update(records.labels.astype('<i4').tobytes())

@@ -1,1 +1,1 @@
-"""What is handed over."""
+"""Writes what is handed over: exported generators and synthetic data sets."""

@@ -1,4 +1,4 @@
-"""A list of checksums of a folder, as `sha256sum -c` reads it, and what differs from it."""
+"""Lists the checksums of a folder, as `sha256sum -c` reads them, and finds differences."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LINE = re.compile(r'(\\?)([0-9a-f]{64})[ ][ *](.+)')
 
 
 class ChecksumError(ValueError):
-    """A list of checksums is missing or none; the message says what to do."""
+    """A list of checksums is missing or damaged; the message says what to do."""
 
 
 def sha256_of(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns the SHA-256 of a file, in hexadecimal."""
     found = hashlib.sha256()
     with open(path, 'rb') as file:
         while part := file.read(1 << 20):
@@ -29,9 +29,9 @@ def write(folder: str | os.PathLike, name: str) -> None:
     """Writes the checksums of all files of a folder into it, and waits until all are on disk.
 
     Args:
-      folder: with its files.
-      name: of the list, a path in the folder; it holds no checksum of itself. Check it with
-        `cd FOLDER && sha256sum -c NAME`.
+      folder: the folder with its files.
+      name: the name of the list, a path in the folder. The list has no checksum of itself. Check
+        it with `cd FOLDER && sha256sum -c NAME`.
     """
     folder = pathlib.Path(folder)
     lines = []
@@ -43,14 +43,17 @@ def write(folder: str | os.PathLike, name: str) -> None:
 
 
 def differences(folder: str | os.PathLike, name: str) -> list[str]:
-    """What of a folder is not as its list says, one line for each file; empty when all is well.
+    """Compares a folder with its list of checksums.
 
     Args:
-      folder: with its files.
-      name: of the list, a path in the folder.
+      folder: the folder with its files.
+      name: the name of the list, a path in the folder.
+
+    Returns:
+      One line for each file that is missing, unlisted or changed; none if all is well.
 
     Raises:
-      ChecksumError: if there is no such list, or it is something else.
+      ChecksumError: if the list is missing or damaged.
     """
     folder = pathlib.Path(folder)
     listed = _read(folder / name)
@@ -58,7 +61,7 @@ def differences(folder: str | os.PathLike, name: str) -> list[str]:
     lines = [f'{path} is missing' for path in listed if path not in there]
     lines += [f'{path} is in no list of checksums' for path in sorted(there - set(listed))]
     lines += [
-        f'{path} was changed: its checksum is another one'
+        f'{path} was changed: its checksum differs'
         for path, digest in listed.items()
         if path in there and sha256_of(folder / path) != digest
     ]
@@ -70,7 +73,7 @@ def _read(path: pathlib.Path) -> dict[str, str]:
         lines = os.fsdecode(path.read_bytes()).split('\n')
     except OSError as error:
         raise ChecksumError(
-            f'There is no list of checksums {path}: the folder is not whole, or was not made by '
+            f'There is no list of checksums {path}: the folder is incomplete, or was not made by '
             'this program.'
         ) from error
     found = {}
@@ -85,7 +88,7 @@ def _read(path: pathlib.Path) -> dict[str, str]:
 
 
 def _files_of(folder: pathlib.Path) -> list[str]:
-    """All files below a folder, with / between the names."""
+    """Returns all files below a folder, as relative paths with /."""
     found = []
     for path, folders, names in os.walk(folder):
         folders.sort()
@@ -95,7 +98,7 @@ def _files_of(folder: pathlib.Path) -> list[str]:
 
 
 def _line(digest: str, path: str) -> str:
-    """A line as `sha256sum` writes it: with a backslash before it where the name has one."""
+    """Returns a line as `sha256sum` writes it: it starts with a backslash if a name needs one."""
     escaped = path.replace('\\', '\\\\').replace('\n', '\\n').replace('\r', '\\r')
     return f'{"" if escaped == path else chr(92)}{digest}  {escaped}\n'
 

@@ -1,7 +1,7 @@
-"""Images with labels as files: PNG in class folders, one NPZ, TFRecord, or a TFDS data set.
+"""Writes images with labels: PNG in class folders, one NPZ, TFRecord, or a TFDS data set.
 
-A writer takes units of consecutive images. Each unit is on disk, whole, when `write` returns, and
-a unit that is written again replaces itself: so an interrupted data set is continued.
+A writer takes units of consecutive images. When `write` returns, the whole unit is on disk, and a
+unit that is written again replaces itself. So an interrupted data set can be continued.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMATS = ('png', 'npz', 'tfrecord', 'tfds')
 
 # Images that are generated and written at a time.
 PART = 200
-# About how large the images of one shard are before they are encoded.
+# The images of one shard have about this size before they are encoded.
 _SHARD_BYTES = 64 * 2**20
 _NPZ, _RAW = 'images.npz', '.images.npy'
 _SPLIT, _TFDS_VERSION = 'train', '1.0.0'
@@ -35,24 +35,27 @@ def make_writer(
     class_names: Sequence[str],
     name: str,
 ) -> Writer:
-    """The writer of a format.
+    """Makes the writer of a format.
 
     Args:
       kind: one of `FORMATS`.
-      folder: where the files go; it exists.
+      folder: the existing folder for the files.
       count: how many images there will be.
       image_shape: height, width and channels.
-      class_names: in the order of the labels.
-      name: of the data set.
+      class_names: names of the classes, in the order of the labels.
+      name: name of the data set.
+
+    Returns:
+      The writer.
     """
     writers = {'png': PngFolders, 'npz': Npz, 'tfrecord': TFRecords, 'tfds': Tfds}
     return writers[kind](folder, count, tuple(image_shape), tuple(class_names), name)
 
 
 class Writer:
-    """What all formats have in common; the arguments are as in `make_writer`."""
+    """What all formats have in common; the arguments are those of `make_writer`."""
 
-    # Images in a unit, a multiple of `PART`.
+    # Number of images in a unit, a multiple of `PART`.
     unit = PART
 
     def __init__(self, folder, count, image_shape, class_names, name):
@@ -66,23 +69,23 @@ class Writer:
         """Writes a unit.
 
         Args:
-          first: number of its first image.
+          first: number of its first image, counted from 0.
           images: uint8 [n, H, W, C].
           labels: int32 [n].
         """
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Writes what is written once, after the last unit."""
+        """Writes what belongs to all units, after the last one."""
 
     def file_of(self, number: int, label: int) -> str | None:
-        """The file that an image has for itself, or None."""
+        """Returns the file that holds this image alone, or None."""
         del number, label
         return None
 
 
 class PngFolders(Writer):
-    """`CLASS/000123.png`."""
+    """Writes `CLASS/000123.png`."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -102,7 +105,7 @@ class PngFolders(Writer):
 
 
 class Npz(Writer):
-    """`images.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names."""
+    """Writes `images.npz`: images uint8 [N, H, W, C], labels int32 [N], class_names."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -119,14 +122,14 @@ class Npz(Writer):
         self._images.flush()
 
     def set_labels(self, labels: np.ndarray) -> None:
-        """All labels, int32 [N]."""
+        """Sets all labels, int32 [N]."""
         self._labels = labels
 
     def finish(self):
         """See the class."""
         path = self._folder / _NPZ
         arrays = {'labels': self._labels, 'class_names': np.array(self._class_names)}
-        # Not np.savez: it would hold all images in memory.
+        # np.savez would hold all images in memory.
         with zipfile.ZipFile(path, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
             archive.write(self._folder / _RAW, 'images.npy')
             for key, values in arrays.items():
@@ -137,7 +140,7 @@ class Npz(Writer):
 
 
 class TFRecords(Writer):
-    """`images-00000-of-00003.tfrecord`, with the feature names of TensorFlow's image tools."""
+    """Writes `images-00000-of-00003.tfrecord`, with the feature names of TensorFlow's tools."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -146,7 +149,7 @@ class TFRecords(Writer):
         self._shards = -(-self._count // self.unit)
 
     def path(self, shard: int) -> pathlib.Path:
-        """Of a shard."""
+        """Returns the path of a shard."""
         return self._folder / f'images-{shard:05d}-of-{self._shards:05d}.tfrecord'
 
     def write(self, first, images, labels):
@@ -179,7 +182,7 @@ class TFRecords(Writer):
 
 
 class Tfds(TFRecords):
-    """`NAME/1.0.0/`, a data set that `tfds.load(NAME, data_dir=...)` reads without any code."""
+    """Writes `NAME/1.0.0/`, which `tfds.load(NAME, data_dir=...)` reads without any code."""
 
     def __init__(self, *args):
         import tensorflow_datasets as tfds
@@ -232,7 +235,7 @@ class Tfds(TFRecords):
 
 
 def _lines(class_names: Sequence[str]) -> list[str]:
-    """Names of one line each, all different: TFDS keeps them in a text file."""
+    """Makes all names different and one line each, since TFDS keeps them in a text file."""
     found: list[str] = []
     for label, name in enumerate(class_names):
         text = name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')

@@ -1,4 +1,4 @@
-"""Images from an exported generator, also one of an earlier version of this program."""
+"""Makes images with an exported generator, also with one of an earlier version."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import tensorflow as tf
 from tf_efsgd import files
 from tf_efsgd.export import versions
 
-# A label that no generator has: the error for it says how many there are.
+# A label that no generator has; the error for it says how many classes there are.
 _NO_LABEL = 2**31 - 1
 
 
 class ExportedGenerator:
-    """A generator read from an export; nothing but that folder is looked at.
+    """A generator that is read from an export, and from nothing else.
 
     Args:
-      path: of the export, as `versions.find` returns it.
+      path: the path of the export, as `versions.find` returns it.
 
     Raises:
       ExportError: if it cannot be read.
@@ -29,7 +29,7 @@ class ExportedGenerator:
         self.path = path
         self.statement = versions.read_statement(path)
         try:
-            # TensorFlow takes [ and the like in a path for a pattern.
+            # TensorFlow takes a path with [ or the like for a pattern.
             self._loaded = tf.saved_model.load(str(files.without_wildcards(path)))
             signatures = self._loaded.signatures
             self._draw = signatures['serving_default']
@@ -45,18 +45,18 @@ class ExportedGenerator:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the same seed gives the same images: not in exports of earlier versions."""
+        """Whether the same seed gives the same images; it does not in exports of old versions."""
         return self._from_seed is not None
 
     def generate(self, labels: np.ndarray, seed: tuple[int, int]) -> np.ndarray:
-        """One image per label.
+        """Generates one image for each label.
 
         Args:
           labels: integers [n] in [0, number of classes).
-          seed: of the draw, two numbers in [0, 2^31).
+          seed: seed of the draw, two numbers in [0, 2^31).
 
         Returns:
-          uint8 [n, H, W, C].
+          The images, uint8 [n, H, W, C].
         """
         labels = tf.constant(np.asarray(labels, np.int32))
         if self._from_seed is not None:

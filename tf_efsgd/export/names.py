@@ -1,4 +1,4 @@
-"""Names of classes as names of folders, safe on every file system. No TensorFlow."""
+"""Turns names of classes into names of folders that every file system takes. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Bytes of a name; file systems end at 255, and a path has several.
+# The longest name in bytes. File systems allow 255, and a path has several names.
 _LONGEST = 80
-# Readers of folders of images take these, standing alone in a path, for names of splits.
+# Readers of folders of images take these words in a path for names of splits.
 _SPLITS = (
     *('train', 'training', 'test', 'testing', 'eval', 'evaluation', 'dev', 'val', 'valid'),
     'validation',
 )
-# Names that Windows keeps for itself, with any ending.
+# Names that Windows reserves, with any extension.
 _DEVICES = ('con', 'prn', 'aux', 'nul', *(f'{p}{n}' for p in ('com', 'lpt') for n in range(10)))
 
 
 def folder_names(class_names: Sequence[str]) -> list[str]:
-    """A folder for each class: its name where that is safe.
+    """Names a folder for each class, after the class if its name is safe.
 
     Args:
-      class_names: in the order of the labels; whatever they are.
+      class_names: any names, in the order of the labels.
 
     Returns:
-      Names that differ also where upper and lower case are one. A name of which nothing is left,
+      Names that differ even if upper and lower case are the same. A name of which nothing is left,
       or that would be taken for a split, becomes `class_<label>`.
     """
     found: list[str] = []
@@ -43,7 +43,7 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
 def _safe(class_name: str) -> str | None:
     text = class_name.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
     text = unicodedata.normalize('NFC', text)
-    # All that is no letter, digit or one of these, in any script: separators, quotes, controls.
+    # Replaces all that is no letter or digit of any script, and not one of these.
     text = re.sub(r'[^\w .+()-]', '_', text)
     text = ' '.join(text.split()).strip(' .')
     text = text.encode()[:_LONGEST].decode('utf-8', 'ignore').rstrip(' .')
@@ -54,6 +54,6 @@ def _safe(class_name: str) -> str | None:
 
 
 def dataset_name(text: str) -> str:
-    """The name of a data set as TFDS wants it: lower-case letters, digits, underscores."""
+    """Makes a name for a data set as TFDS wants it: lower-case letters, digits, underscores."""
     name = re.sub(r'[^a-z0-9]+', '_', text.casefold()).strip('_')
     return name if name[:1].isalpha() else f'data_{name}'.strip('_')

@@ -1,7 +1,7 @@
 """Writes a generator as a SavedModel for TF Serving, with its privacy statement inside.
 
-The folder needs plain TensorFlow and nothing of this package. It holds the generator's variables
-and nothing else: no discriminator, no optimizer, no error feedback buffer.
+Plain TensorFlow reads the folder, without this package. It holds the generator's variables and
+nothing else: no discriminator, no optimizer, no error feedback buffer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tf_efsgd import files
 from tf_efsgd.data.images import to_uint8
 from tf_efsgd.export import checksums, versions, warmup
 
-# The largest count of one `sample` request: a server must not run out of memory over a number.
+# The largest count of one `sample` request, so that no request takes all memory of a server.
 LARGEST_SAMPLE = 10_000
-# What `tf.io.encode_png` takes.
+# The numbers of channels that `tf.io.encode_png` takes.
 _PNG_CHANNELS = (1, 2, 3, 4)
 
 _Images = Callable[..., tf.Tensor]
 
 
 class FromLatents(NamedTuple):
-    """Images from latents of the caller's.
+    """Images from latents that the caller chooses.
 
     Attributes:
-      generate: from labels, int32 [n], and latents, float32 [n, latent_dim], to images, float32
-        [n, H, W, C] in [-1, 1]; the same for the same latents.
+      generate: maps labels, int32 [n], and latents, float32 [n, latent_dim], to images, float32
+        [n, H, W, C] in [-1, 1]; the same latents give the same images.
       latent_dim: size of a latent vector.
     """
 
@@ -62,42 +62,41 @@ def export_generator(
       from_seed: labels, seed int32 [2] -> {"images": uint8 [n, H, W, C]}, the same for the same
         labels and seed;
       from_latent: labels, latents float32 [n, latent_dim] -> {"images": as serving_default}.
-    All but the last two draw fresh latents at each call. A label out of range is an
-    InvalidArgumentError that names the range; no labels give no images. Beside them the loaded
-    object has `generate(labels)`, which takes labels of int32 and int64 alike.
+    All but the last two draw fresh latents at each call. A label out of range raises an
+    InvalidArgumentError that names the range; no labels give no images. The loaded object also has
+    `generate(labels)`, which takes labels of int32 and of int64.
 
-    The folder appears whole or not at all: it is written beside `export_dir` and then renamed. It
-    holds `assets/class_names.txt` and, in `assets.extra/`, the privacy statement, a list of
-    checksums and, where tensorflow-serving-api is installed, requests to warm a server up with.
+    The folder appears complete or not at all: it is written beside `export_dir` and then renamed.
+    It holds `assets/class_names.txt` and, in `assets.extra/`, the privacy statement, a list of
+    checksums and, if tensorflow-serving-api is installed, requests to warm up a server.
 
     Args:
-      generate_images: from labels, int32 [n], to images, float32 [n, H, W, C] in [-1, 1]; made of
-        TensorFlow ops that read `generator_variables` and no other variable, and draw the
-        latents with `tf.random` ops that have no seed.
-      generator_variables: the variables `generate_images` reads: all that is saved.
+      generate_images: maps labels, int32 [n], to images, float32 [n, H, W, C] in [-1, 1]. It
+        consists of TensorFlow ops that read `generator_variables` and no other variable, and it
+        draws the latents with `tf.random` ops without a seed.
+      generator_variables: the variables that `generate_images` reads; no others are saved.
       export_dir: a local folder that does not exist yet, for TF Serving `.../<version number>`.
-      num_classes: how many classes there are, at least 1.
-      statement: what is written to `assets.extra/privacy_statement.json`; JSON values only, no
-        NaN and no infinity.
-      class_names: in the order of the labels; None names them by their numbers.
-      from_seed: from labels and a seed, int32 [2], to images as of `generate_images`; None leaves
-        that signature out.
-      from_latents: None leaves that signature out.
+      num_classes: number of classes, at least 1.
+      statement: the contents of `assets.extra/privacy_statement.json`; JSON values only, no NaN
+        and no infinity.
+      class_names: names of the classes, in the order of the labels; None names them by their
+        numbers.
+      from_seed: maps labels and a seed, int32 [2], to images like those of `generate_images`; None
+        leaves that signature out.
+      from_latents: the images for given latents; None leaves that signature out.
 
     Returns:
-      The absolute path of the folder that was written.
+      The absolute path of the folder.
 
     Raises:
-      ValueError: if `export_dir` exists, `num_classes` is below 1 or not the number of names,
-        `statement` is not JSON or claims a privacy that its own numbers do not bear out, or
-        `generate_images` returns something else, is seeded, or reads another variable or
-        tensor from outside. Nothing is left behind then.
+      ValueError: if `export_dir` exists; if `num_classes` is below 1 or not the number of names; if
+        `statement` is not JSON or claims a privacy that its own numbers do not support; or if
+        `generate_images` returns something else, is seeded, or reads another variable or tensor
+        from outside. Nothing is left behind then.
     """
     export_dir = os.path.abspath(os.fspath(export_dir))
     if os.path.lexists(export_dir):
-        raise ValueError(
-            f'export_dir must not exist yet; choose another or remove it. Received: {export_dir}'
-        )
+        raise ValueError(f'export_dir must not exist yet: choose another. Received: {export_dir}')
     if num_classes < 1:
         raise ValueError(f'num_classes must be at least 1. Received: num_classes={num_classes}')
     names = tuple(map(str, range(num_classes)) if class_names is None else class_names)
@@ -112,8 +111,8 @@ def export_generator(
 
     parent, name = os.path.split(export_dir)
     os.makedirs(parent, exist_ok=True)
-    # The work folder is readable by its owner only, so what is renamed is a folder inside it, which
-    # has usual permissions. Its name is no number: TF Serving does not take it for a version.
+    # The work folder is readable by its owner only, so a folder inside it is renamed, which has
+    # usual permissions. Its name is not a number, so TF Serving does not take it for a version.
     work_dir = tempfile.mkdtemp(prefix=f'.{name}.tmp-', dir=parent)
     try:
         unfinished = os.path.join(work_dir, 'saved_model')
@@ -135,7 +134,7 @@ def export_generator(
 
 
 def _bytes_of(name: str) -> bytes:
-    """A class name as it is on disk: folders may have names that are no UTF-8."""
+    """Returns a class name as it is on disk, since names of folders need not be UTF-8."""
     return name.encode('utf-8', 'surrogateescape')
 
 
@@ -145,7 +144,7 @@ def _check_claim(statement: dict) -> None:
         return
     epsilon, target = statement.get('epsilon'), statement.get('target_epsilon')
     meets = epsilon is not None and (target is None or epsilon <= target)
-    # With a hidden buffer epsilon is so large that only a target says that this was meant.
+    # With a hidden buffer, epsilon is so large that only a target shows that this was intended.
     if not meets or (target is None and statement.get('error_feedback') == 'hidden'):
         raise ValueError(
             'statement must not say private: its epsilon does not meet a target_epsilon. '
@@ -155,7 +154,7 @@ def _check_claim(statement: dict) -> None:
 
 
 def _to_json(statement: dict) -> str:
-    """The statement as JSON text, or a ValueError that says what is wrong with it."""
+    """Returns the statement as JSON; raises ValueError if it is not made of JSON values."""
     try:
         return json.dumps(statement, indent=2, allow_nan=False) + '\n'
     except (TypeError, ValueError) as error:
@@ -171,9 +170,9 @@ def _trace_signatures(
     from_seed: _Images | None,
     from_latents: FromLatents | None,
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
-    """The functions that are served, traced and checked, by the names of their signatures.
+    """Traces and checks the functions to serve, by the names of their signatures.
 
-    All that draw fresh latents call one function: the network is in the SavedModel once for them.
+    All that draw fresh latents call one function, so the SavedModel has the network once for them.
     """
     num_classes = len(names)
     labels_of = {
@@ -192,7 +191,7 @@ def _trace_signatures(
 
     @tf.function(input_signature=[labels_of[tf.int64]])
     def serving_int64(labels):
-        # Checked before the cast: what does not fit into int32 would come out as another label.
+        # Checked before the cast, which would turn a label beyond int32 into another label.
         with tf.control_dependencies(_assert_in_range(labels, num_classes)):
             labels = tf.cast(labels, tf.int32)
         return {'images': _in_unit_range(draw(labels))}
@@ -256,7 +255,7 @@ def _trace_from_latent(latents_to_images: FromLatents, num_classes: int):
         message = 'There must be one row of latents for each label.'
         same = tf.debugging.assert_equal(tf.shape(labels)[0], tf.shape(latents)[0], message=message)
         with tf.control_dependencies([same]):
-            # For the image that nobody gets, see `_for_nobody_too`.
+            # This row is for the image that nobody gets, see `_for_nobody_too`.
             latents = tf.pad(latents, [[0, 1], [0, 0]])
 
         def generate(padded):
@@ -270,15 +269,15 @@ def _trace_from_latent(latents_to_images: FromLatents, num_classes: int):
 
 
 def _for_nobody_too(generate: _Images, num_classes: int, labels: tf.Tensor, *more) -> tf.Tensor:
-    """Images in [-1, 1] of labels that are checked, also where there are none."""
-    # A global seed (`tf.random.set_seed`) would be written into the graph, and each server
-    # would then hand out the same images after each start.
+    """Checks labels and makes their images in [-1, 1], also if there are no labels."""
+    # A global seed (`tf.random.set_seed`) would be written into the graph, and every server
+    # would hand out the same images after each start.
     tf.compat.v1.get_default_graph().seed = None
     with tf.control_dependencies(_assert_in_range(labels, num_classes)):
         labels = tf.identity(labels)
     count = tf.shape(labels)[0]
-    # Not every layer takes an empty batch (cuDNN's convolutions do not): make one image for
-    # nobody then, and hand out none.
+    # Not every layer takes an empty batch (cuDNN's convolutions do not). For an empty batch one
+    # image is made for nobody, and none is handed out.
     extra = tf.zeros([tf.cast(tf.equal(count, 0), tf.int32)], tf.int32)
     return generate(tf.concat([labels, extra], axis=0), *more)[:count]
 
@@ -288,12 +287,12 @@ def _in_unit_range(images: tf.Tensor) -> tf.Tensor:
 
 
 def _encode_png(images: tf.Tensor) -> tf.Tensor:
-    """uint8 [n, H, W, C] to string [n]."""
+    """Encodes uint8 [n, H, W, C] as string [n]."""
     return tf.io.encode_png(images)
 
 
 def _assert_in_range(labels: tf.Tensor, num_classes: int) -> list[tf.Operation]:
-    """Ops that fail unless all labels are in [0, num_classes - 1]."""
+    """Returns ops that fail unless all labels are in [0, num_classes - 1]."""
     message = f'labels must be in [0, {num_classes - 1}]: the generator has {num_classes} classes.'
     return [
         tf.debugging.assert_greater_equal(labels, tf.zeros([], labels.dtype), message=message),
@@ -313,12 +312,12 @@ def _check_images(images: tf.Tensor) -> int:
 
 
 def _check_captures(concrete: tf.types.experimental.ConcreteFunction) -> None:
-    """Raises ValueError if a tensor from outside would be packed into the SavedModel."""
+    """Raises ValueError if a tensor from outside would be stored in the SavedModel."""
     outside = [t for t in concrete.captured_inputs if t.dtype != tf.resource]
     if outside:
         raise ValueError(
-            'generate_images must not use tensors made outside of it: they would be packed into '
-            "the SavedModel beside the generator's variables. Make them inside. Received: "
+            'generate_images must not use tensors from outside: they would be stored in the '
+            "SavedModel beside the generator's variables. Create them inside. Received: "
             + ', '.join(f'{t.dtype.name}{t.shape}' for t in outside)
         )
 
@@ -330,7 +329,7 @@ def _check_unseeded(concrete: tf.types.experimental.ConcreteFunction) -> None:
     seeded = [n.name for n in nodes if n.attr['seed'].i or n.attr['seed2'].i]
     if seeded:
         raise ValueError(
-            'generate_images must draw its latents with tf.random ops that have no seed: with one, '
+            'generate_images must draw its latents with tf.random ops without a seed: with one, '
             'a server repeats its images after each start. Received seeded ops: '
             + ', '.join(sorted(seeded))
         )
@@ -357,7 +356,7 @@ def _save(
     module.generate = generate
     try:
         tf.saved_model.save(module, path, signatures=signatures)
-    except AssertionError as error:  # TensorFlow's word for a variable that is not tracked.
+    except AssertionError as error:  # TensorFlow raises this for a variable that is not tracked.
         raise ValueError(
             'generate_images must read no variable (or other resource) but generator_variables. '
             f'TensorFlow says: {error}'

@@ -1,7 +1,7 @@
-"""A synthetic data set from an exported generator: what is drawn, and its files.
+"""Writes a synthetic data set with an exported generator.
 
-Nothing but the export, the count and the seed goes in: the images are post-processing of what the
-run has released, however many there are.
+Only the export, the count and the seed are used, so the images are post-processing of what the run
+has released, however many they are.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ BALANCES = ('auto', 'even', 'released')
 # Files of a data set beside its images.
 LABELS, GENERATION, CHECKSUMS = 'labels.csv', 'generation.json', 'SHA256SUMS'
 STATEMENT = 'privacy_statement.json'
-# In a data set that is not finished.
+# The progress of a data set that is not finished.
 _PROGRESS = '.progress.json'
 _COUNTS = 'released_class_counts'
-# Seconds: as much is generated again after an interruption.
+# Progress is saved after so many seconds; as much is generated again after an interruption.
 _SAVED_EVERY = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What is to be generated.
+    """What to generate.
 
     Attributes:
-      count: how many images, at least 1.
+      count: number of images, at least 1.
       kind: one of `formats.FORMATS`.
-      balance: 'even': as many of each class; 'released': as the noisy class counts that the run
-        has released; 'auto': released where there are any, else even.
-      seed: of latents and injected noise, in [0, 2^31); None draws one.
+      balance: 'even' makes as many images of each class; 'released' follows the noisy class counts
+        that the run has released; 'auto' is 'released' if there are such counts, else 'even'.
+      seed: seed of latents and injected noise, in [0, 2^31); None draws one.
     """
 
     count: int = 60_000
@@ -57,15 +57,15 @@ class Wanted:
 def class_counts(
     wanted: Wanted, num_classes: int, statement: dict[str, Any]
 ) -> tuple[np.ndarray, str]:
-    """How many images of each class there will be.
+    """Decides how many images of each class there will be.
 
     Args:
-      wanted: what is to be generated.
-      num_classes: how many there are.
-      statement: of the export.
+      wanted: what to generate.
+      num_classes: number of classes.
+      statement: the privacy statement of the export.
 
     Returns:
-      (int64 [num_classes], which sum up to the count; 'even' or 'released').
+      (int64 [num_classes], whose sum is the count; 'even' or 'released').
 
     Raises:
       ExportError: if released counts are wanted and there are none.
@@ -79,7 +79,7 @@ def class_counts(
         if released is None:
             raise versions.ExportError(
                 'The run released no class counts (it had no warm start, or was made by an earlier '
-                'version): leave out --balance=released for as many images of each class.'
+                'version): leave out --balance=released to get as many images of each class.'
             )
         # Noise can make a count negative.
         shares = np.maximum(np.asarray(released, np.float64), 0.0)
@@ -87,14 +87,14 @@ def class_counts(
             shares = np.ones(num_classes)
     exact = wanted.count * shares / shares.sum()
     counts = np.floor(exact).astype(np.int64)
-    # Largest remainders; of equal ones the first classes.
+    # What is left goes to the largest remainders; among equal ones, to the first classes.
     order = np.argsort(-(exact - counts), kind='stable')
     counts[order[: wanted.count - counts.sum()]] += 1
     return counts, balance
 
 
 def labels_of(counts: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:
-    """The labels of all images, int32 [N], in an order that the seed decides."""
+    """Returns the labels of all images, int32 [N], in an order that the seed decides."""
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return np.random.default_rng(seed).permutation(labels)
 
@@ -107,28 +107,28 @@ def write(
     *,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Writes a data set; one that was interrupted is continued.
+    """Writes a data set; continues one that was interrupted.
 
-    The folder appears when it is whole. Until then it is called `.NAME.unfinished`.
+    The folder appears when it is complete. Until then it is called `.NAME.unfinished`.
 
     Args:
-      generator: of an export.
-      output: the folder to make; it does not exist yet.
-      wanted: what is to be generated.
-      write_pages: writes README and the like, from the folder, what `GENERATION` says and some
-        images of each class, uint8 [rows * classes, H, W, C].
-      quiet: without a progress bar.
+      generator: the exported generator.
+      output: the folder to make, which does not exist yet.
+      wanted: what to generate.
+      write_pages: writes the README and other pages, given the folder, the contents of
+        `GENERATION` and some images of each class, uint8 [rows * classes, H, W, C].
+      quiet: whether to leave out the progress bar.
 
     Returns:
-      What `GENERATION` says.
+      The contents of `GENERATION`.
 
     Raises:
-      ExportError: if the folder exists, or something else was begun there.
-      OSError: if the disk is full, say; the same call continues then.
+      ExportError: if the folder exists, or if something else was begun there.
+      OSError: for example if the disk is full; the same call continues later.
     """
     if os.path.lexists(output):
         raise versions.ExportError(
-            f'--output must not exist yet: choose another folder, or remove it. Received: {output}.'
+            f'--output must not exist yet: choose another folder. Received: {output}.'
         )
     work = output.with_name(f'.{output.name}.unfinished')
     about = _begin(work, generator, wanted)
@@ -158,7 +158,7 @@ def write(
 
 
 def _begin(work: pathlib.Path, generator: ExportedGenerator, wanted: Wanted) -> dict[str, Any]:
-    """What is generated: as asked for, or as it was begun."""
+    """Returns what to generate: as asked for, or as an interrupted data set was begun."""
     counts, balance = class_counts(wanted, len(generator.class_names), generator.statement)
     about = {
         'count': wanted.count,
@@ -187,7 +187,7 @@ def _begin(work: pathlib.Path, generator: ExportedGenerator, wanted: Wanted) -> 
     if changed:
         raise versions.ExportError(
             f'{work} is an interrupted data set with other settings ({", ".join(changed)}): give '
-            'those again to continue it, give another --output, or remove it.'
+            'those again to continue it, or another --output.'
         )
     return begun
 
@@ -198,8 +198,8 @@ def _read_progress(work: pathlib.Path) -> dict[str, Any]:
         return {'about': dict(progress['about']), 'done': int(progress['done'])}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise versions.ExportError(
-            f'{work} is in the way: it is no interrupted data set that can be continued. Remove '
-            'it, or give another --output.'
+            f'{work} is in the way: it is not an interrupted data set that can be continued. '
+            'Remove it, or give another --output.'
         ) from error
 
 
@@ -223,7 +223,7 @@ def _write_images(work, writer, generator, about, labels, quiet) -> None:
             done = last
             if done < len(labels) and time.monotonic() - saved < _SAVED_EVERY:
                 continue
-            # What is noted as done must be there after a power cut.
+            # What is recorded as done must still be there after a power cut.
             os.sync()
             saved = time.monotonic()
             files.write_atomically(work / _PROGRESS, _to_json({'about': about, 'done': done}))
@@ -240,7 +240,7 @@ def _write_labels(path, writer, labels, class_names) -> None:
 
 
 def _examples(generator: ExportedGenerator, seed: int) -> np.ndarray:
-    """Some images of each class, row by row."""
+    """Generates some images of each class, row by row."""
     columns = min(len(generator.class_names), 16)
     labels = np.tile(np.arange(columns, dtype=np.int32), 4)
     return generator.generate(labels, (seed, 2**31 - 1))

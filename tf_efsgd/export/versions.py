@@ -1,4 +1,4 @@
-"""Where exported generators are: RUN/export/1, 2, 3, as TF Serving counts them. No TensorFlow."""
+"""Finds exported generators: RUN/export/1, 2, 3, as TF Serving counts them. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pathlib
 import re
 from typing import Any
 
-# In an export, paths of its own beside those of TensorFlow.
+# Paths in an export, beside those of TensorFlow.
 STATEMENT = 'assets.extra/privacy_statement.json'
 CHECKSUMS = 'assets.extra/SHA256SUMS'
 WARM_UP = 'assets.extra/tf_serving_warmup_requests'
@@ -20,29 +20,33 @@ _MODEL = 'saved_model.pb'
 
 
 class ExportError(ValueError):
-    """There is no export, or not the one that was meant; the message is one line."""
+    """An export is missing, or is not the one that was meant; the message is one line."""
 
 
 def all_versions(base: str | os.PathLike) -> list[pathlib.Path]:
-    """The exports in a folder, the latest last."""
+    """Returns the exports in a folder, the latest last."""
     base = pathlib.Path(base)
     entries = base.iterdir() if base.is_dir() else ()
-    # Not all that isdecimal() takes is a number to TF Serving.
+    # TF Serving does not take everything for a number that isdecimal() does.
     numbers = [int(entry.name) for entry in entries if re.fullmatch('[1-9][0-9]*', entry.name)]
     return [base / str(number) for number in sorted(numbers)]
 
 
 def next_version(base: str | os.PathLike) -> pathlib.Path:
-    """The folder of the next export: the number after the latest, 1 at first."""
+    """Returns the folder of the next export: the number after the latest, 1 for the first."""
     found = all_versions(base)
     return pathlib.Path(base) / str(int(found[-1].name) + 1 if found else 1)
 
 
 def find(path: str | os.PathLike) -> pathlib.Path:
-    """The export that is meant by a path.
+    """Finds the export that a path means.
 
     Args:
-      path: of a run, of its folder of exports (the latest is meant then), or of one export.
+      path: the path of a run or of its folder of exports, which mean the latest export, or of one
+        export.
+
+    Returns:
+      The folder of the export.
 
     Raises:
       ExportError: if there is none.
@@ -55,15 +59,21 @@ def find(path: str | os.PathLike) -> pathlib.Path:
         if whole:
             return whole[-1]
     if not path.is_dir():
-        raise ExportError(f'There is no folder {path}: give that of a run or of an export.')
+        raise ExportError(f'There is no folder {path}: give the folder of a run or of an export.')
     raise ExportError(
-        f'{path} holds no exported generator, as RUN/export/1/{_MODEL} is one: let the run end, or '
+        f'{path} holds no exported generator such as RUN/export/1/{_MODEL}: let the run end, or '
         f'export it with tf-efsgd export {path}.'
     )
 
 
 def read_statement(export: str | os.PathLike) -> dict[str, Any]:
-    """The privacy statement of an export.
+    """Reads the privacy statement of an export.
+
+    Args:
+      export: the folder of the export.
+
+    Returns:
+      JSON values by name.
 
     Raises:
       ExportError: if it is missing or damaged.

@@ -1,6 +1,6 @@
-"""Requests that TF Serving answers once before it takes others, so that the first is not slow.
+"""Writes requests that TF Serving answers once at its start, so that the first is not slow.
 
-They are written where tensorflow-serving-api is installed (`pip install tf_efsgd[serving]`).
+They are written if tensorflow-serving-api is installed (`pip install tf_efsgd[serving]`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-# The name that launch/tf_serving.sh serves a generator by; TF Serving takes others, too.
+# The name by which launch/tf_serving.sh serves a generator; TF Serving takes others, too.
 MODEL_NAME = 'generator'
 
 
@@ -20,14 +20,14 @@ def is_possible() -> bool:
 
 
 def write(path: str, signatures: Sequence[str]) -> bool:
-    """Writes one request for each signature that has one here.
+    """Writes one request for each signature for which there is one here.
 
     Args:
-      path: of the file, `assets.extra/tf_serving_warmup_requests` of an export.
-      signatures: names of those that the export has.
+      path: the path of the file, `assets.extra/tf_serving_warmup_requests` of an export.
+      signatures: names of the signatures of the export.
 
     Returns:
-      Whether it was written: not without tensorflow-serving-api.
+      Whether it was written; it is not without tensorflow-serving-api.
     """
     if not is_possible():
         return False

@@ -1,1 +1,1 @@
-"""The pages of a run: one that may be shared, and one that may not."""
+"""Writes the pages of a run: one that may be shared, and one that may not."""

@@ -1,4 +1,4 @@
-"""What is written beside a synthetic data set: README.md with its header, and Croissant JSON-LD."""
+"""Writes the datasheets of a synthetic data set: README.md with a header, and Croissant JSON-LD."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ _CONTEXT = {
 
 
 def guarantee(statement: Mapping[str, Any]) -> str:
-    """What is promised, in one sentence."""
+    """Says in one sentence what is promised."""
     if not statement.get('private'):
         return (
             'NOT PRIVATE: no guarantee of differential privacy holds for these images; they may '
@@ -98,11 +98,14 @@ def guarantee(statement: Mapping[str, Any]) -> str:
 
 
 def readme(about: Mapping[str, Any], statement: Mapping[str, Any]) -> str:
-    """The datasheet as Markdown, with the header that Hugging Face reads.
+    """Writes the datasheet as Markdown, with the header that Hugging Face reads.
 
     Args:
       about: how the data set was generated, as in `generation.json`.
       statement: the privacy statement of the generator.
+
+    Returns:
+      The text of README.md.
     """
     height, width, channels = about['image_shape']
     load = _HOW_TO_LOAD[about['format']].format(
@@ -143,9 +146,9 @@ drew all of them.
 
 **{guarantee(statement)}**
 
-`PRIVACY.html` says what that means, `privacy_statement.json` how it was counted. `tf-efsgd verify`
-on this folder holds files, checksums and statement against each other; `sha256sum -c SHA256SUMS`
-does so for the files.
+`PRIVACY.html` says what that means, and `privacy_statement.json` how it was computed.
+`tf-efsgd verify` on this folder compares files, checksums and statement with each other;
+`sha256sum -c SHA256SUMS` checks the files alone.
 
 ## Load
 
@@ -162,25 +165,25 @@ does so for the files.
 
 ## Motivation
 
-The images stand for records that may not be shared, to develop and test programs, to teach, and to
-train first classifiers.
+The images replace records that may not be shared: for developing and testing programs, for
+teaching, and for training first classifiers.
 
 ## How they were made
 
 A generator was trained on the records {how}
 (tf_efsgd {_line(str(program))}). It drew {about['count']:,} images, {how_often}, with seed
 {about['seed']}.
-Drawing looks at nothing but the generator: no real image was compared with a generated one, so
-nothing here says that no generated image looks like a real one. What is promised instead is the
-sentence in bold above; `PRIVACY.html` says in words what it means.
+Drawing uses nothing but the generator: no real image was compared with a generated one, so nothing
+here says that no generated image looks like a real one. What is promised instead is the sentence in
+bold above; `PRIVACY.html` explains it in words.
 {learned}
 ## Limits
 
-- Rare kinds of images within a class are missing or blurred: what one record alone shows is what
-  the guarantee hides.
+- Rare kinds of images within a class are missing or blurred, because the guarantee hides what one
+  record alone shows.
 - Faults and biases of the records are in the images, too. Labels are what the generator was asked
   for, not what somebody saw in the image.
-- Do not use the images to decide about persons, nor to make a diagnosis.
+- Do not use the images to make decisions about persons, nor to make a diagnosis.
 
 ## What the guarantee does not cover
 
@@ -195,14 +198,17 @@ def croissant(
     sha256_of_labels: str,
     files: Sequence[Mapping[str, str]] = (),
 ) -> str:
-    """The datasheet as Croissant 1.0 JSON-LD.
+    """Writes the datasheet as Croissant 1.0 JSON-LD.
 
     Args:
       about: how the data set was generated, as in `generation.json`.
       statement: the privacy statement of the generator.
-      date: of today, ISO 8601.
+      date: today's date, ISO 8601.
       sha256_of_labels: checksum of labels.csv.
-      files: name, sha256 and encoding of each file with images, where these are few.
+      files: name, sha256 and encoding of each file with images, if these are few.
+
+    Returns:
+      The text of croissant.json.
     """
     columns = {'file_name': 'sc:Text', 'label': 'sc:Integer', 'class': 'sc:Text'}
     fields = [
@@ -277,13 +283,13 @@ def croissant(
 
 
 def _size_category(count: int) -> str:
-    """As Hugging Face writes it: n<1K, 1K<n<10K, ..."""
+    """Returns the size as Hugging Face writes it: n<1K, 1K<n<10K, ..."""
     steps = {'n<1K': 10**3, '1K<n<10K': 10**4, '10K<n<100K': 10**5, '100K<n<1M': 10**6}
     return next((name for name, most in steps.items() if count < most), '1M<n<10M')
 
 
 def _line(text: str) -> str:
-    """One line of plain Markdown, whatever a name holds."""
+    """Returns one line of plain Markdown, whatever the text contains."""
     text = text.encode('utf-8', 'surrogateescape').decode('utf-8', 'replace')
     return ' '.join(text.replace('`', "'").replace('<', '(').replace('>', ')').split())
 

@@ -1,4 +1,4 @@
-"""The page of a run that may NOT be shared: what was measured against real images."""
+"""Writes the page of a run that may NOT be shared: what was measured against real images."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ _LABELS = {
     'tf_efsgd': 'Version',
 }
 
-# A scale is drawn in these units, with some room left and right.
+# The width of a scale and its ends, which leave some room on both sides.
 _WIDTH, _LEFT, _RIGHT = 200, 12, 188
+_MOST_CLASSES = 50
 
 
 class _Row(NamedTuple):
-    """One figure with both ends of its scale; None where there is none."""
+    """One figure with both ends of its scale; None for what does not exist."""
 
     name: str
     value: float | None
@@ -50,13 +51,13 @@ def write_metrics_page(
     metrics: Mapping[str, Any],
     pictures: Mapping[str, bytes],
 ) -> None:
-    """Writes the page of what was measured against real images. It shows some of them.
+    """Writes the page of what was measured against real images; it shows some of them.
 
     Args:
-      path: the file to write, in RUN/nonprivate; one that exists is replaced.
+      path: the file to write, in RUN/nonprivate; an existing one is replaced.
       title: the heading.
-      metrics: as `protocol.measure` returns them, with `provenance`: values by name.
-      pictures: PNGs by what they show: each row of images above its nearest training images.
+      metrics: the metrics of `protocol.measure`, and `provenance`: values by name.
+      pictures: PNGs by what they show: a row of images above their nearest training images.
 
     Raises:
       ValueError: if a picture is not a PNG.
@@ -64,13 +65,16 @@ def write_metrics_page(
     parts = [
         pages.banner(
             'Do NOT share this page',
-            'It was measured on real images, and shows some of them: it is not covered by the '
-            "run's ε. Show it only to those who may see the images. Choosing a run by these "
-            'figures spends privacy that no ε counts.',
+            'Its figures were measured on real images, and it shows some of them: it is not '
+            "covered by the run's ε. Show it only to those who may see the images. Choosing a run "
+            'by these figures spends privacy that no ε counts.',
             may_be_shared=False,
         ),
         pages.section('Verdict', f'<p><b>{html.escape(verdict(metrics))}</b></p>'),
-        pages.section('Usefulness', _table(_usefulness(metrics)) + _usefulness_notes(metrics)),
+        pages.section(
+            'Usefulness',
+            _table(_usefulness(metrics)) + _usefulness_notes(metrics) + _by_class(metrics),
+        ),
         pages.section('Likeness', _table(_likeness(metrics)) + _likeness_notes(metrics)),
         pages.section('Copies of training images', _copies(metrics, pictures)),
         pages.section('How it was measured', pages.facts(metrics['provenance'], _LABELS)),
@@ -82,6 +86,10 @@ def _usefulness(metrics: Mapping[str, Any]) -> list[_Row]:
     names = {
         'gen2real_cnn': 'gen2real, CNN',
         'gen2real_mlp': 'gen2real, MLP',
+        'gen2real_resnet': 'gen2real, ResNet',
+        'gen2real_wide_resnet': 'gen2real, WideResNet',
+        'gen2real_resnext': 'gen2real, ResNeXt',
+        'gen2real_benchmark': 'gen2real, mean of these three',
         'real2gen_cnn': 'real2gen, CNN',
     }
     rows = []
@@ -103,14 +111,36 @@ def _usefulness_notes(metrics: Mapping[str, Any]) -> str:
     spread = (
         ' and their sample standard deviation' if runs > 1 else '; a single run shows no spread'
     )
-    left = '' if found['untrained'] else ' (here: of guessing; none was trained there)'
+    left = '' if found['untrained'] else ' (here the accuracy of guessing; none was trained)'
     return f"""
 <p><b>gen2real:</b> a classifier learns from {found['num_generated']:,} generated images only and is
 measured once on {found['num_test']:,} real test images; its epoch is chosen on held-out generated
-ones. <b>real2gen:</b> one that learned from real training images is measured on generated ones.
-Mean of {runs} classifier{'' if runs == 1 else 's'}{spread}. Left end of the
-scale: the same for the untrained generator{left}; right end: for a classifier that learned from
-real training images, on real test images.</p>"""
+ones. <b>real2gen:</b> a classifier that learned from real training images is measured on generated
+ones. The figures are the mean of {runs} classifier{'' if runs == 1 else 's'}{spread}. The left end
+of the scale is the same figure for the untrained generator{left}, the right end that of a
+classifier that learned from real training images, on real test images.</p>"""
+
+
+def _by_class(metrics: Mapping[str, Any]) -> str:
+    """Shows gen2real of the CNN for each class, the weakest first."""
+    found = metrics.get('gen2real_cnn', {})
+    if 'by_class' not in found:  # Measured by an earlier version.
+        return ''
+    guessing = found['guessing']
+    rows = [
+        _Row(name, value, guessing, real, True)
+        for name, value, real in zip(
+            metrics['class_names'], found['by_class'], found['real_by_class']
+        )
+        if value is not None
+    ]
+    shown = sorted(rows, key=lambda row: row.value)[:_MOST_CLASSES]
+    left = len(rows) - len(shown)
+    note = f'<p>{left:,} more classes are right more often.</p>' if left else ''
+    return (
+        '<h3>gen2real of the CNN by class: share of real images of the class that it recognises'
+        f'</h3>{_table(shown, first="guessing")}{note}'
+    )
 
 
 def _likeness(metrics: Mapping[str, Any]) -> list[_Row]:
@@ -121,6 +151,7 @@ def _likeness(metrics: Mapping[str, Any]) -> list[_Row]:
     names = {
         'domain_fid': 'domain FID',
         'domain_kid': 'domain KID',
+        'public_fid': 'public FID',
         'fid': 'FID (Inception 2015)',
         'kid': 'KID (Inception 2015)',
     }
@@ -139,7 +170,7 @@ def _likeness(metrics: Mapping[str, Any]) -> list[_Row]:
 
 def _likeness_notes(metrics: Mapping[str, Any]) -> str:
     features = (
-        'pixels, averaged down: with one class no classifier can be trained'
+        'pixels, averaged down, because no classifier can be trained with one class'
         if metrics['features'] == 'pixels'
         else 'the last hidden layer of a CNN that was trained on the real training split'
     )
@@ -148,14 +179,21 @@ def _likeness_notes(metrics: Mapping[str, Any]) -> str:
         if 'fid' in metrics
         else ' FID itself needs the 2015 Inception network: see <code>--inception_weights</code>.'
     )
+    public = (
+        ' The public FID uses the features of the public network of the package and is a '
+        'yardstick for all data sets of this image size; it flatters a generator that was trained '
+        'with the same network.'
+        if 'public_fid' in metrics
+        else ''
+    )
     return f"""
-<p>Features: {features}. Figures called <b>domain</b> are made with these features and must not be
-compared with a published FID, KID or IS, nor with those of another data set.{fid} FID and KID:
-smaller is better. IS, precision and recall: larger is better. Precision and recall: k nearest
-neighbours, k = 3, {metrics['precision_recall']['num_images']:,} images of each set. Left end of
-the scale: the untrained generator; right end: half of the real training split against the test
-split, or against the other half where training images are the reference; IS: of real
-images.</p>"""
+<p>Features: {features}. Figures called <b>domain</b> use these features and must not be compared
+with a published FID, KID or IS, nor with those of another data set.{public}{fid}
+For FID and KID smaller is better; for IS, precision and recall larger is better. Precision and
+recall use k nearest neighbours, k = 3, among {metrics['precision_recall']['num_images']:,} images
+of each set. The left end of the scale is the untrained generator. The right end is half of the real
+training split, compared with the test split, or with the other half where training images are the
+reference; for IS it is that of real images.</p>"""
 
 
 def _copies(metrics: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
@@ -182,10 +220,10 @@ def _copies(metrics: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
         ),
     ]
     note = f"""
-<p>Among {found['generated']['num_images']:,} generated images, in feature space, against all
-training images. Real test images, which training never saw, are the scale: a generator that
-repeats training images is closer to them than test images are. Test images that repeat a training
-image are left out of that scale; what repeats one always counts as close.</p>"""
+<p>{found['generated']['num_images']:,} generated images are compared, in feature space, with all
+training images. Real test images, which training never saw, are the scale: images of a generator
+that repeats training images are closer to them than test images are. Test images that repeat a
+training image are left out of that scale; whatever repeats one always counts as close.</p>"""
     shown = [
         pages.picture(
             png,
@@ -198,17 +236,17 @@ image are left out of that scale; what repeats one always counts as close.</p>""
     return _table(rows, scales=False) + note + '\n'.join(shown)
 
 
-def _table(rows: list[_Row], scales: bool = True) -> str:
+def _table(rows: list[_Row], scales: bool = True, first: str = 'untrained') -> str:
     if not rows:
         return ''
-    head = _tr('', ['value', 'untrained', 'real', *(['scale'] if scales else [])])
+    head = _tr('', ['value', first, 'real', *(['scale'] if scales else [])])
     lines = [_tr(html.escape(row.name), _cells(row, scales)) for row in rows]
     rows_of_table = '\n'.join([head, *lines])
     return f'<div class="wide"><table class="figures">\n{rows_of_table}\n</table></div>'
 
 
 def _tr(name: str, cells: list[str]) -> str:
-    # The fourth is the scale, which a narrow window leaves out.
+    # The fourth cell is the scale, which a narrow window leaves out.
     kinds = ['<td>'] * 3 + ['<td class="of-scale">']
     shown = ''.join(f'{kind}{cell}</td>' for kind, cell in zip(kinds, cells))
     return f'<tr><th>{name}</th>{shown}</tr>'
@@ -231,7 +269,7 @@ def _number(value: float | None, is_share: bool) -> str:
 
 
 def _scale(row: _Row) -> str:
-    """A line from the untrained to the real end, with a mark where the value is on it."""
+    """Draws a line from the untrained to the real end, with a mark at the value."""
     ends = row.untrained, row.real
     if not all(map(pages.is_number, (row.value, *ends))) or ends[0] == ends[1]:
         return ''

@@ -1,6 +1,6 @@
-"""What the two pages of a run have in common: style, banner, sections, tables, pictures.
+"""Makes the parts that the pages of a run share: style, banner, sections, tables, pictures.
 
-A page is one HTML file that needs no network: pictures, curves and style are inside.
+A page is one HTML file that needs no network, because it contains its pictures, curves and style.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ style-src 'unsafe-inline'">
 
 
 def write_page(path: str | os.PathLike[str], title: str, parts: list[str]) -> None:
-    """Writes a page as one HTML file, whole or not at all.
+    """Writes a page as one HTML file, completely or not at all.
 
     Args:
-      path: the file to write; one that exists is replaced.
+      path: the file to write; an existing one is replaced.
       title: the heading, plain text.
-      parts: HTML, one after the other.
+      parts: the parts of the page in order, as HTML.
     """
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body='\n'.join(parts))
     # Names of folders need not be UTF-8.
@@ -98,18 +98,26 @@ def write_page(path: str | os.PathLike[str], title: str, parts: list[str]) -> No
 
 
 def banner(heading: str, text: str, *, may_be_shared: bool) -> str:
-    """What stands at the top of a page: whether it may be shared, and why (HTML)."""
+    """Returns the HTML at the top of a page, which says whether it may be shared, and why."""
     kind = 'private"' if may_be_shared else 'not-private" role="alert"'
     return f'<div class="banner {kind}><strong>{heading}</strong>{text}</div>'
 
 
 def section(heading: str, content: str) -> str:
-    """A part of a page: heading and content, both HTML."""
+    """Returns a part of a page from its heading and content, all HTML."""
     return f'<section>\n<h2>{heading}</h2>\n{content}\n</section>'
 
 
 def picture(png: bytes, alt: str, caption: str) -> str:
-    """A PNG as a figure with the picture inside the page; texts are plain.
+    """Returns a PNG as a figure that contains the picture itself.
+
+    Args:
+      png: the PNG file.
+      alt: plain text in place of the picture.
+      caption: plain text below the picture.
+
+    Returns:
+      HTML.
 
     Raises:
       ValueError: if it is not a PNG.
@@ -124,9 +132,9 @@ def picture(png: bytes, alt: str, caption: str) -> str:
 
 
 def facts(values: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """A table of values by key, with a label beside each key that has one.
+    """Returns a table of values by key, with a label beside each key that has one, as HTML.
 
-    A bound on epsilon that does not exist, which JSON writes as null, is shown as 'none'.
+    A bound on epsilon that does not exist is null in JSON and 'none' in the table.
     """
     rows = []
     for key, content in values.items():
@@ -144,7 +152,7 @@ def _with_none(key: str, content: Any) -> Any:
 
 
 def value(content: Any) -> str:
-    """One value as HTML; lists and mappings become lists."""
+    """Returns one value as HTML; lists and mappings become lists."""
     if isinstance(content, Mapping):
         items = [f'{html.escape(str(key))}: {value(item)}' for key, item in content.items()]
     elif isinstance(content, (list, tuple)):
@@ -161,7 +169,7 @@ def value(content: Any) -> str:
 
 
 def is_number(content: Any) -> bool:
-    """Whether it is a finite number, of Python or NumPy; booleans are not."""
+    """Whether this is a finite number of Python or NumPy; a boolean is not."""
     if isinstance(content, (bool, str, bytes)):
         return False
     try:

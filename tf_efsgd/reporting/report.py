@@ -52,12 +52,12 @@ _LABELS = {
 # The tag of ε in a run's logs.
 _EPSILON = 'dp/epsilon'
 
-# What has a place of its own on a page that promises something; the table shows the rest.
+# Entries that a page with a promise shows in their own place; the table shows the rest.
 _LISTS = {
     'proven': 'Proven',
     'tested_not_proven': 'Tested, not proven',
 }
-# In short.
+# Entries of the section "In short".
 _NOT_COVERED = 'not_covered'
 _BY_IMAGES = 'epsilon_by_images_per_person'
 
@@ -80,30 +80,31 @@ def write_report(
     config_text: str,
     identity: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the page of a run as one HTML file, whole or not at all.
+    """Writes the page of a run as one HTML file, completely or not at all.
 
-    A page that says it is private says so of all that is on it: hand it only what the run
+    A page that says it is private says so of everything on it: give it only what the run has
     released, and no evaluation against real images.
 
     Args:
-      path: the file to write; one that exists is replaced.
+      path: the file to write; an existing one is replaced.
       title: the heading.
       private: whether everything on the page is covered by (ε, δ)-differential privacy.
       statement: the run's privacy statement. With `private` it must have `epsilon` (finite,
         >= 0), `delta` (in [0, 1)), `delta_times_units` (>= 0), `unit_of_privacy` and the lists
         `proven`, `tested_not_proven` and `not_covered`, which are shown as they are.
-      samples_png: path of a PNG of generated images, or None when there is none yet.
-      sample_caption: what stands below the picture.
-      history: one mapping per logged step: `step` (int), and floats by their tags, `dp/epsilon`
-        and any other, e.g. `dp/fake_accuracy`. Each float becomes a curve over steps, or the
-        number itself where there is one; what is not finite is left out. With `private`, all
-        tags must begin with `dp/`.
+      samples_png: path of a PNG of generated images, or None if there is none yet.
+      sample_caption: the text below the picture.
+      history: one mapping for each logged step: `step` (int), and floats by their tags, such as
+        `dp/epsilon` and `dp/fake_accuracy`. Each tag becomes a curve over steps, or a number if it
+        has one value only. Values that are not finite are left out. With `private`, all tags must
+        begin with `dp/`.
       config_text: the flags of the run.
-      identity: what tells this run from others, by a label: its date, its id, a hash of its model.
+      identity: what distinguishes this run from others, by a label: its date, its id, a hash of its
+        model.
 
     Raises:
-      ValueError: if `private` is claimed with a statement or a curve that does not bear it out,
-        or `samples_png` is not a PNG.
+      ValueError: if `private` is claimed with a statement or a curve that does not support it, or
+        if `samples_png` is not a PNG.
       FileNotFoundError: if `samples_png` does not exist.
     """
     if private:
@@ -129,18 +130,19 @@ def write_privacy_page(
     samples_png: str | None,
     sample_caption: str,
 ) -> None:
-    """Writes the page that goes with a synthetic data set, as one HTML file.
+    """Writes the page of a synthetic data set as one HTML file.
 
     Args:
       path: the file to write.
       title: the heading.
-      statement: the privacy statement of the generator; with `private` as in `write_report`.
-      about: how the data set was generated, values by name; public.
+      statement: the privacy statement of the generator. If it says `private`, it must have what
+        `write_report` asks for.
+      about: public facts about how the data set was generated, by name.
       samples_png: path of a PNG of generated images, or None.
-      sample_caption: what stands below it.
+      sample_caption: the text below the picture.
 
     Raises:
-      ValueError: as `write_report`.
+      ValueError: as in `write_report`.
     """
     private = bool(statement.get('private'))
     if private:
@@ -151,8 +153,8 @@ def write_privacy_page(
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section(
             'How the images were made',
-            '<p>The images were drawn from a trained generator. Drawing looks at the generator, a '
-            'number of images and a seed, and at nothing else: more images, or fewer, reveal '
+            '<p>The images were drawn from a trained generator. Drawing uses the generator, a '
+            'number of images and a seed, and nothing else, so any number of images reveals '
             'nothing more about the records that it learned from.</p>\n' + pages.facts(about, {}),
         ),
         pages.section('Privacy statement of the generator', _facts(private, statement)),
@@ -172,8 +174,8 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
     times_units, unit = statement.get('delta_times_units'), statement.get('unit_of_privacy')
     if not (is_number(times_units) and times_units >= 0 and unit):
         raise ValueError(
-            'A private report needs a statement that says what its unit of privacy is, and delta '
-            f'times how many there are. Received: unit_of_privacy={unit!r}, '
+            'A private report needs a statement that says what its unit of privacy is, and what '
+            f'delta times the number of units is. Received: unit_of_privacy={unit!r}, '
             f'delta_times_units={times_units!r}.'
         )
     empty = [name for name in (*_LISTS, _NOT_COVERED) if not statement.get(name)]
@@ -211,7 +213,7 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     )
 
 
-# What of a run may leave the house when its statement says that it is private.
+# What may be handed over of a run whose statement says that it is private.
 _MAY_BE_HANDED_OVER = (
     'this page, the generated images (samples/) and the generator (export/). Not the folder '
     'nonprivate/, which is about real images, nor the records'
@@ -219,7 +221,7 @@ _MAY_BE_HANDED_OVER = (
 
 
 def _in_short(statement: Mapping[str, Any], identity: Mapping[str, str]) -> str:
-    """What a privacy officer asks first, answered on the first screen."""
+    """Answers on the first screen what a privacy officer asks first."""
     rows = {
         'Unit of privacy': html.escape(str(statement['unit_of_privacy'])),
         'ε spent': f'<b>{rounding.up(float(statement["epsilon"]))}</b>',
@@ -253,7 +255,7 @@ def _counts_persons(statement: Mapping[str, Any]) -> bool:
 
 
 def _units(statement: Mapping[str, Any]) -> str:
-    """What delta counts, and how many are declared."""
+    """Names the units that delta counts, with their declared number."""
     number, name = statement.get('dataset_size'), 'images'
     if _counts_persons(statement):
         number, name = statement['persons'], 'persons'
@@ -261,7 +263,7 @@ def _units(statement: Mapping[str, Any]) -> str:
 
 
 def _facts(private: bool, statement: Mapping[str, Any]) -> str:
-    """The statement as a table, without what a page that promises something shows elsewhere."""
+    """Returns the statement as a table, without the entries that the page shows elsewhere."""
     elsewhere = (*_LISTS, _NOT_COVERED, _BY_IMAGES) if private else ()
     return pages.facts(
         {key: item for key, item in statement.items() if key not in elsewhere}, _LABELS
@@ -276,7 +278,7 @@ def _samples(samples_png: str | None, caption: str) -> str:
 
 
 def _promise(statement: Mapping[str, Any]) -> str:
-    """The guarantee in plain words, with its numbers."""
+    """Explains the guarantee in plain words, with its numbers."""
     epsilon, delta = float(statement['epsilon']), float(statement['delta'])
     unit = html.escape(str(statement['unit_of_privacy']))
     record = html.escape(str(statement.get('record', 'one image with its label')))
@@ -308,11 +310,11 @@ can rightly name at most {_percent(detected)} of those that were.{weak}</p>
 
 
 def _several_images(statement: Mapping[str, Any]) -> str:
-    """What the promise is to a person with more images than one."""
+    """Says what is promised to a person with more than one image."""
     if _counts_persons(statement):
         return (
             '<p><b>Several images of one person</b> are covered: the unit of privacy is the '
-            'person, with all the images of theirs that were kept.</p>'
+            'person, with all of their images that were kept.</p>'
         )
     found = statement.get(_BY_IMAGES)
     if not found:
@@ -328,9 +330,9 @@ def _several_images(statement: Mapping[str, Any]) -> str:
     none = ''
     if any(epsilon is None for epsilon in found.values()):
         none = (
-            '<p>Where it says none, the bound is so large that it cannot be proven for noise that '
-            'is drawn with 128 bits: a person with so many images has no protection to rely on.'
-            '</p>'
+            '<p>Where the table says none, the bound is so large that it cannot be proven for '
+            'noise that is drawn with 128 bits: a person with so many images has no protection to '
+            'rely on.</p>'
         )
     return (
         '<p><b>Several images of one person</b> are protected less than a single one. For all of '
@@ -350,14 +352,15 @@ def _no_promise() -> str:
 def _flags(config_text: str, statement: Mapping[str, Any]) -> str:
     no_effect = ''
     if statement.get('steps') == 0:
-        no_effect = '<p>There were no private steps: the settings of those had no effect.</p>'
+        no_effect = '<p>There were no private steps, so their settings had no effect.</p>'
     return f'{no_effect}<pre>{html.escape(config_text)}</pre>'
 
 
 def _detection_bound(false_alarms: float, epsilon: float, delta: float) -> float:
-    """The most true detections that (ε, δ)-DP allows a test with this rate of false alarms.
+    """Returns the largest rate of detections of a test with this rate of false alarms.
 
-    Both sides of the trade-off of Kairouz, Oh and Viswanath 2015, eq. 2.
+    It follows from (ε, δ)-DP by both sides of the trade-off of Kairouz, Oh and Viswanath 2015,
+    eq. 2.
     """
     return min(
         _exp(epsilon) * false_alarms + delta,
@@ -367,24 +370,24 @@ def _detection_bound(false_alarms: float, epsilon: float, delta: float) -> float
 
 
 def _exp(x: float) -> float:
-    """The exponential of x, infinite where floats end."""
+    """Returns the exponential of x, or infinity where floats end."""
     return math.exp(x) if x < 700 else math.inf
 
 
 def _percent(share: float) -> str:
-    """A share in [0, 1] as a percentage, rounded up."""
+    """Returns a share in [0, 1] as a percentage, rounded up."""
     return f'{math.ceil(share * 1000) / 10:g} %'
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> str:
-    """One small plot per float in the history, ε first."""
+    """Draws one small plot for each tag in the history, ε first."""
     names = dict.fromkeys(k for entry in history for k in (_EPSILON, *entry) if k != 'step')
     curves = {name: points for name in names if (points := _points(history, name))}
     if not curves:
         return '<p>Nothing has been logged yet.</p>'
     try:
         if any(len(points) > 1 for points in curves.values()):
-            import matplotlib.figure  # noqa: F401, broken or taken away
+            import matplotlib.figure  # noqa: F401, it may be broken or missing.
     except ImportError:
         return (
             '<p>The curves need matplotlib. Install it with '
@@ -400,20 +403,20 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _one_value(name: str, step: float, value: float) -> str:
-    """What stands for a curve of one point."""
+    """Returns the text that replaces a curve of one point."""
     shown = rounding.up(value) if name == _EPSILON else f'{value:,.4g}'
     return f'<p>{shown} at step {step:,.0f}</p>'
 
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> list[tuple[float, float]]:
-    """The finite (step, value) pairs of one curve."""
+    """Returns the finite (step, value) pairs of one curve."""
     pairs = ((entry.get('step'), entry.get(name)) for entry in history)
     return [(float(x), float(y)) for x, y in pairs if pages.is_number(x) and pages.is_number(y)]
 
 
 def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
-    """A line plot as an SVG element."""
-    # Not pyplot: it keeps figures, and picks a backend, for the whole process.
+    """Draws a line plot as an SVG element."""
+    # pyplot would keep figures, and choose a backend, for the whole process.
     from matplotlib import figure, ticker
     from matplotlib.backends import backend_svg
 
@@ -431,6 +434,6 @@ def _svg(points: Sequence[tuple[float, float]], id_prefix: str) -> str:
     no_metadata = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
     fig.savefig(buffer, format='svg', metadata=no_metadata, transparent=True)
     svg = buffer.getvalue()
-    svg = svg[svg.index('<svg') :].strip()  # An XML header has no place inside HTML.
+    svg = svg[svg.index('<svg') :].strip()  # HTML must not contain an XML header.
     # Ids must differ between the plots of one page.
     return re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{id_prefix}', svg)

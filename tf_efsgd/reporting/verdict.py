@@ -1,4 +1,4 @@
-"""What an evaluation means for somebody who wants to use the images, in one sentence."""
+"""Says in one sentence what an evaluation means for somebody who wants to use the images."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# Standard errors above guessing from which on a score is better than guessing.
+# A score is better than guessing if it is at least so many standard errors above it.
 _CLEAR = 3.0
-# Up to which share of the way from guessing to real images, and what the images are good for.
+# What images are good for whose score is below this share of the way from guessing to real images.
 _USES = (
     (0.5, 'good for testing code, not for training'),
     (0.8, 'good for prototypes; expect a clearly weaker classifier than from real images'),
@@ -18,18 +18,18 @@ _USES = (
 
 
 def verdict(metrics: Mapping[str, Any]) -> str:
-    """One sentence on what the generated images are good for.
+    """Says in one sentence what the generated images are good for.
 
     Args:
-      metrics: as `protocol.measure` returns them; `gen2real_cnn` is read.
+      metrics: the metrics of `protocol.measure`, of which `gen2real_cnn` is read.
 
     Returns:
-      A sentence with the score, that of guessing and that of real images.
+      A sentence with the score, the score of guessing and the score of real images.
     """
     if 'gen2real_cnn' not in metrics:
         return (
-            'Whether a classifier can learn from these images was not measured: that needs at '
-            'least two classes and a test split of real images.'
+            'Whether a classifier can learn from these images was not measured, since that needs '
+            'at least two classes and a test split of real images.'
         )
     found = metrics['gen2real_cnn']
     score, real = found['accuracy'], found['real']['accuracy']
@@ -37,8 +37,8 @@ def verdict(metrics: Mapping[str, Any]) -> str:
     error = math.sqrt(guessing * (1.0 - guessing) / found['num_test'])
     figures = (
         f'A classifier that learned from these images is right on {score:.0%} of real ones; always '
-        f'guessing the largest class is right on {guessing:.0%}, a classifier that learned from '
-        f'real images on {real:.0%}'
+        f'guessing the largest class is right on {guessing:.0%}, and a classifier that learned '
+        f'from real images is right on {real:.0%}'
     )
     if score < guessing + _CLEAR * error:
         return (

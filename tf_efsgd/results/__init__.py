@@ -2,6 +2,6 @@
 
   python -m tf_efsgd.results --grid=main
 
-Every run is a process of its own, `python -m tf_efsgd.launch`. A run that was interrupted is
-resumed, one that is finished is kept, and one that was made with other settings is refused.
+Every run is its own process, `python -m tf_efsgd.launch`. A run that was interrupted is resumed, a
+finished run is kept, and a run with other settings is refused.
 """

@@ -1,4 +1,4 @@
-"""The named grids: which runs the tables of the README are made of, as data."""
+"""The named grids, as data: the runs behind the tables of the README."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Row:
     """One line of a table: the same settings with several seeds.
 
     Attributes:
-      name: of its folder and picture.
-      title: what it is, for a person.
+      name: name of its folder and its picture.
+      title: a description for a person.
       flagfile: name of the config that it starts from.
-      changes: flags after it.
+      changes: flags that follow the config.
       baseline: name of the row of the same grid that it is compared with; None for that row.
-      unproven: run with the noise that plain DP-SGD accounting asks for at the config's
-        target_epsilon, and without a target: for a mechanism to which that accounting does not
-        apply. Needs --dataset_size among the flags.
+      unproven: whether to run without a target, with the noise that plain DP-SGD accounting asks
+        for at the config's target_epsilon. This is for a mechanism to which that accounting does
+        not apply, and needs --dataset_size among the flags.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Row:
 
 
 _DATA_SETS = (('mnist', 'MNIST'), ('fashion_mnist', 'Fashion-MNIST'))
-# On in every row, whatever the configs say, unless the row's own flags switch them off.
+# Every row switches these on, whatever the configs say, unless its own flags switch them off.
 _THREE_IDEAS = ('--error_feedback=private', '--reconstruction=head', '--noise_injection')
 _NO_IDEA = ('--error_feedback=none', '--reconstruction=none', '--nonoise_injection')
-# (name, title, flags). The first is what the others are compared with.
+# (name, title, flags). The others are compared with the first.
 _VARIANTS = (
     ('all', 'all three ideas', ()),
     ('no_error_feedback', 'without error feedback', ('--error_feedback=none',)),
@@ -61,7 +61,7 @@ _VARIANTS = (
     ('non_private', 'without clipping and noise: NOT PRIVATE', ('--noprivate',)),
 )
 
-# A GAN from its first step on, which is where error feedback has the most steps to act in.
+# A GAN without a warm start, where error feedback has the most steps to act in.
 _FROM_SCRATCH = (
     '--reconstruction=head',
     '--noise_injection',
@@ -120,15 +120,15 @@ def make_config(
     data_dir: str | None = None,
     tfds_manual_dir: str | None = None,
 ) -> config.RunConfig:
-    """The settings of one run; where the run folder is, is not among them.
+    """Makes the settings of one run, without its run folder.
 
     Args:
-      row: of the table.
-      seed: of what is public.
-      overrides: NAME=VALUE of settings, after the flags of the row.
-      datasets: other places of data sets, `--dataset` by `--dataset`.
-      data_dir: instead of the config's, unless None.
-      tfds_manual_dir: the same.
+      row: the row of the table.
+      seed: seed of public randomness.
+      overrides: NAME=VALUE of settings, which follow the flags of the row.
+      datasets: values of `--dataset` that replace others, by those others.
+      data_dir: replaces the one of the config, unless None.
+      tfds_manual_dir: replaces the one of the config, unless None.
 
     Returns:
       The settings.
@@ -148,7 +148,7 @@ def make_config(
             raise config.ConfigError('a table needs --evaluate and --export')
         if config.from_flagfile(settings.to_flags()) != settings:
             raise config.ConfigError(
-                'where a run is and how it goes on is not for --set. Received: '
+                'the place of a run and how it continues cannot be changed with --set. Received: '
                 + ', '.join(overrides)
             )
         return _with_unproven_noise(settings) if row.unproven else settings
@@ -181,27 +181,17 @@ def _with_unproven_noise(settings: config.RunConfig) -> config.RunConfig:
 
 
 def _few_digits(noise_multiplier: float) -> float:
-    """Rounded up, so that it is the same again on another machine."""
+    """Rounds up, so that the number is the same on every machine."""
     return math.ceil(noise_multiplier * 1e4) / 1e4
 
 
 @functools.cache
 def _plain_noise(privacy: config.PrivacyConfig, size: int) -> tuple[float, float | None]:
-    """What plain DP-SGD needs at the same target: for the steps, and for a warm start."""
-    plain = dataclasses.replace(privacy, error_feedback='none')
-    facts = {'dataset': '', 'dataset_size': size, 'image_shape': (0, 0, 0), 'num_classes': 0}
-    # Their accountant takes a second to load: not for --help.
+    """Returns the noise that plain DP-SGD needs at the same target, for steps and warm start."""
+    # The accountant takes a second to load, which --help should not.
     from tf_efsgd import budget
-    from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS
 
-    plan = budget.make_plan(
-        plain,
-        facts,
-        ASSUMED_PARAMETERS,
-        steps_per_entry=1,
-        settings_sha256='',
-        say=lambda *_, **__: None,
-    )
+    plan = budget.plan_without_run(dataclasses.replace(privacy, error_feedback='none'), size)
     of_warm_start = plan.warm_start_noise_multiplier
     return (
         _few_digits(plan.mechanism['noise_multiplier']),
@@ -210,12 +200,12 @@ def _plain_noise(privacy: config.PrivacyConfig, size: int) -> tuple[float, float
 
 
 def show_command(row: Row, settings: config.RunConfig, overrides: Sequence[str] = ()) -> str:
-    """The command that repeats a run of the row, without its seed and this machine's places.
+    """Returns the command that repeats a run of the row, without seed and local paths.
 
     Args:
-      row: of the table.
-      settings: as `make_config` made them.
-      overrides: as they were given to it.
+      row: the row of the table.
+      settings: the settings of `make_config`.
+      overrides: the overrides that `make_config` was given.
 
     Returns:
       One line.

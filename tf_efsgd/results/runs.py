@@ -1,4 +1,4 @@
-"""One run of a grid: a folder, a process that trains in it, and the time that took."""
+"""Makes the runs of a grid: each has a folder, a process that trains in it, and its times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAUNCHER = (sys.executable, '-m', 'tf_efsgd.launch')
 _METRICS = pathlib.Path('nonprivate', 'metrics.json')
 _MODEL = pathlib.Path('export', '1', 'saved_model.pb')
 _STATEMENT = pathlib.Path('export', '1', 'assets.extra', 'privacy_statement.json')
-# Where the data are on this machine: a run may be kept when they have moved.
+# Where the data are on this machine. A run may be kept after they have moved.
 _PLACES = ('data_dir', 'tfds_manual_dir')
 _TAIL_BYTES = 4096
 
@@ -36,11 +36,11 @@ class Run:
     """A row of a grid with one seed.
 
     Attributes:
-      row: what it is a run of.
-      seed: of what is public.
-      settings: what the grid says now.
-      folder: the run folder. Beside it, with its name and another ending, are what the launcher
-        said (.log) and when it was started (.starts.json).
+      row: the row of the grid.
+      seed: seed of public randomness.
+      settings: the settings that the grid gives now.
+      folder: the run folder. Beside it, with its name and another extension, are the output of the
+        launcher (.log) and the times of its starts (.starts.json).
     """
 
     row: Row
@@ -50,7 +50,7 @@ class Run:
 
     @property
     def is_started(self) -> bool:
-        """Whether privacy was spent on it: a start that was cut off before left no ledger."""
+        """Whether privacy was spent on it; a start that ended before that left no ledger."""
         return (self.folder / 'ledger.jsonl').exists()
 
     @property
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def log(self) -> pathlib.Path:
-        """What the launcher said, over all starts."""
+        """The file with the output of the launcher over all starts."""
         return self.folder.with_name(self.folder.name + '.log')
 
     @property
@@ -68,10 +68,10 @@ class Run:
         return self.folder.with_name(self.folder.name + '.starts.json')
 
     def check_settings(self) -> None:
-        """Makes sure that what was run, if anything, is what the grid says now.
+        """Checks that a run that was started has the settings that the grid gives now.
 
         Raises:
-          config.ConfigError: if it is not, or cannot be told.
+          config.ConfigError: if it has others, or if they cannot be read.
         """
         if not self.is_started:
             return
@@ -88,19 +88,19 @@ class Run:
             )
 
     def arguments(self) -> list[str]:
-        """Of the launcher: every setting, so that no file or default can change it in between."""
+        """The launcher's arguments: every setting, so that no file or default can change one."""
         resume = ['--resume'] if self.is_started else []
         return [*self.settings.to_flags().splitlines(), f'--run_dir={self.folder}', *resume]
 
     def start(self, command: Sequence[str], signals: Signals) -> int:
-        """Trains, or continues; takes as long as it takes, and shows what the launcher says.
+        """Trains or continues until the launcher ends, and shows its output.
 
         Args:
           command: the launcher, to which `arguments` are added.
-          signals: passes signals on to it.
+          signals: passes signals on to the launcher.
 
         Returns:
-          Its exit code; minus the signal's number if one killed it.
+          Its exit code, or minus the number of the signal that killed it.
 
         Raises:
           OSError: if the log cannot be written.
@@ -108,13 +108,13 @@ class Run:
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         started, starts = time.time(), self.starts()
         when = datetime.datetime.fromtimestamp(started, datetime.timezone.utc)
-        # Written at once: of a start that ends with the machine we know at least that it was.
+        # Written at once: if the machine dies, at least the start is known.
         starts.append({'started': when.isoformat(timespec='seconds'), 'minutes': None})
         self._write_starts(starts)
         decoder = codecs.getincrementaldecoder('utf-8')('replace')
         with self.log.open('ab') as log:
-            # In a session of its own a Ctrl-C reaches it through `signals` alone: a second one,
-            # from the terminal, would end it without a checkpoint.
+            # It has its own session, so that a Ctrl-C reaches it through `signals` alone: a second
+            # one, from the terminal, would end it without a checkpoint.
             with (
                 subprocess.Popen(
                     [*command, *self.arguments()],
@@ -122,7 +122,7 @@ class Run:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, 'PYTHONUNBUFFERED': '1'},  # Its lines and its bar in order.
+                    env={**os.environ, 'PYTHONUNBUFFERED': '1'},  # Keeps lines and bar in order.
                 ) as process,
                 signals.passed_on_to(process),
             ):
@@ -133,18 +133,18 @@ class Run:
                     sys.stdout.write(decoder.decode(said))
                     sys.stdout.flush()
         ended = _modified(self.folder / _MODEL) or time.time()
-        # A start that found the model exported only evaluated it.
+        # A start that found the model already exported only evaluated it.
         starts[-1]['minutes'] = round(max(0.0, ended - started) / 60, 3)
         starts[-1]['exit_code'] = process.returncode
         self._write_starts(starts)
         return process.returncode
 
     def starts(self) -> list[dict]:
-        """What is known of the starts so far.
+        """Returns what is known of the starts so far.
 
         Returns:
-          For each 'started' (UTC), 'minutes' until the model was exported or the process ended,
-          None where the end was not seen, and then 'exit_code'.
+          For each start 'started' (UTC), 'minutes' until the model was exported or the process
+          ended (None if its end was not seen), and, once it has ended, 'exit_code'.
 
         Raises:
           config.ConfigError: if they cannot be read.
@@ -155,7 +155,7 @@ class Run:
         files.write_atomically(self._starts, json.dumps(starts, indent=2) + '\n')
 
     def metrics(self) -> dict:
-        """What the evaluation measured. NOT covered by epsilon.
+        """Returns what the evaluation measured, which is NOT covered by epsilon.
 
         Raises:
           config.ConfigError: if it cannot be read.
@@ -163,7 +163,7 @@ class Run:
         return _read_json(self.folder / _METRICS)
 
     def statement(self) -> dict:
-        """The privacy statement of the exported generator.
+        """Returns the privacy statement of the exported generator.
 
         Raises:
           config.ConfigError: if it cannot be read.
@@ -171,12 +171,12 @@ class Run:
         return _read_json(self.folder / _STATEMENT)
 
     def picture(self) -> pathlib.Path | None:
-        """The last sample grid; None when there is none yet."""
+        """Returns the path of the last sample grid; None if there is none yet."""
         pictures = sorted((self.folder / 'samples').glob('step_*.png'))
         return pictures[-1] if pictures else None
 
     def last_words(self) -> str:
-        """The last line that the launcher said, or nothing."""
+        """Returns the last line that the launcher printed, or ''."""
         if not self.log.exists():
             return ''
         with self.log.open('rb') as log:
@@ -187,10 +187,10 @@ class Run:
 
 
 class Signals:
-    """Passes SIGINT (Ctrl-C), SIGTERM and SIGHUP on to the process that runs, once each time.
+    """Passes each SIGINT (Ctrl-C), SIGTERM and SIGHUP on to the running process once.
 
     Attributes:
-      received: the last of them; None while none came.
+      received: the last signal; None if none was received.
     """
 
     _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -201,7 +201,7 @@ class Signals:
 
     @contextlib.contextmanager
     def handled(self):
-        """Takes the signals over, and gives them back."""
+        """Handles the signals inside the context, and restores the handlers afterwards."""
         before = {number: signal.signal(number, self._on_signal) for number in self._NUMBERS}
         try:
             yield self
@@ -211,7 +211,7 @@ class Signals:
 
     @contextlib.contextmanager
     def passed_on_to(self, process: subprocess.Popen):
-        """Passes on what comes, and what came just before."""
+        """Passes on the signals that come inside the context, and one that came before it."""
         self._process = process
         if self.received is not None:
             self._pass_on()
@@ -233,7 +233,7 @@ class Signals:
 
 
 def _differences(before: config.RunConfig, now: config.RunConfig) -> list[str]:
-    """What is not the same, as '--name was this, is that'."""
+    """Lists the settings that differ, as '--name was this, is that'."""
     found = []
     for group in dataclasses.fields(now):
         old, new = getattr(before, group.name), getattr(now, group.name)
@@ -252,7 +252,7 @@ def _read_json(path: pathlib.Path):
 
 
 def _modified(path: pathlib.Path) -> float | None:
-    """When the file was written, in seconds since 1970; None when there is none."""
+    """Returns when the file was written, in seconds since 1970; None if there is no file."""
     try:
         return os.stat(path).st_mtime
     except FileNotFoundError:
@@ -260,7 +260,7 @@ def _modified(path: pathlib.Path) -> float | None:
 
 
 def in_turn(runs: Sequence[Run]) -> list[Run]:
-    """The runs seed by seed, so that the first round shows every row."""
+    """Sorts the runs seed by seed, so that the first round shows every row."""
     seeds = list(dict.fromkeys(run.seed for run in runs))
     return sorted(runs, key=lambda run: seeds.index(run.seed))
 
@@ -269,12 +269,12 @@ def run_all(runs: Sequence[Run], command: Sequence[str], write: Callable[[], str
     """Makes one run after the other, and writes the table after each.
 
     Args:
-      runs: none of them finished.
+      runs: runs that are not finished.
       command: the launcher.
       write: writes the table.
 
     Returns:
-      The exit code: 1 if a run failed, 128 and the number of the signal that stopped it, else 0.
+      The exit code: 1 if a run failed, 128 plus the number of the signal that stopped it, else 0.
     """
     code, began = 0, time.monotonic()
     with Signals().handled() as signals:

@@ -1,4 +1,4 @@
-"""What the runs of a grid came to: figures, mean and spread over seeds, the table, the pictures."""
+"""Writes the results of a grid: figures, mean and spread over seeds, the table, the pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DASH = '–'
 # A difference is called noise unless Welch's test rejects that at this level.
 _LEVEL = 0.05
 
-# Figure -> (where it is in metrics.json, heading, what to multiply by, digits).
+# Figure -> (its place in metrics.json, heading, factor, digits).
 _MEASURED = {
     'gen2real_cnn': ('gen2real_cnn.accuracy', 'gen2real CNN %', 100, 1),
     'gen2real_mlp': ('gen2real_mlp.accuracy', 'gen2real MLP %', 100, 1),
@@ -33,7 +33,7 @@ _MEASURED = {
     'precision': ('precision_recall.precision', 'precision', 1, 2),
     'recall': ('precision_recall.recall', 'recall', 1, 2),
 }
-# What is read off a privacy statement.
+# Entries of a privacy statement that the table uses.
 _STATED = (
     'unit_of_privacy',
     'epsilon',
@@ -67,12 +67,12 @@ _REAL_NOTE = (
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """Of one figure over seeds.
+    """The mean of one figure over seeds.
 
     Attributes:
-      mean: arithmetic.
+      mean: arithmetic mean.
       std: sample standard deviation (n - 1); None for one seed.
-      n: seeds.
+      n: number of seeds.
     """
 
     mean: float
@@ -82,13 +82,13 @@ class Mean:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Of two means of independent runs.
+    """The difference of two means of independent runs.
 
     Attributes:
-      difference: the first less the second.
-      standard_error: Welch's, sqrt(s1^2/n1 + s2^2/n2).
-      p_value: of Welch's t-test of 'the true means are the same', two-sided; None where no figure
-        varies over its seeds, which says nothing about noise.
+      difference: the first mean less the second.
+      standard_error: Welch's standard error, sqrt(s1^2/n1 + s2^2/n2).
+      p_value: the p-value of Welch's two-sided t-test of 'the true means are equal'; None if no
+        figure varies over its seeds, which says nothing about noise.
     """
 
     difference: float
@@ -97,7 +97,7 @@ class Difference:
 
 
 def average(values: Sequence[float]) -> Mean | None:
-    """Mean and spread; None of nothing."""
+    """Returns mean and spread, or None for no values."""
     if not values:
         return None
     spread = statistics.stdev(values) if len(values) > 1 else None
@@ -105,14 +105,14 @@ def average(values: Sequence[float]) -> Mean | None:
 
 
 def compare(first: Sequence[float], second: Sequence[float]) -> Difference | None:
-    """Welch's comparison of two samples.
+    """Compares two samples with Welch's t-test.
 
     Args:
       first: one value for each seed.
-      second: the same of the baseline.
+      second: the same for the baseline.
 
     Returns:
-      The difference of their means; None with less than two values on a side.
+      The difference of their means; None if a side has fewer than two values.
     """
     if min(len(first), len(second)) < 2:
         return None
@@ -122,15 +122,16 @@ def compare(first: Sequence[float], second: Sequence[float]) -> Difference | Non
 
 
 def read_run(run: Run) -> dict:
-    """Every figure of one run.
+    """Reads every figure of one run.
 
     Args:
-      run: started or not.
+      run: the run, started or not.
 
     Returns:
-      JSON values by name: 'seed', 'state' (finished, unfinished, failed, not started), 'reason' of
-      a failure, 'minutes', and of a finished run the measured figures, None where there is none,
-      'real' (the same figures of the real images), and what its privacy statement says.
+      JSON values by name: 'seed', 'state' (finished, unfinished, failed, not started), the 'reason'
+      of a failure, and 'minutes'. A finished run also has the measured figures, or None for one
+      that was not measured, 'real' (the same figures for real images), and what its privacy
+      statement says.
 
     Raises:
       config.ConfigError: if a file cannot be read.
@@ -174,16 +175,16 @@ def _number_at(values: Mapping, path: str) -> float | None:
 
 
 def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
-    """The rows of the table.
+    """Makes the rows of the table.
 
     Args:
-      runs: of one grid.
-      overrides: of all settings, as given to `grids.make_config`.
+      runs: the runs of one grid.
+      overrides: the overrides that `grids.make_config` was given.
 
     Returns:
       For each row, in order, JSON values: 'name', 'title', 'command', 'baseline' (name of the row
-      it is compared with, or None), 'runs' (see `read_run`), 'summary' (a `Mean` by figure) and
-      'difference' (to the baseline; None without one, and where that has other images).
+      that it is compared with, or None), 'runs' (see `read_run`), 'summary' (a `Mean` by figure)
+      and 'difference' (to the baseline; None without one, or if it was measured on other images).
 
     Raises:
       config.ConfigError: if a file cannot be read.
@@ -216,7 +217,7 @@ def summarize(runs: Sequence[Run], overrides: Sequence[str] = ()) -> list[dict]:
 
 
 def _images_of(run: Run) -> tuple:
-    """Which real images its figures are measured on."""
+    """Identifies the real images that the figures of a run are measured on."""
     data = run.settings.data
     return data.dataset, data.image_size, data.label
 
@@ -230,11 +231,11 @@ def _values(runs: Sequence[dict], name: str) -> list[float]:
 
 
 def format_table(grid: str, rows: Sequence[dict]) -> str:
-    """The table as Markdown.
+    """Formats the table as Markdown.
 
     Args:
-      grid: its name.
-      rows: as `summarize` returns them.
+      grid: the name of the grid.
+      rows: the rows of `summarize`.
 
     Returns:
       A note, the table with real images as its last lines, and a line for each run that is
@@ -269,22 +270,22 @@ def format_table(grid: str, rows: Sequence[dict]) -> str:
 
 
 def _promise(runs: Sequence[dict]) -> str:
-    """Whom the epsilons of private runs are for, and at which delta."""
+    """Says for which unit of privacy the epsilons of private runs hold, and at which delta."""
     if not runs:
         return ''
     deltas = ', '.join(f'{delta:g}' for delta in sorted({run['delta'] for run in runs}))
     units = dict.fromkeys(run['unit_of_privacy'] for run in runs)
     times_units = max(run['delta_times_units'] for run in runs)
     return (
-        f' Unit of privacy: {"; ".join(units)}. δ = {deltas}; times their number that is '
+        f' Unit of privacy: {"; ".join(units)}. δ = {deltas}; times the number of units it is '
         f'{rounding.up(times_units, 2)} at most.'
     )
 
 
 def _real_images(rows: Sequence[dict]) -> list[tuple[str, list[str]]]:
-    """How real images score: a title for each data set, and the figures.
+    """Returns how real images score: a title for each data set, and the figures.
 
-    Its runs share the classifiers of real images, so there is no spread to show.
+    The runs on a data set share the classifiers of real images, so there is no spread to show.
     """
     by_dataset: dict[str, list[dict]] = {}
     for run in (run for row in rows for run in row['runs']):
@@ -334,7 +335,7 @@ def _difference(difference: Mapping | None) -> str:
 
 
 def _epsilon(runs: Sequence[dict]) -> str:
-    """The largest of the runs, rounded up; what no epsilon protects says so."""
+    """Returns the largest epsilon of the runs, rounded up, and says what is not private."""
     if not runs:
         return _DASH
     if any(run['delta'] is None for run in runs):
@@ -347,7 +348,7 @@ def _epsilon(runs: Sequence[dict]) -> str:
 
 
 def _up(values: Sequence[float | None]) -> str:
-    if None in values:  # As the statement writes infinity.
+    if None in values:  # The statement writes infinity as None.
         return 'none'
     return rounding.up(max(values))
 
@@ -369,10 +370,10 @@ def write(folder: pathlib.Path, grid: str, runs: Sequence[Run], overrides: Seque
     """Writes results.json, results.md and the pictures.
 
     Args:
-      folder: of the grid; made when it is missing.
-      grid: its name.
-      runs: of it, in the order of the table.
-      overrides: as given to `summarize`.
+      folder: the folder of the grid; made if it is missing.
+      grid: the name of the grid.
+      runs: its runs, in the order of the table.
+      overrides: the overrides that `grids.make_config` was given.
 
     Returns:
       The table.
@@ -389,7 +390,7 @@ def write(folder: pathlib.Path, grid: str, runs: Sequence[Run], overrides: Seque
     files.write_atomically(folder / 'results.json', text)
     files.write_atomically(folder / 'results.md', table)
     pictures = {}
-    for run in runs:  # The first seed that is finished stands for its row.
+    for run in runs:  # The first finished seed represents its row.
         picture = run.picture() if run.is_finished and run.row.name not in pictures else None
         if picture is not None:
             pictures[run.row.name] = folder / f'{run.row.name}.png'
