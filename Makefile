@@ -1,4 +1,4 @@
-# demo, test, test-fast, bench, results and lint each make .venv themselves when it is missing or out of date.
+# demo, test, test-fast, bench, results, lint and docs each make .venv themselves when it is missing or out of date.
 # Works with GNU make 3.81 (macOS) and later.
 
 VENV  := .venv
@@ -55,7 +55,7 @@ endef
 UPDATE_VENV = echo 'Bringing $(VENV) up to date with setup.py ...'; rm -f '$(STAMP)'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast acceptance bench results lint clean fresh
+.PHONY: help demo test test-fast acceptance bench results lint docs clean fresh
 
 help:
 	@echo 'make demo    train a small private GAN on the digits that come with the package'
@@ -64,6 +64,7 @@ help:
 	@echo 'make bench   time the private steps and compare their memory, on this machine'
 	@echo 'make results train all runs of a table of the README (hours), or what is missing of them'
 	@echo 'make lint    check the code with ruff and its types with mypy'
+	@echo 'make docs    build the documentation into site/; a warning fails it'
 	@echo 'make clean   remove .venv and what the tools left behind (never runs/ and results/)'
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
@@ -98,6 +99,11 @@ lint: $(STAMP)
 	@$(PY) -m ruff format --check $(or $(ARGS),.)
 	@$(if $(ARGS),,$(PY) -m mypy)
 
+# The theme's notice of other programs is no warning of ours.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet $(ARGS)
+	@echo 'Open $(or $(patsubst --site-dir=%,%,$(filter --site-dir=%,$(ARGS))),site)/index.html'
+
 # The stamp is written last. pip is brought up to date first: old ones look for versions that
 # fit together for many minutes. What builds the package is installed, not fetched again for it.
 $(STAMP): setup.py $(FRESH)
@@ -113,5 +119,5 @@ $(STAMP): setup.py $(FRESH)
 	echo '$(VENV) is ready.'
 
 clean:
-	rm -rf $(VENV) $(UV_HOME) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(UV_HOME) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,6 +8,13 @@ import setuptools
 _LINE_1, _LINE_2 = 'python_version < "3.12"', 'python_version >= "3.12"'
 _HERE = pathlib.Path(__file__).parent
 _DICOM = 'pydicom>=2.4,<4'
+_HEIC = 'pillow-heif>=0.16'
+# The site of docs/; the handler reads docstrings without importing anything.
+_DOCS = [
+    'mkdocs>=1.6,<2',
+    'mkdocs-material>=9.5,<10',
+    'mkdocstrings-python>=1.10',
+]
 _SERVING = [
     f'tensorflow-serving-api>=2.15.1,<2.16; {_LINE_1}',
     f'tensorflow-serving-api>=2.19,<2.20; {_LINE_2}',
@@ -64,6 +71,8 @@ setuptools.setup(
         # From 1.14 on it holds Python 3.9 and 3.10 to protobuf 3.20, from 1.16 on it wants one that
         # TensorFlow 2.15 does not take. 1.13 has protobuf 4 for all.
         f'tensorflow-metadata>=1.13.1,<1.14; {_LINE_1}',
+        # From 1.21 on its files are for protobuf 6, which TensorFlow 2.19 does not take.
+        f'tensorflow-metadata>=1.17,<1.18; {_LINE_2}',
         # TFDS 4.9.3 imports it without asking for it.
         'importlib_resources>=5.0',
         # The newest that fit, said here so that pip need not search for them.
@@ -95,10 +104,22 @@ setuptools.setup(
             'mpmath>=1.2',
             'ruff>=0.5',
             'mypy>=1.8',
+            # launch/kubernetes.yaml against the schemas of Kubernetes.
+            'kubernetes-validate>=1.29,<2',
+            'pyyaml>=6',
+            # For examples/quickstart.ipynb.
+            'nbclient>=0.8',
+            'nbformat>=5.7',
+            'ipykernel>=6.20',
             _DICOM,
+            _HEIC,
+            *_DOCS,
             *_SERVING,
         ],
         'dicom': [_DICOM],
+        # Photographs of phones.
+        'heic': [_HEIC],
+        'docs': _DOCS,
         # Part of the base by now; the name stays for who asks for it.
         'report': [],
         # TensorFlow with the libraries of NVIDIA that go with it.
