@@ -139,7 +139,7 @@ def test_another_run_on_the_same_records_is_counted(fitted, tmp_path, capsys):
         (np.zeros([4, 8, 8], np.int64), 'use images.astype'),
         (np.zeros([4, 8, 8], bool), 'Received: bool'),
         (np.zeros([4, 3, 8, 8], np.uint8), 'channels come last'),
-        (np.zeros([4, 8, 8, 4], np.uint8), 'C 1 .grey. or 3'),
+        (np.zeros([4, 8, 8, 4], np.uint8), 'C 1 .gray. or 3'),
         (np.zeros([4, 64], np.uint8), r'Received: \(4, 64\)'),
         (np.zeros([4, 0, 8], np.uint8), r'Received: \(4, 0, 8'),
         (np.zeros([0, 8, 8], np.uint8), 'at least one image'),
@@ -244,11 +244,11 @@ def test_importing_is_cheap_and_needs_no_tensorflow():
 
 
 def test_arrays_become_the_records_that_a_folder_would_have():
-    grey, labels = _records(200)
-    as_colours = np.repeat(grey[..., None], 3, axis=-1)
-    ours = arrays.make_dataset(arrays.check_images(grey), labels)
+    gray, labels = _records(200)
+    as_colours = np.repeat(gray[..., None], 3, axis=-1)
+    ours = arrays.make_dataset(arrays.check_images(gray), labels)
     theirs = arrays.make_dataset(as_colours, labels)
-    # Grey stored as RGB is the same record, so other runs on it are found.
+    # Gray stored as RGB is the same record, so other runs on it are found.
     np.testing.assert_array_equal(ours.digests, theirs.digests)
     assert ours.train.class_names == ('3', '11') and ours.train.image_shape == (8, 8, 1)
     assert theirs.train.image_shape == (8, 8, 3)

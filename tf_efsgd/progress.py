@@ -80,7 +80,7 @@ class Bar(tqdm.tqdm):
 
 
 class _Lines:
-    """Standard errors where nobody watches: writes every state of a bar as its own line.
+    """Standard error where nobody watches: writes every state of a bar as its own line.
 
     Args:
       stream: the stream to write to.

@@ -1,6 +1,6 @@
-"""Several replicas of a `tf.distribute` strategy: their sums, and what of a step each of them has.
+"""Several replicas of a `tf.distribute` strategy: their sums, and each one's share of a step.
 
-Formal guarantee: what comes of a step does not show how many replicas there are, but for rounding.
+Formal guarantee: the result of a step is the same for any number of replicas, except for rounding.
 Every one of a step's images, and every part of the records, is counted by exactly one replica.
 """
 
@@ -101,7 +101,7 @@ class Share:
 
 
 def own_rows(share: Share | None, values: tf.Tensor) -> tf.Tensor:
-    """Of the values of all images of a step, [n, ...], those of a share: [m, ...]."""
+    """Takes the values of a share, [m, ...], from those of all images of a step, [n, ...]."""
     return values if share is None else tf.gather(values, share.rows)
 
 
@@ -119,11 +119,11 @@ def map_parts(
     strategy: tf.distribute.Strategy | None = None,
     tried: Callable[..., tf.Tensor] | None = None,
 ) -> Iterator[np.ndarray]:
-    """What a function makes of every part, in order; the replicas take one part each at a time.
+    """Applies a function to every part, in order; the replicas take one part each at a time.
 
-    Which device a part falls to depends on how many records stand before it. So the devices must
-    make the same of the same part, to the last bit: else one record more would change what is made
-    of others. They are tried on a made-up part, and where they differ the first one has all parts.
+    Which device computes a part depends on how many records come before it. So all devices must
+    give the same result for the same part, to the last bit; otherwise one more record would change
+    the results of others. They are tried on a made-up part; if they differ, the first computes all.
 
     Args:
       function: from tensors to one tensor; it may not ask other replicas.
@@ -161,7 +161,7 @@ def _on_each_replica(function, strategy) -> Callable[[list], list[np.ndarray]]:
         )
 
     def run(parts):
-        # Whoever is left without a part sees the last one again, and that counts nowhere.
+        # A replica without a part computes the last one again; that result is not used.
         filled = parts + parts[-1:] * (replicas - len(parts))
         made = strategy.experimental_local_results(compiled(*map(hand_out, zip(*filled))))
         return [result.numpy() for result in made[: len(parts)]]

@@ -45,16 +45,16 @@ _WORDS = {
     '█': '#',
 }
 _FOR_WORDS, _OR_UTF8 = 'tf_efsgd.words', 'tf_efsgd.words_or_utf8'
-# The file descriptor of standard errors in every process.
+# The file descriptor of standard error in every process.
 _STDERR = 2
 # The variables of the locale; the first that is set counts.
 _LOCALE = ('LC_ALL', 'LC_CTYPE', 'LANG')
 
 
 def hide_libraries() -> None:
-    """Drops what libraries in C write to standard errors, and keeps what Python writes.
+    """Drops what libraries in C write to standard error, and keeps what Python writes.
 
-    If `sys.stderr` is not the standard errors of the process, as in a notebook, nothing changes.
+    If `sys.stderr` is not the standard error of the process, as in a notebook, nothing changes.
     """
     stream = sys.stderr
     try:

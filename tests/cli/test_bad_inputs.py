@@ -129,7 +129,7 @@ def place(tmp_path_factory):
 
 
 def _write_pictures(folder):
-    # 1x1 grey; enough to be a PNG.
+    # 1x1 gray; enough to be a PNG.
     png = bytes.fromhex(
         '89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c'
         '63f80f00010101001bb6ee560000000049454e44ae426082'

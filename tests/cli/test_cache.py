@@ -2,7 +2,7 @@
 
 import pytest
 from absl import flags
-from helpers.data_sets import grey_files, write_folder
+from helpers.data_sets import gray_files, write_folder
 
 from tf_efsgd import config
 from tf_efsgd.cli import cache
@@ -21,7 +21,7 @@ def test_caches_are_listed_and_removed(tmp_path):
     assert _ask(here).startswith('No decoded images are kept')
     assert _ask(here, '--remove=all') == 'There was nothing to remove.'
     for name, count in (('cats', 3), ('dogs', 4)):
-        dataset = write_folder(tmp_path / name, {'a': grey_files(count, 0)})
+        dataset = write_folder(tmp_path / name, {'a': gray_files(count, 0)})
         load.load(dataset, cache_dir=tmp_path / 'cache')
     (tmp_path / 'cache' / 'own.txt').write_text('of somebody else')
     listed = _ask(here)

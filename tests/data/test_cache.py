@@ -7,7 +7,7 @@ import stat
 
 import numpy as np
 import pytest
-from helpers.data_sets import error_of, grey_files, grey_image, png, rows_of, write_folder
+from helpers.data_sets import error_of, gray_files, gray_image, png, rows_of, write_folder
 
 from tf_efsgd.data import cache, decoding, load
 
@@ -22,7 +22,7 @@ def decoded(monkeypatch):
 
 
 def _folder(tmp_path, count=90):
-    return write_folder(tmp_path / 'photos', {'a': grey_files(count, 0), 'b': grey_files(9, 500)})
+    return write_folder(tmp_path / 'photos', {'a': gray_files(count, 0), 'b': gray_files(9, 500)})
 
 
 def _same(one, other):
@@ -61,15 +61,15 @@ def test_a_cache_is_for_its_owner_alone(tmp_path):
 def _change(root, how):
     path = root / 'a' / '003.png'
     if how == 'other pixels':
-        path.write_bytes(png(grey_image(999)))
+        path.write_bytes(png(gray_image(999)))
     elif how == 'other pixels, same size and time':
         before = path.stat()
         data = bytearray(path.read_bytes())
-        other = png(255 - grey_image(3))
+        other = png(255 - gray_image(3))
         path.write_bytes((other + bytes(len(data)))[: max(len(data), len(other))])
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     elif how == 'added':
-        (root / 'b' / 'new.png').write_bytes(png(grey_image(998)))
+        (root / 'b' / 'new.png').write_bytes(png(gray_image(998)))
     elif how == 'removed':
         path.unlink()
     elif how == 'other class':
@@ -160,8 +160,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     error_of(['--cache_dir', '--nocache'], _folder(tmp_path), cache_dir=tmp_path / 'cache')
 
 
-def test_colours_after_many_grey_images_widen_the_cache(tmp_path):
-    files = {'a': grey_files(200, 0), 'b': {'c.png': png(grey_image(7, 6, 6, 3))}}
+def test_colours_after_many_gray_images_widen_the_cache(tmp_path):
+    files = {'a': gray_files(200, 0), 'b': {'c.png': png(gray_image(7, 6, 6, 3))}}
     dataset = write_folder(tmp_path / 'photos', files)
     plain = load.load(dataset)
     assert plain.train.image_shape == (6, 6, 3)
@@ -170,7 +170,7 @@ def test_colours_after_many_grey_images_widen_the_cache(tmp_path):
 
 
 def test_persons_limits_and_notes_come_out_of_the_cache(tmp_path):
-    files = {f'c/p{i // 4}/{i}.png': png(grey_image(i)) for i in range(80)}
+    files = {f'c/p{i // 4}/{i}.png': png(gray_image(i)) for i in range(80)}
     files['c/p1/broken.png'] = b'no image'
     root = tmp_path / 'photos'
     for name, data in files.items():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from helpers import data_sets
-from helpers.data_sets import error_of, grey_files, grey_image, noise_images, png, write_folder
+from helpers.data_sets import error_of, gray_files, gray_image, noise_images, png, write_folder
 
 from tf_efsgd.data import load
 
@@ -16,7 +16,7 @@ def _write_idx(folder, split, labels, seed):
 
 
 def test_an_empty_class_folder_is_a_class(tmp_path):
-    dataset = write_folder(tmp_path, {'a': {}, 'b': grey_files(30, 0), 'c': {}})
+    dataset = write_folder(tmp_path, {'a': {}, 'b': gray_files(30, 0), 'c': {}})
     loaded = load.load(dataset)
     assert loaded.train.class_names == loaded.test.class_names == ('a', 'b', 'c')
     assert set(loaded.train.labels) == {1}
@@ -25,12 +25,12 @@ def test_an_empty_class_folder_is_a_class(tmp_path):
 
 
 def test_the_last_record_of_a_class_does_not_take_the_class_along(tmp_path):
-    dataset = write_folder(tmp_path, {'a': grey_files(1, 0), 'b': grey_files(30, 10)})
+    dataset = write_folder(tmp_path, {'a': gray_files(1, 0), 'b': gray_files(30, 10)})
     before = load.load(dataset)
     (tmp_path / 'a' / '000.png').unlink()
     after = load.load(dataset)
     assert after.train.class_names == before.train.class_names
-    gone = {(grey_image(0).tobytes(), 0)}
+    gone = {(gray_image(0).tobytes(), 0)}
     rows = [
         {(i.tobytes(), int(n)) for i, n in zip(part.images, part.labels)}
         for part in (before.train, before.test, after.train, after.test)
@@ -40,11 +40,11 @@ def test_the_last_record_of_a_class_does_not_take_the_class_along(tmp_path):
 
 
 def test_declared_classes_set_the_labels_in_their_order(tmp_path):
-    dataset = write_folder(tmp_path, {'b': grey_files(20, 0), 'a': grey_files(20, 50)})
+    dataset = write_folder(tmp_path, {'b': gray_files(20, 0), 'a': gray_files(20, 50)})
     loaded = load.load(dataset, classes=['none', 'b', 'a'])
     assert loaded.train.class_names == ('none', 'b', 'a')
-    wanted = {grey_image(i).tobytes(): 1 for i in range(20)}
-    wanted |= {grey_image(50 + i).tobytes(): 2 for i in range(20)}
+    wanted = {gray_image(i).tobytes(): 1 for i in range(20)}
+    wanted |= {gray_image(50 + i).tobytes(): 2 for i in range(20)}
     assert set(loaded.train.labels) == {1, 2}
     for image, label in zip(loaded.train.images, loaded.train.labels):
         assert wanted[image.tobytes()] == label
@@ -52,13 +52,13 @@ def test_declared_classes_set_the_labels_in_their_order(tmp_path):
 
 
 def test_an_image_of_a_class_that_is_not_declared_is_named(tmp_path):
-    dataset = write_folder(tmp_path, {'a': grey_files(2, 0), 'b': grey_files(2, 9), 'empty': {}})
+    dataset = write_folder(tmp_path, {'a': gray_files(2, 0), 'b': gray_files(2, 9), 'empty': {}})
     path = str(tmp_path / 'b' / '000.png')
     error_of([path, "'b'", '--classes', 'a, c'], dataset, classes=['a', 'c'])
     # A folder of no class without an image in it is in nobody's way.
     assert load.load(dataset, classes=['a', 'b']).train.num_classes == 2
-    write_folder(tmp_path / 'train', {'a': grey_files(2, 0), 'b': {}})
-    write_folder(tmp_path / 'test', {'b': grey_files(1, 9), 'c': grey_files(1, 5)})
+    write_folder(tmp_path / 'train', {'a': gray_files(2, 0), 'b': {}})
+    write_folder(tmp_path / 'test', {'b': gray_files(1, 9), 'c': gray_files(1, 5)})
     path = str(tmp_path / 'test' / 'c' / '000.png')
     error_of([path, "'c'", 'every class of the test images'], dataset)
     assert len(load.load(dataset, classes=['a', 'b', 'c']).test) == 2
@@ -99,7 +99,7 @@ def test_a_named_set_has_its_own_classes_and_shape(dataset):
 
 
 def test_channels_and_size_of_a_folder_are_read_off_and_declare_the_same_set(tmp_path):
-    files = {'a': grey_files(20, 0), 'b': {'c.png': png(grey_image(99, 6, 6, 3))}}
+    files = {'a': gray_files(20, 0), 'b': {'c.png': png(gray_image(99, 6, 6, 3))}}
     dataset = write_folder(tmp_path, files)
     read = load.load(dataset)
     assert read.read_off == ('channels', 'image_size', 'dataset_size')
@@ -120,9 +120,9 @@ def test_one_image_with_colours_does_not_change_declared_channels(tmp_path, chan
         parts = [part.images for part in (loaded.train, loaded.test)]
         return np.concatenate(parts), len(loaded.test)
 
-    write_folder(tmp_path, {'a': grey_files(40, 0)})
+    write_folder(tmp_path, {'a': gray_files(40, 0)})
     before, tested = load_all()
-    colour = grey_image(99, 6, 6, 3)
+    colour = gray_image(99, 6, 6, 3)
     write_folder(tmp_path, {'a': {'99.png': png(colour)}})
     after, tested_then = load_all()
     assert before.shape[1:] == after.shape[1:] == (6, 6, channels)
@@ -130,19 +130,19 @@ def test_one_image_with_colours_does_not_change_declared_channels(tmp_path, chan
     assert {i.tobytes() for i in before} <= {i.tobytes() for i in after}
     assert tested_then - tested in (0, 1)
     if channels == 1:
-        grey = np.round(colour @ np.array([0.299, 0.587, 0.114]))
-        assert np.abs(np.frombuffer(added, np.uint8) - grey.ravel()).max() <= 1
+        gray = np.round(colour @ np.array([0.299, 0.587, 0.114]))
+        assert np.abs(np.frombuffer(added, np.uint8) - gray.ravel()).max() <= 1
     else:
         assert added == colour.tobytes()
 
 
-def test_grey_stored_with_three_channels_is_the_same_grey(tmp_path):
-    grey = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    files = {'x': {'1.png': png(np.repeat(grey, 3, -1)), '2.png': png(grey)}}
+def test_gray_stored_with_three_channels_is_the_same_gray(tmp_path):
+    gray = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    files = {'x': {'1.png': png(np.repeat(gray, 3, -1)), '2.png': png(gray)}}
     write_folder(tmp_path / 'train', files)
     write_folder(tmp_path / 'test', files)
     loaded = load.load(f'folder:{tmp_path}', channels=1)
-    np.testing.assert_array_equal(loaded.train.images, [grey, grey])
+    np.testing.assert_array_equal(loaded.train.images, [gray, gray])
 
 
 @pytest.mark.parametrize('channels', [0, 2, 4])
@@ -155,10 +155,10 @@ def test_a_schema_declares_classes_channels_and_size(own_tfds):
     loaded = load({'train': range(60), 'test': range(60, 80)})
     assert loaded.read_off == ('dataset_size',)
     assert loaded.found == {'dataset_size': 60}
-    grey = load({'train': range(60), 'test': range(60, 80)}, channels=1)
-    assert grey.train.image_shape == (5, 5, 1)
+    gray = load({'train': range(60), 'test': range(60, 80)}, channels=1)
+    assert gray.train.image_shape == (5, 5, 1)
     weighted = images[0][:, 1:6] @ np.array([0.299, 0.587, 0.114])
-    distance = np.abs(grey.train.images[..., 0].astype(int) - weighted).max(axis=(1, 2))
+    distance = np.abs(gray.train.images[..., 0].astype(int) - weighted).max(axis=(1, 2))
     assert distance.min() <= 1
 
 
@@ -172,7 +172,7 @@ def test_what_a_schema_leaves_open_is_read_off(own_tfds):
 
 
 def test_the_declared_sizes_are_those_before_the_limit(tmp_path):
-    dataset = write_folder(tmp_path, {'a': grey_files(90, 0)})
+    dataset = write_folder(tmp_path, {'a': gray_files(90, 0)})
     whole = load.load(dataset)
     limited = load.load(dataset, limit_records=40)
     assert limited.declared_size == 40

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 from helpers.data_sets import (
-    grey_image,
+    gray_image,
     jpeg,
     noise_images,
     palette_png,
@@ -17,19 +17,19 @@ from tf_efsgd.data import images, load
 
 
 def test_every_kind_of_png_becomes_8_bit_rgb(tmp_path):
-    grey, alpha, rgb = grey_image(1), grey_image(2), noise_images(6, 6, 3, seed=3)
+    gray, alpha, rgb = gray_image(1), gray_image(2), noise_images(6, 6, 3, seed=3)
     indices = noise_images(6, 6, seed=4) % 5
     palette = noise_images(5, 3, seed=5)
     opacity = alpha / 255
     on_white = np.round(rgb * opacity + 255 * (1 - opacity))
     files = {
-        '0 grey': (png(grey), np.repeat(grey, 3, -1)),
+        '0 gray': (png(gray), np.repeat(gray, 3, -1)),
         '1 rgb': (png(rgb), rgb),
-        '2 grey, 16 bits': (png(grey.astype(np.uint16) * 256 + 99), np.repeat(grey, 3, -1)),
+        '2 gray, 16 bits': (png(gray.astype(np.uint16) * 256 + 99), np.repeat(gray, 3, -1)),
         '3 rgb, 16 bits': (png(rgb.astype(np.uint16) * 256 + 99), rgb),
         '4 palette': (palette_png(indices, palette), palette[indices]),
         '5 rgb, alpha': (png(np.concatenate([rgb, alpha], -1)), on_white),
-        '6 grey, clear': (png(np.concatenate([grey, 0 * grey], -1)), np.full_like(rgb, 255)),
+        '6 gray, clear': (png(np.concatenate([gray, 0 * gray], -1)), np.full_like(rgb, 255)),
         '7 rgb, opaque': (png(np.concatenate([rgb, 0 * alpha + 255], -1)), rgb),
     }
     contents = {f'{name}.png': data for name, (data, _) in files.items()}
@@ -39,21 +39,21 @@ def test_every_kind_of_png_becomes_8_bit_rgb(tmp_path):
         np.testing.assert_allclose(image.astype(int), wanted, atol=1 if '5' in name else 0)
 
 
-def test_grey_with_and_without_alpha_stays_grey(tmp_path):
-    grey = grey_image(1)
-    opaque = np.concatenate([grey, 0 * grey + 255], -1)
-    files = {'0.png': png(grey), '1.png': png(opaque), '2.jpg': jpeg(grey)}
+def test_gray_with_and_without_alpha_stays_gray(tmp_path):
+    gray = gray_image(1)
+    opaque = np.concatenate([gray, 0 * gray + 255], -1)
+    files = {'0.png': png(gray), '1.png': png(opaque), '2.jpg': jpeg(gray)}
     write_folder(tmp_path / 'train', {'x': files})
-    write_folder(tmp_path / 'test', {'x': {'0.jpeg': jpeg(grey)}})
+    write_folder(tmp_path / 'test', {'x': {'0.jpeg': jpeg(gray)}})
     loaded = load.load(f'folder:{tmp_path}')
     assert loaded.train.image_shape == loaded.test.image_shape == (6, 6, 1)
-    np.testing.assert_array_equal(loaded.train.images[0], grey)
-    np.testing.assert_array_equal(loaded.train.images[1], grey)
+    np.testing.assert_array_equal(loaded.train.images[0], gray)
+    np.testing.assert_array_equal(loaded.train.images[1], gray)
     # One coloured test image makes all of them RGB.
     write_folder(tmp_path / 'test', {'x': {'1.png': png(noise_images(6, 6, 3))}})
     loaded = load.load(f'folder:{tmp_path}')
     assert loaded.train.image_shape == loaded.test.image_shape == (6, 6, 3)
-    np.testing.assert_array_equal(loaded.train.images[0], np.repeat(grey, 3, -1))
+    np.testing.assert_array_equal(loaded.train.images[0], np.repeat(gray, 3, -1))
 
 
 def test_images_are_cropped_to_the_centre_and_resized(tmp_path):

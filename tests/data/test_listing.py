@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from helpers.data_sets import error_of, grey_files, grey_image, png, rows_of, write_folder
+from helpers.data_sets import error_of, gray_files, gray_image, png, rows_of, write_folder
 
 from tf_efsgd.data import listing, load
 from tf_efsgd.data.records import DataError
@@ -12,7 +12,7 @@ from tf_efsgd.data.records import DataError
 def _write(root, *paths):
     for number, path in enumerate(paths):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        (root / path).write_bytes(png(grey_image(number)))
+        (root / path).write_bytes(png(gray_image(number)))
 
 
 def test_numbers_in_names_of_classes_sort_as_numbers(tmp_path):
@@ -144,7 +144,7 @@ def test_a_row_more_changes_no_other_image(tmp_path):
 
 
 def test_classes_of_a_table_are_read_off_unless_they_are_declared(tmp_path):
-    files = grey_files(30, 0)
+    files = gray_files(30, 0)
     dataset = write_folder(tmp_path, {'all': files})
     rows = ''.join(f'all/{name},{"ab"[i % 2]}\n' for i, name in enumerate(files))
     label = _table(tmp_path, 'file,label\n' + rows)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers.data_sets import (
     error_of,
-    grey_files,
+    gray_files,
     png,
     rows_of,
     write_folder,
@@ -68,7 +68,7 @@ def test_limit_from_the_full_size_on_keeps_all(limit):
 
 
 def test_either_side_of_a_split_may_stay_empty(tmp_path, monkeypatch):
-    dataset = write_folder(tmp_path, {'only': grey_files(3, 0)})
+    dataset = write_folder(tmp_path, {'only': gray_files(3, 0)})
     monkeypatch.setattr(split, '_TEST_THRESHOLD', 0)
     loaded = load.load(dataset)
     assert (len(loaded.train), loaded.test) == (3, None)
@@ -77,8 +77,8 @@ def test_either_side_of_a_split_may_stay_empty(tmp_path, monkeypatch):
 
 
 def test_train_and_test_of_two_sizes_need_image_size(tmp_path):
-    write_train(tmp_path, {'a': grey_files(2, 0)})
-    write_folder(tmp_path / 'test', {'a': grey_files(2, 0, png, 9, 9, 1)})
+    write_train(tmp_path, {'a': gray_files(2, 0)})
+    write_folder(tmp_path / 'test', {'a': gray_files(2, 0, png, 9, 9, 1)})
     error_of(['6x6', '9x9', '--image_size'], f'folder:{tmp_path}')
     assert load.load(f'folder:{tmp_path}', image_size=4).test.image_shape == (4, 4, 1)
 

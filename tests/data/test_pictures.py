@@ -92,8 +92,8 @@ def test_a_damaged_profile_and_that_of_srgb_change_nothing():
         for kind in ('JPEG', 'PNG'):
             with_it = nasty.encoded(image, kind, icc_profile=profile)
             np.testing.assert_array_equal(_pixels(with_it), _pixels(nasty.encoded(image, kind)))
-    grey = nasty.encoded(image[..., :1], 'PNG', icc_profile=nasty.swapping_profile())
-    np.testing.assert_array_equal(_pixels(grey), image[..., :1])
+    gray = nasty.encoded(image[..., :1], 'PNG', icc_profile=nasty.swapping_profile())
+    np.testing.assert_array_equal(_pixels(gray), image[..., :1])
 
 
 def test_damaged_exif_does_not_refuse_a_picture():
@@ -138,15 +138,15 @@ def test_a_brighter_image_does_not_change_another(tmp_path):
 
 
 def test_a_transparent_colour_turns_white():
-    grey, rgb = nasty.picture(2, channels=1), nasty.picture(3)
-    grey[2:5], rgb[2:5] = 7, (9, 8, 7)
-    white = grey.copy(), rgb.copy()
+    gray, rgb = nasty.picture(2, channels=1), nasty.picture(3)
+    gray[2:5], rgb[2:5] = 7, (9, 8, 7)
+    white = gray.copy(), rgb.copy()
     white[0][2:5], white[1][2:5] = 255, 255
-    found = _pixels(nasty.encoded(grey, 'PNG', transparency=7))
+    found = _pixels(nasty.encoded(gray, 'PNG', transparency=7))
     np.testing.assert_array_equal(found, white[0])
     found = _pixels(nasty.encoded(rgb, 'PNG', transparency=(9, 8, 7)))
     np.testing.assert_array_equal(found, white[1])
-    for pixels, colour in ((grey, (7,)), (rgb, (9, 8, 7))):
+    for pixels, colour in ((gray, (7,)), (rgb, (9, 8, 7))):
         clear = b''.join((value << 8).to_bytes(2, 'big') for value in colour)
         data = nasty.deep_png(pixels.astype(np.uint16) << 8, (b'tRNS', clear))
         np.testing.assert_array_equal(decoding.decode(data).pixels, white[len(colour) > 1])
@@ -194,17 +194,17 @@ def test_of_several_frames_the_first_is_used_and_that_is_said(name, tmp_path):
 
 
 def test_16_bit_tiffs_are_read_or_named():
-    grey = nasty.picture(2, channels=1)
-    deep = Image.fromarray(grey[..., 0].astype(np.uint16) << 4)
+    gray = nasty.picture(2, channels=1)
+    deep = Image.fromarray(gray[..., 0].astype(np.uint16) << 4)
     found = _pixels(nasty.encoded(deep, 'TIFF'))
-    np.testing.assert_array_equal(found, grey)
-    floats = Image.fromarray(grey[..., 0] / np.float32(255))
-    np.testing.assert_array_equal(_pixels(nasty.encoded(floats, 'TIFF')), grey)
-    for values in (grey[..., 0].astype(np.float32), grey[..., 0] * np.float32(np.nan)):
+    np.testing.assert_array_equal(found, gray)
+    floats = Image.fromarray(gray[..., 0] / np.float32(255))
+    np.testing.assert_array_equal(_pixels(nasty.encoded(floats, 'TIFF')), gray)
+    for values in (gray[..., 0].astype(np.float32), gray[..., 0] * np.float32(np.nan)):
         with pytest.raises(pictures.Unreadable, match='8 or 16 bits'):
             pictures.decode(nasty.encoded(Image.fromarray(values), 'TIFF'))
     with pytest.raises(pictures.Unreadable, match='from -7 to'):
-        signed = grey[..., 0].astype(np.int32) - grey.min() - 7
+        signed = gray[..., 0].astype(np.int32) - gray.min() - 7
         pictures.decode(nasty.encoded(Image.fromarray(signed), 'TIFF'))
 
 

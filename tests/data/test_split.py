@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers.data_sets import grey_image, noise_images, png, write_folder, write_idx
+from helpers.data_sets import gray_image, noise_images, png, write_folder, write_idx
 
 from tf_efsgd.data import load, split
 
@@ -36,9 +36,9 @@ def test_shape_and_every_pixel_count_for_the_hash():
     assert split.digests_of([]).shape == (0, 2)
 
 
-def test_grey_hashes_alike_with_one_channel_and_with_three():
-    grey = grey_image(1)
-    np.testing.assert_array_equal(split.digest(np.repeat(grey, 3, -1)), split.digest(grey))
+def test_gray_hashes_alike_with_one_channel_and_with_three():
+    gray = gray_image(1)
+    np.testing.assert_array_equal(split.digest(np.repeat(gray, 3, -1)), split.digest(gray))
 
 
 def test_persons_and_records_have_hashes_of_their_own():
@@ -62,34 +62,34 @@ def test_hashing_60000_records_is_fast():
     assert time.process_time() - start < 2
 
 
-def _encodings(grey):
-    """Lossless files of one grey picture, all with other bytes."""
+def _encodings(gray):
+    """Lossless files of one gray picture, all with other bytes."""
 
     def chunk(kind, data):
         checksum = struct.pack('>I', zlib.crc32(kind + data))
         return struct.pack('>I', len(data)) + kind + data + checksum
 
-    height, width = grey.shape[:2]
-    rows = b''.join(b'\0' + row.tobytes() for row in grey)
+    height, width = gray.shape[:2]
+    rows = b''.join(b'\0' + row.tobytes() for row in gray)
     header = chunk(b'IHDR', struct.pack('>2I5B', width, height, 8, 0, 0, 0, 0))
     comment = chunk(b'tEXt', b'Comment\0taken twice')
     data = chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
-    opaque = np.concatenate([grey, 0 * grey + 255], -1)
+    opaque = np.concatenate([gray, 0 * gray + 255], -1)
     return [
-        png(grey, 0),
-        png(grey, 9),
-        png(np.repeat(grey, 3, -1)),
+        png(gray, 0),
+        png(gray, 9),
+        png(np.repeat(gray, 3, -1)),
         png(opaque),
         b'\x89PNG\r\n\x1a\n' + header + comment + data,
     ]
 
 
 def test_all_encodings_of_a_picture_fall_on_one_side(tmp_path):
-    kinds = len(_encodings(grey_image(0)))
+    kinds = len(_encodings(gray_image(0)))
     files = {
         f'{i:02}_{kind}.png': data
         for i in range(40)
-        for kind, data in enumerate(_encodings(grey_image(i)))
+        for kind, data in enumerate(_encodings(gray_image(i)))
     }
     assert len(set(files.values())) == 40 * kinds
     loaded = load.load(write_folder(tmp_path, {'x': files}), channels=1)
@@ -100,11 +100,11 @@ def test_all_encodings_of_a_picture_fall_on_one_side(tmp_path):
 
 
 def test_a_picture_under_two_labels_falls_on_one_side(tmp_path):
-    files = {f'{i:02}.png': png(grey_image(i)) for i in range(60)}
+    files = {f'{i:02}.png': png(gray_image(i)) for i in range(60)}
     loaded = load.load(write_folder(tmp_path, {'a': files, 'b': files}))
     assert loaded.test is not None
     assert not _pixels(loaded.train) & _pixels(loaded.test)
-    of_idx = np.stack([grey_image(i)[..., 0] for i in range(60)] * 2)
+    of_idx = np.stack([gray_image(i)[..., 0] for i in range(60)] * 2)
     write_idx(tmp_path, 'train', of_idx, [0] * 60 + [1] * 60)
     again = load.load(f'idx:{tmp_path}')
     # The same pictures as files and as an array: the same sides.
@@ -116,12 +116,12 @@ def test_a_picture_under_two_labels_falls_on_one_side(tmp_path):
 def test_a_record_of_a_new_class_that_sorts_first_moves_no_other(tmp_path, limit):
     declared = {'limit_records': limit, 'dataset_size': 270}
     files = {
-        name: {f'{i}.png': png(grey_image(100 * n + i)) for i in range(100)}
+        name: {f'{i}.png': png(gray_image(100 * n + i)) for i in range(100)}
         for n, name in enumerate(('b', 'c', 'd'))
     }
     dataset = write_folder(tmp_path, files)
     before = load.load(dataset, **declared)
-    new = grey_image(9999)
+    new = gray_image(9999)
     write_folder(tmp_path, {'a': {'new.png': png(new)}})
     after = load.load(dataset, **declared)
     assert after.train.class_names == ('a', 'b', 'c', 'd')
@@ -159,7 +159,7 @@ def test_the_side_of_a_record_does_not_depend_on_the_size_it_is_cropped_and_resi
 
 
 def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
-    files = {f'{i:03}.png': png(grey_image(i)) for i in range(80)}
+    files = {f'{i:03}.png': png(gray_image(i)) for i in range(80)}
     loaded = load.load(write_folder(tmp_path, {'x': files}), limit_records=50)
     assert 20 < len(loaded.train) < 75
     assert loaded.digests.dtype == np.uint64
@@ -168,7 +168,7 @@ def test_digests_are_those_of_the_training_records_in_their_order(tmp_path):
 
 def test_an_image_of_the_size_that_is_declared_keeps_its_pixels(tmp_path):
     # A run that read its size off the records declares it when it is resumed.
-    files = {f'{i}.png': png(grey_image(i, 9, 11, 3)) for i in range(5)}
+    files = {f'{i}.png': png(gray_image(i, 9, 11, 3)) for i in range(5)}
     write_folder(tmp_path / 'train', {'x': files})
     write_folder(tmp_path / 'test', {'x': files})
     native = load.load(f'folder:{tmp_path}').train.images

@@ -28,7 +28,7 @@ def test_inception_gets_what_the_network_wants(graph_file):
     np.testing.assert_allclose(features[7], [0.9921875, 0, -1] * 2, atol=1e-6)
 
 
-def test_inception_sees_grey_images_as_rgb_and_the_legacy_resize(graph_file):
+def test_inception_sees_gray_images_as_rgb_and_the_legacy_resize(graph_file):
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1) * 10
     features = inception.Inception(graph_file)(image)
     expected = tf.compat.v1.image.resize_bilinear(image.astype(np.float32), [299, 299])

@@ -84,11 +84,11 @@ def write_train(root, classes):
     return f'folder:{root}'
 
 
-def grey_image(seed, *shape):
+def gray_image(seed, *shape):
     """Noise of its own for each seed, uint8 [6, 6, 1] or of this shape."""
     return noise_images(*(shape or (6, 6, 1)), seed=seed)
 
 
-def grey_files(count, start, make=png, *shape):
+def gray_files(count, start, make=png, *shape):
     """Files 000.png and so on, of the seeds from `start` on."""
-    return {f'{i:03}.png': make(grey_image(start + i, *shape)) for i in range(count)}
+    return {f'{i:03}.png': make(gray_image(start + i, *shape)) for i in range(count)}

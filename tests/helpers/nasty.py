@@ -110,7 +110,7 @@ def swapping_profile():
 
 def good_files():
     """Files that hold a picture, by name."""
-    rgb, grey = picture(1), picture(2, channels=1)
+    rgb, gray = picture(1), picture(2, channels=1)
     opacity = np.full((*rgb.shape[:2], 1), 128, np.uint8)
     frames = [Image.fromarray(picture(seed)) for seed in (3, 4, 5)]
     animated = {'save_all': True, 'append_images': frames[1:], 'duration': 50}
@@ -119,15 +119,15 @@ def good_files():
         'UPPER.JPEG': encoded(rgb, 'JPEG', quality=90),
         'progressive.jfif': encoded(rgb, 'JPEG', progressive=True),
         'cmyk.jpg': encoded(Image.fromarray(rgb).convert('CMYK'), 'JPEG'),
-        'grey.png': encoded(grey, 'PNG'),
-        'bits.png': encoded(Image.fromarray(grey[..., 0]).convert('1'), 'PNG'),
+        'gray.png': encoded(gray, 'PNG'),
+        'bits.png': encoded(Image.fromarray(gray[..., 0]).convert('1'), 'PNG'),
         'palette.png': encoded(Image.fromarray(rgb).convert('P', palette=1), 'PNG'),
         'alpha.png': encoded(np.concatenate([rgb, opacity], -1), 'PNG'),
-        'grey_alpha.png': encoded(
-            Image.fromarray(np.concatenate([grey, opacity], -1), 'LA'), 'PNG'
+        'gray_alpha.png': encoded(
+            Image.fromarray(np.concatenate([gray, opacity], -1), 'LA'), 'PNG'
         ),
         'clear_rgb.png': encoded(rgb, 'PNG', transparency=tuple(map(int, rgb[0, 0]))),
-        'twelve_bits.png': deep_png(grey.astype(np.uint16) * 16),
+        'twelve_bits.png': deep_png(gray.astype(np.uint16) * 16),
         'sixteen_bits.png': deep_png(rgb.astype(np.uint16) * 256),
         'still.webp': encoded(rgb, 'WEBP', lossless=True),
         'animated.webp': encoded(frames[0], 'WEBP', lossless=True, **animated),
@@ -135,7 +135,7 @@ def good_files():
         'bitmap.bmp': encoded(rgb, 'BMP'),
         'scan.tif': encoded(rgb, 'TIFF', compression='tiff_lzw'),
         'pages.tiff': encoded(frames[0], 'TIFF', save_all=True, append_images=frames[1:]),
-        'face.pgm': encoded(grey, 'PPM'),
+        'face.pgm': encoded(gray, 'PPM'),
         'phone.heic': encoded(rgb, 'HEIF', quality=95),
         'web.avif': encoded(rgb, 'AVIF', quality=95),
         'slide.jp2': encoded(rgb, 'JPEG2000'),

@@ -82,7 +82,7 @@ def test_it_is_the_published_algorithm(seed):
 
 
 def _neighbours(seed):
-    """Two sequences of batches: in the second, one record more is in some of them."""
+    """Two sequences of batches: in the second, some have one more record."""
     rng = np.random.default_rng(seed)
     steps, canary = _random_steps(seed), rng.normal(size=[1, 3]) * 10 ** rng.uniform(-2, 4)
     sampled = rng.random(len(steps)) < 0.3

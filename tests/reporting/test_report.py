@@ -13,7 +13,7 @@ from helpers import read_page
 
 from tf_efsgd.reporting import report
 
-# The smallest PNG: one grey pixel.
+# The smallest PNG: one gray pixel.
 _PNG = base64.b64decode(
     'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=='
 )

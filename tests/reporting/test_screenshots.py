@@ -46,7 +46,7 @@ document.body.innerHTML += '<pre id="measured">' + document.title + '</pre>';
 
 
 def _grid():
-    """A PNG of 320 x 64 grey pixels in stripes, made by hand."""
+    """A PNG of 320 x 64 gray pixels in stripes, made by hand."""
     row = b'\0' + bytes(255 * (x // 32 % 2) for x in range(320))
     chunks = [
         (b'IHDR', struct.pack('>IIBBBBB', 320, 64, 8, 0, 0, 0, 0)),

@@ -164,7 +164,7 @@ def test_what_is_said_does_not_depend_on_the_records(started, capsys):
     lines += ['--person=folder', '--images_per_person=2']
     run_folder.load_records(config.from_flagfile('\n'.join(lines)))
     said = capsys.readouterr().out
-    assert 'if there are any, are turned to grey' in said and 'At most 2 images of a person' in said
+    assert 'if there are any, are turned to gray' in said and 'At most 2 images of a person' in said
     assert 'patient-' not in said
 
 

@@ -30,7 +30,7 @@ from tf_efsgd.training import learn_features
 
 _DECLARED = 1602
 _STEPS = 4
-# In these steps the one record more is sampled, where it exists.
+# In these steps the one more record is sampled, where it exists.
 _SAMPLED = (1, 2)
 
 # Functions of the releases and of generated images.
@@ -187,14 +187,14 @@ def _run_and_listen(folder, one_more):
 
 @pytest.fixture(scope='module')
 def neighbours(tmp_path_factory):
-    """Of a run without the one record more, and of one with it."""
+    """Of a run without the one more record, and of one with it."""
     folder = tmp_path_factory.mktemp('neighbours')
     return _run_and_listen(folder / 'one', False), _run_and_listen(folder / 'other', True)
 
 
 @pytest.fixture(scope='module')
 def without(neighbours):
-    """What a run without the one record more wrote."""
+    """What a run without the one more record wrote."""
     return neighbours[0][0]
 
 

@@ -272,10 +272,10 @@ def test_the_discriminator_can_have_the_first_steps_alone():
 
 
 class _Target:
-    """Pulls generated images towards a grey value, and keeps the seeds that it is given."""
+    """Pulls generated images towards a gray value, and keeps the seeds that it is given."""
 
-    def __init__(self, grey):
-        self.grey = grey
+    def __init__(self, gray):
+        self.gray = gray
         self.seeds = []
 
     def draw_labels(self, seed):
@@ -285,7 +285,7 @@ class _Target:
     def distance(self, images, labels, seed):
         del seed
         tf.debugging.assert_equal(labels, [0, 1, 0])
-        return tf.reduce_mean((images - self.grey) ** 2)
+        return tf.reduce_mean((images - self.gray) ** 2)
 
 
 class _SharedTarget(_Target):
@@ -293,13 +293,13 @@ class _SharedTarget(_Target):
 
     def distance(self, images, labels, seed, share=None):
         tf.debugging.assert_equal(labels, [0, 1, 0])
-        of_image = tf.reduce_mean((images - self.grey) ** 2, axis=[1, 2, 3])
+        of_image = tf.reduce_mean((images - self.gray) ** 2, axis=[1, 2, 3])
         return replicas_.mean_over_images(share, of_image)
 
 
 def test_a_target_pulls_the_generator_and_sees_public_seeds():
-    def mean(grey):
-        gan, target = tiny_gan.make(discriminator_steps=1, run_eagerly=True), _Target(grey)
+    def mean(gray):
+        gan, target = tiny_gan.make(discriminator_steps=1, run_eagerly=True), _Target(gray)
         gan.set_target(target, 1e3)
         _fit(gan, tiny_gan.samples())
         assert len(set(target.seeds)) == len(target.seeds) == 5  # A new one at each step.

@@ -56,7 +56,7 @@ class Attack:
 
     @property
     def finds(self) -> bool:
-        """Whether a guess is refuted, so that the release betrays records."""
+        """Whether a guess is refuted, so that the release reveals records."""
         return any(self.refuted.values()) or min(self.lattice.values()) < _LEVEL
 
     @property
@@ -186,10 +186,10 @@ def _attack_step(noise_multiplier, source, make_noise: Callable, strategy=None) 
 def _release(
     mechanism, gradients: np.ndarray, step_noise, strategy
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A and R, float64, as who sees the gradient and the buffer of one step works them out.
+    """A and R, float64, as an attacker computes them from the gradient and buffer of one step.
 
-    A number of them is less than half a step of the grid off its integer where its noise is within
-    8 standard deviations: halves and eighths are exact in float32.
+    Each number is less than half a step of the grid away from its integer if its noise is within 8
+    standard deviations, because halves and eighths are exact in float32.
     """
     count = strategy.num_replicas_in_sync
     with strategy.scope():

@@ -1,8 +1,8 @@
 """Measures the memory that the batch of a step takes.
 
-A separate process makes the step. Its peak in RAM, less what it had after TensorFlow was loaded and
-the data made, is taken, less the same for a step on two images. So tracing, weights and optimizer
-are not included, and neither is the memory of a GPU.
+A separate process makes the step, and its growth is measured: its peak in RAM, less what it had
+after TensorFlow was loaded and the data were made. The growth for a step on two images is
+subtracted, so tracing, weights and optimizer are not included, nor is the memory of a GPU.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ def expect(*, records: int, classes: int, channels: int, epsilon: float) -> str:
     Args:
       records: how many records are trained on.
       classes: how many classes there are.
-      channels: 1 (grey) or 3 (colours).
+      channels: 1 (gray) or 3 (colours).
       epsilon: the budget.
 
     Returns:

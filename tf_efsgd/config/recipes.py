@@ -154,7 +154,7 @@ def as_before(config: RunConfig, given: Collection[str], before: RunConfig) -> R
 
 
 def without_new(before: RunConfig) -> RunConfig:
-    """Gives the newer settings of an earlier version's run folder the values for what it did."""
+    """Sets settings that a run folder does not have yet to what its version of the program did."""
     earlier = {
         field.name: field.metadata['earlier']
         for group in groups_of(before)

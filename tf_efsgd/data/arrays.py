@@ -48,7 +48,7 @@ def check_images(images: Any) -> np.ndarray:
         if images.ndim == 4 and images.shape[1] in (1, 3):
             hint = ' (channels come last: np.moveaxis(images, 1, -1))'
         raise DataError(
-            'images must be [N, H, W, C] with C 1 (grey) or 3 (RGB), or [N, H, W]'
+            'images must be [N, H, W, C] with C 1 (gray) or 3 (RGB), or [N, H, W]'
             f'{hint}. Received: {images.shape}'
         )
     if not len(images):
@@ -150,7 +150,7 @@ def make_dataset(
     if channels == 1 and images.shape[-1] == 3:
         images = np.concatenate(
             [
-                np.asarray(images_.to_grey(part))
+                np.asarray(images_.to_gray(part))
                 for part in np.array_split(images, len(images) // 512 + 1)
             ]
         )

@@ -288,7 +288,7 @@ class FileRows(Rows):
         self._asides.append(np.array(set_aside, bool))
 
     def _widen(self, channels: int) -> None:
-        """Repeats the channel of grey images, block by block, beginning at the end."""
+        """Repeats the channel of gray images, block by block, beginning at the end."""
         size = math.prod(self._shape)
         step = max(1, _BLOCK // size)
         for count, file in zip(self._counts, (self._file, self._last)):

@@ -46,7 +46,7 @@ def decode(data: bytes, bits: int | None = None) -> Picture:
 
 
 def _jpeg(data: bytes) -> Picture | None:
-    """Decodes a JPEG in grey or sRGB; None for other JPEGs (CMYK, colour profiles)."""
+    """Decodes a JPEG in gray or sRGB; None for other JPEGs (CMYK, colour profiles)."""
     try:
         with Image.open(io.BytesIO(data), formats=('JPEG',)) as image:
             pictures.check_size(*image.size)
@@ -91,7 +91,7 @@ def _png(data: bytes, bits: int | None) -> Picture | None:
     if pixels.shape[-1] in (2, 4):
         pixels = pictures.on_white(pixels)
     if kind == _PALETTE:
-        pixels = pictures.without_grey_palette(pixels)
+        pixels = pictures.without_gray_palette(pixels)
     return Picture(pictures.upright(pixels, _png_orientation(chunks)), depth)
 
 

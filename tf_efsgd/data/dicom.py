@@ -105,7 +105,7 @@ def decode(data: bytes) -> np.ndarray:
       data: the file's content.
 
     Returns:
-      uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
+      uint8 [H, W, C], C is 1 (gray) or 3 (RGB).
 
     Raises:
       DicomError: if it has several frames or none, or needs a library that is missing.
@@ -122,11 +122,11 @@ def decode(data: bytes) -> np.ndarray:
         ) from error
     kind = str(file.get('PhotometricInterpretation', 'MONOCHROME2'))
     if kind in _GREY:
-        return _grey(file, values, kind)
+        return _gray(file, values, kind)
     return _colours(file, values, kind)
 
 
-def _grey(file: Any, values: np.ndarray, kind: str) -> np.ndarray:
+def _gray(file: Any, values: np.ndarray, kind: str) -> np.ndarray:
     tools = _tools()
     shown = np.asarray(tools.apply_modality_lut(values, file), np.float64)
     low, high = shown.min(), shown.max()

@@ -24,14 +24,14 @@ def to_uint8(images: tf.Tensor) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(images, -1.0, 1.0) * 127.5 + 127.5), tf.uint8)
 
 
-def to_grey(rgb: np.ndarray) -> np.ndarray:
-    """Turns uint8 [..., 3] into [..., 1], the luma of Rec. 601, so that grey stays as it is."""
+def to_gray(rgb: np.ndarray) -> np.ndarray:
+    """Turns uint8 [..., 3] into [..., 1], the luma of Rec. 601, so that gray stays as it is."""
     weighted = rgb.astype(np.int32) @ np.array([299, 587, 114], np.int32)
     return ((weighted + 500) // 1000).astype(np.uint8)[..., np.newaxis]
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Repeats the channel of grey images [N, H, W, 1] if `channels` is 3; others stay."""
+    """Repeats the channel of gray images [N, H, W, 1] if `channels` is 3; others stay."""
     return images if images.shape[-1] == channels else np.repeat(images, channels, axis=-1)
 
 

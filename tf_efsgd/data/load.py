@@ -88,7 +88,7 @@ def load(
       data_dir: where TFDS keeps its data sets; None for TFDS's own default.
       manual_dir: a folder with files that were downloaded by hand; TFDS looks there first.
       image_size: height and width in pixels to resize to; None keeps the native size.
-      channels: 1 turns colours to grey, 3 repeats grey. None takes what the kind or the schema of
+      channels: 1 turns colours to gray, 3 repeats gray. None takes what the kind or the schema of
         the data set says; where neither says it, 3 if any image has colours.
       classes: names of the classes, in the order of their labels. None takes the class folders or
         the names that the data set has; for idx:, as many classes as its labels show.

@@ -157,7 +157,7 @@ def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[s
 
 
 def part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | None) -> Part:
-    """Makes a part from grey images that are in memory already.
+    """Makes a part from gray images that are in memory already.
 
     Args:
       images: uint8 [N, H, W].
@@ -183,7 +183,7 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
 
     Returns:
       The part, and lines about it, see `Dataset.notes`. With channels None, C is 1 when all of its
-      images are grey, otherwise 3.
+      images are gray, otherwise 3.
 
     Raises:
       DataError: if an image cannot be read, or has another size than the first.
@@ -268,7 +268,7 @@ def _decode_item(item: Item, wanted: Wanted, area: bool) -> _Decoded:
     pixels = picture.pixels
     digest = hashes.digest(pixels)
     if wanted.channels == 1 and pixels.shape[-1] == 3:
-        pixels = images_.to_grey(pixels)
+        pixels = images_.to_gray(pixels)
     pixels = images_.crop_and_resize(pixels, wanted.image_size, area)
     return _Decoded(pixels, digest, picture.bits, picture.has_more)
 

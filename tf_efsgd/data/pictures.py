@@ -59,7 +59,7 @@ class Picture(NamedTuple):
     """One decoded image.
 
     Attributes:
-      pixels: uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
+      pixels: uint8 [H, W, C], C is 1 (gray) or 3 (RGB).
       bits: how many bits the values of a 16-bit file are assumed to have; 0 for other files.
       has_more: whether the file holds other frames or pages, which are left out.
     """
@@ -75,12 +75,12 @@ class Header(NamedTuple):
     Attributes:
       kind: 'JPEG', 'PNG', 'DICOM' and so on.
       side: the shorter side, in pixels.
-      is_grey: whether it has no colours; None if only the pixels can tell.
+      is_gray: whether it has no colours; None if only the pixels can tell.
     """
 
     kind: str
     side: int
-    is_grey: bool | None
+    is_gray: bool | None
 
 
 def heif_version() -> str:
@@ -123,9 +123,9 @@ def probe(data: bytes) -> Header:
         if dicom.is_dicom(data):
             return Header('DICOM', min(dicom.size(data)), None)
         with _open(data) as image:
-            is_grey = {'1': True, 'L': True, 'LA': True, 'RGB': False, 'RGBA': False}
+            is_gray = {'1': True, 'L': True, 'LA': True, 'RGB': False, 'RGBA': False}
             kind = 'JPEG' if image.format == 'MPO' else image.format
-            return Header(kind, min(image.size), is_grey.get(image.mode))
+            return Header(kind, min(image.size), is_gray.get(image.mode))
     except dicom.DicomError as error:
         raise Unreadable(str(error)) from error
     except Unreadable:
@@ -204,12 +204,12 @@ def _shallow(image: Image.Image) -> np.ndarray:
             pixels = np.asarray(image.convert('RGB'))
         else:
             pixels = on_white(np.asarray(image.convert('RGBA')))
-        return without_grey_palette(pixels) if mode in ('P', 'PA') else pixels
+        return without_gray_palette(pixels) if mode in ('P', 'PA') else pixels
     return np.asarray(image.convert('RGB'))
 
 
 def _deep(image: Image.Image, bits: int | None) -> tuple[np.ndarray, int]:
-    """The pixels of a grey image with more than 8 bits, and how many bits it has."""
+    """The pixels of a gray image with more than 8 bits, and how many bits it has."""
     values = np.asarray(image)
     if image.mode == 'F':
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
@@ -300,8 +300,8 @@ def upright(pixels: np.ndarray, turn: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def without_grey_palette(pixels: np.ndarray) -> np.ndarray:
-    """Reduces RGB pixels that come from a palette to one channel if all of them are grey."""
+def without_gray_palette(pixels: np.ndarray) -> np.ndarray:
+    """Reduces RGB pixels that come from a palette to one channel if all of them are gray."""
     return pixels[..., :1] if (pixels == pixels[..., :1]).all() else pixels
 
 

@@ -26,7 +26,7 @@ class Records:
     """Images with their labels.
 
     Attributes:
-      images: uint8 [N, H, W, C] in [0, 255], C is 1 (grey) or 3 (RGB); N may be 0.
+      images: uint8 [N, H, W, C] in [0, 255], C is 1 (gray) or 3 (RGB); N may be 0.
       labels: int32 [N] in [0, num_classes).
       num_classes: how many classes there are, public, whether or not each has a record.
       class_names: a name for each class.

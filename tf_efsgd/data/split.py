@@ -4,7 +4,7 @@ Formal guarantees:
   - The hash of a record depends on its decoded pixels alone, before any crop or resize. Its place,
     its label, the list of classes and other records play no part in it. Two encodings of one
     picture, and one picture under two labels, fall on the same side.
-  - Grey pixels have the same hash whether they come with one channel or with three equal ones.
+  - Gray pixels have the same hash whether they come with one channel or with three equal ones.
   - The hash of a person depends on the person's name alone, and decides for all images of a person.
 """
 
@@ -30,14 +30,14 @@ def digest(image: np.ndarray) -> np.ndarray:
     """Computes two independent hashes of an image, each uniform over 64 bits.
 
     Args:
-      image: the decoded pixels, uint8 [H, W, C], C is 1 (grey) or 3 (RGB).
+      image: the decoded pixels, uint8 [H, W, C], C is 1 (gray) or 3 (RGB).
 
     Returns:
       uint64 [2]: the first 16 bytes of the SHA-256 of a constant, the shape and the pixels.
     """
     if image.shape[-1] == 3:
-        grey = image[..., :1]
-        image = grey if (image == grey).all() else image
+        gray = image[..., :1]
+        image = gray if (image == gray).all() else image
     shape = struct.pack('<3I', *image.shape)
     return _words(hashlib.sha256(_RECORD + shape + image.tobytes()).digest())
 

@@ -64,7 +64,7 @@ class Look:
 class PublicLook:
     """Computes what the public network of the package sees, averaged over positions.
 
-    The Fréchet distance of these features, "public FID", is the same yardstick for all data sets of
+    The Fréchet distance of these features, "public FID", is the same measure for all data sets of
     one image size. It must not be compared with an FID from Inception's features.
 
     Args:

@@ -133,7 +133,7 @@ def _low_pass(size):
 
 @tf.keras.utils.register_keras_serializable('tf_efsgd')
 class ReturningTanh(tf.keras.layers.Layer):
-    """tanh, whose gradient still leads back to where it has one.
+    """tanh with a gradient that leads back from where tanh itself is constant.
 
     In float32 tanh is constant beyond about 9. A generator that made only black or only white there
     would never learn again, and its whole budget would be lost. So what a step would move back

@@ -1,6 +1,6 @@
 """The grid of the releases: exact discrete Gaussian noise, and what the grid costs. No TensorFlow.
 
-Floating-point noise betrays records: the values it can take have gaps, so a coordinate that no
+Floating-point noise reveals records: the values it can take have gaps, so a coordinate that no
 noise explains refutes a guess of the records (Mironov 2012). Whatever is released is therefore an
 integer, the number of public steps of size gamma = stddev / `STDDEV`, and so is its noise:
 

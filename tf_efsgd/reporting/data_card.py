@@ -140,7 +140,7 @@ tags:
 
 # Synthetic images after {_line(source)}
 
-{about['count']:,} generated images, {height}x{width}, {'grey' if channels == 1 else 'RGB'}, in
+{about['count']:,} generated images, {height}x{width}, {'gray' if channels == 1 else 'RGB'}, in
 {len(about['class_names'])} classes. No image in this folder is a photograph or a scan: a generator
 drew all of them.
 

@@ -180,9 +180,9 @@ def _likeness_notes(metrics: Mapping[str, Any]) -> str:
         else ' FID itself needs the 2015 Inception network: see <code>--inception_weights</code>.'
     )
     public = (
-        ' The public FID uses the features of the public network of the package and is a '
-        'yardstick for all data sets of this image size; it flatters a generator that was trained '
-        'with the same network.'
+        ' The public FID uses the features of the public network of the package and is the '
+        'same measure for all data sets of this image size; it flatters a generator that was '
+        'trained with the same network.'
         if 'public_fid' in metrics
         else ''
     )

@@ -1,7 +1,7 @@
 """Reads the workers of a run from TF_CONFIG and lets them meet before TensorFlow connects them.
 
 TensorFlow waits for a missing worker for ever, and ignores Ctrl-C meanwhile. So the workers first
-meet on the ports that TF_CONFIG gives them: each sends the chief its settings, and none goes on
+meet on the ports that TF_CONFIG gives them: each sends the chief its settings, and none continues
 before the chief has received all of them and found them equal.
 """
 
@@ -207,7 +207,7 @@ def _own_port(cluster: Cluster) -> Iterator[socket.socket]:
 
 
 def _gather(cluster: Cluster, own: dict, deadline: float, seconds: float) -> None:
-    """On the chief: receives the settings of all workers, then lets all of them go on, or none."""
+    """On the chief: receives the settings of all workers, then lets all or none continue."""
     come: dict[int, socket.socket] = {}
     with _own_port(cluster) as listener, contextlib.ExitStack() as stack:
         problem = None

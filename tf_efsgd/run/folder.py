@@ -342,7 +342,7 @@ def load_records(config: RunConfig) -> records.Dataset:
     _check_no_runs(config)
     # Whether there is any such image is private, so both lines are printed without looking.
     if data.channels == 1:
-        print('Images with colours, if there are any, are turned to grey (--channels=1).')
+        print('Images with colours, if there are any, are turned to gray (--channels=1).')
     if data.images_per_person is not None:
         print(
             f'At most {data.images_per_person} images of a person are kept. If a person is in both '

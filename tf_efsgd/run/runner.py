@@ -95,8 +95,8 @@ def _restore(context: Context, plan: ledger.Plan) -> WarmStart:
     """Continues where an earlier start stopped, by the plan that holds from now on."""
     team = context.workers
     if team.count > 1:
-        # Several make every variable together. Restoring, the chief would make these alone, and
-        # wait for the others without end.
+        # Several workers make every variable together. If the chief restored first, it would make
+        # these variables alone and wait for the other workers for ever.
         context.gan._make_slots()
     context.is_restored = team.of_chief(lambda: private_steps.restore(context))
     warm_start = WarmStart(context)

@@ -18,8 +18,8 @@ from tf_efsgd.training.targets import Grouped
 
 _IMAGES = 100
 _STEPS = 3
-# A private step takes this times as long as the gradient of the heads, because it also clips by
-# record, adds noise and updates. Measured.
+# A private step takes this many times as long as the gradient of the heads, because it also clips
+# by record, adds noise and updates. Measured.
 _OF_PRIVATE_STEP = 2.5
 
 
@@ -32,8 +32,8 @@ def measure(
       config: the settings, none of them 'auto'.
       train: the records, for the shape of the images and the number of classes.
       strategy: that will train.
-      is_alone: whether it is of this process alone. Else this one times what one replica of it has
-        to do; what the others take, and the network between them, is not in it.
+      is_alone: whether the strategy belongs to this process alone. Otherwise only the work of one
+        replica is timed; the other workers and the network between them are not included.
 
     Returns:
       Seconds per step, the least of three: of the fit, and of a private step together with the

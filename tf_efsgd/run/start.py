@@ -288,7 +288,7 @@ def _verify(config, state_dir, book, train, state) -> None:
         _check_public_facts(book.plan, {'dataset': run_folder.public_name(config.data.dataset)})
         print(
             'WARNING: nothing is remembered of this run here, so it is not checked whether its '
-            'records and its ledger are the last ones (--resume_unverified). The statement says so.'
+            'records and ledger are the latest ones (--resume_unverified). The statement says so.'
         )
         book.note_unverified_resume()
         state.remember_records(train.images, train.labels, book.position)
@@ -296,7 +296,7 @@ def _verify(config, state_dir, book, train, state) -> None:
         raise ConfigError(
             f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
             'verified. Resume on the machine and as the user that started it, or give its '
-            '--state_dir. If you are sure that both are the last ones, --resume_unverified '
+            '--state_dir. If you are sure that both are the latest ones, --resume_unverified '
             'continues anyway; the statement records it.'
         )
 
@@ -381,7 +381,7 @@ def remember_share(
 
 
 def _check_own(workers, config, state_dir, book, dataset, stack) -> run_state.RunState | None:
-    """What is remembered of this worker's records, held against them; None on the chief."""
+    """Compares this worker's records with what is remembered of them; None on the chief."""
     if workers.is_chief:
         return None
     train, run_id = dataset.train, f'{book.run_id}-worker-{workers.index}'

@@ -71,7 +71,7 @@ def describe(found: dict[str, Any]) -> str:
         shown = [f'  {line}' for line in faults[:_SHOWN]]
         more = len(faults) - _SHOWN
         shown += [f'  and {more} more'] if more > 0 else []
-        return '\n'.join([f'{found["path"]} does NOT belong together:', *shown])
+        return '\n'.join([f'What is in {found["path"]} does NOT belong together:', *shown])
     if not found['private']:
         return f'{found["path"]} belongs together, and is NOT PRIVATE: do not share it.'
     return (

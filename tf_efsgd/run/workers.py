@@ -6,7 +6,7 @@ it, and if one worker is lost, the calls of all others fail.
 
 Formal guarantees:
   - No worker has a broadcast before the chief has made it. So a ledger entry that the chief writes
-    first is on disk before any other worker goes on.
+    first is on disk before any other worker continues.
   - The key of the noise is broadcast once and never written; in a graph it is an argument.
   - Sums of integers are exact, whatever the number of workers.
 """

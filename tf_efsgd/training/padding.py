@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from tf_efsgd.privacy.features import alone
 
-# A part for a whole batch holds all but one in a thousand: more rows cost time in every step.
+# With this, all but one in a thousand batches fit into a part that is meant for a whole batch.
+# More rows would cost time in every step.
 _STANDARD_DEVIATIONS = 3.0
 _MULTIPLE = 8
 

@@ -212,7 +212,7 @@ class PrivateModel(tf.keras.Model):
 
         if not self.run_eagerly:
             # The step has no Python `if` on a tensor, and the loss was tried without autograph.
-            # With autograph, tracing would take half as long again.
+            # With autograph, tracing would take 1.5 times as long.
             step = tf.function(step, autograph=False)
 
         def train_function(iterator):

@@ -266,7 +266,7 @@ class AveragedTarget:
         group = tf.random.stateless_uniform([], seed, 0, groups, tf.int32)
         classes, _, counts = tf.unique_with_counts(labels)
         made, variance = _moments(self._features.group(images, group), counts[0], share)
-        # The fewer of all classes take part in a step, the longer ago was a class's last time.
+        # The fewer classes take part in a step, the longer ago each of them last took part.
         memory = _MEMORY ** (num_classes / tf.cast(tf.size(classes), tf.float32))
         at = tf.stack([tf.fill(tf.shape(classes), group), classes], axis=1)
 

@@ -33,7 +33,7 @@ class WarmStart:
 
     Attributes:
       dp_event: its event: one Gaussian mechanism, with the noise multiplier to account for. Of two
-        neighbours one has one record more.
+        neighbours one has one more record.
       draws: how many numbers of noise were drawn.
       sums: the noisy sums, int64 [classes, features], in steps of a public grid.
       class_counts: the noisy numbers of records of the classes, float64 [classes].

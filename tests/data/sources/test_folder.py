@@ -2,7 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
-from helpers.data_sets import error_of, grey_files, grey_image, png, rows_of, write_folder
+from helpers.data_sets import error_of, gray_files, gray_image, png, rows_of, write_folder
 
 from tf_efsgd.data import load
 from tf_efsgd.data.sources import folder
@@ -10,8 +10,8 @@ from tf_efsgd.data.sources import folder
 
 def test_folder_of_classes(tmp_path):
     files = {
-        'zebra': grey_files(70, 0),
-        'ant': {**grey_files(29, 100), 'UPPER.PNG': png(grey_image(300))},
+        'zebra': gray_files(70, 0),
+        'ant': {**gray_files(29, 100), 'UPPER.PNG': png(gray_image(300))},
     }
     dataset = write_folder(tmp_path, files)
     (tmp_path / '.hidden').mkdir()
@@ -21,16 +21,16 @@ def test_folder_of_classes(tmp_path):
     loaded = load.load(dataset)
     assert loaded.train.class_names == ('ant', 'zebra')
     assert loaded.train.image_shape == (6, 6, 1)
-    wanted = {(grey_image(100 + i).tobytes(), 0) for i in range(29)} | {
-        (grey_image(300).tobytes(), 0)
+    wanted = {(gray_image(100 + i).tobytes(), 0) for i in range(29)} | {
+        (gray_image(300).tobytes(), 0)
     }
-    wanted |= {(grey_image(i).tobytes(), 1) for i in range(70)}
+    wanted |= {(gray_image(i).tobytes(), 1) for i in range(70)}
     assert rows_of(loaded.train) | rows_of(loaded.test) == wanted
     assert 1 <= len(loaded.test) <= 25
     # Not by position: without one file all others stay where they were.
     (tmp_path / 'ant' / '000.png').unlink()
     fewer = load.load(dataset)
-    gone = {(grey_image(100).tobytes(), 0)}
+    gone = {(gray_image(100).tobytes(), 0)}
     assert rows_of(fewer.train) == rows_of(loaded.train) - gone
     assert rows_of(fewer.test) == rows_of(loaded.test) - gone
     # Nor by the size it is resized to.
@@ -40,14 +40,14 @@ def test_folder_of_classes(tmp_path):
 
 def test_folder_with_train_and_test(tmp_path):
     write_folder(
-        tmp_path / 'train', {'a': grey_files(3, 0), 'b': grey_files(2, 10), 'c': grey_files(1, 20)}
+        tmp_path / 'train', {'a': gray_files(3, 0), 'b': gray_files(2, 10), 'c': gray_files(1, 20)}
     )
-    write_folder(tmp_path / 'test', {'c': grey_files(2, 30), 'b': grey_files(1, 40)})
+    write_folder(tmp_path / 'test', {'c': gray_files(2, 30), 'b': gray_files(1, 40)})
     loaded = load.load(f'folder:{tmp_path}')
     assert loaded.train.labels.tolist() == [0, 0, 0, 1, 1, 2]
     assert loaded.test.labels.tolist() == [1, 2, 2]
-    np.testing.assert_array_equal(loaded.test.images[1], grey_image(30))
-    write_folder(tmp_path / 'test', {'dog': grey_files(1, 50)})
+    np.testing.assert_array_equal(loaded.test.images[1], gray_image(30))
+    write_folder(tmp_path / 'test', {'dog': gray_files(1, 50)})
     error_of(["'dog'", 'every class of the test images'], f'folder:{tmp_path}')
 
 
@@ -55,23 +55,23 @@ def test_folders_without_images_are_named(tmp_path):
     error_of([str(tmp_path), 'no class folders'], f'folder:{tmp_path}')
     dataset = write_folder(tmp_path, {'empty': {}, 'too': {}})
     error_of([str(tmp_path), 'no images (.png, .jpg'], dataset)
-    write_folder(tmp_path / 'train', {'a': grey_files(1, 0)})
+    write_folder(tmp_path / 'train', {'a': gray_files(1, 0)})
     write_folder(tmp_path / 'test', {'a': {}})
     error_of([str(tmp_path / 'test'), 'no images (.png, .jpg'], dataset)
 
 
 def test_images_in_folders_within_a_class_folder_are_of_the_class(tmp_path):
-    files = {'cat': grey_files(20, 0), 'dog/rex': grey_files(9, 50), 'dog/a/b': grey_files(9, 70)}
+    files = {'cat': gray_files(20, 0), 'dog/rex': gray_files(9, 50), 'dog/a/b': gray_files(9, 70)}
     loaded = load.load(write_folder(tmp_path, files))
     assert loaded.train.class_names == ('cat', 'dog')
-    dogs = {(grey_image(i).tobytes(), 1) for i in (*range(50, 59), *range(70, 79))}
+    dogs = {(gray_image(i).tobytes(), 1) for i in (*range(50, 59), *range(70, 79))}
     assert dogs <= rows_of(loaded.train) | rows_of(loaded.test)
     (said,) = [note for note in loaded.notes if 'lie in folders' in note]
     assert '18 images' in said and '--person=folder' in said
 
 
 def test_a_folder_with_nothing_but_the_right_one_is_pointed_out(tmp_path):
-    write_folder(tmp_path / 'images', {'cat': grey_files(2, 0), 'dog': grey_files(2, 9)})
+    write_folder(tmp_path / 'images', {'cat': gray_files(2, 0), 'dog': gray_files(2, 9)})
     error_of(['one folder, images', f'folder:{tmp_path / "images"}'], f'folder:{tmp_path}')
     assert load.load(f'folder:{tmp_path}', classes=['images']).train.num_classes == 1
 

@@ -41,7 +41,7 @@ class DataConfig:
     )
     channels: int | None = integer(
         None,
-        'Number of channels of the images: 1 turns colours to grey, 3 repeats grey. Default: what '
+        'Number of channels of the images: 1 turns colours to gray, 3 repeats gray. Default: what '
         'the data set declares. For folder: the default is read off the records, once, and '
         'published: 3 if any image has colours, else 1.',
         at_least=1,
@@ -153,7 +153,7 @@ class DataConfig:
           ConfigError: if they contradict each other.
         """
         if self.channels == 2:
-            raise ConfigError('--channels must be 1 (grey) or 3 (colour). Received: 2.')
+            raise ConfigError('--channels must be 1 (gray) or 3 (colour). Received: 2.')
         if self.classes is not None:
             parse_classes(self.classes)
         if (self.person is None) != (self.images_per_person is None):

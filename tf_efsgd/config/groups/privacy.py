@@ -174,8 +174,9 @@ class PrivacyConfig:
         'the warm start. efficientnet_lite0: the network that comes with the package (it learned '
         'from ImageNet); the name of a model in tf.keras.applications, e.g. MobileNetV2: it is '
         'downloaded; PATH: a saved Keras model from images, float32 [n, H, W, 3] in [-1, 1], to a '
-        'dict of feature maps; none: only pixels; auto: efficientnet_lite0 for colour images, else '
-        'none. The statement, the report and every table say that public images were used.',
+        'dict of feature maps; none: only pixels; auto: efficientnet_lite0 for colour images, and '
+        'if the program chooses the recipe, for gray images above 32 pixels; else none. The '
+        'statement, the report and every table say that public images were used.',
         earlier='none',
     )
 

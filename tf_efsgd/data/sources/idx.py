@@ -44,7 +44,7 @@ def read(dataset: str, folder: pathlib.Path, wanted: parts.Wanted) -> parts.Sour
         asked for.
     """
     parts.refuse_persons(dataset, wanted)
-    # Images in this format are grey, and its header declares their size.
+    # Images in this format are gray, and its header declares their size.
     images, labels = _read_pair(folder, 'train')
     train = parts.part_of_arrays(images, labels, wanted.image_size)
     names = wanted.classes or _names(int(labels.max()) + 1)

@@ -219,7 +219,7 @@ def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.
 
 
 def _switch_off_tensor_float_32() -> None:
-    """With it a GPU rounds products to 10 bits: norms could be too small, and clips no bound."""
+    """With it a GPU rounds products to 10 bits: norms could be too small, and clips too weak."""
     if tf.config.list_physical_devices('GPU'):
         tf.config.experimental.enable_tensor_float_32_execution(False)
 

@@ -168,9 +168,8 @@ class OtherRuns:
                 **self._public_sum(named).to_json(),
                 'runs': len(named) + 1,
                 'rule': 'the sums of ε and δ of this run and of all in other_runs, each with all '
-                'that it may spend; they hold if these runs used the same records, and all the '
-                'more if not; for runs that were chosen after others were seen they hold when the '
-                'totals are fixed first',
+                'that it may spend. They hold whether or not these runs used the same records. If '
+                'runs were chosen after others were seen, they hold if the totals were fixed first',
                 'found_by': 'the public name of the data set, among the runs that were remembered '
                 'on the machine of this run when it was last started; not by comparing records: '
                 'runs on the same records under another name are only in together_with_all',
