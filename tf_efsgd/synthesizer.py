@@ -104,7 +104,7 @@ class Synthesizer:
           OSError: for example if the disk is full; `resume=True` continues.
         """
         # TensorFlow's warnings tell sizes of tensors, and so of a batch; they are hidden here, too.
-        os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
         from tf_efsgd.export import versions
         from tf_efsgd.run import arrays, runner
 

@@ -74,6 +74,7 @@ def test_the_number_of_classes_of_idx_is_read_off_unless_it_is_declared(tmp_path
     declared = load.load(f'idx:{tmp_path}', classes=names, dataset_size=4)
     assert (declared.read_off, declared.found) == ((), {})
     assert declared.train.class_names == names and declared.test.num_classes == 4
+    error_of(['1.25 times the 3 records', '--dataset_size'], f'idx:{tmp_path}', dataset_size=3)
     error_of(
         ['record 2', 'train-labels-idx1-ubyte', 'label 2', '2 classes'],
         f'idx:{tmp_path}',
@@ -88,7 +89,7 @@ def test_a_named_set_has_its_own_classes_and_shape(dataset):
     loaded = load.load(dataset)
     assert loaded.read_off == ('dataset_size',)
     assert loaded.found == {'dataset_size': len(loaded.train)}
-    again = load.load(dataset, classes=tuple('0123456789'), channels=3, dataset_size=1700)
+    again = load.load(dataset, classes=tuple('0123456789'), channels=3, dataset_size=8000)
     assert (again.read_off, again.found) == ((), {})
     np.testing.assert_array_equal(again.train.images[..., 2:], loaded.train.images)
     assert again.train.image_shape[-1] == 3

@@ -1,5 +1,6 @@
 """Tests of Poisson sampling: each record by its own coin, nothing truncated or remembered."""
 
+import contextlib
 import itertools
 
 import numpy as np
@@ -8,6 +9,7 @@ import tensorflow as tf
 from scipy import stats
 
 from tf_efsgd.data import poisson
+from tf_efsgd.data.records import DataError
 
 _KEY = 20_240_601
 _RECORDS, _Q, _STEPS = 50, 0.06, 20_000
@@ -149,6 +151,15 @@ def test_fresh_keys_and_fixed_keys():
     assert _labels(dataset, 40) != _labels(_dataset(), 40)
     fixed = _dataset(key=_KEY)
     assert _labels(fixed, 40) == _labels(fixed, 40)
+
+
+@pytest.mark.parametrize(('declared', 'is_refused'), [(80, False), (79, True)])
+def test_far_more_records_than_declared_are_refused(declared, is_refused):
+    """Steps would be larger than those whose rounding is proven."""
+    images, labels = np.zeros([100, 2, 2, 1], np.uint8), np.zeros(100, np.int32)
+    refused = pytest.raises(DataError, match='more than 1.25 times the 79 records')
+    with refused if is_refused else contextlib.nullcontext():
+        poisson.poisson_batches(images, labels, expected_batch_size=5, dataset_size=declared)
 
 
 @pytest.mark.parametrize('threshold', [0, -1, 2**32 + 1])

@@ -45,6 +45,7 @@ def release(optimizer, variables, gradients, step=0, key=KEY):
         mechanism.l2_norm_clip,
         mechanism.residual_l2_norm_clip,
     )
+    optimizer._unapplied.take()  # A release that the test did not apply.
     return optimizer.release(
         *sums,
         variables,

@@ -51,6 +51,30 @@ def test_dp_event():
     assert make(noise_multiplier=1.3, error_feedback='hidden').dp_event == non_private
 
 
+@pytest.mark.parametrize('in_a_graph', [False, True])
+def test_a_step_releases_once(in_a_graph):
+    """Twice it would have the same noise, and one step would be counted."""
+    optimizer, variables = make(), make_variables()
+    sums = [[tf.zeros(v.shape, tf.float64) for v in variables] for _ in range(2)]
+    noise = optimizers.new_noise()
+    shapes = [v.shape for v in variables]
+
+    def step(step_noise, times):
+        for _ in range(times):
+            v = optimizer.release(*sums, variables, step_noise=step_noise)
+        optimizer.apply_gradients(zip(v, variables))
+
+    if in_a_graph:
+        step = tf.function(step)
+    for _ in range(2):
+        step(noise.next(shapes), 1)
+    with pytest.raises(ValueError, match='release once.*second release before the first'):
+        step(noise.next(shapes), 2)
+    if in_a_graph:  # The graph that failed leaves nothing behind.
+        step(noise.next(shapes), 1)
+        assert optimizer.iterations == 3
+
+
 def test_slots_that_are_restored_say_how_many_parameters_there_are():
     many = [tf.Variable(tf.zeros([2**20 + 5]))]
     optimizer = make(noise_multiplier=1.3)

@@ -1,6 +1,7 @@
 """What a run leaves, made again from its folder: without its records."""
 
 import json
+import shutil
 
 import pytest
 from helpers import tiny_run
@@ -63,10 +64,21 @@ def test_a_statement_that_says_less_than_the_ledger_is_found(folder, tmp_path):
     try:
         path.write_text(json.dumps({**statement, 'epsilon': statement['epsilon'] / 2}))
         faults = verify.verify(folder)['faults']
-        assert any('the ledger has spent epsilon' in line for line in faults)
+        assert any('by the ledger epsilon is' in line for line in faults)
         assert any('was changed' in line for line in faults)
     finally:
         path.write_bytes(kept)
+
+
+def test_a_ledger_that_was_cut_is_refused(folder, tmp_path):
+    """It would claim less than the checkpoint has learned from."""
+    copy = tmp_path / 'run'
+    shutil.copytree(folder, copy)
+    path = copy / 'ledger.jsonl'
+    path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    for make in (again.export, again.report):
+        with pytest.raises(ConfigError, match='does not continue the ledger'):
+            make(copy)
 
 
 def test_what_is_no_run_is_said(tmp_path):

@@ -304,5 +304,5 @@ def test_a_run_whose_folder_now_looks_like_a_pattern_is_restored(tmp_path):
     _fit(read, 2, 4)
     assert _differing(_state(read), _state(saved)) == []
     generator = _make_gan(weights_seed=7).generator
-    assert checkpoints.restore_generator(folder, generator) == 2
+    assert checkpoints.restore_generator(folder, generator) == (2, _POSITION)
     assert all(map(np.array_equal, generator.get_weights(), weights))

@@ -116,6 +116,13 @@ def test_other_classes_are_refused(records):
         assert 'worker 1 has other records' in end and 'classes' in end
 
 
+def test_far_more_records_of_all_workers_than_declared_are_refused(records):
+    whole = dataclasses.replace(_dataset(records), declared_size=47)
+    parts = [_part(whole, np.arange(17)), _part(whole, np.arange(17, 60))]
+    for end in _check(parts, has_own_records=True):
+        assert 'All workers together' in end and '1.25 times the 47 records' in end
+
+
 def test_workers_with_records_of_their_own_hand_their_digests_on(records):
     whole = _dataset(records)
     parts = [_part(whole, np.arange(17)), _part(whole, np.arange(17, 60))]

@@ -91,6 +91,14 @@ class _Tells(_LAYERS.Layer):
         return inputs
 
 
+class _Stops(_LAYERS.Layer):
+    """A record with a large value ends the run."""
+
+    def call(self, inputs):
+        with tf.control_dependencies([tf.debugging.assert_less(inputs, 1e6)]):
+            return tf.identity(inputs)
+
+
 _COUNTER = tf.Variable(0.0, trainable=False)
 
 
@@ -206,7 +214,12 @@ def test_random_numbers_that_no_graph_shows_are_found_by_trying():
 
 
 @pytest.mark.parametrize(
-    ('layer', 'message'), [(_Counts, 'it writes a variable'), (_Tells, 'it does something besides')]
+    ('layer', 'message'),
+    [
+        (_Counts, 'it writes a variable'),
+        (_Tells, 'it does something besides'),
+        (_Stops, 'it may stop the run because of one record'),
+    ],
 )
 def test_a_forward_pass_leaves_nothing_behind(layer, message):
     before = float(_COUNTER)

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from helpers import tiny_gan
 
+from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy.features import alone
 from tf_efsgd.privacy.noise import NoiseKey
@@ -211,6 +212,40 @@ def test_what_layers_put_out_for_a_record_is_its_own(clipping, reconstruction):
     losses = outputs.numpy().reshape([gan._rows, -1])[:, 0]
     assert len(np.unique(losses)) == len(made_up)
     assert (outputs.shape.rank == 2 and outputs.shape[1] > 20) == (clipping == 'fast')
+
+
+@pytest.mark.parametrize('clipping', ['fast', 'vectorized'])
+def test_a_last_kernel_of_zeros_hides_no_layer_from_the_trial(monkeypatch, clipping):
+    """All losses are equal then, so any order of sums would pass."""
+    shown = []
+
+    def look(function, made_up, choices):
+        images = tf.constant(np.resize(made_up, [24, *made_up.shape[1:]]))
+        shown.append(tf.function(function, autograph=False)(images).numpy().reshape([24, -1]))
+        return choices[0]
+
+    discriminator = build_discriminator(tiny_gan.SHAPE, tiny_gan.CLASSES, width=8)
+    last = discriminator.layers[-1]
+    last.set_weights([np.zeros_like(weight) for weight in last.get_weights()])
+    before = discriminator.get_weights()
+    monkeypatch.setattr(alone, 'choose_rows', look)
+    networks = {'discriminator': discriminator}
+    tiny_gan.make(reconstruction='none', clipping=clipping, networks=networks)
+    assert len(np.unique(shown[0], axis=0)) == 6  # So many are made up.
+    assert all(map(np.array_equal, discriminator.get_weights(), before))
+
+
+def test_devices_that_compute_a_record_otherwise_are_refused(monkeypatch):
+    """As if another GPU had the second replica: one record more sends others there."""
+    gan = _make('off')
+    real = gan._activations_of_replicas
+    monkeypatch.setattr(gan, '_activations_of_replicas', lambda x: [real(x)[0], real(x)[0]])
+    assert gan._choose_rows() == gan._rows
+    monkeypatch.setattr(
+        gan, '_activations_of_replicas', lambda x: [real(x)[0], real(x)[0] * (1 + 2.0**-22)]
+    )
+    with pytest.raises(ValueError, match='devices compute it differently.*one_device'):
+        gan._choose_rows()
 
 
 def test_too_many_rows_are_found_before_the_first_step(monkeypatch):

@@ -2,6 +2,7 @@
 
 from tf_efsgd.budget.epsilon import (
     EpsilonSoFar,
+    claimed_epsilon,
     epsilon_by_images_per_person,
     planned_epsilon,
     promised_epsilon,
@@ -19,6 +20,7 @@ __all__ = [
     'PROVEN',
     'TESTED',
     'changed_plan',
+    'claimed_epsilon',
     'delta_times_units',
     'epsilon_by_images_per_person',
     'event_of',

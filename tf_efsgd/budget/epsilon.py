@@ -116,8 +116,27 @@ def spent_epsilon(ledger: Ledger) -> accounting.Epsilon:
     return _proven(epsilon, *ledger.plans)
 
 
+def has_more_planned(ledger: Ledger) -> bool:
+    """Whether less was reserved than the first plan says, by a run that never changed it."""
+    plan = ledger.first_plan
+    has_release_left = plan.warm_start_event is not None and not ledger.warm_start_reserved
+    is_left = has_release_left or ledger.reserved_steps < plan.train_steps
+    return not ledger.changes and is_left
+
+
+def claimed_epsilon(ledger: Ledger) -> accounting.Epsilon:
+    """The epsilon that a private run may claim, whatever made it stop where it is.
+
+    Whoever stops a run early may do so because of what it showed. The epsilon of the steps so far
+    holds only if the stop was decided before the run; that of the whole plan holds for any stop.
+    """
+    if has_more_planned(ledger):
+        return planned_epsilon(ledger.first_plan)
+    return spent_epsilon(ledger)
+
+
 def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | None:
-    """What a run whose unit of privacy is one image has spent on persons with several images.
+    """What `claimed_epsilon` is for persons with several images, if the unit is one image.
 
     Args:
       ledger: the ledger of a private run.
@@ -131,19 +150,21 @@ def epsilon_by_images_per_person(ledger: Ledger) -> dict[int, float | None] | No
         return None
     found: dict[int, float | None] = {}
     delta = accounted_delta(plan)
+    has_release = ledger.warm_start_reserved or has_more_planned(ledger)
+    steps = plan.train_steps if has_more_planned(ledger) else ledger.reserved_steps
     largest = grid.largest_epsilon(plan.target_delta, draws(plan))
     for images in IMAGES_PER_PERSON:
         warm_start = None
-        if ledger.warm_start_reserved:
+        if has_release and plan.warm_start_event is not None:
             unit = plan.warm_start_noise_multiplier / images
             warm_start = dp_accounting.GaussianDpEvent(grid.effective_noise_multiplier(unit, None))
         event = event_of(plan, plan.mechanism['noise_multiplier'], images)
         parts = [(warm_start, 1)] if warm_start else []
-        parts += [(event, ledger.reserved_steps)] if ledger.reserved_steps else []
+        parts += [(event, steps)] if steps else []
         if accounting.rdp_epsilon_of(parts, delta) > 2 * largest:  # PLD would take minutes.
             found[images] = None
             continue
-        epsilon = accounting.compute_epsilon(event, ledger.reserved_steps, delta, warm_start)
+        epsilon = accounting.compute_epsilon(event, steps, delta, warm_start)
         found[images] = or_none(_proven(epsilon, plan).headline)
     return found
 

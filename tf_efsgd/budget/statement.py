@@ -53,7 +53,8 @@ PROVEN = (
     'mechanism',
     'adding up the clipped gradients of a step in floating point moves neighbours apart by less '
     f'than half of an allowance of {grid.SLACK:g} of the clipping norm, in steps of up to 1,024 '
-    'records or twice the expected number; a larger step has a probability below 1e-80',
+    'records or twice the expected number; a larger step has a probability below 1e-40 if the '
+    'declared number of records is at least four fifths of the true one',
     'the accounted noise multipliers are lowered by what rounding to the grid costs, and the '
     'accounted delta by how far the noise is from its law',
 )
@@ -104,10 +105,12 @@ def make_statement(
     }
     if plan.event is None:
         return {**statement, 'mechanism': 'none: trained without clipping and noise'}
-    mechanism, epsilon = mechanism_of(plan), epsilons.spent_epsilon(ledger)
+    mechanism, epsilon = mechanism_of(plan), epsilons.claimed_epsilon(ledger)
+    has_more = epsilons.has_more_planned(ledger)
     statement['private'] = epsilon.headline <= LARGEST_EPSILON
     if mechanism.hides_buffer:
-        unproven = epsilons.unproven_epsilon(plan, ledger.reserved_steps)
+        steps = plan.train_steps if has_more else ledger.reserved_steps
+        unproven = epsilons.unproven_epsilon(plan, steps)
         statement['private'] &= (
             plan.target_epsilon is not None and epsilon.headline <= plan.target_epsilon
         )
@@ -117,6 +120,7 @@ def make_statement(
     return {
         **statement,
         'epsilon': epsilons.or_none(epsilon.headline),
+        **(_fixed_stop(ledger) if has_more else {}),
         'delta': plan.target_delta,
         'delta_times_units': delta_times_units(plan),
         'target_epsilon': plan.target_epsilon,
@@ -133,6 +137,7 @@ def make_statement(
         'unverified_resumes': ledger.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
         'steps': ledger.reserved_steps,
+        'planned_steps': plan.train_steps,
         'changes_of_mechanism': ledger.changes,
         **_mechanism_statement(plan, mechanism, model),
         'randomness': 'operating system'
@@ -147,6 +152,12 @@ def make_statement(
             *(NOT_COVERED_PER_IMAGE if plan.images_per_person is None else NOT_COVERED_PER_PERSON),
         ],
     }
+
+
+def _fixed_stop(ledger: Ledger) -> dict:
+    """What holds of a run that ended before its plan, if nothing that it showed made it end."""
+    spent = epsilons.spent_epsilon(ledger)
+    return {'epsilon_if_the_stop_was_fixed_in_advance': epsilons.or_none(spent.headline)}
 
 
 def _public_images(privacy: PrivacyConfig) -> str | None:

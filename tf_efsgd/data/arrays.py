@@ -14,7 +14,7 @@ import numpy as np
 
 from tf_efsgd.data import images as images_
 from tf_efsgd.data import split
-from tf_efsgd.data.records import DataError, Dataset, Records
+from tf_efsgd.data.records import DataError, Dataset, Records, check_declared_size
 
 # The name of such a data set, in the ledger and the statement.
 NAME = 'arrays'
@@ -159,6 +159,7 @@ def make_dataset(
     is_test = split.is_tested_on(digests)[order]
     train, test = order[~is_test], order[is_test]
     size = dataset_size or len(train)
+    check_declared_size(len(train), size)
     declared = size
     if limit_records is not None and limit_records < size:
         train = train[split.is_within_limit(digests[train], limit_records, size)]

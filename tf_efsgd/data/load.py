@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tf_efsgd.data import images, parts, persons, split
-from tf_efsgd.data.records import READ_OFF, DataError, Dataset, Records
+from tf_efsgd.data.records import READ_OFF, DataError, Dataset, Records, check_declared_size
 from tf_efsgd.data.sources import digits, folder, idx, tfds
 
 # Readers by the name of the data set, and by what stands before the colon of its name. Any other
@@ -149,6 +149,7 @@ def load(
         dataset_size or len(train.labels),
         None if images_per_person is None else dataset_persons or len(np.unique(train.persons)),
     )
+    check_declared_size(len(train.labels), whole.records)
     train, kept = _limit(train, limit_records, whole, images_per_person, cache_dir)
     if not len(train.labels):
         raise DataError(

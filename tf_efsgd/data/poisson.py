@@ -20,6 +20,8 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd.data.records import check_declared_size
+
 _GRAIN = 2**32
 
 
@@ -54,8 +56,8 @@ def poisson_batches(
       Elements (images [n, ...] of the same type, labels int32 [n]); n varies and may be 0.
 
     Raises:
-      ValueError: if `threshold` is out of range, or both or neither are given, or there is not one
-        label for each image.
+      ValueError: if `threshold` is out of range, or both or neither are given, if there is not one
+        label for each image, or if there are far more records than were declared.
     """
     if (threshold is None) == (expected_batch_size is None):
         raise ValueError(
@@ -69,6 +71,7 @@ def poisson_batches(
                 'expected_batch_size must be between 1 and the number of records. Received: '
                 f'expected_batch_size={expected_batch_size}, records={size}.'
             )
+        check_declared_size(len(images), size)
         threshold = -(-_GRAIN * expected_batch_size // size)  # Rounded up, never down.
     labels = np.asarray(labels)
     if labels.shape != (len(images),) or labels.dtype.kind not in 'iu':

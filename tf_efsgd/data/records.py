@@ -10,6 +10,9 @@ import numpy as np
 if TYPE_CHECKING:
     from tf_efsgd.data.persons import Identity
 
+# The number of records may be so many times the declared one. Steps are larger by that factor, and
+# the sums of a step are proven for twice its expected size (`privacy.clipping`).
+_MOST_PER_DECLARED = 1.25
 # What may be read off the records, by the name of the argument of `load.load` that declares it.
 READ_OFF = ('classes', 'channels', 'image_size', 'dataset_size', 'dataset_persons')
 
@@ -19,6 +22,21 @@ class DataError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(' '.join(message.split()))
+
+
+def check_declared_size(count: int, declared: int) -> None:
+    """Raises DataError if there are far more records than were declared.
+
+    Args:
+      count: the number of records that there are.
+      declared: the public number of records, from which sampling probabilities follow.
+    """
+    if count > _MOST_PER_DECLARED * declared:
+        raise DataError(
+            f'there are more than {_MOST_PER_DECLARED:g} times the {declared:,} records that '
+            '--dataset_size declares, so steps would be larger than the account allows: declare '
+            'the number of records, or one near it'
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

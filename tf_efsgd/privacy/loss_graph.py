@@ -7,9 +7,9 @@ import re
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
-# Ops that TensorFlow calls stateful although they only read, pass on, or stop.
+# Ops that TensorFlow calls stateful although they only read or pass on.
 _HARMLESS = re.compile(
-    r'VarHandleOp|ReadVariableOp|ResourceGather(Nd)?|Assert|NoOp|'
+    r'VarHandleOp|ReadVariableOp|ResourceGather(Nd)?|NoOp|'
     r'(Stateful)?PartitionedCall|(Stateless)?(If|While|Case)|TensorArray\w*|'
     r'(Mutable)?HashTable(V2|OfTensorsV2)?|LookupTable(Find|Size)(V2)?|CudnnRNN(Backprop)?(V2|V3)?'
 )
@@ -46,6 +46,11 @@ def _why_node(node) -> str | None:
         )
     if 'PyFunc' in node.op:
         return f'it calls Python ({node.op} in {node.name!r}), which may do anything'
+    if node.op == 'Assert':
+        return (
+            f'it may stop the run because of one record (Assert in {node.name!r}), and that would '
+            'show that the record is there'
+        )
     if not definition.is_stateful or _HARMLESS.fullmatch(node.op):
         return None
     if _WRITES.search(node.op):

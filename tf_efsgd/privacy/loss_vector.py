@@ -6,6 +6,7 @@ optimizer.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +16,65 @@ import tensorflow as tf
 _Behind: Any = object
 
 
+class Unapplied:
+    """What was released and not yet applied, for each replica of a graph and of eager code.
+
+    A graph whose tracing failed between the two leaves nothing behind.
+    """
+
+    def __init__(self):
+        self._eager: set[int] = set()
+        self._of_graph: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    @tf.autograph.experimental.do_not_convert
+    def add(self) -> None:
+        """Notes a release; raises ValueError if the one before it was not applied."""
+        waiting, replica = self._waiting(), _replica()
+        if replica in waiting:
+            raise ValueError(
+                'A step may call release once, for all variables that it updates, and then '
+                'apply_gradients. If a step was interrupted between the two, make a new optimizer '
+                'and count that step too. Received: a second release before the first was applied.'
+            )
+        waiting.add(replica)
+
+    @tf.autograph.experimental.do_not_convert
+    def take(self) -> bool:
+        """Notes that the release was applied; returns whether there was one."""
+        waiting, replica = self._waiting(), _replica()
+        was_there = replica in waiting
+        waiting.discard(replica)
+        return was_there
+
+    def _waiting(self) -> set[int]:
+        graph = _outermost_graph()
+        return self._eager if graph is None else self._of_graph.setdefault(graph, set())
+
+
+@tf.autograph.experimental.do_not_convert
+def _outermost_graph() -> tf.Graph | None:
+    """The graph of the outermost `tf.function` that is being traced; None in eager code."""
+    if tf.executing_eagerly():
+        return None
+    graph = tf.compat.v1.get_default_graph()
+    outer = getattr(graph, 'outer_graph', None)
+    while outer is not None and outer.building_function:
+        graph, outer = outer, getattr(outer, 'outer_graph', None)
+    return graph
+
+
+@tf.autograph.experimental.do_not_convert
+def _replica() -> int:
+    context = tf.distribute.get_replica_context()
+    replica = 0 if context is None else context.replica_id_in_sync_group
+    return replica if isinstance(replica, int) else int(tf.get_static_value(replica) or 0)
+
+
 class LossVector(_Behind):
     """The part of `PrivateOptimizer` that Keras calls: from a loss vector to the update."""
 
-    # Set by `PrivateOptimizer`: whether `release` made the gradients that are applied next.
-    _released: bool
+    # Set by `PrivateOptimizer`: what `release` made and nobody has applied yet.
+    _unapplied: Unapplied
 
     def _compute_gradients(self, loss, var_list, grad_loss=None, tape=None):
         """Private gradients of a loss vector [batch], through TF Privacy's jacobian form."""
@@ -83,12 +138,11 @@ class LossVector(_Behind):
           ValueError: if no gradient was released since the last call.
         """
         del experimental_aggregate_gradients
-        if not self._released:
+        if not self._unapplied.take():
             raise ValueError(
                 'apply_gradients got gradients that did not go through the private mechanism. '
                 'Call minimize, or clipped_sums and release, first.'
             )
-        self._released = False
         return super().apply_gradients(
             grads_and_vars, name=name, experimental_aggregate_gradients=False
         )

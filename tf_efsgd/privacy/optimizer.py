@@ -16,11 +16,12 @@ Formal guarantees:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import tensorflow as tf
 
-from tf_efsgd.privacy import independence, layer_norms, noise
+from tf_efsgd.privacy import independence, layer_norms, noise, random_weights
 from tf_efsgd.privacy.private_optimizer import PrivateOptimizer
 
 # The docstring of the classes that are made.
@@ -101,6 +102,11 @@ def activations(
 ) -> tf.Tensor:
     """What the layers put out in the pass of `batch_sums`, see `layer_norms.activations`."""
     return layer_norms.activations(models, losses_of, variables)
+
+
+def all_layers_shown(compute: Any, images: tf.Tensor) -> AbstractContextManager[None]:
+    """Random weights by which every layer shows in a loss, see `random_weights`."""
+    return random_weights.all_layers_shown(compute, images)
 
 
 def why_not_fast(

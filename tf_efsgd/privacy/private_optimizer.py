@@ -19,7 +19,7 @@ import tensorflow as tf
 from tf_efsgd import replicas
 from tf_efsgd.privacy import clipping, layer_norms, noise, private_step
 from tf_efsgd.privacy.feedback_slots import FeedbackSlots
-from tf_efsgd.privacy.loss_vector import LossVector, check_float32
+from tf_efsgd.privacy.loss_vector import LossVector, Unapplied, check_float32
 from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
 
@@ -82,7 +82,7 @@ class PrivateOptimizer(LossVector, FeedbackSlots):
         self.expected_batch_size = expected_batch_size
         self._num_microbatches = num_microbatches
         self._own_randomness = noise.NoiseKeyVariables()
-        self._released = False
+        self._unapplied = Unapplied()
         self._parameters = ASSUMED_PARAMETERS
         # How many parameters `dp_event` counted when it was last read.
         self._parameters_claimed: int | None = None
@@ -281,7 +281,13 @@ class PrivateOptimizer(LossVector, FeedbackSlots):
         Returns:
           The public gradient v = A/B + d, float32, shaped like `var_list`, the same on every
           replica. Add the gradients of public terms to it, then call `apply_gradients`.
+
+        Raises:
+          ValueError: if what was released before was not applied. A step releases once, over all
+            variables that it updates: a second release would have the same noise, or be a step
+            that nobody counts.
         """
+        self._unapplied.add()
         has_buffer = self.mechanism.has_buffer
         self._count_parameters(var_list)
         sums = [list(clipped_grad_sum), *([list(residual_grad_sum)] if has_buffer else [])]
@@ -298,7 +304,6 @@ class PrivateOptimizer(LossVector, FeedbackSlots):
             step_noise,
         )
         self._store_buffer(var_list, buffer)
-        self._released = True
         return public_gradient
 
     def _dense_clipped_sums(self, gradients, var_list):

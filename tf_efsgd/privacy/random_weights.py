@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -67,6 +68,26 @@ def random_weights(
             restored.callback(_assign, handle, before, dtype)
             _assign(handle, new, dtype)
         yield has_moved_integers
+
+
+@contextlib.contextmanager
+def all_layers_shown(compute: Any, images: tf.Tensor) -> Iterator[None]:
+    """Gives the variables of a function random values with which its results are finite.
+
+    Args:
+      compute: a `tf.function` of the images.
+      images: float32 [n, ...].
+
+    Yields:
+      None. If no round has finite results, the variables keep the values they had.
+    """
+    handles = handles_of(compute.get_concrete_function(images).graph)
+    for number in range(1, 1 + len(ROUNDS)):
+        with random_weights(handles, number, integers=False):
+            if np.all(np.isfinite(compute(images).numpy())):
+                yield
+                return
+    yield
 
 
 def _random_floats(before: np.ndarray, number: int, draws: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tf_efsgd import budget
 from tf_efsgd.config import ConfigError, RunConfig
@@ -14,6 +15,7 @@ from tf_efsgd.data.records import Records
 from tf_efsgd.export import versions
 from tf_efsgd.privacy import seen_records
 from tf_efsgd.privacy.ledger import Ledger, LedgerError
+from tf_efsgd.privacy.plan import Plan
 from tf_efsgd.run import build, checkpoints, exports, finish
 from tf_efsgd.run import folder as run_folder
 
@@ -30,8 +32,7 @@ def export(run_dir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ConfigError: if there is no such run, or nothing of it was trained.
     """
-    config, book = _read(run_dir)
-    generator, step = _restore(run_dir, config, book)
+    config, book, generator, step = _read(run_dir)
     statement = _statement(run_dir, config, book, step, generator)
     try:
         target, is_new = exports.export(run_dir, generator, statement)
@@ -56,35 +57,44 @@ def report(run_dir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ConfigError: as in `export`.
     """
-    config, book = _read(run_dir)
-    generator, step = _restore(run_dir, config, book)
+    config, book, generator, step = _read(run_dir)
     statement = _statement(run_dir, config, book, step, generator)
     page = finish.write_report(run_dir, config, statement, book.run_id)
     return {'report': str(page), 'privacy_statement': statement}
 
 
-def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger]:
+def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger, tf.keras.Model, int]:
+    """The settings, the ledger, and the generator of the last checkpoint with its step.
+
+    The ledger is read after the checkpoint, so it has paid for everything that the generator has
+    learned, even while the run trains.
+    """
     config = run_folder.read_settings(run_dir)
+    path = run_dir / run_folder.LEDGER
     try:
-        return config, Ledger.read(run_dir / run_folder.LEDGER)
-    except (LedgerError, OSError) as error:
+        generator = _untrained(run_dir, config, Ledger.read(path).plan)
+        restored = checkpoints.restore_generator(run_dir / run_folder.CHECKPOINTS, generator)
+        book = Ledger.read(path)
+        book.check_position(restored.ledger_position)
+    except (LedgerError, OSError, checkpoints.CheckpointError) as error:
         raise ConfigError(str(error)) from error
+    if restored.step > book.reserved_steps:
+        raise ConfigError(
+            f'{path} has paid for {book.reserved_steps:,} steps, and the last checkpoint is of '
+            f'step {restored.step:,}: what was spent cannot be known. Restore the ledger.'
+        )
+    return config, book, generator, restored.step
 
 
-def _restore(run_dir: pathlib.Path, config: RunConfig, book: Ledger):
-    """The generator of the last checkpoint, and its step."""
-    plan, names = book.plan, _class_names(run_dir, config, book)
+def _untrained(run_dir: pathlib.Path, config: RunConfig, plan: Plan) -> tf.keras.Model:
+    names = _class_names(run_dir, config, plan.num_classes)
     shape = Records(
         np.zeros([0, *plan.image_shape], np.uint8), np.zeros([0], np.int32), len(names), names
     )
-    generator = build.untrained_generator(config, shape)
-    try:
-        return generator, checkpoints.restore_generator(run_dir / run_folder.CHECKPOINTS, generator)
-    except checkpoints.CheckpointError as error:
-        raise ConfigError(str(error)) from error
+    return build.untrained_generator(config, shape)
 
 
-def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tuple[str, ...]:
+def _class_names(run_dir: pathlib.Path, config: RunConfig, num_classes: int) -> tuple[str, ...]:
     """The names of the classes, as declared or as in an earlier export; otherwise numbers."""
     if config.data.class_names is not None:
         return config.data.class_names
@@ -92,7 +102,7 @@ def _class_names(run_dir: pathlib.Path, config: RunConfig, book: Ledger) -> tupl
         names = versions.read_statement(earlier).get('class_names')
         if names is not None:
             return tuple(names)
-    return tuple(str(label) for label in range(book.plan.num_classes))
+    return tuple(str(label) for label in range(num_classes))
 
 
 def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
@@ -107,7 +117,7 @@ def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
     )
     statement = {
         **spent,
-        **exports.of_generator(generator, _class_names(run_dir, config, book)),
+        **exports.of_generator(generator, _class_names(run_dir, config, book.plan.num_classes)),
         **exports.released_counts(run_dir, book),
     }
     earlier = exports.latest_of(run_dir, statement)

@@ -15,6 +15,7 @@ import pathlib
 import re
 import shutil
 import tempfile
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -130,7 +131,19 @@ class RunCheckpoints:
         return None
 
 
-def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> int:
+class Restored(NamedTuple):
+    """Where a generator that was read from a checkpoint stands.
+
+    Attributes:
+      step: of the checkpoint.
+      ledger_position: the ledger's position that the checkpoint was saved with.
+    """
+
+    step: int
+    ledger_position: dict
+
+
+def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> Restored:
     """Reads the moving average of a run's generator from the last checkpoint that is whole.
 
     It writes nothing: a damaged checkpoint stays where it is.
@@ -140,17 +153,18 @@ def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> i
       generator: a network like that of the run; its weights are set.
 
     Returns:
-      The step of the checkpoint.
+      Which checkpoint it was.
 
     Raises:
       CheckpointError: if there is no whole checkpoint, or it holds another network.
     """
     for step, path in _all(pathlib.Path(folder)):
-        if _read_manifest(path) is None:
+        manifest = _read_manifest(path)
+        if manifest is None:
             print(f'WARNING: checkpoint {path} is damaged; the one before it is used.')
             continue
         _read_into(tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator)), path)
-        return step
+        return Restored(step, manifest['ledger'])
     raise CheckpointError(f'There is no whole checkpoint in {folder}: nothing was trained yet.')
 
 

@@ -85,8 +85,10 @@ def evaluate_run(
     check_records(dataset)
     started = time.monotonic()
     train, test, settings = dataset.train, dataset.test, run_config.run
-    spent = read_ledger(run_dir, dataset)
-    generator, step = _trained_generator(run_config, run_dir, train)
+    read_ledger(run_dir, dataset)  # It refuses other records, before anything else is done.
+    generator, restored = _trained_generator(run_config, run_dir, train)
+    # Read after the checkpoint, the ledger has paid for all of it, even while a run trains.
+    spent, step = read_ledger(run_dir, dataset, restored.ledger_position), restored.step
     untrained = build.untrained_generator(run_config, train)
     sizes = protocol.Sizes(
         settings.evaluation_images,
@@ -145,18 +147,22 @@ def _public_look(run_config: RunConfig, train: Records) -> looks.PublicLook | No
     return looks.PublicLook(train.image_shape)
 
 
-def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
+def read_ledger(run_dir: pathlib.Path, dataset: Dataset, position: dict | None = None):
     """Reads the ledger of the run, without opening it for writing.
 
     Args:
       run_dir: the run folder.
       dataset: the records of the run.
+      position: the ledger's position that a checkpoint was saved with, if there is one.
 
     Raises:
-      ConfigError: if the ledger cannot be read, or is one of other records.
+      ConfigError: if the ledger cannot be read, is one of other records, or does not continue what
+        the checkpoint saw of it.
     """
     try:
         spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
+        if position is not None:
+            spent.check_position(position)
     except ledger.LedgerError as error:
         raise config.ConfigError(str(error)) from error
     plan, train = spent.plan, dataset.train
@@ -172,8 +178,8 @@ def read_ledger(run_dir: pathlib.Path, dataset: Dataset):
 
 def _trained_generator(
     run_config: RunConfig, run_dir: pathlib.Path, train: Records
-) -> tuple[tf.keras.Model, int]:
-    """The moving average of the run's generator, and its step.
+) -> tuple[tf.keras.Model, checkpoints.Restored]:
+    """The moving average of the run's generator, and the checkpoint that it comes from.
 
     They come from a checkpoint, not from an export: an export draws fresh latents at each call, and
     a run may have no export.

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_efsgd.config import ConfigError
-from tf_efsgd.data.records import Dataset
+from tf_efsgd.data.records import DataError, Dataset, check_declared_size
 from tf_efsgd.run.alone import Alone
 
 _IMAGES_AT_A_TIME = 4096
@@ -45,7 +45,13 @@ def check(workers: Alone, dataset: Dataset) -> Dataset:
         _check_same(workers, dataset)
         workers.divide(dataset.digests)
         return dataset
-    return dataclasses.replace(dataset, digests=_all_digests(workers, dataset))
+    digests = _all_digests(workers, dataset)
+    try:
+        check_declared_size(len(digests), dataset.declared_size)
+    except DataError as error:
+        workers.leave()
+        raise ConfigError(f'All workers together: {error}.') from error
+    return dataclasses.replace(dataset, digests=digests)
 
 
 def check_network(workers: Alone, network: tf.keras.Model | None) -> None:

@@ -118,11 +118,11 @@ def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
         if statement['private']:
             faults.append('the statement says private, and the ledger says that nothing was paid')
         return faults, statement
-    spent = budget.spent_epsilon(ledger).headline
+    claimed = budget.claimed_epsilon(ledger).headline
     said = statement.get('epsilon')
-    if said is not None and said < spent * (1 - 1e-9):
+    if said is not None and said < claimed * (1 - 1e-9):
         faults.append(
-            f'the ledger has spent epsilon {rounding.up(spent)}, and the statement of the latest '
+            f'by the ledger epsilon is {rounding.up(claimed)}, and the statement of the latest '
             f'export says {rounding.up(said)}'
         )
     return faults, statement

@@ -7,8 +7,9 @@ passes the noise of a step straight into the graph.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -312,19 +313,50 @@ class PrivateModel(tf.keras.Model):
             return choices[0]
         made_up = self._make_up_records()[0].numpy()
         try:
-            return alone.choose_rows(self._activations, made_up, choices)
+            with self._all_layers_shown(made_up):
+                rows = alone.choose_rows(self._activations, made_up, choices)
+            self._check_replicas_alike(made_up, rows)
         except alone.NotAlone as error:
             raise ValueError(
                 f'The private loss of a record must be computed alike in any batch, but {error}. '
                 'Leave out layers that compute otherwise each time, or train on another device.'
             ) from error
+        return rows
+
+    def _all_layers_shown(self, images: np.ndarray):
+        """While it is entered, every layer shows in what `_activations` returns.
+
+        Without rules for the layers only the loss of a record can be seen, and a kernel of zeros,
+        like the last one of many networks, would hide all that lies before it.
+        """
+        if self.clipping == 'fast':
+            return contextlib.nullcontext()
+        compute = tf.function(self._activations, autograph=False)
+        return private_optimizer.all_layers_shown(compute, tf.constant(images))
+
+    def _check_replicas_alike(self, made_up: np.ndarray, rows: int) -> None:
+        """Raises NotAlone unless all replicas of this process compute a record alike.
+
+        Which of them a record goes to depends on how many records come before it.
+        """
+        images = tf.constant(np.resize(made_up, [rows, *made_up.shape[1:]]))
+        first, *others = tf.function(self._activations_of_replicas, autograph=False)(images)
+        if not all(np.array_equal(first.numpy(), other.numpy()) for other in others):
+            raise alone.NotAlone(
+                'the devices compute it differently: use devices of one kind '
+                '(CUDA_VISIBLE_DEVICES names them), or --strategy=one_device'
+            )
 
     def _activations(self, images: tf.Tensor) -> tf.Tensor:
-        """What the layers put out for records, [n, ...], in the graph that clips their gradients.
+        """What the layers put out for records, [n, ...], on the first replica of this process.
 
         Args:
           images: float32 [n, ...], n known.
         """
+        return self._activations_of_replicas(images)[0]
+
+    def _activations_of_replicas(self, images: tf.Tensor) -> Sequence[tf.Tensor]:
+        """What the layers put out for records, in the graph that clips their gradients."""
         count = images.shape[0]
         # Only the images differ, so that they alone tell the records apart.
         _, labels, draws = tf.nest.map_structure(
@@ -349,7 +381,7 @@ class PrivateModel(tf.keras.Model):
         # The variables of several replicas can only be read in a replica context.
         strategy = self.distribute_strategy
         made = strategy.run(of_replica, args=(images, labels, draws))
-        return strategy.experimental_local_results(made)[0]
+        return strategy.experimental_local_results(made)
 
     def _sums_by(self, losses_of_records, records):
         optimizer, variables = self.discriminator_optimizer, self.private_variables
