@@ -80,7 +80,7 @@ _PRIMITIVES = {
     'privacy.run_state': [],
     'privacy.seen_records': ['privacy.seen_records'],
     'data.images': [],
-    'data.poisson': [],
+    'data.poisson': ['data.records'],
     'data.split': [],
 }
 

@@ -132,11 +132,11 @@ def test_a_second_evaluation_finds_the_same_and_trains_on_no_real_image(
 def test_the_generator_is_the_one_that_drew_the_samples(folder):
     settings = run_folder.read_settings(folder)
     train = run_folder.load_records(settings).train
-    generator, step = evaluate._trained_generator(settings, folder, train)
+    generator, restored = evaluate._trained_generator(settings, folder, train)
     labels = np.tile(np.arange(10, dtype=np.int32), 8)
     grid = samples.image_grid(sampling.generate(generator, labels, context._SAMPLE_SEED), 10)
     drawn = tf.io.decode_png((folder / 'samples/step_000005.png').read_bytes())
-    assert step == 5
+    assert restored.step == 5
     np.testing.assert_array_equal(grid, drawn)
     untrained = build.untrained_generator(settings, train)
     other = sampling.generate(untrained, labels, context._SAMPLE_SEED)
@@ -179,7 +179,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used_and_nothing_is_moved(
     before = _snapshot(copy)
     settings = run_folder.read_settings(copy)
     train = run_folder.load_records(settings).train
-    assert evaluate._trained_generator(settings, copy, train)[1] == 3
+    assert evaluate._trained_generator(settings, copy, train)[1].step == 3
     assert 'damaged' in capsys.readouterr().out
     assert _snapshot(copy) == before
 

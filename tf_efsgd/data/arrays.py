@@ -127,6 +127,7 @@ def make_dataset(
     channels: int | None = None,
     limit_records: int | None = None,
     dataset_size: int | None = None,
+    size_was_counted: bool = False,
 ) -> Dataset:
     """Makes a data set of arrays, like `load.load` does of what it reads.
 
@@ -138,6 +139,7 @@ def make_dataset(
       channels: as in `load.load`.
       limit_records: as in `load.load`.
       dataset_size: as in `load.load`.
+      size_was_counted: as in `load.load`.
 
     Raises:
       DataError: if a label has none of the classes, or nothing is left to train on.
@@ -159,7 +161,8 @@ def make_dataset(
     is_test = split.is_tested_on(digests)[order]
     train, test = order[~is_test], order[is_test]
     size = dataset_size or len(train)
-    check_declared_size(len(train), size)
+    if not size_was_counted:
+        check_declared_size(len(train), size)
     declared = size
     if limit_records is not None and limit_records < size:
         train = train[split.is_within_limit(digests[train], limit_records, size)]

@@ -56,6 +56,7 @@ def load(
     label: str = 'Male',
     limit_records: int | None = None,
     dataset_size: int | None = None,
+    size_was_counted: bool = False,
     person: str | None = None,
     images_per_person: int | None = None,
     dataset_persons: int | None = None,
@@ -100,6 +101,8 @@ def load(
         varies a little. None, or the full size or more, keeps all.
       dataset_size: declared number of training records, before the limit, counting only what
         persons keep: a public number that no record changes. None declares the number found.
+      size_was_counted: whether `dataset_size` was found, not declared, by an earlier start; then
+        the caller compares it with the records.
       person: how to tell which person an image belongs to, see `persons.Rule`; goes with
         `images_per_person`.
       images_per_person: how many images of a person are kept, at least 1.
@@ -149,7 +152,8 @@ def load(
         dataset_size or len(train.labels),
         None if images_per_person is None else dataset_persons or len(np.unique(train.persons)),
     )
-    check_declared_size(len(train.labels), whole.records)
+    if not size_was_counted:
+        check_declared_size(len(train.labels), whole.records)
     train, kept = _limit(train, limit_records, whole, images_per_person, cache_dir)
     if not len(train.labels):
         raise DataError(

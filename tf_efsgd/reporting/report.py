@@ -20,7 +20,7 @@ _LABELS = {
     'mechanism': 'Mechanism',
     'private_step_updates': 'Networks in the private step',
     'target_epsilon': 'ε at most (budget)',
-    'epsilon': 'ε',
+    'epsilon': 'ε spent',
     'epsilon_if_the_stop_was_fixed_in_advance': 'ε if the stop was decided before the run',
     'epsilon_pld': 'ε by privacy loss distributions',
     'epsilon_rdp': 'ε by Rényi DP',

@@ -76,6 +76,7 @@ class Arrays:
                 channels=data.channels,
                 limit_records=data.limit_records,
                 dataset_size=data.dataset_size,
+                size_was_counted='dataset_size' in data.read_off,
             )
         except records.DataError as error:
             raise ConfigError(f'{error}.') from error

@@ -359,6 +359,7 @@ def load_records(config: RunConfig) -> records.Dataset:
             label=data.label,
             limit_records=data.limit_records,
             dataset_size=data.dataset_size,
+            size_was_counted='dataset_size' in data.read_off,
             person=data.person,
             images_per_person=data.images_per_person,
             dataset_persons=data.dataset_persons,
