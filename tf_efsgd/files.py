@@ -46,6 +46,11 @@ class NoLocksError(OSError):
     """The file system or the operating system has no locks; the message says what to do."""
 
 
+def expanded(path: str | os.PathLike) -> pathlib.Path:
+    """The path with `~` and `~user` replaced; a user that does not exist is left as it is."""
+    return pathlib.Path(os.path.expanduser(path))
+
+
 def write_atomically(
     path: str | os.PathLike,
     content: str | bytes,

@@ -207,7 +207,7 @@ class Synthesizer:
         from tf_efsgd.export import checksums, versions
 
         self._fitted()
-        target = pathlib.Path(os.path.abspath(pathlib.Path(directory).expanduser()))
+        target = pathlib.Path(os.path.abspath(files.expanded(directory)))
         if os.path.lexists(target):
             raise ConfigError(f'The folder to save to must not exist yet. Received: {target}.')
         work = target.with_name(f'.{target.name}.tmp-save')
@@ -233,7 +233,7 @@ class Synthesizer:
         from tf_efsgd.export import versions
 
         loaded = cls()
-        path = pathlib.Path(directory).expanduser()
+        path = files.expanded(directory)
         try:
             export = versions.find(path)
             noted = [p for p in (export / _FORM, path / _FORM_OF_RUN) if p.is_file()]
@@ -281,7 +281,7 @@ class Synthesizer:
         lines = [_flag(name, value) for name, value in settings.items()]
         if settings.get('resume') and settings.get('run_dir') is not None:
             # The command resumes in the same way: with the run's settings and what is given now.
-            flagfile = pathlib.Path(settings['run_dir']).expanduser() / 'config.flags'
+            flagfile = files.expanded(settings['run_dir']) / 'config.flags'
             if flagfile.is_file():
                 lines = [*files.read_text(flagfile).splitlines(), *lines]
         return config.parse_given('\n'.join(lines))

@@ -112,6 +112,12 @@ def test_a_declared_size_needs_no_look_at_the_folder():
     assert '20 of 2,000 records' in said
 
 
+@pytest.mark.parametrize('epsilon', [0.0, 1e-300, 1e300])
+def test_the_warning_takes_any_epsilon(epsilon):
+    said = expectations.warning(records=30, classes=3, epsilon=epsilon)
+    assert (said is None) == (epsilon == 1e300) and (said is None or len(said) < 400)
+
+
 def test_expectations_grow_with_the_budget_and_with_the_images_of_a_class():
     def said(records, epsilon, channels=3):
         return expectations.expect(records=records, classes=3, channels=channels, epsilon=epsilon)

@@ -154,7 +154,8 @@ def test_everything_names_all_settings():
 
 
 @pytest.mark.parametrize(
-    ('side', 'wanted'), [(8, None), (27, None), (28, 28), (31, 28), (40, 32), (64, 64), (3000, 64)]
+    ('side', 'wanted'),
+    [(3, None), (8, 8), (9, 8), (27, 24), (28, 28), (31, 28), (40, 32), (64, 64), (3000, 64)],
 )
 def test_images_get_a_size_that_a_cpu_can_train(side, wanted):
     assert recipes.image_size(side) == wanted

@@ -176,3 +176,18 @@ def test_rows_without_an_image_are_told(tmp_path):
     label = _table(tmp_path, 'file,label\na.png,x\nb.png,x\n')
     (said,) = [n for n in listing.find(tmp_path, label=label).notes if 'rows' in n]
     assert 'without an image, e.g. b.png (1)' in said
+
+
+def test_a_named_pipe_is_no_image(tmp_path):
+    """Reading it would wait for ever."""
+    write_folder(tmp_path, {'a': gray_files(2, 0), 'b': gray_files(2, 5)})
+    os.mkfifo(tmp_path / 'a' / 'pipe.png')
+    found = listing.find(tmp_path)
+    assert len(found.train) == 4
+    assert any('special files' in note for note in found.notes)
+
+
+def test_a_table_that_names_no_image_says_so(tmp_path):
+    write_folder(tmp_path, {'a': gray_files(2, 0)})
+    (tmp_path / 'labels.csv').write_text('file,label\n/elsewhere/000.png,x\n')
+    error_of(['no row of', 'labels.csv', 'a/000.png'], f'folder:{tmp_path}', label='csv:labels.csv')

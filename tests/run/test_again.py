@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny_run
 
 from tf_efsgd.config import ConfigError
-from tf_efsgd.export import versions
+from tf_efsgd.export import checksums, versions
 from tf_efsgd.run import again, exports, verify
 
 
@@ -79,6 +79,45 @@ def test_a_ledger_that_was_cut_is_refused(folder, tmp_path):
     for make in (again.export, again.report):
         with pytest.raises(ConfigError, match='does not continue the ledger'):
             make(copy)
+
+
+def test_settings_that_were_changed_afterwards_are_refused(folder, tmp_path):
+    copy = tmp_path / 'run'
+    shutil.copytree(folder, copy)
+    path = copy / 'config.flags'
+    path.write_text(path.read_text().replace('--nosecure_noise', '--secure_noise'))
+    for make in (again.export, again.report):
+        with pytest.raises(ConfigError, match='has another hash, so .*config.flags was changed'):
+            make(copy)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [('delta', 1e-20), ('unit_of_privacy', 'one person'), ('dataset_size', 5), ('dataset', 'x')],
+)
+def test_a_statement_that_contradicts_the_ledger_is_found(folder, tmp_path, name, value):
+    """Even if somebody has made its checksums fit."""
+    again.export(folder)
+    copy = tmp_path / 'run'
+    shutil.copytree(folder, copy)
+    export = copy / 'export' / '1'
+    path = export / versions.STATEMENT
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    checksums.write(export, versions.CHECKSUMS)
+    assert any(f'the ledger says {name} = ' in line for line in verify.verify(copy)['faults'])
+    (copy / 'ledger.jsonl').unlink()
+    with pytest.raises(ConfigError, match='ledger.jsonl is missing'):
+        verify.verify(copy)
+
+
+def test_an_export_that_cannot_be_read_is_in_nobodys_way(folder, tmp_path):
+    copy = tmp_path / 'run'
+    shutil.copytree(folder, copy)
+    shutil.rmtree(copy / 'export', ignore_errors=True)
+    (copy / 'export' / '7').mkdir(parents=True)
+    shutil.rmtree(copy / 'logs')
+    assert again.export(copy)['export_dir'] == str(copy / 'export' / '8')
+    assert again.report(copy)['report'] == str(copy / 'report.html')
 
 
 def test_what_is_no_run_is_said(tmp_path):

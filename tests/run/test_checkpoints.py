@@ -208,6 +208,10 @@ def _flip(path):
     path.write_bytes(bytes(content))
 
 
+def _change(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
 @pytest.mark.parametrize(
     'damage',
     [
@@ -218,6 +222,8 @@ def _flip(path):
         lambda path: (path / 'manifest.json').write_text('{"step": 6'),
         lambda path: (path / 'manifest.json').write_text('{"step": 6, "sha256": {}}'),
         lambda path: (path / 'manifest.json').write_text('[]'),
+        lambda path: _change(path / 'manifest.json', ledger='x'),
+        lambda path: _change(path / 'manifest.json', ledger={'bytes': '3', 'sha256': ''}),
     ],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(twice, damage, capsys):
@@ -238,9 +244,17 @@ def test_when_all_are_damaged_it_says_so_and_restores_nothing(twice):
     for step in (3, 6):
         _flip(folder / f'step_{step:06d}' / 'variables.data-00000-of-00001')
     gan.private_steps.assign(41)
+    # The second time, too: a start that trained anew would pay for all steps once more.
+    for _ in range(2):
+        with pytest.raises(checkpoints.CheckpointError, match='Every checkpoint'):
+            saver.restore_latest()
+    assert int(gan.private_steps) == 41
+    assert sorted(path.name for path in folder.iterdir()) == ['step_000003', 'step_000006']
+    # As an earlier version left them.
+    for step in (3, 6):
+        (folder / f'step_{step:06d}').rename(folder / f'damaged_step_{step:06d}')
     with pytest.raises(checkpoints.CheckpointError, match='Every checkpoint'):
         saver.restore_latest()
-    assert int(gan.private_steps) == 41
 
 
 @pytest.mark.parametrize('at', ['fsync', 'rename'])

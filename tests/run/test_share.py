@@ -200,7 +200,8 @@ def test_what_exists_is_left_alone(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ('wanted', 'message'),
     [
-        ({'count': 0}, '--count must be at least 1. Received: 0'),
+        ({'count': 0}, '--count must be at least 1 and at most 100000000. Received: 0'),
+        ({'count': 10**15}, '--count must be .* Received: a larger number'),
         ({'seed': -1}, '--seed must be in'),
         ({'seed': 2**31}, '--seed must be in'),
         ({'kind': 'jpg'}, '--format must be one of png, npz, tfrecord, tfds. Received: jpg'),
@@ -211,6 +212,67 @@ def test_a_wrong_setting_leaves_nothing(wanted, message, run_dir, tmp_path):
     with pytest.raises(ConfigError, match=message):
         _generate(run_dir, tmp_path / 'out', **wanted)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ('output', 'message'),
+    [
+        ('file/out', 'file is a file'),
+        ('n' * 250, 'its name is too long'),
+        ('run/export/1/out', 'it would change the exports'),
+        ('run/export/2', 'it would change the exports'),
+    ],
+)
+def test_a_data_set_stands_where_it_can_and_changes_no_export(output, message, tmp_path):
+    export = tiny_export.make(tmp_path / 'run')
+    (tmp_path / 'file').write_text('')
+    before = sorted(tmp_path.rglob('*'))
+    with pytest.raises(ConfigError, match=f'--output must be another folder: .*{message}'):
+        _generate(export, tmp_path / output)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('what', ['epsilon', 'weights', 'list'])
+def test_nothing_is_made_from_an_export_that_was_changed(what, tmp_path):
+    """A smaller epsilon would be handed on with images that look as if they had it."""
+    export = tiny_export.make(tmp_path / 'run')
+    if what == 'epsilon':
+        path = export / versions.STATEMENT
+        path.write_text(json.dumps({**json.loads(path.read_text()), 'epsilon': 0.1}))
+    elif what == 'weights':
+        data = next((export / 'variables').glob('variables.data*'))
+        data.write_bytes(data.read_bytes()[:100])
+    else:
+        (export / versions.CHECKSUMS).unlink()
+    with pytest.raises(ConfigError, match='is not as it was exported|SHA256SUMS'):
+        _generate(export, tmp_path / 'out')
+    assert sorted(os.listdir(tmp_path)) == ['run']
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda folder: (folder / 'labels.csv').write_text(''),
+        lambda folder: (folder / 'labels.csv').write_text('file_name,label,class\nx,seven,x\n'),
+        lambda folder: (folder / 'labels.csv').write_text('file_name,label,class\n0.png\n'),
+        lambda folder: _edit(folder / 'generation.json', class_counts=None),
+        lambda folder: _edit(folder / 'privacy_statement.json', target_epsilon='10'),
+        lambda folder: (folder / 'generation.json').write_text('[' * 100_000),
+    ],
+)
+def test_other_values_than_the_program_writes_end_in_one_line(spoil, run_dir, tmp_path):
+    _generate(run_dir, tmp_path / 'out')
+    spoil(tmp_path / 'out')
+    try:
+        found = verify.verify(tmp_path / 'out')
+    except ConfigError as error:
+        assert 'cannot be verified' in str(error) or 'generation.json' in str(error)
+    else:
+        assert found['faults']
+
+
+def _edit(path, **values):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def test_an_export_of_an_earlier_version_is_enough(tmp_path, monkeypatch):

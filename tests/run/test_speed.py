@@ -1,5 +1,7 @@
 """How long a step takes is measured as the strategy that will train takes it."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,3 +37,19 @@ def test_every_replica_makes_its_share(
     assert seen == [(images, devices)] * devices
     assert 0 < found.fit < found.private and np.isfinite(found.private)
     assert 'Measuring' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('flags', 'size', 'message'),
+    [
+        (('--discriminator=public_heads',), 8, 'public_heads needs the network'),
+        ((), 9, '4, 5, 6 or 7 times a power of two'),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_before_it_is_timed(flags, size, message):
+    records = toy_images.toy(6, 1)
+    images = np.zeros([6, size, size, 1], np.uint8)
+    records = dataclasses.replace(records, images=images)
+    settings = config.from_flagfile('\n'.join((*_FLAGS, *flags)))
+    with pytest.raises(config.ConfigError, match=message):
+        speed.measure(settings, records, tf.distribute.get_strategy(), True)

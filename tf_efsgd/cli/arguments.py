@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from absl import app, flags, logging
 
-from tf_efsgd import progress, terminal
+from tf_efsgd import files, progress, terminal
 from tf_efsgd.cli import helps
 from tf_efsgd.config import ConfigError, read_flagfiles
 
@@ -206,7 +206,7 @@ def given_run(command: str, flag_values: flags.FlagValues = flags.FLAGS) -> path
     given = flag_values['run_dir'].value
     if given is None:
         raise ConfigError(f'Give the folder of the run: {command} RUN.')
-    run_dir = pathlib.Path(given).expanduser()
+    run_dir = files.expanded(given)
     if not run_dir.is_dir():
         raise ConfigError(f'There is no folder {run_dir}.')
     return run_dir

@@ -149,13 +149,15 @@ def _check(values: flags.FlagValues) -> None:
         return values[name].value is not None
 
     sigma = values.noise_multiplier
-    require(math.isfinite(sigma) and sigma > 0, 'noise_multiplier', 'finite and above 0')
-    require(not is_set('train_steps') or values.train_steps >= 1, 'train_steps', 'at least 1')
+    require(1e-6 <= sigma <= 1e6, 'noise_multiplier', 'at least 1e-06 and at most 1e+06')
+    steps = values.train_steps if is_set('train_steps') else 1
+    require(1 <= steps <= 10**6, 'train_steps', 'at least 1 and at most 1000000')
     q = values.sampling_probability
     require(q is None or 0 < q <= 1, 'sampling_probability', 'in (0, 1]')
     require(0 < values.feedback_decay < 1, 'feedback_decay', 'in (0, 1)')
     require(all(0 < d < 1 for d in values.target_delta), 'target_delta', 'in (0, 1)')
-    require(not is_set('runs') or values.runs >= 10, 'runs', 'at least 10')
+    runs = values.runs if is_set('runs') else 10
+    require(10 <= runs <= 10**8, 'runs', 'at least 10 and at most 100000000')
     require(0 < values.confidence < 1, 'confidence', 'in (0, 1)')
     require(1 <= values.logical_devices <= 64, 'logical_devices', 'at least 1 and at most 64')
     is_hidden = values.error_feedback == 'hidden'

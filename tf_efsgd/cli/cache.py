@@ -6,11 +6,9 @@ start decodes the images again.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.data import cache
 
@@ -25,7 +23,7 @@ def run(values: flags.FlagValues) -> str:
       OSError: if the folder cannot be read, or something in it cannot be removed.
     """
     given = values['cache_dir'].value
-    folder = pathlib.Path(given).expanduser() if given else cache.default_folder()
+    folder = files.expanded(given) if given else cache.default_folder()
     items = cache.find_items(folder)
     name = values['remove'].value
     if name is None:

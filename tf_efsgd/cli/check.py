@@ -7,14 +7,13 @@ expect and how long training takes. It writes nothing and spends nothing.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 
 from absl import flags
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import expectations, recipes
-from tf_efsgd.data import records
+from tf_efsgd.data import persons, records
 from tf_efsgd.data import survey as surveys
 
 _EPSILONS = (10.0, 1.0)
@@ -38,10 +37,19 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
     Raises:
       ConfigError: if there is no such folder, or it holds no images that can be used.
     """
+    for group in (config.DataConfig, config.TrainingConfig):
+        for field in dataclasses.fields(group):
+            if field.name in _FLAGS and field.name != 'dataset':
+                config.check_field(field, flag_values[field.name].value)
+    if flag_values['person'].value is not None:
+        try:
+            persons.Rule.parse(flag_values['person'].value)
+        except records.DataError as error:
+            raise config.ConfigError(f'--person: {error}') from error
     scheme, _, path = (flag_values['dataset'].value or '').partition(':')
     if scheme != 'folder':
         return None
-    root = pathlib.Path(path).expanduser()
+    root = files.expanded(path)
     if not path or not root.is_dir():
         raise config.ConfigError(f'There is no folder {path!r}. Give the path of one.')
     classes = flag_values['classes'].value

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def run(values: flags.FlagValues) -> str:
     from tf_efsgd.run import evaluate
     from tf_efsgd.run import folder as run_folder
 
-    run_dir = pathlib.Path(values.run_dir).expanduser()
+    run_dir = files.expanded(values.run_dir)
     given = {name: values[name].value for name in _OVERRIDES}
     overrides = [f'--{name}={value}' for name, value in given.items() if value is not None]
     run_config = run_folder.read_settings(run_dir, *overrides)

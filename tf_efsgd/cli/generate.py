@@ -12,11 +12,9 @@ command continues.
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 
 _FIRST = ['run_dir', 'output', 'count', 'format', 'balance', 'seed']
@@ -91,7 +89,7 @@ def run(flag_values: flags.FlagValues) -> None:
     source, output = source_of(flag_values), flag_values['output'].value
     if output is None:
         raise config.ConfigError('--output is missing: the folder to make, e.g. synthetic.')
-    if not pathlib.Path(source).expanduser().is_dir():
+    if not files.expanded(source).is_dir():
         raise config.ConfigError(f'There is no folder {source}.')
     # TensorFlow takes seconds to load, so it is loaded only once the flags are known to be right.
     from tf_efsgd.export import synthetic_data

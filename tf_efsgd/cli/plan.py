@@ -133,6 +133,9 @@ def find(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[dict[str, Any], s
             raise config.ConfigError(
                 '--plot draws private steps, and --warm_start_share=1 runs none: leave it out.'
             )
+    for field in dataclasses.fields(config.DataConfig):
+        if field.name in ('dataset_size', 'images_per_person', 'dataset_persons'):
+            config.check_field(field, flag_values[field.name].value)
     images_per_person, persons = flag_values.images_per_person, flag_values.dataset_persons
     if (images_per_person is None) != (persons is None):
         raise config.ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import ConfigError
 from tf_efsgd.results.grids import GRIDS, Row, make_config
@@ -87,13 +86,14 @@ def make_runs(flag_values: flags.FlagValues, grid: Sequence[Row]) -> list[Run]:
       ConfigError: if a flag is wrong, or a run folder holds a run with other settings.
     """
     rows = _chosen(flag_values.rows, grid)
-    if not all(seed.isdecimal() for seed in flag_values.seeds) or not flag_values.seeds:
+    is_seed = (seed.isdecimal() and len(seed) < 10 for seed in flag_values.seeds)
+    if not flag_values.seeds or not all(is_seed):
         raise ConfigError(
-            '--seeds must be whole numbers, e.g. --seeds=1,2. '
+            '--seeds must be whole numbers of at most 9 digits, e.g. --seeds=1,2. '
             f'Received: {",".join(flag_values.seeds)}.'
         )
     datasets = {name: flag_values[name].value for name in _DATA_SETS}
-    folder = pathlib.Path(flag_values.out).expanduser() / flag_values.grid
+    folder = files.expanded(flag_values.out) / flag_values.grid
     runs = []
     for row in rows:
         for seed in dict.fromkeys(map(int, flag_values.seeds)):
@@ -150,7 +150,7 @@ def answer(
             kept = '# finished, kept: ' if run.is_finished else ''
             print(kept + shlex.join([*command, *run.arguments()]))
         return 0
-    folder = pathlib.Path(flag_values.out).expanduser() / flag_values.grid
+    folder = files.expanded(flag_values.out) / flag_values.grid
 
     def write() -> str:
         return tables.write(folder, flag_values.grid, runs, flag_values['set'].value)
@@ -182,7 +182,7 @@ def _result(flag_values: flags.FlagValues) -> dict[str, Any]:
                 for run in runs
             ]
         }
-    path = pathlib.Path(flag_values.out).expanduser() / flag_values.grid / 'results.json'
+    path = files.expanded(flag_values.out) / flag_values.grid / 'results.json'
     return {'file': str(path), **json.loads(path.read_text('utf-8'))}
 
 

@@ -6,11 +6,9 @@ records were used with what epsilon, and classifiers that learned from real imag
 
 from __future__ import annotations
 
-import pathlib
-
 from absl import flags
 
-from tf_efsgd import config
+from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.privacy import run_state, seen_records
 from tf_efsgd.run import state_folder
@@ -24,7 +22,7 @@ def run(values: flags.FlagValues) -> None:
       OSError: if the state folder cannot be read, or something in it cannot be removed.
     """
     given = values['state_dir'].value
-    folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
+    folder = files.expanded(given) if given else run_state.default_folder()
     name = values['remove'].value
     if name is None:
         items = state_folder.find_items(folder)

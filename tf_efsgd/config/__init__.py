@@ -2,6 +2,7 @@
 
 from tf_efsgd.config.classes import join_classes, parse_classes
 from tf_efsgd.config.fields import ConfigError
+from tf_efsgd.config.fields import check as check_field
 from tf_efsgd.config.flagfiles import config_dirs, find_flagfiles, read_flagfiles
 from tf_efsgd.config.flags import (
     define_flags,
@@ -36,6 +37,7 @@ __all__ = [
     'RunConfig',
     'RunSettings',
     'TrainingConfig',
+    'check_field',
     'config_dirs',
     'define_flags',
     'find_flagfiles',

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 
@@ -53,7 +52,7 @@ def parse_classes(text: str) -> tuple[str, ...]:
 
 
 def _read_classes(text: str) -> list[str]:
-    path = pathlib.Path(text).expanduser()
+    path = files.expanded(text)
     if os.path.isfile(path):
         try:
             lines = files.read_text(path).split('\n')

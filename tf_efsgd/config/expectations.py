@@ -49,7 +49,7 @@ def warning(*, records: int, classes: int, epsilon: float) -> str | None:
     """
     if _product(records, classes, epsilon) >= _TOO_FEW:
         return None
-    wanted = int(_TOO_FEW / epsilon) + 1
+    wanted = int(min(_TOO_FEW / max(epsilon, 1e-300), 1e15)) + 1
     return (
         f'WARNING: {records // max(1, classes)} images of a class are few for ε = '
         f'{rounding.up(epsilon)}: noise will hide what they look like. For classes that can be '

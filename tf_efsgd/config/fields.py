@@ -22,6 +22,10 @@ class ConfigError(ValueError):
     """A setting is wrong; the message is one line that says what to do."""
 
 
+# Whole numbers are kept in 32 bits by much of what takes them.
+LARGEST_INTEGER = 2**31 - 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Range:
     """The numbers that a setting may have; all of them are finite.
@@ -40,9 +44,10 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Returns whether the value is in the range; NaN and infinities are not."""
+        if not isinstance(value, int) and not math.isfinite(value):
+            return False
         return (
-            math.isfinite(value)
-            and (self.at_least is None or value >= self.at_least)
+            (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
@@ -177,6 +182,11 @@ def check(field: dataclasses.Field, value: Any) -> None:
       ConfigError: if it is out of its range or none of its choices.
     """
     choices, allowed = field.metadata['choices'], field.metadata['range']
+    if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+        received = value if abs(value) < 10**18 else f'a number of {len(hex(value)) - 2} hex digits'
+        raise ConfigError(
+            f'--{field.name} must be at most {LARGEST_INTEGER}. Received: {received}.'
+        )
     if value is not None and allowed is not None and not allowed.holds(value):
         is_open = allowed.at_most is None and allowed.below is None
         finite = ' and finite' if is_open and field.metadata['kind'] == 'float' else ''

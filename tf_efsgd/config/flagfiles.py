@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import pathlib
 from collections.abc import Sequence
@@ -84,12 +85,13 @@ def _read(arguments: Sequence[str], within: tuple[pathlib.Path, ...]) -> list[st
 
 
 def _find_flagfile(name: str) -> pathlib.Path:
-    path = pathlib.Path(name).expanduser()
+    path = files.expanded(name)
     bare = path.name == name
     candidates = [folder / name for folder in config_dirs()] if bare else [path]
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate
+        with contextlib.suppress(OSError):  # For example if the name is too long.
+            if candidate.is_file():
+                return candidate
     known = sorted({p.name for folder in config_dirs()[1:] for p in folder.glob('*.flags')})
     raise ConfigError(
         f'There is no flagfile {name!r}. Give a path, or one of {", ".join(known) or "none"}.'

@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Collection
 from typing import Any
 
+from tf_efsgd.config.groups.data import IMAGE_SIZES
 from tf_efsgd.config.settings import PrivacyConfig, RunConfig, groups_of
 
 # A user who gives one of these has their own recipe.
@@ -77,11 +78,10 @@ def image_size(usual_side: int) -> int | None:
       usual_side: the usual side of the images, in pixels.
 
     Returns:
-      The largest of a few sizes that is at most `usual_side`; None: do not resize.
+      The largest of a few sizes that is at most `usual_side`; None if that is too small.
     """
-    if usual_side < _SIZES[0]:
-        return None
-    return max(size for size in _SIZES if size <= usual_side)
+    sizes = [size for size in IMAGE_SIZES if size < _SIZES[0]] + list(_SIZES)
+    return max((size for size in sizes if size <= usual_side), default=None)
 
 
 def complete(

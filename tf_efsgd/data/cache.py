@@ -402,10 +402,10 @@ def find_items(folder: pathlib.Path) -> list[Item]:
                 date = trailer['date']
         except (OSError, ValueError, KeyError, TypeError, struct.error):
             what, date = 'a cache that is not whole', ''
-        items.append(Item(path.name[: -len(SUFFIX)], what, date, path.stat().st_size, path))
+        items.append(Item(path.name[: -len(SUFFIX)], what, date, path.lstat().st_size, path))
     for path in sorted(folder.glob(f'.*{SUFFIX}{_TEMPORARY}*')):
         what = 'is being written, or left over from a crash'
-        items.append(Item(path.name, what, '', path.stat().st_size, path))
+        items.append(Item(path.name, what, '', path.lstat().st_size, path))
     return sorted(items, key=lambda item: item.what)
 
 

@@ -151,7 +151,7 @@ def find(
     train_root, test_root = _parts(root, ignored, notes, table is not None)
     roots = [r for r in (train_root, test_root) if r is not None]
     if table is not None:
-        names, of_parts = _by_table(root, roots, classes, root / pathlib.Path(table).expanduser())
+        names, of_parts = _by_table(root, roots, classes, root / files.expanded(table))
         for _, walk in of_parts:
             walk.report(ignored)
         found = [listed for listed, _ in of_parts]
@@ -162,6 +162,12 @@ def find(
         found = [_by_folder(r, names, classes is not None, ignored, notes) for r in roots]
         notes = [note for note in notes if not (has_folders_of_persons and _INNER in note)]
     for part_root, part in zip(roots, found):
+        if not part and table is not None and _Walk(part_root).files:
+            raise DataError(
+                f'no row of {shown(str(table))} names an image in {shown(str(part_root))}: its '
+                'first column must hold their paths below that folder, for example '
+                f'{shown(os.path.relpath(_Walk(part_root).files[0][0], part_root))}'
+            )
         if not part:
             where = 'or below it' if table is not None else 'in its class folders'
             raise DataError(
@@ -372,10 +378,10 @@ def _kind_of(entry: os.DirEntry) -> str:
         return 'folder'
     if name.startswith('.') or name in _LITTER_FILES:
         return 'hidden files'
+    if not stat.S_ISREG(mode):  # Reading a named pipe would wait for ever.
+        return 'special files'
     if _has_suffix(name):
         return 'image'
-    if not stat.S_ISREG(mode):
-        return 'special files'
     suffix = os.path.splitext(name)[1]
     # Files of hospitals often have no ending, or a number as their ending.
     if (not suffix or suffix[1:].isdigit()) and _is_dicom(entry.path):

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tf_efsgd import files
 from tf_efsgd.data import images, parts, persons, split
 from tf_efsgd.data.records import READ_OFF, DataError, Dataset, Records, check_declared_size
 from tf_efsgd.data.sources import digits, folder, idx, tfds
@@ -188,7 +189,7 @@ def _read(dataset: str, wanted: parts.Wanted) -> parts.Source:
     """Finds the reader for the name of a data set and lets it read."""
     scheme, has_scheme, path = dataset.partition(':')
     if has_scheme and scheme in _BY_SCHEME:
-        place = pathlib.Path(path).expanduser()
+        place = files.expanded(path)
         if not path or not place.is_dir():
             raise DataError(f'there is no folder {path!r}; {scheme}: needs the path of a folder')
         return _BY_SCHEME[scheme](dataset, place, wanted)

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import files
 from tf_efsgd.data import dicom, listing
 from tf_efsgd.data.records import DataError
 
@@ -127,9 +128,7 @@ def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str],
 
         return _required(rule, first_group), Identity.of(rule)
     if rule.kind == 'csv':
-        table = listing.read_table(
-            root / pathlib.Path(rule.value).expanduser(), 'person', '--person'
-        )
+        table = listing.read_table(root / files.expanded(rule.value), 'person', '--person')
         found = _required(
             rule,
             lambda path, below: [table.get(pathlib.Path(os.path.relpath(path, root)).as_posix())],

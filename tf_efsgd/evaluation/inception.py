@@ -10,6 +10,7 @@ import tarfile
 import numpy as np
 import tensorflow as tf
 
+from tf_efsgd import files
 from tf_efsgd.progress import progress_bar
 
 URL = 'http://download.tensorflow.org/models/image/imagenet/inception-2015-12-05.tgz'
@@ -43,7 +44,7 @@ class Inception:
     def __init__(self, path: str | os.PathLike):
         graph_def = tf.compat.v1.GraphDef()
         try:
-            graph_def.ParseFromString(_read_graph(pathlib.Path(path).expanduser()))
+            graph_def.ParseFromString(_read_graph(files.expanded(path)))
         except (OSError, tarfile.TarError, ValueError, RuntimeError, EOFError) as error:
             raise InceptionError(_refusal(path, str(error))) from error
         except Exception as error:  # protobuf's DecodeError is no subclass of the above.

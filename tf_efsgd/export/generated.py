@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_efsgd import files
-from tf_efsgd.export import versions
+from tf_efsgd.export import checksums, versions
 
 # A label that no generator has; the error for it says how many classes there are.
 _NO_LABEL = 2**31 - 1
@@ -28,12 +28,13 @@ class ExportedGenerator:
     def __init__(self, path: pathlib.Path):
         self.path = path
         self.statement = versions.read_statement(path)
+        _check_whole(path, self.statement)
         try:
             # TensorFlow takes a path with [ or the like for a pattern.
             self._loaded = tf.saved_model.load(str(files.without_wildcards(path)))
             signatures = self._loaded.signatures
             self._draw = signatures['serving_default']
-        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        except (OSError, LookupError, ValueError, tf.errors.OpError) as error:
             raise versions.ExportError(
                 f'{path} cannot be read as an exported generator: export the run again.'
             ) from error
@@ -77,4 +78,19 @@ class ExportedGenerator:
                 return [str(label) for label in range(int(match[1]) + 1)]
         raise versions.ExportError(
             f'{self.path} does not say which classes it has: export the run again.'
+        )
+
+
+def _check_whole(path: pathlib.Path, statement: dict) -> None:
+    """Raises ExportError if files of an export are not those that were written with it."""
+    if 'generator_sha256' not in statement:
+        return  # Earlier versions of this program wrote no checksums.
+    try:
+        faults = checksums.differences(path, versions.CHECKSUMS)
+    except checksums.ChecksumError as error:
+        raise versions.ExportError(str(error)) from error
+    if faults:
+        raise versions.ExportError(
+            f'{path} is not as it was exported: {faults[0]}. Copy it again, or export the run '
+            'again.'
         )

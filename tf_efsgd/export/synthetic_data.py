@@ -195,7 +195,8 @@ def _begin(work: pathlib.Path, generator: ExportedGenerator, wanted: Wanted) -> 
 def _read_progress(work: pathlib.Path) -> dict[str, Any]:
     try:
         progress = json.loads((work / _PROGRESS).read_text(encoding='utf-8'))
-        return {'about': dict(progress['about']), 'done': int(progress['done'])}
+        about = dict(progress['about'])
+        return {'about': {**about, 'seed': int(about['seed'])}, 'done': int(progress['done'])}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise versions.ExportError(
             f'{work} is in the way: it is not an interrupted data set that can be continued. '

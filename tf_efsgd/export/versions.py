@@ -8,6 +8,8 @@ import pathlib
 import re
 from typing import Any
 
+from tf_efsgd import files
+
 # Paths in an export, beside those of TensorFlow.
 STATEMENT = 'assets.extra/privacy_statement.json'
 CHECKSUMS = 'assets.extra/SHA256SUMS'
@@ -51,7 +53,7 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     Raises:
       ExportError: if there is none.
     """
-    path = pathlib.Path(path).expanduser()
+    path = files.expanded(path)
     if (path / _MODEL).is_file():
         return path
     for base in (path / EXPORT, path):

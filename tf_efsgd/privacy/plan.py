@@ -129,7 +129,30 @@ def from_json(entry: dict) -> Plan:
 
     Raises:
       KeyError: if a field is missing.
+      ValueError: if a field holds what no plan does.
     """
     values = {field.name: entry[field.name] for field in dataclasses.fields(Plan)}
     values |= {name: event_from_json(values[name]) for name in _EVENTS}
-    return Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})
+    plan = Plan(**{**values, 'image_shape': tuple(entry['image_shape'])})
+    _check_types(plan)
+    return plan
+
+
+def _check_types(plan: Plan) -> None:
+    def is_count(value, least):
+        return type(value) is int and value >= least
+
+    delta, persons = plan.target_delta, plan.images_per_person
+    if not (
+        is_count(plan.dataset_size, 1)
+        and is_count(plan.train_steps, 0)
+        and is_count(plan.num_classes, 1)
+        and is_count(plan.steps_per_entry, 1)
+        and len(plan.image_shape) == 3
+        and all(is_count(size, 1) for size in plan.image_shape)
+        and (delta is None or (isinstance(delta, float) and 0 < delta < 1))
+        and isinstance(plan.dataset, str)
+        and isinstance(plan.mechanism, (dict, type(None)))
+        and (persons is None or (is_count(persons, 1) and is_count(plan.persons, 1)))
+    ):
+        raise ValueError('A field of the plan holds what no plan does.')

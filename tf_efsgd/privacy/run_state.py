@@ -124,6 +124,9 @@ class RunState:
             if self._path.exists():
                 self._state = json.loads(self._path.read_text(encoding='utf-8'))
                 bytes.fromhex(self._state['key'] + self._state['records'])
+                kinds = [type(self._state['ledger'][name]) for name in ('bytes', 'sha256')]
+                if kinds != [int, str]:
+                    raise ValueError('The position of the ledger is none.')
         except OSError as error:
             self.close()
             raise RunStateError(

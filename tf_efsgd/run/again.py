@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tf_efsgd import budget
-from tf_efsgd.config import ConfigError, RunConfig
+from tf_efsgd.config import ConfigError, RunConfig, settings_hash
 from tf_efsgd.data.records import Records
 from tf_efsgd.export import versions
 from tf_efsgd.privacy import seen_records
@@ -78,6 +78,12 @@ def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger, tf.keras.Model, int
         book.check_position(restored.ledger_position)
     except (LedgerError, OSError, checkpoints.CheckpointError) as error:
         raise ConfigError(str(error)) from error
+    hashes = (settings_hash(config), settings_hash(config, has_place=True))
+    if book.first_plan.settings_sha256 not in hashes:
+        raise ConfigError(
+            f'The settings of {run_dir} are not those that it was started with: its ledger has '
+            f'another hash, so {run_dir / run_folder.FLAGFILE} was changed. Restore that file.'
+        )
     if restored.step > book.reserved_steps:
         raise ConfigError(
             f'{path} has paid for {book.reserved_steps:,} steps, and the last checkpoint is of '
@@ -99,7 +105,10 @@ def _class_names(run_dir: pathlib.Path, config: RunConfig, num_classes: int) -> 
     if config.data.class_names is not None:
         return config.data.class_names
     for earlier in reversed(versions.all_versions(run_dir / versions.EXPORT)):
-        names = versions.read_statement(earlier).get('class_names')
+        try:
+            names = versions.read_statement(earlier).get('class_names')
+        except versions.ExportError:  # Not whole; the next one may be.
+            continue
         if names is not None:
             return tuple(names)
     return tuple(str(label) for label in range(num_classes))

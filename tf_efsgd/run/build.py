@@ -150,6 +150,16 @@ def try_rows(choose: Callable[[], int]) -> int:
         ) from error
 
 
+def check_network(config: RunConfig, network: tf.keras.Model | None) -> None:
+    """Raises ConfigError if the discriminator needs a public network and there is none."""
+    if config.model.discriminator == 'public_heads' and network is None:
+        raise ConfigError(
+            '--discriminator=public_heads needs the network of --public_features and a warm start: '
+            'give --warm_start_share, or --discriminator=pixels. Received: '
+            f'--public_features={config.privacy.public_features}.'
+        )
+
+
 def build_gan(
     config: RunConfig, train: Records, network: tf.keras.Model | None = None
 ) -> tuple[EFSGDGan, HeadInputs | None]:
@@ -174,12 +184,7 @@ def build_gan(
         generator, discriminator = as_config_error(build_networks, ValueError)
         generator = for_generated_images(generator, config)
         return EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed), None
-    if network is None:
-        raise ConfigError(
-            '--discriminator=public_heads needs the network of --public_features and a warm start: '
-            'give --warm_start_share, or --discriminator=pixels. Received: '
-            f'--public_features={config.privacy.public_features}.'
-        )
+    check_network(config, network)
     generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
     photographs = public.public_photographs(train.image_shape)
     inputs = HeadInputs(network, photographs, pixels=True)

@@ -22,6 +22,8 @@ import tensorflow as tf
 from tf_efsgd import files
 
 _PREFIX, _MANIFEST = 'variables', 'manifest.json'
+# What the name of a damaged checkpoint begins with, once an older one was used in its place.
+_DAMAGED = 'damaged_'
 _NAME = re.compile(r'step_(\d+)')
 _KEPT = 2
 
@@ -112,23 +114,29 @@ class RunCheckpoints:
         """
         for stale in self._folder.glob('.step_*.tmp-*'):  # Left by a crash during the writing.
             shutil.rmtree(stale)
-        found = _all(self._folder)
-        for _, path in found:
+        damaged = []
+        for _, path in _all(self._folder):
             manifest = _read_manifest(path)
             if manifest is None:
-                aside = path.with_name(f'damaged_{path.name}')
-                shutil.rmtree(aside, ignore_errors=True)
-                os.rename(path, aside)
-                print(f'WARNING: checkpoint {path} is damaged; it is now {aside.name}.')
+                damaged.append(path)
                 continue
             _read_into(self._checkpoint, path)
+            _set_aside(damaged)
             return manifest['ledger']
-        if found:
+        if damaged or any(self._folder.glob(f'{_DAMAGED}step_*')):
             raise CheckpointError(
                 f'Every checkpoint in {self._folder} is damaged: restore one from a backup, or '
                 'start a new run folder.'
             )
         return None
+
+
+def _set_aside(damaged: list[pathlib.Path]) -> None:
+    for path in damaged:
+        aside = path.with_name(f'{_DAMAGED}{path.name}')
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(path, aside)
+        print(f'WARNING: checkpoint {path} is damaged; it is now {aside.name}.')
 
 
 class Restored(NamedTuple):
@@ -194,7 +202,9 @@ def _read_manifest(path: pathlib.Path) -> dict | None:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding='utf-8'))
         whole = all(_digest(path / name) == digest for name, digest in manifest['sha256'].items())
-        return manifest if whole and manifest['sha256'] and 'ledger' in manifest else None
+        seen = manifest['ledger']
+        is_position = isinstance(seen['bytes'], int) and isinstance(seen['sha256'], str)
+        return manifest if whole and manifest['sha256'] and is_position else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 

@@ -44,7 +44,7 @@ the run: do not share it with anyone who may not see the records.
 def choose(config: RunConfig) -> pathlib.Path:
     """The run folder that the settings name; by default runs/<data set>-<time>."""
     if config.run.run_dir is not None:
-        return pathlib.Path(config.run.run_dir).expanduser()
+        return files.expanded(config.run.run_dir)
     # Whatever the data set is called: no pattern for TensorFlow, and no path of several levels.
     name = re.sub(r'[^\w.+-]+', '-', public_name(config.data.dataset)).strip('-.')
     name = f'{name or "data"}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
@@ -59,7 +59,7 @@ def _folder_of_records(config: RunConfig) -> pathlib.Path | None:
     scheme, _, path = config.data.dataset.partition(':')
     if scheme not in PLACED_DATASETS or not path:
         return None
-    return pathlib.Path(path).expanduser().resolve()
+    return files.expanded(path).resolve()
 
 
 def _is_folder_of_images(config: RunConfig) -> bool:
@@ -250,7 +250,7 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
       ConfigError: if it is inside the run folder or among the records, or cannot be written to.
     """
     given = config.run.state_dir
-    folder = pathlib.Path(given).expanduser() if given else run_state.default_folder()
+    folder = files.expanded(given) if given else run_state.default_folder()
     data = _folder_of_records(config)
     if data is not None and folder.resolve().is_relative_to(data):
         raise ConfigError(
@@ -273,7 +273,7 @@ def cache_dir(config: RunConfig) -> pathlib.Path | None:
     data = config.data
     if not data.cache:
         return None
-    return pathlib.Path(data.cache_dir).expanduser() if data.cache_dir else cache.default_folder()
+    return files.expanded(data.cache_dir) if data.cache_dir else cache.default_folder()
 
 
 class _Remembered(run_state.RunState):

@@ -20,6 +20,9 @@ from tf_efsgd.training import samples
 
 # The file beside images that are not private; it says so.
 _NOT_PRIVATE = 'NOT_PRIVATE.txt'
+# File systems allow 255 bytes; a data set that is being written has more before and after its name.
+_LONGEST_NAME = 240
+_LARGEST_COUNT = 100_000_000
 # What a statement of an earlier version of this program may lack.
 _NOT_SAID = ['not said by the version of the program that made the generator']
 
@@ -47,19 +50,39 @@ def generate(
       OSError: e.g. if the disk is full; the same call continues then.
     """
     check(wanted)
-    output = pathlib.Path(os.path.abspath(pathlib.Path(output).expanduser()))
+    output = pathlib.Path(os.path.abspath(files.expanded(output)))
     try:
         generator = generated.ExportedGenerator(versions.find(source))
+        _check_output(output, generator.path)
         about = synthetic_data.write(generator, output, wanted, _pages_of(generator), quiet=quiet)
     except versions.ExportError as error:
         raise ConfigError(str(error)) from error
     return {'output': str(output), **about, 'privacy_statement': generator.statement}
 
 
+def _check_output(output: pathlib.Path, export: pathlib.Path) -> None:
+    """Raises ConfigError if a data set cannot stand at a place, or would change an export there."""
+    parent = next(folder for folder in output.parents if os.path.lexists(folder))
+    why = None
+    if not parent.is_dir():
+        why = f'{parent} is a file'
+    elif not os.access(parent, os.W_OK):
+        why = f'nothing may be written in {parent}'
+    elif len(os.fsencode(output.name)) > _LONGEST_NAME:
+        why = 'its name is too long'
+    elif export in output.parents or (output.parent == export.parent and output.name.isdigit()):
+        why = f'it would change the exports in {export.parent}'
+    if why is not None:
+        raise ConfigError(f'--output must be another folder: {why}. Received: {output}.')
+
+
 def check(wanted: synthetic_data.Wanted) -> None:
     """Raises ConfigError if a setting is wrong by itself."""
-    if wanted.count < 1:
-        raise ConfigError(f'--count must be at least 1. Received: {wanted.count}.')
+    if not 1 <= wanted.count <= _LARGEST_COUNT:
+        received = wanted.count if abs(wanted.count) < 10**12 else 'a larger number'
+        raise ConfigError(
+            f'--count must be at least 1 and at most {_LARGEST_COUNT}. Received: {received}.'
+        )
     if wanted.seed is not None and not 0 <= wanted.seed < 2**31:
         raise ConfigError(f'--seed must be in [0, 2147483648). Received: {wanted.seed}.')
     choices = {

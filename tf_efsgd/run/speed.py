@@ -13,6 +13,7 @@ from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.public_heads import LOGITS, HeadInputs, build_public_heads
 from tf_efsgd.privacy.features import pixels, public
 from tf_efsgd.run import build
+from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training.public_heads_gan import OnNetwork
 from tf_efsgd.training.targets import Grouped
 
@@ -47,8 +48,10 @@ def measure(
 
 
 def _measure(config, train, strategy, shares) -> recipes.Speed:
-    generator = build.for_generated_images(build.untrained_generator(config, train), config)
     network = build.build_public_network(config, train)
+    build.check_network(config, network)
+    generator = as_config_error(lambda: build.untrained_generator(config, train), ValueError)
+    generator = build.for_generated_images(generator, config)
     shape = train.image_shape
     features: Grouped = pixels.FeatureMap(shape)
     if network is not None:

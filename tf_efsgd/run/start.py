@@ -59,7 +59,7 @@ def choose_image_size(config: RunConfig, given: Collection[str]) -> RunConfig:
     is_open = recipes.is_open(config, given) and config.data.image_size is None
     if scheme != 'folder' or not is_open:
         return config
-    side = folder.usual_side(pathlib.Path(path).expanduser())
+    side = folder.usual_side(files.expanded(path))
     size = None if side is None else recipes.image_size(side)
     if size is None:
         return config

@@ -80,12 +80,12 @@ def find_items(folder: pathlib.Path) -> list[Item]:
 
 def _item(name: str, what: str, *paths: pathlib.Path) -> Item:
     files = [file for path in paths for file in (path, *path.rglob('*')) if file.is_file()]
-    changed = max(path.stat().st_mtime for path in (*paths, *files))
+    changed = max(path.lstat().st_mtime for path in (*paths, *files))
     return Item(
         name=name,
         what=what,
         date=datetime.datetime.fromtimestamp(changed, datetime.timezone.utc),
-        size=sum(file.stat().st_size for file in files),
+        size=sum(file.lstat().st_size for file in files),
         paths=paths,
     )
 

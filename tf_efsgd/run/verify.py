@@ -13,7 +13,7 @@ import os
 import pathlib
 from typing import Any
 
-from tf_efsgd import budget, rounding
+from tf_efsgd import budget, files, rounding
 from tf_efsgd.config import ConfigError
 from tf_efsgd.export import checksums, versions
 from tf_efsgd.privacy.ledger import Ledger, LedgerError
@@ -22,7 +22,9 @@ from tf_efsgd.privacy.ledger import Ledger, LedgerError
 _DATA_CHECKSUMS, _GENERATION, _LABELS = 'SHA256SUMS', 'generation.json', 'labels.csv'
 _STATEMENT, _PAGE, _README = 'privacy_statement.json', 'PRIVACY.html', 'README.md'
 # The ledger of a run, see `run.folder`, which needs TensorFlow too.
-_LEDGER = 'ledger.jsonl'
+_LEDGER, _FLAGS = 'ledger.jsonl', 'config.flags'
+# What reading other values than the program writes may raise.
+_NOT_OURS = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error)
 # How many faults are named; of further ones only the number is given.
 _SHOWN = 10
 
@@ -41,25 +43,33 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
       ConfigError: if it is none of these, or something in it cannot be read.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = files.expanded(path)
     try:
         if (folder / _GENERATION).is_file():
             kind, found = 'data set', _verify_data_set(folder)
-        elif (folder / _LEDGER).is_file():
+        elif (folder / _LEDGER).exists() or (folder / _FLAGS).is_file():
             kind, found = 'run', _verify_run(folder)
         else:
             export = versions.find(folder)
             kind, found = 'export', _verify_export(export)
+        faults, statement = found
+        faults = [*faults, *_faults_of_claim(statement)]
+    except ConfigError:
+        raise
     except (versions.ExportError, checksums.ChecksumError, LedgerError, OSError) as error:
         if not folder.is_dir():
             raise ConfigError(f'There is no folder {folder}.') from error
         raise ConfigError(str(error)) from error
-    faults, statement = found
+    except _NOT_OURS as error:
+        raise ConfigError(
+            f'{folder} cannot be verified: a file in it does not hold what this program writes '
+            f'({type(error).__name__}). It is damaged, or was changed.'
+        ) from error
     wanted = ('private', 'epsilon', 'delta', 'unit_of_privacy')
     return {
         'path': str(folder),
         'kind': kind,
-        'faults': [*faults, *_faults_of_claim(statement)],
+        'faults': faults,
         **{name: statement.get(name) for name in wanted},
     }
 
@@ -125,6 +135,19 @@ def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
             f'by the ledger epsilon is {rounding.up(claimed)}, and the statement of the latest '
             f'export says {rounding.up(said)}'
         )
+    plan = ledger.plan
+    promised = {
+        'delta': plan.target_delta,
+        'unit_of_privacy': plan.unit_of_privacy,
+        'dataset': plan.dataset,
+        'dataset_size': plan.dataset_size,
+    }
+    faults += [
+        f'the ledger says {name} = {value}, and the statement of the latest export says '
+        f'{statement.get(name)}'
+        for name, value in promised.items()
+        if statement.get(name) != value
+    ]
     return faults, statement
 
 
@@ -156,7 +179,7 @@ def _faults_of_labels(folder: pathlib.Path, about: dict[str, Any]) -> list[str]:
     if len(rows) != about.get('count'):
         faults.append(f'{_LABELS} has {len(rows)} images, {_GENERATION} {about.get("count")}')
     counts = [0] * len(about.get('class_counts', []))
-    for name, label, *_ in rows:
+    for name, label, *_ in rows:  # A line of fewer columns raises ValueError.
         counts[int(label)] += 1
         if about.get('format') == 'png' and not (folder / name).is_file():
             faults.append(f'{name} is missing')

@@ -8,6 +8,7 @@ to a folder of its own.
 from __future__ import annotations
 
 import collections
+import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -358,6 +359,8 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
     Returns:
       One dict per logged step: 'step', and the value of each tag.
     """
+    if not os.path.isdir(log_dir):
+        return []
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 0})
     events.Reload()
     entries: dict[int, dict[str, float]] = collections.defaultdict(dict)
@@ -373,6 +376,8 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
 
 def last_log_time(log_dir: str) -> float | None:
     """When the last scalar or picture was written, in seconds since 1970; None if none was."""
+    if not os.path.isdir(log_dir):
+        return None
     events = event_accumulator.EventAccumulator(log_dir, size_guidance={'tensors': 1})
     events.Reload()
     times = [events.Tensors(tag)[-1].wall_time for tag in events.Tags()['tensors']]

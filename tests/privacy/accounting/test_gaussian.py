@@ -41,6 +41,12 @@ def test_closed_form_is_zero_where_delta_covers_all():
     assert accounting.gaussian_epsilon(0.01, 0.0039) > 0.0
 
 
+@pytest.mark.parametrize('mu', [1e-12, 1e-17, 1e-150, 1e-300])
+def test_next_to_no_information_costs_next_to_nothing(mu):
+    """Where the law's two terms are equal in floating point, too."""
+    assert 0.0 <= accounting.gaussian_epsilon(mu, 1e-5) < 1e-9
+
+
 def test_the_gaussian_that_spends_all_at_once():
     # sigma = 3.7306 spends epsilon 1 at delta 1e-5 (Balle and Wang 2018, by their closed form).
     assert 1 / accounting.gaussian_mu(1.0, DELTA) == pytest.approx(3.7306, abs=1e-4)

@@ -7,6 +7,9 @@ import dataclasses
 from tf_efsgd.config.classes import parse_classes
 from tf_efsgd.config.fields import ConfigError, boolean, integer, string
 
+# A generator reaches these by doubling 4 to 7 pixels, see `models.generator.start_size`.
+IMAGE_SIZES = tuple(sorted(s * 2**k for s in (4, 5, 6, 7) for k in range(9) if s * 2**k <= 1024))
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
@@ -37,6 +40,7 @@ class DataConfig:
         'Height and width to resize the images to, in pixels: 4, 5, 6 or 7 times a power of two. '
         'Smaller images train faster. Default: the size that the images have.',
         at_least=4,
+        at_most=1024,
         may_be_read_off=True,
     )
     channels: int | None = integer(
@@ -152,6 +156,12 @@ class DataConfig:
         Raises:
           ConfigError: if they contradict each other.
         """
+        if self.image_size is not None and self.image_size not in IMAGE_SIZES:
+            nearest = min(IMAGE_SIZES, key=lambda size: abs(size - self.image_size))
+            raise ConfigError(
+                '--image_size must be 4, 5, 6 or 7 times a power of two. Received: '
+                f'{self.image_size}; the nearest such size is {nearest}.'
+            )
         if self.channels == 2:
             raise ConfigError('--channels must be 1 (gray) or 3 (colour). Received: 2.')
         if self.classes is not None:

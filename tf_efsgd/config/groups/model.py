@@ -12,19 +12,24 @@ class ModelConfig:
     """The networks."""
 
     latent_dim: int = integer(
-        64, 'Size of the latent vector from which the generator makes an image.', at_least=1
+        64,
+        'Size of the latent vector from which the generator makes an image.',
+        at_least=1,
+        at_most=4096,
     )
     generator_width: int = integer(
         64,
         'Number of channels at the start of the generator. A wider one costs time but no privacy, '
         'except with --reconstruction=generator.',
         at_least=1,
+        at_most=4096,
     )
     discriminator_width: int = integer(
         32,
         'Number of channels of the first layer of the discriminator. Wider networks need more '
         'budget: the noise grows with the number of parameters.',
         at_least=1,
+        at_most=4096,
     )
     noise_injection: bool = boolean(
         True, 'Add random noise after each upsampling of the generator, for more varied images.'

@@ -60,6 +60,8 @@ def _gaussian_log_delta(mu: float, epsilon: float) -> float:
         return float(first + math.log1p(-math.exp(min(second - first, -1e-300))))
     # e^eps Phi(-far) = erfcx(far / sqrt 2) / 2 exp(-near^2 / 2), since far^2 - near^2 = 2 eps.
     difference = special.erfcx(near / math.sqrt(2)) - special.erfcx(far / math.sqrt(2))
+    if difference <= 0:  # So little privacy is spent that the two are equal in floating point.
+        return -math.inf
     return float(math.log(difference / 2) - near**2 / 2)
 
 
