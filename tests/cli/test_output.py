@@ -16,8 +16,9 @@ from tf_efsgd.audit.lattice import Attack
 from tf_efsgd.benchmark import measure, timing, variants
 from tf_efsgd.budget import as_json
 from tf_efsgd.budget.epsilon import spent_epsilon
-from tf_efsgd.cli import arguments, audit, bench, evaluate, plan, results
+from tf_efsgd.cli import arguments, audit, bench, evaluate, plan, results, train
 from tf_efsgd.privacy import ledger
+from tf_efsgd.run import runner
 
 _FINDING = Finding('mechanism', 'none', 1, 7, 0.3, 1e-5, 10, 2.0, 0.5, math.inf)
 _ATTACK = Attack('F', 'Philox', 40, {'true': 0, 'without one': 3}, {'true': 0.3})
@@ -45,6 +46,14 @@ def _table_written(folder):
     return answer
 
 
+def _trained(folder):
+    def run(_, given):
+        assert {'dataset', 'target_epsilon'} <= given and not given & {'json', 'quiet'}
+        return str(folder)
+
+    return run
+
+
 # Command -> (what does its work, that in a test, its flags, what of the result is checked).
 _COMMANDS = {
     'plan': (plan, 'find', lambda _: lambda _: ({'epsilon': 0.7}, 'ε is 0.7'), {'epsilon': 0.7}),
@@ -52,24 +61,29 @@ _COMMANDS = {
     'audit': (audit, 'run', lambda _: lambda _: ([_FINDING], [_ATTACK]), {'failed': True}),
     'results': (results, 'answer', _table_written, {'rows': [3]}),
     'bench': (bench, 'run', lambda _: _measured, {'model': 'mnist', 'rounds': 7}),
+    'train': (runner, 'run', _trained, {'export_dir': None, 'privacy_statement': None}),
 }
 
 
 def _run(name, given, tmp_path, monkeypatch):
     """Runs the command's main without its parsing; whatever it prints on the way is noise."""
-    command, does, make, _ = _COMMANDS[name]
+    module, does, make, _ = _COMMANDS[name]
+    command = train if name == 'train' else module
     values = flags.FlagValues()
     command.define_flags(values)
-    where = [f'--out={tmp_path}'] if name == 'results' else []
-    values(['x', *where, *given])
+    needed = {
+        'results': [f'--out={tmp_path}'],
+        'train': ['--dataset=digits', '--target_epsilon=3'],
+    }
+    values(['x', *needed.get(name, []), *given])
     work = make(tmp_path)
 
-    def noisy(flag_values):
+    def noisy(*given, **more):
         print('noise of this process')
         os.system('echo noise of a child')
-        return work(flag_values)
+        return work(*given, **more)
 
-    monkeypatch.setattr(command, does, noisy)
+    monkeypatch.setattr(module, does, noisy)
     monkeypatch.setattr(flags, 'FLAGS', values)
     try:
         command._main()

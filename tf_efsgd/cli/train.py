@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import traceback
+from typing import Any
 
-from absl import logging
+from absl import flags, logging
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
+from tf_efsgd.export import versions
 
 # This module is imported together with TensorFlow, or not at all.
 _WORKERS = 'tf_efsgd.run.workers'
@@ -41,13 +44,16 @@ def _runs_several_workers() -> bool:
 def _train() -> None:
     logging.set_verbosity(logging.WARNING)
     with arguments.one_line_errors():
-        run_config = config.from_flags()
+        run_config = config.from_flags(flags.FLAGS)
         arguments.quieten_tensorflow(always=True)
         # TensorFlow takes seconds to load, so it is imported once the flags are known to be right.
         from tf_efsgd.run import runner
 
         try:
-            runner.run(run_config, given=config.given_flags())
+            with arguments.only_the_result(flags.FLAGS):
+                folder = runner.run(run_config, given=config.given_flags(flags.FLAGS))
+            # In words it was told on the way.
+            arguments.show(places_of(pathlib.Path(folder)), None, flags.FLAGS)
         except runner.Interrupted as interrupted:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
             sys.exit(128 + interrupted.signal_number)
@@ -56,6 +62,33 @@ def _train() -> None:
             sys.exit(1)
 
 
+def places_of(folder: pathlib.Path) -> dict[str, Any]:
+    """Says where everything is that a run made.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      JSON values by name: `run_dir`, `export_dir`, its `privacy_statement`, `report` and `metrics`;
+      None for what the run did not make.
+    """
+    found = versions.all_versions(folder / versions.EXPORT)
+    export = found[-1] if found else None
+    report, metrics = folder / 'report.html', folder / 'nonprivate' / 'metrics.json'
+    return {
+        'run_dir': str(folder),
+        'export_dir': None if export is None else str(export),
+        'report': str(report) if report.is_file() else None,
+        'metrics': str(metrics) if metrics.is_file() else None,
+        'privacy_statement': None if export is None else versions.read_statement(export),
+    }
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Defines the flags and returns their names."""
+    return [*config.define_flags(flag_values), *arguments.define_output_flags(flag_values)]
+
+
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, config.define_flags, positional=arguments.PATH, first=_FIRST)
+    arguments.start(_main, define_flags, positional=arguments.PATH, first=_FIRST)
