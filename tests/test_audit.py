@@ -522,7 +522,7 @@ def _command(*arguments):
     ('arguments', 'said'),
     [
         (['--audit=everything'], '--audit'),
-        (['--noise_multiplier=0'], '--noise_multiplier must be finite and above 0'),
+        (['--noise_multiplier=0'], '--noise_multiplier must be at least 1e-06'),
         (['--sampling_probability=1.5'], '--sampling_probability must be in (0, 1]'),
         (['--target_delta=0'], '--target_delta must be in (0, 1)'),
         (['--feedback_decay=0'], '--feedback_decay'),

@@ -124,9 +124,9 @@ def _refusal(arguments, folder, monkeypatch):
     """What runner.run says, run in `folder`, which it must leave as it was."""
     monkeypatch.chdir(folder)
     before = {path: path.is_dir() or path.read_bytes() for path in folder.rglob('*')}
-    settings = config.from_flagfile('\n'.join([*_BUDGET, '--strategy=one_device', *arguments]))
     with pytest.raises(config.ConfigError) as caught:
-        runner.run(settings)
+        lines = [*_BUDGET, '--strategy=one_device', *arguments]
+        runner.run(config.from_flagfile('\n'.join(lines)))
     assert {p: p.is_dir() or p.read_bytes() for p in folder.rglob('*')} == before
     assert '\n' not in str(caught.value)
     return str(caught.value)

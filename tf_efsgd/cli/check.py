@@ -13,7 +13,7 @@ from absl import flags
 from tf_efsgd import config, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import expectations, recipes
-from tf_efsgd.data import persons, records
+from tf_efsgd.data import records
 from tf_efsgd.data import survey as surveys
 
 _EPSILONS = (10.0, 1.0)
@@ -42,6 +42,8 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
             if field.name in _FLAGS and field.name != 'dataset':
                 config.check_field(field, flag_values[field.name].value)
     if flag_values['person'].value is not None:
+        from tf_efsgd.data import persons  # It loads what reads images.
+
         try:
             persons.Rule.parse(flag_values['person'].value)
         except records.DataError as error:
