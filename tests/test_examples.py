@@ -201,7 +201,8 @@ def test_the_notebook_runs_and_its_bars_are_saved_as_they_ended(tmp_path, monkey
     )
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get('outputs', [])]
-    bars = [_text(output) for output in outputs if 'step/s' in _text(output)]
+    # A slow machine takes seconds for a step, and its bars say so.
+    bars = [_text(output) for output in outputs if re.search(r'\d(step/s|s/step)', _text(output))]
     assert len(bars) >= 2  # The fit and the private steps.
     for bar in bars:
         assert '100%|██' in bar
