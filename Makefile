@@ -69,7 +69,7 @@ help:
 	@echo ''
 	@echo 'ARGS="..." is passed on:     make demo ARGS="--target_epsilon=3", make test ARGS="-k poisson"'
 	@echo 'PYTHON=... makes .venv with: make test PYTHON=python3.10 (3.9 to 3.12)'
-	@echo 'UV=no refuses a Python that uv brings along where none of these is found'
+	@echo 'UV=no forbids uv to install a Python when none of these is found'
 
 demo: $(STAMP)
 	@$(PY) -m tf_efsgd.launch --flagfile=demo.flags $(ARGS)

@@ -47,6 +47,7 @@ setuptools.setup(
     # configs/ stays at the top of the repository, where people look for it.
     package_dir={'tf_efsgd.configs': 'configs'},
     package_data={
+        'tf_efsgd': ['py.typed'],
         'tf_efsgd.configs': ['*.flags'],
         'tf_efsgd.data': ['embedded/*.gz', 'embedded/LICENSE.md'],
         'tf_efsgd.models': ['embedded/*.npz', 'embedded/*.jpg', 'embedded/LICENSE.md'],

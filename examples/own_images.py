@@ -9,6 +9,7 @@ about half an hour; synthetic/ then has class folders, labels.csv, PRIVACY.html 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 
 import tf_efsgd
@@ -28,6 +29,8 @@ def make_synthetic(
     Returns:
       (the trained synthesizer, what `save_images` returned).
     """
+    if os.path.lexists(synthetic):  # Not after half an hour.
+        raise tf_efsgd.ConfigError(f'The folder to make must not exist yet. Received: {synthetic}.')
     synthesizer = tf_efsgd.Synthesizer(**settings)
     synthesizer.fit(f'folder:{photos}')
     made = synthesizer.save_images(synthetic, count=count)

@@ -63,7 +63,8 @@ for ((index = 0; index < count; index++)); do
   pids+=("$!")
 done
 
-# A worker that is lost stops the others by itself; what hangs all the same is stopped after this.
+# When one worker is lost, the others end by themselves. One that still runs after this many seconds
+# is stopped.
 patience=120
 codes=()
 failed_at=
@@ -82,7 +83,7 @@ while :; do
   done
   ((running)) || break
   if [[ -n ${failed_at} ]] && ((SECONDS - failed_at > patience)); then
-    echo "multi_worker.sh: a worker ended and others go on; they are stopped." >&2
+    echo "multi_worker.sh: a worker ended and others still run; they are stopped." >&2
     stop KILL
     failed_at=
   fi

@@ -17,6 +17,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 from helpers import account_by_hand as by_hand
+from helpers.pairs import pairs
 from scipy import special, stats
 
 from tf_efsgd.audit import bounds, findings, training
@@ -176,7 +177,7 @@ def test_both_sums_are_recovered_from_gradient_and_buffer(feedback_l2_norm_clip)
     rng = np.random.default_rng(5)
     sums = rng.normal(size=(2, 6, 3))  # [purpose, step, size]
     buffer, claim = np.zeros(3, np.float32), Claim(mechanism, 1.0, 3)
-    for clipped, residual in zip(*sums):
+    for clipped, residual in pairs(*sums):
         draws = [[tf.zeros(3, tf.int64)], [tf.zeros(3, tf.int64)]]
         (gradient,), (after,) = private_step.release(
             mechanism, [clipped], [residual], [buffer], 3.0, {'draws': draws}
@@ -192,7 +193,9 @@ def test_a_release_that_is_no_number_counts_as_in(error_feedback):
     claim = Claim(_mechanism(error_feedback), 0.3, 6)
     observations, _ = _observations(claim, 4, 5)
     observations.releases[2, 3, 0] = np.nan
-    for statistic in claim.statistics(observations, np.eye(observations.releases.shape[-1])):
+    statistics = claim.statistics(observations, np.eye(observations.releases.shape[-1]))
+    assert len(statistics) > 0
+    for statistic in statistics:
         assert np.flatnonzero(np.isinf(statistic)).tolist() == [3]
 
 
@@ -238,7 +241,9 @@ def test_hidden_stays_below_what_it_spends():
     mechanism = _mechanism(
         'hidden', l2_norm_clip=1.0, residual_l2_norm_clip=1.0, noise_multiplier=4.0
     )
-    for finding in _audit(mechanism, 30, 0.05, 2000):
+    found = _audit(mechanism, 30, 0.05, 2000)
+    assert len(found) == 2
+    for finding in found:
         mu = math.sqrt(30) / by_hand.effective_step(4 / 3, 5)
         expected = accounting.gaussian_epsilon(mu, by_hand.accounted_delta(finding.delta))
         assert finding.account == pytest.approx(expected, rel=1e-9)

@@ -12,13 +12,23 @@ _ACCOUNT = ['privacy.accounting', 'privacy.grid', 'privacy.ledger', 'privacy.mec
 _ACCOUNT += ['privacy.plan']
 
 # Of these everybody may import, and they import nothing of ours, but for each other's doors below.
-_EVERYBODYS = ['files', 'machine', 'progress', 'replicas', 'rounding', 'terminal', 'version']
+_EVERYBODYS = [
+    'file_names',
+    'files',
+    'machine',
+    'progress',
+    'replicas',
+    'rounding',
+    'terminal',
+    'version',
+]
 
 # Room -> what of ours its files may import beside their own room: the table of the architecture.
 # Names are without the leading 'tf_efsgd.'; '' is tf_efsgd/__init__.py.
 _ROOMS = {
     '': [
         *('models', 'privacy', 'training', 'data', 'budget', 'config', 'synthesizer'),
+        'run.errors',
         'python_312',
     ],
     'python_312': [],
@@ -75,6 +85,7 @@ _PRIMITIVES = {
     'privacy.loss_graph': [],
     'privacy.mechanism': ['privacy.accounting', 'privacy.grid'],
     'privacy.noise': ['privacy.grid'],
+    'privacy.payments': ['privacy.ledger', 'privacy.ledger_copy', 'privacy.run_state'],
     'privacy.plan': ['privacy.accounting'],
     'privacy.random_weights': [],
     'privacy.run_state': [],
@@ -93,7 +104,15 @@ _DOORS += ['results.__main__', 'state']
 _TENSORFLOW = ['tensorflow', 'tensorflow_privacy', 'tensorflow_probability', 'keras']
 _WITHOUT = dict.fromkeys(
     _ACCOUNT
-    + ['privacy.run_state', 'privacy.seen_records', 'budget', 'config', 'reporting', 'rounding']
+    + [
+        'privacy.payments',
+        'privacy.run_state',
+        'privacy.seen_records',
+        'budget',
+        'config',
+        'reporting',
+        'rounding',
+    ]
     + ['results', 'cli.main', 'cli.plan', 'cli.arguments', 'cli.state', 'run.state_folder']
     + ['cli.check', 'cli.cache', 'data.pictures', 'data.dicom', 'data.listing', 'data.survey']
     + ['data.cache', 'data.records']

@@ -1,5 +1,9 @@
 """The machine in words."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import tensorflow as tf
 
@@ -31,3 +35,19 @@ def test_anything_of_a_driver_is_seen(monkeypatch, tmp_path):
         path.chmod(0o755)
         assert machine.has_nvidia_driver(), path
         path.unlink()
+
+
+def test_the_variable_of_other_tensorflow_versions_does_no_harm():
+    # Set in many users' shells: TensorFlow 2.15 then looks for a package that it does not need.
+    code = (
+        'import tf_efsgd, tensorflow as tf; print(tf.keras.layers.Dense(1)(tf.ones([1, 1])).shape)'
+    )
+    environment = {
+        **os.environ,
+        'TF_USE_LEGACY_KERAS': '1',
+        'PYTHONPATH': os.pathsep.join(sys.path),
+    }
+    done = subprocess.run(
+        [sys.executable, '-c', code], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout == '(1, 1)\n', done.stderr

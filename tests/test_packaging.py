@@ -87,6 +87,10 @@ def test_wheel_has_the_embedded_data_and_its_licence(wheel_names):
     assert {f'tf_efsgd/models/embedded/{name}' for name in names} <= wheel_names
 
 
+def test_wheel_says_that_it_has_types(wheel_names):
+    assert 'tf_efsgd/py.typed' in wheel_names
+
+
 def test_wheel_has_nothing_else(wheel_names):
     others = {
         name
@@ -112,6 +116,7 @@ def test_sdist_has_the_configs_and_the_embedded_data(clone):
         *_FLAGFILES,
         *_EMBEDDED.iterdir(),
         *_PUBLIC.iterdir(),
+        _REPO / 'tf_efsgd' / 'py.typed',
         _REPO / 'setup.py',
         _REPO / 'pyproject.toml',
     ]

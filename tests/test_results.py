@@ -316,7 +316,8 @@ def test_other_settings_are_refused_before_anything_runs(fake, finished):
     assert os.path.join('main', 'two', 'seed_1') in said and '\n' not in said
     assert f'--train_steps was {_STEPS}, is 20; --latent_dim was 64, is 3' in said
     assert not (fake.folder / 'one').exists()
-    assert fake('--seeds=1', '--rows=two', '--data_dir=moved')[0] == 0
+    moved = ('--data_dir=moved', '--set=cache_dir=moved')
+    assert fake('--seeds=1', '--rows=two', *moved)[0] == 0
 
 
 def test_unreadable_files_are_named(fake):

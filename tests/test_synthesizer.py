@@ -1,17 +1,22 @@
 """fit, sample, save and load, on arrays: the same run underneath, and errors of ours."""
 
 import json
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import tiny_export, tiny_run
 
 import tf_efsgd
 from tf_efsgd import ConfigError, Synthesizer
+from tf_efsgd import synthesizer as synthesizers
 from tf_efsgd.data import arrays
 from tf_efsgd.data.records import DataError
+from tf_efsgd.run import arrays as run_arrays
+from tf_efsgd.run import private_steps
 
 _TINY = {
     name.removeprefix('no'): (False if value is None else value)
@@ -97,6 +102,22 @@ def test_images_are_saved_as_the_command_does(fitted, tmp_path):
         assert list(data['class_names']) == ['3', '11']
 
 
+def test_an_interrupted_fit_knows_its_folder_and_how_to_continue(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(private_steps, 'restore', interrupt)
+    synthesizer = Synthesizer(target_epsilon=1, run_dir='run', state_dir='state', **_TINY)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        synthesizer.fit(*_records())
+    assert synthesizer.run_dir == tmp_path / 'run'
+    said = stopped.value.how_to_continue
+    how = f"Synthesizer(run_dir='{tmp_path}/run', resume=True).fit(the same arrays)"
+    assert said == f'Continue with: {how}'
+
+
 def _resume(base, images, labels, **changes):
     settings = {'run_dir': base / 'run', 'state_dir': base / 'state', 'resume': True}
     return Synthesizer(**{**settings, **changes}).fit(images, labels)
@@ -135,7 +156,8 @@ def test_another_run_on_the_same_records_is_counted(fitted, tmp_path, capsys):
         (np.zeros([4, 8, 8], np.float32), r'in \[0, 1\]: use \(images \* 255\)'),
         (np.full([4, 8, 8], -0.5), r'in \[-1, 1\]: use'),
         (np.full([4, 8, 8], np.nan), 'NaN'),
-        (np.full([4, 8, 8], 130.0), 'uint8 in .* Received: float64'),
+        (np.full([4, 8, 8], 130.0), r'use images.round\(\).* Received: float64'),
+        (np.full([4, 8, 8], 300.0), 'uint8 in .* Received: float64'),
         (np.zeros([4, 8, 8], np.int64), 'use images.astype'),
         (np.zeros([4, 8, 8], bool), 'Received: bool'),
         (np.zeros([4, 3, 8, 8], np.uint8), 'channels come last'),
@@ -143,7 +165,7 @@ def test_another_run_on_the_same_records_is_counted(fitted, tmp_path, capsys):
         (np.zeros([4, 64], np.uint8), r'Received: \(4, 64\)'),
         (np.zeros([4, 0, 8], np.uint8), r'Received: \(4, 0, 8'),
         (np.zeros([0, 8, 8], np.uint8), 'at least one image'),
-        ([[1, 2]], 'Received: list'),
+        ([[1, 2]], 'with np.stack. Received: list'),
     ],
 )
 def test_images_that_cannot_be_used_are_refused_before_anything_is_made(images, message, tmp_path):
@@ -156,13 +178,14 @@ def test_images_that_cannot_be_used_are_refused_before_anything_is_made(images, 
 @pytest.mark.parametrize(
     ('labels', 'message'),
     [
-        (None, 'labels are missing'),
+        (None, 'Labels are missing'),
         ([0, 1, 2], r'one label for each of the 4 images. Received: labels of shape \(3,\)'),
         ([0.0, 1.0, 1.0, 0.5], 'use labels.astype'),
         ([True, False, True, True], 'integers or names'),
         ([None, 'a', 'b', 'c'], 'integers or names'),
         (['a', 'b', '', 'c'], 'an empty one'),
-        (np.zeros([4, 2], int), 'one label for each'),
+        (np.zeros([4, 2], int), r'of one-hot labels, labels.argmax\(axis=1\)'),
+        (np.zeros([3, 2], int), 'one label for each of the 4 images. Received'),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused(labels, message, tmp_path):
@@ -198,6 +221,11 @@ def test_what_does_not_go_together_is_said(tmp_path):
         Synthesizer(classes=['a', 'b'], **settings).fit(images, ['a', 'b', 'c', 'a'])
     with pytest.raises(ConfigError, match='(?i)there is no folder'):
         Synthesizer(**settings).fit(f'folder:{tmp_path}/none')
+    for path in (tmp_path / 'none', f'{tmp_path}/none'):  # A path is that of a folder.
+        with pytest.raises(ConfigError, match='(?i)there is no folder'):
+            Synthesizer(**settings).fit(path)
+    with pytest.raises(ConfigError, match="no setting 'train_step'. Do you mean train_steps?"):
+        Synthesizer(train_step=3)
     assert not (tmp_path / 'run').exists()
 
 
@@ -254,6 +282,65 @@ def test_arrays_become_the_records_that_a_folder_would_have():
     assert theirs.train.image_shape == (8, 8, 3)
     assert len(ours.train) + len(ours.test) == 200 and 0 < len(ours.test) < 60
     assert ours.read_off == ('classes', 'channels', 'image_size', 'dataset_size')
+
+
+def test_a_data_set_is_given_to_fit_alone():
+    with pytest.raises(ConfigError, match='Give the data set to fit, e.g. fit'):
+        Synthesizer(dataset='folder:photos')
+
+
+@pytest.mark.parametrize('seed', [1.5, 'a', True, 2**31])
+def test_a_seed_is_a_whole_number(tmp_path, seed):
+    loaded = Synthesizer.load(tiny_export.make(tmp_path / 'run'))
+    with pytest.raises(ConfigError, match='seed'):
+        loaded.sample(1, seed=seed)
+    with pytest.raises(ConfigError, match='seed'):
+        loaded.save_images(tmp_path / 'out', 1, seed=seed)
+    loaded.save_images(tmp_path / 'out', 2, seed=np.int64(4))
+
+
+def test_what_was_loaded_by_a_relative_path_is_found_from_everywhere(tmp_path, monkeypatch):
+    tiny_export.make(tmp_path / 'run')
+    monkeypatch.chdir(tmp_path)
+    loaded = Synthesizer.load('run')
+    (tmp_path / 'other').mkdir()
+    monkeypatch.chdir(tmp_path / 'other')
+    loaded.save('saved')
+    loaded.save_images('images', 2)
+
+
+def test_a_damaged_file_beside_the_export_is_named(tmp_path):
+    export = tiny_export.make(tmp_path / 'run')
+    Synthesizer.load(export).save(tmp_path / 'saved')
+    (tmp_path / 'saved' / 'assets.extra' / 'synthesizer.json').write_text('{')
+    with pytest.raises(ConfigError, match='synthesizer.json is damaged'):
+        Synthesizer.load(tmp_path / 'saved')
+
+
+@pytest.mark.parametrize('tf_seed', [None, 7])
+def test_the_generators_of_the_caller_are_not_seeded(tf_seed):
+    """A run seeds them with a public number; the caller may draw DP noise from them afterwards."""
+    tf.random.set_seed(tf_seed)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    seen = []
+    for _ in range(2):
+        with synthesizers._callers_randomness():
+            tf.keras.utils.set_random_seed(1)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+        seen.append(float(tf.random.normal([])))
+    assert (seen[0] == seen[1]) is (tf_seed is not None)
+    tf.random.set_seed(None)
+
+
+def test_a_size_that_follows_from_arrays_is_said_to_be_read_off_them():
+    source = run_arrays.Arrays(np.zeros([4, 9, 9], np.uint8), [0, 1, 0, 1])
+    assert source.settings({}) == {'image_size': 8, 'read_off_records': 'image_size'}
+    assert source.settings({'image_size': 16}) == {}
+
+
+def test_integers_in_an_array_of_objects_are_integers():
+    labels = arrays.check_labels(np.array([3, np.int32(11)], object), 2)
+    assert labels.dtype == np.int64 and labels.tolist() == [3, 11]
 
 
 def test_the_order_of_arrays_changes_nothing_and_one_record_more_moves_no_other():

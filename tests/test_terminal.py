@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import processes
 
 from tf_efsgd import progress, terminal
 
@@ -98,17 +99,11 @@ def test_a_bar_moves_on_an_ascii_terminal(monkeypatch):
 @pytest.mark.acceptance
 def test_a_command_ends_well_on_an_ascii_terminal(tmp_path):
     """`plan` writes more of these letters than any other command."""
-    command = [sys.executable, '-m', 'tf_efsgd.plan', '--target_epsilon=9', '--dataset_size=6000']
-    environ = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'PYTHONPATH': str(_REPO)}
-    done = subprocess.run(
-        [*command, '--train_steps=30', '--expected_batch_size=60', '--warm_start_share=0'],
-        cwd=tmp_path,
-        env=environ,
-        capture_output=True,
-        timeout=300,
-    )
-    assert (done.returncode, done.stderr) == (0, b'')
-    assert b'epsilon' in done.stdout and b'\\u' not in done.stdout
+    arguments = ['--target_epsilon=9', '--dataset_size=6000', '--train_steps=30']
+    arguments += ['--expected_batch_size=60', '--warm_start_share=0']
+    done = processes.run_module('plan', *arguments, cwd=tmp_path, PYTHONIOENCODING='ascii')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert done.stdout.isascii() and 'epsilon' in done.stdout and '\\u' not in done.stdout
 
 
 def test_what_a_library_writes_is_dropped_and_what_python_writes_is_not():
@@ -137,3 +132,48 @@ def test_where_standard_errors_are_not_the_process_s_they_stay(monkeypatch):
     monkeypatch.setattr(sys, 'stderr', stream)
     terminal.hide_libraries()
     assert sys.stderr is stream
+
+
+def _shell(command, **environ):
+    """Runs a command of a shell in which {python} is this Python."""
+    return subprocess.run(
+        ['bash', '-c', command.format(python=f"'{sys.executable}'")],
+        env={**os.environ, 'PYTHONPATH': str(_REPO), **environ},
+        capture_output=True,
+        text=True,
+    )
+
+
+_TALKS = """
+import pathlib, sys
+from tf_efsgd import terminal
+with terminal.whoever_reads():
+    if sys.argv[1:]:
+        terminal.hide_libraries()
+    for _ in range(9999):
+        print('x' * 99)
+        print('y', file=sys.stderr)
+    pathlib.Path('done').touch()
+sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize('hides_libraries', ['', 'too'])
+def test_work_goes_on_when_nobody_reads_its_output(tmp_path, hides_libraries):
+    (tmp_path / 'talks.py').write_text(_TALKS)
+    talk = f'{{python}} talks.py {hides_libraries} 2>&1 | true'
+    ended = _shell(f'cd {tmp_path}; {talk}; echo ${{{{PIPESTATUS[0]}}}}')
+    assert ended.stdout == '3\n' and (tmp_path / 'done').exists(), ended
+
+
+@pytest.mark.parametrize(
+    ('command', 'code'), [('--help >&-', 0), ('--help 2>&-', 0), ('nothing 2>&- >&-', 2)]
+)
+def test_closed_streams_are_as_good_as_nowhere(command, code):
+    assert _shell(f'{{python}} -m tf_efsgd {command}').returncode == code
+
+
+@pytest.mark.parametrize('command', ['--help', 'plan --help', 'plan --helpfull'])
+def test_help_whose_reader_has_read_enough_is_no_error(command):
+    ended = _shell(f'{{python}} -m tf_efsgd {command} | true; echo ${{{{PIPESTATUS[0]}}}}')
+    assert (ended.stdout, ended.stderr) == ('0\n', '')

@@ -6,7 +6,8 @@ TensorFlow.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from tf_efsgd.version import __version__
 
 if sys.version_info >= (3, 12):  # It must come before anything loads TensorFlow or TF Privacy.
     from tf_efsgd import python_312  # noqa: F401
+elif importlib.util.find_spec('tf_keras') is None:
+    # TensorFlow 2.15 has no other Keras than Keras 2, and would look for `tf_keras` in vain.
+    os.environ.pop('TF_USE_LEGACY_KERAS', None)
 
 if TYPE_CHECKING:
     from tf_efsgd.budget.optimizer import epsilon
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
         ErrorFeedbackDPKerasSGDOptimizer,
         make_error_feedback_optimizer_class,
     )
+    from tf_efsgd.run.errors import Interrupted, TensorFlowError
     from tf_efsgd.synthesizer import Synthesizer
     from tf_efsgd.training.gan import EFSGDGan
     from tf_efsgd.training.warm_start import warm_start
@@ -38,10 +43,12 @@ _MODULES = {
     'EFSGDGan': 'training.gan',
     'ErrorFeedbackDPKerasAdamOptimizer': 'privacy.optimizer',
     'ErrorFeedbackDPKerasSGDOptimizer': 'privacy.optimizer',
+    'Interrupted': 'run.errors',
     'NoiseInjection': 'models.layers',
     'NonSaturatingLosses': 'models.losses',
     'PoissonTraining': 'privacy.drop_in',
     'Synthesizer': 'synthesizer',
+    'TensorFlowError': 'run.errors',
     'build_discriminator': 'models.discriminator',
     'build_generator': 'models.generator',
     'draw_inputs': 'models.generator',
@@ -56,10 +63,12 @@ __all__ = [
     'EFSGDGan',
     'ErrorFeedbackDPKerasAdamOptimizer',
     'ErrorFeedbackDPKerasSGDOptimizer',
+    'Interrupted',
     'NoiseInjection',
     'NonSaturatingLosses',
     'PoissonTraining',
     'Synthesizer',
+    'TensorFlowError',
     '__version__',
     'build_discriminator',
     'build_generator',

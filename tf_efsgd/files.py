@@ -217,6 +217,11 @@ def read_text(path: str | os.PathLike) -> str:
     return text
 
 
+def size_text(size: int) -> str:
+    """A number of bytes for a person, e.g. '12 kB' or '3.4 MB'; never zero."""
+    return f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{max(1, round(size / 1e3)):,} kB'
+
+
 def has_wildcards(path: str | os.PathLike) -> bool:
     """Whether TensorFlow takes the path for a pattern, and so may find nothing or another file."""
     return any(character in os.fspath(path) for character in _WILDCARDS)

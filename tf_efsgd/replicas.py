@@ -150,7 +150,10 @@ def map_parts(
 
 
 def _on_each_replica(function, strategy) -> Callable[[list], list[np.ndarray]]:
-    """A function from as many parts as there are replicas, or fewer, to what they make of them."""
+    """Returns a function that gives each replica one part and returns their results.
+
+    It takes as many parts as there are replicas, or fewer.
+    """
     replicas = len(strategy.extended.worker_devices)
     compiled = tf.function(lambda *part: strategy.run(function, args=part), autograph=False)
 

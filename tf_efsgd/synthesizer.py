@@ -12,21 +12,25 @@ refuses the same settings.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import json
 import os
 import pathlib
+import random
 import secrets
 import shutil
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from tf_efsgd import config, files
-from tf_efsgd.config import ConfigError
+from tf_efsgd import config, file_names, files
+from tf_efsgd.config import ConfigError, recipes
 
 # The form of the given labels and images, in a saved synthesizer beside the privacy statement.
-_FORM = 'assets.extra/synthesizer.json'
+_FORM = f'{file_names.EXTRA}/synthesizer.json'
 # The same file in a run folder.
 _FORM_OF_RUN = 'synthesizer.json'
 _DEFAULT_EPSILON = 10.0
@@ -78,6 +82,15 @@ class Synthesizer:
         self._settings = {
             name: value for name, value in {**given, **settings}.items() if value is not None
         }
+        for name in self._settings:
+            if name not in recipes.EVERYTHING:
+                near = difflib.get_close_matches(name, recipes.EVERYTHING, 1)
+                meant = f' Do you mean {near[0]}?' if near else ''
+                raise ConfigError(
+                    f'There is no setting {name!r}.{meant} tf-efsgd train --helpfull lists them.'
+                )
+        if 'dataset' in self._settings:
+            raise ConfigError("Give the data set to fit, e.g. fit('folder:photos').")
         if self._settings.get('export') is False:
             raise ConfigError('A synthesizer needs its export to sample: leave export=False out.')
         self._form = _Form()
@@ -91,7 +104,7 @@ class Synthesizer:
 
         Args:
           images: uint8 [N, H, W, C] or [N, H, W]; or a name that `--dataset` takes, such as
-            'folder:photos', 'mnist' or 'celeb_a'.
+            'folder:photos', 'mnist' or 'celeb_a'; or the path of a folder, such as 'photos/'.
           labels: integers or names, [N]; None if `images` is a name.
 
         Returns:
@@ -107,6 +120,7 @@ class Synthesizer:
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
         from tf_efsgd.export import versions
         from tf_efsgd.run import arrays, runner
+        from tf_efsgd.run import folder as run_folder
 
         if isinstance(images, (str, os.PathLike)):
             if labels is not None:
@@ -115,13 +129,21 @@ class Synthesizer:
                     f'Received: {os.fspath(images)!r} and labels.'
                 )
             sources, form, more = runner.Sources(), _Form(), {}
-            dataset = os.fspath(images)
+            dataset = _name_of(images)
         else:
             source = arrays.Arrays(images, labels)
             sources, form = runner.Sources(load=source.load), _Form(*source.form)
             dataset, more = source.name, source.settings(self._settings)
         run_config, given = self._parse(dataset, **more)
-        self._run_dir = pathlib.Path(runner.run(run_config, sources, given=given))
+        # It stays the same folder when the program changes to another one.
+        run_dir = pathlib.Path(os.path.abspath(run_folder.choose(run_config)))
+        run = dataclasses.replace(run_config.run, run_dir=str(run_dir))
+        try:
+            with _callers_randomness():
+                runner.run(dataclasses.replace(run_config, run=run), sources, given=given)
+        finally:
+            if (run_dir / file_names.LEDGER).exists():  # Also if training was interrupted.
+                self._run_dir = run_dir
         form.write(self._run_dir / _FORM_OF_RUN)
         self._use(versions.find(self._run_dir), form)
         return self
@@ -144,7 +166,7 @@ class Synthesizer:
         from tf_efsgd.run import share
 
         generator = self._fitted()
-        wanted = synthetic_data.Wanted(count=_whole('count', count), seed=seed)
+        wanted = synthetic_data.Wanted(count=_whole('count', count), seed=_seed(seed))
         share.check(wanted)
         seed = secrets.randbelow(2**31) if seed is None else seed
         counts, _ = synthetic_data.class_counts(
@@ -156,7 +178,7 @@ class Synthesizer:
             for first in range(0, count, formats.PART)
         ]
         images = np.concatenate(parts)
-        if not self._form.has_channels:
+        if not self._form.has_channels and images.shape[-1] == 1:
             images = images[..., 0]
         names = np.array(generator.class_names)
         if self._form.labels == 'integers':
@@ -192,7 +214,7 @@ class Synthesizer:
         from tf_efsgd.run import share
 
         self._fitted()
-        wanted = synthetic_data.Wanted(_whole('count', count), format, balance, seed)
+        wanted = synthetic_data.Wanted(_whole('count', count), format, balance, _seed(seed))
         return share.generate(self._export, directory, wanted)
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -233,15 +255,19 @@ class Synthesizer:
         from tf_efsgd.export import versions
 
         loaded = cls()
-        path = files.expanded(directory)
+        path = pathlib.Path(os.path.abspath(files.expanded(directory)))
         try:
             export = versions.find(path)
             noted = [p for p in (export / _FORM, path / _FORM_OF_RUN) if p.is_file()]
             form = _Form(**json.loads(noted[0].read_text())) if noted else _Form()
         except versions.ExportError as error:
             raise ConfigError(str(error)) from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f'{noted[0]} is damaged: copy the folder again. Received: {error}.'
+            ) from error
         loaded._use(export, form)
-        if (path / 'report.html').is_file():
+        if (path / file_names.REPORT).is_file():
             loaded._run_dir = path
         return loaded
 
@@ -273,7 +299,7 @@ class Synthesizer:
                 'The report is in the run folder, but this synthesizer was loaded from an export '
                 'alone: use PRIVACY.html, which save_images writes beside its images.'
             )
-        return self._run_dir / 'report.html'
+        return self._run_dir / file_names.REPORT
 
     def _parse(self, dataset: str, **more: Any) -> tuple[config.RunConfig, frozenset[str]]:
         """Returns the settings of the run, and the names of those that were given."""
@@ -281,7 +307,7 @@ class Synthesizer:
         lines = [_flag(name, value) for name, value in settings.items()]
         if settings.get('resume') and settings.get('run_dir') is not None:
             # The command resumes in the same way: with the run's settings and what is given now.
-            flagfile = files.expanded(settings['run_dir']) / 'config.flags'
+            flagfile = files.expanded(settings['run_dir']) / file_names.FLAGFILE
             if flagfile.is_file():
                 lines = [*files.read_text(flagfile).splitlines(), *lines]
         return config.parse_given('\n'.join(lines))
@@ -301,6 +327,37 @@ class Synthesizer:
         return self._generator
 
 
+@contextlib.contextmanager
+def _callers_randomness() -> Iterator[None]:
+    """Gives the caller's random generators back as they were.
+
+    A run seeds them with a public number. Whoever draws from them afterwards, e.g. for DP noise,
+    must not draw what everybody can.
+    """
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    before = random.getstate(), np.random.get_state(), context.global_seed()
+    try:
+        yield
+    finally:
+        tf_seed = before[2]
+        # Keras and TensorFlow cannot be set back: they begin anew, from a seed that nobody knows.
+        fresh = secrets.randbelow(2**31) if tf_seed is None else tf_seed
+        tf.keras.utils.set_random_seed(fresh)
+        tf.random.set_seed(tf_seed)
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+def _name_of(dataset: str | os.PathLike) -> str:
+    """The value of --dataset for a name, or for the path of a folder."""
+    name = os.fspath(dataset)
+    is_path = isinstance(dataset, os.PathLike) or os.sep in name
+    has_scheme = ':' in name.split(os.sep)[0]
+    return f'folder:{name}' if is_path and not has_scheme else name
+
+
 def _flag(name: str, value: Any) -> str:
     """Returns a setting as a line of a flagfile."""
     if isinstance(value, (bool, np.bool_)):
@@ -311,6 +368,10 @@ def _flag(name: str, value: Any) -> str:
     if '\n' in text:
         raise ConfigError(f'{name} must be one line. Received: {text!r}.')
     return f'--{name}={text}'
+
+
+def _seed(value: Any) -> int | None:
+    return None if value is None else _whole('seed', value)
 
 
 def _whole(name: str, value: Any) -> int:

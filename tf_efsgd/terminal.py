@@ -1,4 +1,6 @@
-"""Writes σ as sigma on terminals and in log files that cannot show every character.
+"""What standard output and errors can show, and what happens when their reader ends.
+
+Terminals and log files that cannot show every character get sigma for σ.
 
 With `PYTHONIOENCODING=ascii`, with `LC_ALL=C`, and on terminals with an encoding other than UTF-8,
 a letter that is not in the encoding would otherwise end the program or be garbled.
@@ -7,9 +9,12 @@ a letter that is not in the encoding would otherwise end the program or be garbl
 from __future__ import annotations
 
 import codecs
+import contextlib
+import errno
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any, TextIO
 
 _WORDS = {
     'σ': 'sigma',
@@ -64,10 +69,87 @@ def hide_libraries() -> None:
         return
     stream.flush()
     kept = os.dup(_STDERR)
-    sys.stderr = open(kept, 'w', buffering=1, encoding=stream.encoding, errors=stream.errors)
+    kept_stream = open(kept, 'w', buffering=1, encoding=stream.encoding, errors=stream.errors)
+    goes_on = isinstance(stream, _GoesOn)
+    sys.stderr = _GoesOn(kept_stream) if goes_on else kept_stream  # type: ignore[assignment]
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, _STDERR)
     os.close(nowhere)
+
+
+class _GoesOn:
+    """A stream whose output is dropped once its reader has ended.
+
+    Args:
+      stream: with a file descriptor.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Writes text; returns the number of its letters."""
+        with self._whoever_reads():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is held back."""
+        with self._whoever_reads():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _whoever_reads(self):
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal was closed.
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def whoever_reads() -> Iterator[None]:
+    """Lets the work inside continue when the reader of its output ends, as in `| head`.
+
+    A stream without a file descriptor, as in a notebook, does not change.
+    """
+    before = sys.stdout, sys.stderr
+    try:
+        for stream in before:
+            stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        yield
+        return
+    ours = tuple(map(_GoesOn, before))
+    sys.stdout, sys.stderr = ours  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for stream in ours:
+            stream.flush()
+        # `hide_libraries` may have replaced one in the meantime.
+        sys.stdout, sys.stderr = (
+            old if now is own else now
+            for old, own, now in zip(before, ours, (sys.stdout, sys.stderr))
+        )
+
+
+def open_closed_streams() -> None:
+    """Opens standard output and errors to nowhere if they were closed, as with `>&-`."""
+    for number, name in ((1, 'stdout'), (_STDERR, 'stderr')):
+        if getattr(sys, name) is not None:
+            continue
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
+        setattr(sys, name, os.fdopen(number, 'w'))
 
 
 def use_words() -> None:

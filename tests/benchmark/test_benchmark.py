@@ -1,21 +1,16 @@
 """The command line of the benchmark: what it measures, shows, writes and refuses."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 import tensorflow as tf
 from absl import flags
+from helpers import processes
 from helpers.tiny_benchmark import NETWORKS, VARIANTS
 
 from tf_efsgd import config
 from tf_efsgd.benchmark import measure, roofline, timing, variants
 from tf_efsgd.cli import bench as command
-
-_REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 def _parse(*arguments):
@@ -107,12 +102,6 @@ def test_a_wrong_flag_is_told_before_anything_is_measured(argument, message, mon
 
 @pytest.mark.parametrize('argument', ['--batch_size=7', '--model=imagenet', '--batchsize=8'])
 def test_a_wrong_flag_ends_in_one_line_and_exit_code_2(argument):
-    done = subprocess.run(
-        [sys.executable, '-m', 'tf_efsgd.benchmark', argument],
-        cwd=_REPO,
-        env={**os.environ, 'PYTHONPATH': str(_REPO)},
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run_module('benchmark', argument)
     assert done.returncode == 2 and done.stdout == ''
     assert done.stderr.startswith('tf_efsgd: ') and done.stderr.count('\n') == 1

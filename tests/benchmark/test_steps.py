@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 from helpers.tiny_benchmark import NETWORKS, RECORDS, VARIANTS
 
 from tf_efsgd.benchmark import steps
@@ -72,4 +73,4 @@ def test_a_step_updates_every_variable(name, monkeypatch):
     step, variables = build(NETWORKS, variant, steps.make_data(NETWORKS, variant.records))
     before = [variable.numpy() for variable in variables]
     step()
-    assert all(np.abs(v.numpy() - b).max() > 1e-4 for v, b in zip(variables, before))
+    assert all(np.abs(v.numpy() - b).max() > 1e-4 for v, b in pairs(variables, before))

@@ -24,7 +24,6 @@ def launch(monkeypatch, tmp_path):
     """Runs the launcher as far as its plan, on the digits, with networks that have a size only."""
     dataset = load.load('digits')
     network = types.SimpleNamespace(private_variables=[tf.zeros([_PARAMETERS - 8]), tf.zeros([8])])
-    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=lambda _: dataset))
     monkeypatch.setattr(build, 'build_gan', lambda *_: (network, None))
 
     def stop(gan, settings, found, noise):
@@ -41,7 +40,7 @@ def launch(monkeypatch, tmp_path):
             + [f'--state_dir={tmp_path / "state"}', '--strategy=one_device']
         )
         try:
-            runner.run(config.from_flags(flag_values))
+            runner.run(config.from_flags(flag_values), Sources(load=lambda _: dataset))
         finally:
             # Whatever was wrong was found before anything was written.
             assert not folder.exists()

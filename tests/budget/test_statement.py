@@ -12,7 +12,8 @@ from scipy import optimize, stats
 
 from tf_efsgd import budget
 from tf_efsgd.budget import epsilon, statement
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.ledger import Ledger
+from tf_efsgd.reporting import report
 
 _DELTA = by_hand.accounted_delta(1e-5)
 
@@ -55,9 +56,10 @@ _TESTED = [
     'the norm by which a gradient is clipped has an error from float32 arithmetic; tests with '
     'adversarial batches keep it within the other half of the allowance, and the whole allowance '
     'is accounted',
-    'the features of one record, and what the layers of a private network put out for it, depend '
-    'neither on the other records that are computed beside it nor on its place among them; every '
-    'process tries this, to the last bit, before its first look at records',
+    'the features of one record, and what the layers of a private network put out for it (if they '
+    'have no rule of fast clipping: its loss), depend neither on the other records that are '
+    'computed beside it nor on its place among them; every process tries this, to the last bit, '
+    'before its first look at records, but not the way back through the layers',
 ]
 
 
@@ -106,21 +108,21 @@ def _statement(plan, steps, *flags, applied=None, change=None, releases=()):
     """Of a run that has reserved so many steps; with a change, as many again after it."""
     settings = plans.settings(*flags)
     with tempfile.TemporaryDirectory() as folder:
-        book = ledger.Ledger(f'{folder}/ledger.jsonl', plan)
+        ledger = Ledger(f'{folder}/ledger.jsonl', plan)
         if releases:
-            book.reserve_warm_start(releases[0], 2)
+            ledger.reserve_warm_start(releases[0], 2)
         if releases[1:]:
-            book.note_learned_features(releases[1], 2 if releases[1] else None)
+            ledger.note_learned_features(releases[1], 2 if releases[1] else None)
         if steps:
-            book.reserve(steps)
+            ledger.reserve(steps)
         if change is not None:
             settings = plans.settings(*change, '--resume', '--run_dir=x', '--change_mechanism')
-            book.change_plan(budget.changed_plan(settings.privacy, book, is_allowed=True))
-            book.reserve(steps)
-        book.close()
+            ledger.change_plan(budget.changed_plan(settings.privacy, ledger, is_allowed=True))
+            ledger.reserve(steps)
+        ledger.close()
         applied = steps if applied is None else applied
         return budget.make_statement(
-            book,
+            ledger,
             applied,
             _SOFTWARE,
             data=settings.data,
@@ -178,13 +180,15 @@ def _check(statement, *expected):
     )
     for name, value in together.items():
         assert statement[name] == value, name
+    named = {*report._LABELS, *report._LISTS, report._NOT_COVERED, report._BY_IMAGES}
+    assert set(statement) <= named, 'Give the new line a name in _LABELS of reporting/report.py.'
     # The unit of privacy comes first.
     assert next(iter(statement)) == 'unit_of_privacy'
 
 
 def _mechanism(sigma, accounted, batch, **changes):
     return {
-        'mechanism': 'Gaussian on clipped per-example gradients, error feedback from noised '
+        'mechanism': 'Gaussian on clipped per-example gradients, error feedback from noisy '
         'residuals',
         'private_step_updates': 'discriminator',
         'private_parameters': 1234,
@@ -482,10 +486,13 @@ def test_the_statement_of_two_releases_and_steps(monkeypatch, releases, lost, im
 
 
 def test_the_statement_without_privacy():
-    assert _statement(plans.plan('--noprivate'), 3, '--noprivate') == _start(
-        private=False,
-        applied_steps=3,
-        mechanism='none: trained without clipping and noise',
+    _check(
+        _statement(plans.plan('--noprivate'), 3, '--noprivate'),
+        _start(
+            private=False,
+            applied_steps=3,
+            mechanism='none: trained without clipping and noise',
+        ),
     )
 
 

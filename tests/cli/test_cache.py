@@ -1,5 +1,7 @@
 """tf-efsgd cache: lists and removes decoded images."""
 
+import json
+
 import pytest
 from absl import flags
 from helpers.data_sets import gray_files, write_folder
@@ -27,6 +29,13 @@ def test_caches_are_listed_and_removed(tmp_path):
     listed = _ask(here)
     assert 'PRIVATE' in listed
     (cats,) = [line for line in listed.splitlines() if 'cats, all: 3 images' in line]
+    values = flags.FlagValues()
+    cache.define_flags(values)
+    values(['x', here, '--json'])
+    found = json.loads(json.dumps(cache.find(values)[0]))
+    assert found['note'].startswith('PRIVATE') and found['folder'] == str(tmp_path / 'cache')
+    (item,) = [item for item in found['items'] if item['name'] == cats.split()[0]]
+    assert item['bytes'] > 0 and item['what'] in cats and item['date'] in cats
     with pytest.raises(config.ConfigError, match='no cache of that name'):
         _ask(here, '--remove=cats')
     removed = _ask(here, f'--remove={cats.split()[0]}')

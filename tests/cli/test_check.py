@@ -1,5 +1,7 @@
 """tf-efsgd check: what is said of a folder; tf-efsgd plan on one; nothing is written."""
 
+import json
+import pathlib
 import re
 
 import pytest
@@ -7,7 +9,7 @@ from absl import flags
 from helpers import nasty
 
 from tf_efsgd import config
-from tf_efsgd.cli import check, plan
+from tf_efsgd.cli import check, helps, plan
 from tf_efsgd.config import expectations
 
 
@@ -33,7 +35,7 @@ def animals(tmp_path):
 
 def test_what_is_said_of_a_folder(animals):
     said = _ask(check, f'--dataset=folder:{animals}')
-    assert said.splitlines()[0] == '90 images, 3 classes (30 each).'
+    assert said.splitlines()[:2] == ['90 images, 3 classes (30 each).', 'Classes: cat, dog, emu.']
     assert '1 unreadable: dog/0017.jpg: it is not an image' in said
     assert 'Read too: 7 .tif.' in said
     assert 'Suggested size: 32x32' in said
@@ -57,9 +59,61 @@ def test_what_to_expect_is_said_for_two_budgets(animals, monkeypatch):
     assert seen[0] == {'records': 81, 'classes': 3, 'channels': 3, 'epsilon': 10}
 
 
+def test_settings_of_the_run_to_come_are_answered(animals):
+    folder = f'--dataset=folder:{animals}'
+    said = _ask(check, folder, '--target_epsilon=3', '--image_size=28', '--skip_unreadable')
+    assert 'They are resized to 28x28 (most images are about 40 pixels).' in said
+    assert 'At epsilon = 3 expect ' in said and 'epsilon = 10' not in said
+    assert 'no image of a known kind. They are left out.' in said.replace('it is not an', 'no')
+    for setting, fault in (
+        ('--image_size=33', 'the nearest such size is 32'),
+        ('--target_epsilon=0', '--target_epsilon must be above 0'),
+    ):
+        with pytest.raises(config.ConfigError, match=fault):
+            _ask(check, folder, setting)
+
+
+def test_the_result_has_what_the_lines_say(animals):
+    values = flags.FlagValues()
+    check.define_flags(values)
+    values(['x', f'--dataset=folder:{animals}', '--target_epsilon=3', '--json'])
+    found, text = check.find(values)
+    found = json.loads(json.dumps(found))
+    assert found['note'].startswith('PRIVATE')
+    assert found['images'] == 90 and found['trained_on'] == 81 and found['image_size'] == 32
+    assert found['class_names'] == ['cat', 'dog', 'emu'] and found['counts'] == [30, 30, 30]
+    assert found['kinds'] == {'.png': 83, '.tif': 7} and found['minutes'] == 30
+    assert len(found['unreadable']) == 1 and 'dog/0017.jpg' in found['unreadable'][0]
+    (expected,) = found['expected']
+    assert expected['epsilon'] == 3 and f'At epsilon = 3 expect {expected["words"]};' in text
+
+
+def test_the_help_describes_only_what_is_looked_at():
+    values = flags.FlagValues()
+    names = check.define_flags(values)
+    said = helps.full_help('tf-efsgd check', check.__doc__, values, names)
+    assert 'folder:PATH' in said and 'csv:FILE' in said and 'PRIVATE' in said
+    for refused in ('mnist', 'digits', 'celeb_a', 'TFDS', 'idx', 'Male'):
+        assert refused not in said, refused
+
+
 def test_persons_who_are_told_apart_are_not_asked_for(animals):
     said = _ask(check, f'--dataset=folder:{animals}', '--person=name:^(.)', '--images_per_person=2')
     assert 'more than one image of a person' not in said
+
+
+@pytest.mark.parametrize(
+    ('rule', 'said'),
+    [
+        ('csv:gone.csv', 'gone.csv cannot be read'),
+        ('folder', 'has no person by --person=folder'),
+        ('name:(x)', 'has no person by --person=name'),
+        ('dicom', 'has no person'),
+    ],
+)
+def test_a_rule_that_gives_an_image_no_person_is_found_before_training(animals, rule, said):
+    with pytest.raises(config.ConfigError, match=said):
+        _ask(check, f'--dataset=folder:{animals}', f'--person={rule}', '--images_per_person=2')
 
 
 def test_a_folder_of_nasty_files_is_told_in_full(tmp_path):
@@ -114,7 +168,7 @@ def test_a_declared_size_needs_no_look_at_the_folder():
 
 @pytest.mark.parametrize('epsilon', [0.0, 1e-300, 1e300])
 def test_the_warning_takes_any_epsilon(epsilon):
-    said = expectations.warning(records=30, classes=3, epsilon=epsilon)
+    said = expectations.warning(records=30, classes=3, channels=3, epsilon=epsilon)
     assert (said is None) == (epsilon == 1e300) and (said is None or len(said) < 400)
 
 
@@ -122,15 +176,37 @@ def test_expectations_grow_with_the_budget_and_with_the_images_of_a_class():
     def said(records, epsilon, channels=3):
         return expectations.expect(records=records, classes=3, channels=channels, epsilon=epsilon)
 
-    grades = [said(300, 1), said(3000, 1), said(3000, 4), said(3000, 10)]
-    assert len(set(grades)) == 4 and grades[0] == 'average colours'
-    assert grades == [said(30, 10), said(300, 10), said(1200, 10), said(30_000, 1)]
-    assert said(300, 1, channels=1) == 'average brightness'
+    grades = [said(300, 1, 1), said(3000, 1, 1), said(3000, 4, 1), said(3000, 10, 1)]
+    assert len(set(grades)) == 4 and grades[0] == 'average brightness'
+    assert grades == [said(30, 10, 1), said(300, 10, 1), said(1200, 10, 1), said(30_000, 1, 1)]
+    # Photographs in colour need more.
+    in_colour = [said(3000, 1), said(3000, 10), said(9000, 10), said(20_000, 10)]
+    assert in_colour == ['average colours', *grades[1:]]
+
+
+def test_what_to_expect_is_what_was_measured():
+    page = (pathlib.Path(__file__).parents[2] / 'docs/results.md').read_text('utf-8')
+    table = page.split('## What to expect')[1].split('\n\n')[2]
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in table.splitlines()[2:]]
+    assert len(rows) >= 8
+    for data, records, classes, channels, epsilon, *_, words in rows:
+        found = expectations.expect(
+            records=int(records.replace(',', '')),
+            classes=int(classes),
+            channels={'gray': 1, 'colour': 3}[channels],
+            epsilon=float(epsilon),
+        )
+        assert found == words, data
 
 
 def test_too_few_images_are_warned_of_and_only_then():
-    enough = {'records': 1500, 'classes': 3, 'epsilon': 1.0}
+    enough = {'records': 1500, 'classes': 3, 'channels': 1, 'epsilon': 1.0}
     assert expectations.warning(**enough) is None
-    for fewer in ({'records': 1490}, {'classes': 4}, {'epsilon': 0.9}):
+    for fewer in ({'records': 1490}, {'classes': 4}, {'epsilon': 0.9}, {'channels': 3}):
         text = expectations.warning(**{**enough, **fewer})
         assert 'few for ε' in text and 'Nothing is spent yet' in text
+        # So many images of a class are recognised.
+        images = int(re.search(r'use about ([\d,]+) images each', text)[1].replace(',', ''))
+        classes = {**enough, **fewer}['classes']
+        better = {**enough, **fewer, 'records': images * classes, 'classes': classes}
+        assert 'classes that are recognised' in expectations.expect(**better)

@@ -5,11 +5,12 @@ import pathlib
 import re
 import resource
 import runpy
-import subprocess
 import sys
 
 import pytest
+from helpers import processes
 
+from tf_efsgd.cli import helps
 from tf_efsgd.cli import main as console
 from tf_efsgd.version import __version__
 
@@ -26,14 +27,8 @@ def run(tmp_path):
         (without / f'{name}.py').write_text(f'raise ImportError("{name} was imported")\n')
 
     def run(module, *arguments):
-        return subprocess.run(
-            [sys.executable, '-m', module, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(without), str(_REPO)])},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        paths = os.pathsep.join([str(without), str(_REPO)])
+        return processes.run_python('-m', module, *arguments, cwd=tmp_path, PYTHONPATH=paths)
 
     return run
 
@@ -74,6 +69,28 @@ def test_help_is_short_and_names_every_command(run):
         assert f'  {command:<10}{text}' in lines
 
 
+@pytest.mark.parametrize('arguments', [[], ['--help=1'], ['--helpfull'], ['-h'], ['help']])
+def test_no_arguments_and_every_way_to_ask_print_the_help(arguments, monkeypatch, capsys):
+    _call(monkeypatch, '--help')
+    shown = capsys.readouterr()
+    assert shown.out.startswith('tf-efsgd ') and 'Usage: tf-efsgd COMMAND' in shown.out
+    _call(monkeypatch, *arguments)
+    assert capsys.readouterr() == shown
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'which'),
+    [
+        *((['--help'], 'short'), (['--help=1'], 'short'), (['-help=TRUE'], 'short')),
+        *((['a', '-h'], 'short'), (['-?'], 'short'), (['--helpshort'], 'short')),
+        *((['--helpfull'], 'full'), (['--help', '--helpfull=true'], 'full')),
+        *((['--help=0'], None), (['help'], None), (['--output=--help'], None), ([], None)),
+    ],
+)
+def test_help_is_asked_for_in_every_form_that_a_boolean_flag_has(arguments, which):
+    assert helps.asked_for(arguments) == which
+
+
 def test_the_version_is_printed(run):
     assert run('tf_efsgd', '--version').stdout == f'tf_efsgd {__version__}\n'
 
@@ -86,15 +103,14 @@ def test_help_and_version_load_nothing_else_of_ours(monkeypatch, capsys):
             'print(sorted(n for n in sys.modules if n.partition(".")[0] in '
             '("tf_efsgd", "absl", "numpy", "tensorflow")))'
         )
-        environment = {**os.environ, 'PYTHONPATH': str(_REPO)}
-        shown = subprocess.run([sys.executable, '-c', code], env=environment, capture_output=True)
+        shown = processes.run_python('-c', code)
         ours = ['', '.cli', '.cli.main', '.terminal', '.version']
         ours[3:3] = ['.python_312'] if sys.version_info >= (3, 12) else []
         loaded = str([f'tf_efsgd{name}' for name in ours])
-        assert shown.stdout.decode().splitlines()[-1] == loaded, shown.stderr
+        assert shown.stdout.splitlines()[-1] == loaded, shown.stderr
 
 
-@pytest.mark.parametrize('arguments', [['trian'], ['--flagfile=demo.flags'], ['a b\nc'], []])
+@pytest.mark.parametrize('arguments', [['trian'], ['--flagfile=demo.flags'], ['a b\nc'], ['']])
 def test_an_unknown_command_is_one_line_and_exit_code_2(arguments, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exited:
         _call(monkeypatch, *arguments)
@@ -113,12 +129,16 @@ def test_every_command_has_a_short_help_and_a_full_one(command, run):
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     # None of them loads TensorFlow or an accountant for it. Time of the processor: others work on
     # this machine, too.
-    assert ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime < 1
+    assert ended.ru_utime + ended.ru_stime - started.ru_utime - started.ru_stime < 2
     assert (finished.returncode, finished.stderr) == (0, '')
     lines = finished.stdout.splitlines()
     assert len(lines) <= 60 and max(map(len, lines)) <= 100
     assert any(line.startswith(f'Usage: tf-efsgd {command} ') for line in lines)
     assert lines[-1] == f'tf-efsgd {command} --helpfull explains all of them.'
+    # Each heading once; the title calls the command as its user does.
+    headings = [line for line in lines if re.fullmatch(r'\w[\w ]*:', line)]
+    assert headings and len(set(headings)) == len(headings)
+    assert f'tf-efsgd {command}' in lines[0] and 'python -m' not in lines[0]
     full = run('tf_efsgd', command, '--helpfull')
     assert (full.returncode, full.stderr) == (0, '')
     named = set(re.findall(r'--(?:\[no\])?(\w+)', finished.stdout)) - {'flag', 'helpfull'}

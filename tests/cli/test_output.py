@@ -3,12 +3,10 @@
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 from absl import flags
-from helpers import plans
+from helpers import plans, processes
 
 from tf_efsgd import progress
 from tf_efsgd.audit.findings import Finding
@@ -16,8 +14,19 @@ from tf_efsgd.audit.lattice import Attack
 from tf_efsgd.benchmark import measure, timing, variants
 from tf_efsgd.budget import as_json
 from tf_efsgd.budget.epsilon import spent_epsilon
-from tf_efsgd.cli import arguments, audit, bench, evaluate, plan, results, train
-from tf_efsgd.privacy import ledger
+from tf_efsgd.cli import (
+    arguments,
+    audit,
+    bench,
+    cache,
+    check,
+    evaluate,
+    plan,
+    results,
+    state,
+    train,
+)
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import runner
 
 _FINDING = Finding('mechanism', 'none', 1, 7, 0.3, 1e-5, 10, 2.0, 0.5, math.inf)
@@ -57,6 +66,7 @@ def _trained(folder):
 # Command -> (what does its work, that in a test, its flags, what of the result is checked).
 _COMMANDS = {
     'plan': (plan, 'find', lambda _: lambda _: ({'epsilon': 0.7}, 'ε is 0.7'), {'epsilon': 0.7}),
+    'check': (check, 'find', lambda _: lambda _: ({'images': 7}, '7 images'), {'images': 7}),
     'evaluate': (evaluate, 'run', _evaluated, {'gen2real_cnn': 0.7}),
     'audit': (audit, 'run', lambda _: lambda _: ([_FINDING], [_ATTACK]), {'failed': True}),
     'results': (results, 'answer', _table_written, {'rows': [3]}),
@@ -137,16 +147,41 @@ def test_findings_have_their_verdicts():
     assert found['failed'] is False and 'nothing is claimed' in found['findings'][0]['verdict']
 
 
+@pytest.mark.parametrize('command', [state, cache])
+def test_what_is_remembered_is_listed_and_removed_as_json(command, tmp_path, monkeypatch, capsys):
+    run_id = 'ab' * 16
+    (tmp_path / f'{run_id}.json').write_text('{}')
+    (tmp_path / 'left.images').write_bytes(b'torn')
+    folder = {state: 'state_dir', cache: 'cache_dir'}[command]
+    name = {state: run_id, cache: 'left'}[command]
+
+    def ask(*more):
+        values = flags.FlagValues()
+        command.define_flags(values)
+        values(['x', f'--{folder}={tmp_path}', *more])
+        monkeypatch.setattr(flags, 'FLAGS', values)
+        command._main()
+        return capsys.readouterr().out
+
+    found = json.loads(ask('--json'))
+    assert found['note'].startswith('PRIVATE') and found['folder'] == str(tmp_path)
+    assert name in [item['name'] for item in found['items']] and found['items'][0]['bytes'] > 0
+    assert name in ask() and ask('--quiet') == ''
+    found = json.loads(ask('--json', f'--remove={name}'))
+    assert found['removed'] == [name]
+    if command is state:
+        (warning,) = found['warnings']
+        assert warning.startswith(f'{name}: WARNING: the epsilon of this run is not counted')
+    assert name not in [item['name'] for item in json.loads(ask('--json'))['items']]
+
+
 @pytest.mark.acceptance
 def test_a_plan_as_json_says_what_the_text_says():
-    command = [
-        *(sys.executable, '-m', 'tf_efsgd.plan', '--target_epsilon=3', '--dataset_size=6000'),
-        *('--train_steps=50', '--expected_batch_size=64'),
-    ]
-    shown = [
-        subprocess.run([*command, *more], capture_output=True, text=True, check=True).stdout
-        for more in ([], ['--json'], ['--quiet'])
-    ]
+    asked = ['--target_epsilon=3', '--dataset_size=6000', '--train_steps=50']
+    asked.append('--expected_batch_size=64')
+    ended = [processes.run_module('plan', *asked, *more) for more in ([], ['--json'], ['--quiet'])]
+    assert [process.returncode for process in ended] == [0, 0, 0]
+    shown = [process.stdout for process in ended]
     found = json.loads(shown[1])
     assert found['private'] and 2.9 < found['epsilon'] <= 3 == found['target_epsilon']
     assert found['epsilon'] == min(found['epsilon_pld'], found['epsilon_rdp'])
@@ -157,8 +192,8 @@ def test_a_plan_as_json_says_what_the_text_says():
 
 
 def test_a_ledger_as_json(tmp_path):
-    book = ledger.Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger())
-    book.reserve(3)
-    found = as_json.of_ledger(book)
-    assert found['steps'] == 3 and found['epsilon'] == spent_epsilon(book).headline
-    assert json.loads(json.dumps(found))['plans'][0]['train_steps'] == book.plan.train_steps
+    ledger = Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger())
+    ledger.reserve(3)
+    found = as_json.of_ledger(ledger)
+    assert found['steps'] == 3 and found['epsilon'] == spent_epsilon(ledger).headline
+    assert json.loads(json.dumps(found))['plans'][0]['train_steps'] == ledger.plan.train_steps

@@ -2,39 +2,24 @@
 
 import dataclasses
 import math
-import os
-import pathlib
 import re
-import subprocess
 import sys
-import time
 
 import dp_accounting
 import numpy as np
 import pytest
 from absl import flags
-from helpers import account_by_hand, plans
+from helpers import plans, processes, yardstick
+from helpers.forecasts import DELTA, assert_said, bounds, effective
 
 from tf_efsgd import budget, config, rounding
 from tf_efsgd.budget import forecast, text
 from tf_efsgd.cli import plan
-from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.ledger import Ledger
 
-_REPO = pathlib.Path(__file__).resolve().parents[2]
 # Quick to account for.
 _QUICK = ['--dataset_size=2000', '--expected_batch_size=20', '--train_steps=300']
-
-
-# What is accounted at: a part is kept back for the error of the draws.
-_DELTA = account_by_hand.accounted_delta(1e-5)
-
-
-def _effective(sigma, parameters=2**20, sums=2):
-    return account_by_hand.effective_step(sigma, sums * parameters)
-
-
-def _bounds(event, steps, delta=_DELTA):
-    return accounting.compute_epsilon(event, steps, delta)
 
 
 def _ask(*arguments):
@@ -42,19 +27,6 @@ def _ask(*arguments):
     plan.define_flags(flag_values)
     flag_values(['plan', *arguments])
     return plan.answer(flag_values)
-
-
-def _run(*arguments, cwd):
-    """Runs the planner in its own process."""
-    paths = [str(_REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
-    return subprocess.run(
-        [sys.executable, '-m', 'tf_efsgd.plan', *arguments],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 # The budget.
@@ -92,16 +64,16 @@ def test_delta_that_gives_a_record_away_is_refused_or_warned_of():
         _ask(*large)
     warning = 'WARNING: δ is not below 1 / images: a mechanism that gives away one image'
     printed = _ask(*large, '--allow_large_delta')
-    _assert_said(printed, warning, '0.0005      times 2,000 images is 1, which must be below 1')
+    assert_said(printed, warning, '0.0005      times 2,000 images is 1, which must be below 1')
     small = _ask(*_QUICK, '--noise_multiplier=3', '--target_delta=0.0004')
     assert 'WARNING' not in small
     # 0.0004 times 2,000, rounded up.
-    _assert_said(small, '0.0004      times 2,000 images is 0.8, which must be below 1')
+    assert_said(small, '0.0004      times 2,000 images is 0.8, which must be below 1')
 
 
 def test_pld_above_rdp_is_warned_of():
     warned = _ask('--dataset_size=60000', '--expected_batch_size=256', '--noise_multiplier=150')
-    _assert_said(warned, 'by RDP, the smallest bound (PLD', 'WARNING: PLD gives')
+    assert_said(warned, 'by RDP, the smallest bound (PLD', 'WARNING: PLD gives')
 
 
 @pytest.mark.parametrize('mechanism', ['private', 'none', 'hidden'])
@@ -113,19 +85,19 @@ def test_so_much_noise_that_nothing_is_spent(mechanism):
         '--noise_multiplier=1e5',
         f'--error_feedback={mechanism}',
     )
-    _assert_said(printed, '1 private steps', 'epochs                1 ')
+    assert_said(printed, '1 private steps', 'epochs                1 ')
 
 
 def test_no_minutes_are_spent_on_what_is_not_private():
     accounting.compute_epsilon.cache_clear()
-    started = time.process_time()
-    printed = _ask(*_QUICK, '--train_steps=9000', '--noise_multiplier=0.25')
-    assert time.process_time() - started < 8
-    event = accounting.step_event(0.01 + 2**-33, _effective(0.25))
-    ideal = accounting.rdp_epsilon_of([(event, 9_000)], _DELTA)
+    with yardstick.measured() as took:
+        printed = _ask(*_QUICK, '--train_steps=9000', '--noise_multiplier=0.25')
+    assert took.units < 100  # About 20.
+    event = accounting.step_event(0.01 + 2**-33, effective(0.25))
+    ideal = accounting.rdp_epsilon_of([(event, 9_000)], DELTA)
     assert ideal > 500  # By PLD it would take minutes.
-    _assert_said(printed, 'far above anything private')
-    _assert_said(printed, f'of exact real-valued noise: {rounding.up(ideal)}')
+    assert_said(printed, 'far above anything private')
+    assert_said(printed, f'of exact real-valued noise: {rounding.up(ideal)}')
     assert [line.split()[1] for line in printed.splitlines() if line.startswith('ε  ')] == ['none']
 
 
@@ -201,13 +173,13 @@ def _hidden(noise_multiplier):
 def _write(folder, first, *later, torn=False):
     """A ledger with 30 + 30 + 7 steps under each plan."""
     path = folder / 'ledger.jsonl'
-    book = ledger.Ledger(path, first)
+    ledger = Ledger(path, first)
     for i, one in enumerate((first, *later)):
         if i:
-            book.change_plan(one)
+            ledger.change_plan(one)
         for count in (30, 30, 7):
-            book.reserve(count)
-    book.close()
+            ledger.reserve(count)
+    ledger.close()
     if torn:
         with open(path, 'ab') as file:
             file.write(b'{"kind": "steps", "cou')
@@ -216,22 +188,17 @@ def _write(folder, first, *later, torn=False):
 
 def _spent(path):
     """The ledger, and epsilon of what it reserved."""
-    book = ledger.Ledger.read(path)
-    return book, budget.spent_epsilon(book)
-
-
-def _assert_said(printed, *parts):
-    for part in parts:
-        assert part in printed, printed
+    ledger = Ledger.read(path)
+    return ledger, budget.spent_epsilon(ledger)
 
 
 def test_a_ledger_is_printed_event_by_event(tmp_path):
     path = _write(tmp_path, _PLAN, torn=True)
     before = path.read_bytes()
     printed = _ask(f'--ledger={path}')
-    spent = _bounds(accounting.step_event(0.02, 3.0), 97)
-    whole = _bounds(accounting.step_event(0.02, 3.0), 400)
-    _assert_said(
+    spent = bounds(accounting.step_event(0.02, 3.0), 97)
+    whole = bounds(accounting.step_event(0.02, 3.0), 400)
+    assert_said(
         printed,
         f'Spent: ε = {rounding.up(spent.headline)} at δ = 1e-05, by PLD',
         f'RDP {rounding.up(spent.rdp)}',
@@ -252,25 +219,25 @@ def test_a_ledger_is_printed_event_by_event(tmp_path):
     assert printed.count('torn line') == 1 and 'torn line' in printed.split('68 to 97')[1]
     assert path.read_bytes() == before
     every = _ask(f'--ledger={path}', '--ledger_entries')
-    _assert_said(every, '1 to 30 ', '31 to 60 ', '61 to 67 ')
+    assert_said(every, '1 to 30 ', '31 to 60 ', '61 to 67 ')
 
 
 def test_an_open_ledger_can_be_read_and_an_empty_one_is_spent_nothing(tmp_path):
     path = tmp_path / 'ledger.jsonl'
-    book = ledger.Ledger(path, _PLAN)
-    _assert_said(_ask(f'--ledger={path}'), 'Spent: ε = 0 ', '0 steps reserved', 'none')
-    book.close()
+    ledger = Ledger(path, _PLAN)
+    assert_said(_ask(f'--ledger={path}'), 'Spent: ε = 0 ', '0 steps reserved', 'none')
+    ledger.close()
 
 
 def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
     later = dataclasses.replace(_PLAN, event=accounting.step_event(0.02, 4.0))
     path = _write(tmp_path, _PLAN, later)
-    book, spent = _spent(path)
-    whole = _bounds(accounting.step_event(0.02, 3.0), 400)
+    ledger, spent = _spent(path)
+    whole = bounds(accounting.step_event(0.02, 3.0), 400)
     assert spent.headline == pytest.approx(whole.rdp)
     assert spent.pld < whole.pld
-    _assert_said(
-        text.format_ledger(book, False),
+    assert_said(
+        text.format_ledger(ledger, False),
         f'Spent: ε = {rounding.up(whole.rdp)} at δ = 1e-05, by the RDP filter',
         f'fixed in advance only: ε = {rounding.up(spent.pld)}, by PLD',
         'noise multiplier 3, as accounted',
@@ -291,17 +258,17 @@ def test_after_a_change_the_filter_of_the_first_plan_holds(tmp_path):
 def test_a_change_beyond_the_budget_of_the_first_plan_proves_nothing(later, tmp_path):
     first = dataclasses.replace(_PLAN, train_steps=80)
     printed = _ask(f'--ledger={_write(tmp_path, first, later)}')
-    _assert_said(printed, 'Spent: ε = none', 'WARNING', 'no ε is proven')
+    assert_said(printed, 'Spent: ε = none', 'WARNING', 'no ε is proven')
 
 
 def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
-    book, spent = _spent(_write(tmp_path, _hidden(9.0)))
+    ledger, spent = _spent(_write(tmp_path, _hidden(9.0)))
     # 67 steps of a shift of (1 + 2 * 0.5) at noise 9.
-    honest = accounting.gaussian_epsilon(math.sqrt(67) * 2 / 9.0, _DELTA)
-    plain = _bounds(accounting.step_event(0.02, 9.0), 67, 1e-5)
+    honest = accounting.gaussian_epsilon(math.sqrt(67) * 2 / 9.0, DELTA)
+    plain = bounds(accounting.step_event(0.02, 9.0), 67, 1e-5)
     assert spent.headline == pytest.approx(honest)
-    assert budget.unproven_epsilon(book.first_plan, book.reserved_steps) == plain.headline
-    _assert_said(
+    assert budget.unproven_epsilon(ledger.first_plan, ledger.reserved_steps) == plain.headline
+    assert_said(
         _ask(f'--ledger={tmp_path / "ledger.jsonl"}'),
         f'Spent: ε = {rounding.up(honest)}',
         f'unproven, by plain DP-SGD accounting: ε = {rounding.up(plain.headline)}',
@@ -312,20 +279,20 @@ def test_a_hidden_buffer_is_shown_with_both_accounts(tmp_path):
 def test_a_hidden_buffer_that_was_changed_is_accounted_for(tmp_path):
     # PLD of more such steps takes more memory than there is, so it is left alone.
     path = _write(tmp_path, _hidden(9.0), _hidden(12.0))
-    book, spent = _spent(path)
+    ledger, spent = _spent(path)
     mu = math.sqrt(67 * (2 / 9.0) ** 2 + 67 * (2 / 12.0) ** 2)
-    assert spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, _DELTA))
+    assert spent.closed_form == pytest.approx(accounting.gaussian_epsilon(mu, DELTA))
     assert spent.accountant == 'RDP filter' and math.isinf(spent.pld)
     assert math.isfinite(spent.headline)
     # No run of ours changes such a mechanism; all steps are taken for those of the first plan.
-    plain = _bounds(accounting.step_event(0.02, 9.0), 134, 1e-5)
-    assert budget.unproven_epsilon(book.first_plan, book.reserved_steps) == plain.headline
+    plain = bounds(accounting.step_event(0.02, 9.0), 134, 1e-5)
+    assert budget.unproven_epsilon(ledger.first_plan, ledger.reserved_steps) == plain.headline
 
 
 def test_a_run_that_is_not_private_says_so(tmp_path):
     public = dataclasses.replace(_PLAN, event=None, target_delta=None, mechanism={})
     printed = _ask(f'--ledger={_write(tmp_path, public)}')
-    _assert_said(printed, 'NOT PRIVATE: no ε holds', '67 steps reserved')
+    assert_said(printed, 'NOT PRIVATE: no ε holds', '67 steps reserved')
     assert 'Spent' not in printed
 
 
@@ -335,7 +302,7 @@ _ALONE = ['--dataset_size=60000', '--target_epsilon=1', '--warm_start_share=1']
 def test_a_warm_start_alone_is_planned_without_steps():
     printed = _ask(*_ALONE)
     # sigma = 3.7306 spends epsilon 1 at delta 1e-5; what is kept back of delta costs 1e-4 of it.
-    _assert_said(printed, 'no private steps are run', 'warm start σ          3.730', 'closed form')
+    assert_said(printed, 'no private steps are run', 'warm start σ          3.730', 'closed form')
     for absent in ('sampling probability', 'epochs', 'None', 'Error feedback'):
         assert absent not in printed
 
@@ -345,7 +312,7 @@ def test_two_releases_are_planned_as_one():
     added = [line for line in two.splitlines() if line not in one.splitlines()]
     assert len(added) == 1
     # 3.7307 / sqrt(0.8) and 3.7307 / sqrt(0.2).
-    _assert_said(added[0], 'made as two', '4.171', '8.342', 'charged as one')
+    assert_said(added[0], 'made as two', '4.171', '8.342', 'charged as one')
 
 
 def test_a_ledger_of_two_releases_says_so(tmp_path):
@@ -355,13 +322,13 @@ def test_a_ledger_of_two_releases_says_so(tmp_path):
         warm_start_noise_multiplier=3.1,
         learned_features_share=0.2,
     )
-    book = ledger.Ledger(tmp_path / 'ledger.jsonl', planned)
-    book.reserve_warm_start('e3b0', 1)
-    book.note_learned_features('4c1f', 1)
-    book.close()
+    ledger = Ledger(tmp_path / 'ledger.jsonl', planned)
+    ledger.reserve_warm_start('e3b0', 1)
+    ledger.note_learned_features('4c1f', 1)
+    ledger.close()
     printed = _ask(f'--ledger={tmp_path / "ledger.jsonl"}')
     # 3.1 / sqrt(0.8) and 3.1 / sqrt(0.2): of the noise that is drawn, not of what is accounted.
-    _assert_said(
+    assert_said(
         printed,
         'one Gaussian release with noise multiplier 3.1, not sampled',
         'made as two releases, with noise multipliers 3.46591 and 6.93181',
@@ -412,7 +379,7 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path):
         ([f'--ledger={_altered(tmp_path)}'], 'altered'),
         ([f'--ledger={tmp_path}'], str(tmp_path)),
     ):
-        finished = _run(*arguments, cwd=tmp_path)
+        finished = processes.run_module('plan', *arguments, cwd=tmp_path)
         assert finished.returncode == 2, finished.stderr
         assert finished.stdout == ''
         assert finished.stderr.startswith('tf_efsgd: ') and said in finished.stderr
@@ -420,12 +387,11 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_code_2(tmp_path):
 
 
 def test_a_flagfile_of_a_run_is_understood(tmp_path):
-    finished = _run(
-        '--flagfile=mnist.flags', '--dataset_size=60000', '--error_feedback=hidden', cwd=tmp_path
-    )
+    arguments = ['--flagfile=mnist.flags', '--dataset_size=60000', '--error_feedback=hidden']
+    finished = processes.run_module('plan', *arguments, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ''
-    _assert_said(finished.stdout, '256 of 60,000 records', 'calibrated for ε ≤ 10')
+    assert_said(finished.stdout, '256 of 60,000 records', 'calibrated for ε ≤ 10')
 
 
 def test_the_planner_needs_no_tensorflow():
@@ -433,12 +399,5 @@ def test_the_planner_needs_no_tensorflow():
         'import sys\nfrom tf_efsgd import plan\n'
         "print([name for name in ('tensorflow', 'keras', 'matplotlib') if name in sys.modules])"
     )
-    finished = subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=_REPO,
-        env={**os.environ, 'PYTHONPATH': str(_REPO)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    finished = processes.run_python('-c', program)
     assert finished.stdout.strip() == '[]', finished.stderr

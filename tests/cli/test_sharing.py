@@ -25,7 +25,7 @@ def _values(command, *given):
     [
         (generate, [], 'Give either a run folder .* Received: neither'),
         (generate, ['--run_dir=a', '--export_dir=b'], 'Received: both'),
-        (generate, ['--run_dir=a'], '--output is missing'),
+        (generate, ['--run_dir=a'], 'There is no folder a'),
         (generate, ['--run_dir=none', '--output=x'], 'There is no folder none'),
         (generate, ['--run_dir=EMPTY', '--output=x'], 'holds no exported generator'),
         (export, [], 'Give the folder of the run'),
@@ -112,6 +112,12 @@ def test_other_arguments_are_a_mistake_in_one_line(given, how, said, tmp_path):
     finished = _start(tmp_path, *given, **how)
     assert finished.returncode == 2 and finished.stdout == ''
     assert len(finished.stderr.splitlines()) == 1 and said in finished.stderr
+
+
+def test_a_path_overrides_what_a_file_of_flags_says(tmp_path):
+    (tmp_path / 'some.flags').write_text('--dataset=folder:images\n--count=3\n')
+    finished = _start(tmp_path, 'photos/', f'--flagfile={tmp_path}/some.flags')
+    assert (finished.stdout, finished.returncode) == ('folder:photos/ 3\n', 0), finished.stderr
 
 
 def test_the_help_begins_with_what_most_need(tmp_path):

@@ -1,37 +1,24 @@
 """--help; a user's mistakes on the command line: one line each, exit code 2, nothing written."""
 
 import os
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
+from helpers import processes
 
 from tf_efsgd import config
 from tf_efsgd.cli import audit, bench, evaluate, results, state
 from tf_efsgd.run import runner
 
-_REPO = pathlib.Path(__file__).resolve().parents[2]
 _BUDGET = ['--dataset=digits', '--noise_multiplier=1']
 
 
 def _launch(*arguments, cwd, module='launch'):
     """Runs the launcher, or another module, in its own process."""
-    paths = [str(_REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))}
     # Conftest sets it for itself; the launcher has its own idea of it.
-    environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
-    return subprocess.run(
-        [sys.executable, '-m', f'tf_efsgd.{module}', *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return processes.run_module(module, *arguments, cwd=cwd, TF_CPP_MIN_LOG_LEVEL=None)
 
 
 def _assert_one_line(finished, *said):
@@ -109,7 +96,7 @@ def test_an_unreadable_image_is_named(tmp_path):
     _pictures(tmp_path / 'pets')
     before = sorted(tmp_path.rglob('*'))
     finished = _launch('--dataset=folder:pets', '--noise_multiplier=1', cwd=tmp_path)
-    _assert_one_line(finished, os.path.join('dog', '9.png'), 'repair or remove it')
+    _assert_one_line(finished, os.path.join('dog', '9.png'), 'Repair or remove it')
     assert sorted(tmp_path.rglob('*')) == before
 
 

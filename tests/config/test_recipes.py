@@ -50,6 +50,17 @@ def test_a_batch_is_not_larger_than_a_small_data_set():
     assert chosen.privacy.expected_batch_size == 128
 
 
+def test_the_evaluation_of_larger_images_is_smaller():
+    lines = ['--target_epsilon=10']
+
+    def images(lines, side):
+        return _complete(lines, shape=(side, side, 3))[0].run.evaluation_images
+
+    assert images(lines, 32) == config.from_flagfile(lines[0]).run.evaluation_images == 20_000
+    assert images(lines, 48) == images(lines, 64) == 10_000
+    assert images([*lines, '--evaluation_images=300'], 64) == 300
+
+
 def test_more_minutes_are_more_steps_up_to_a_limit():
     steps = [
         _complete(['--target_epsilon=10', f'--minutes={m}'])[0].privacy.train_steps
@@ -67,6 +78,12 @@ def test_small_gray_images_have_releases_of_pixels_alone():
     assert chosen.privacy.learned_features_share == 0.5
     fitted = chosen.training.warm_start_steps + chosen.training.learned_features_steps
     assert fitted == 9000  # 30 minutes at a fifth of a second.
+    # Where steps to both releases take longer, and learning takes its time, there are fewer.
+    slow = recipes.Speed(fit=0.2, private=0.5, both=0.4, learning=115.0)
+    chosen, _ = _complete(['--target_epsilon=10'], shape=(28, 28, 1), speed=slow)
+    training = chosen.training
+    assert (training.warm_start_steps, training.learned_features_steps) == (3600, 2400)
+    assert 0.2 * 3600 + 0.4 * 2400 + 115 <= 30 * 60
     # At a small budget each of two releases would be too noisy.
     chosen, _ = _complete(['--target_epsilon=1'], shape=(28, 28, 1))
     assert chosen.privacy.learned_features_share == 0
@@ -112,13 +129,17 @@ def test_who_has_a_recipe_keeps_it(own):
     assert recipes.uses_public_features(chosen.privacy) is uses
 
 
-def test_heads_reconstruct_only_when_asked_to():
+def test_heads_reconstruct_at_a_weight_of_their_own():
     lines = ['--target_epsilon=10', '--warm_start_share=0.5', '--train_steps=9']
-    chosen, _ = _complete(lines)
-    assert chosen.model.discriminator == 'public_heads'
-    assert chosen.model.reconstruction == 'none'
-    assert _complete([*lines, '--reconstruction=head'])[0].model.reconstruction == 'head'
-    assert _complete(['--target_epsilon=10', '--train_steps=9'])[0].model.reconstruction == 'head'
+    for given in (lines, ['--target_epsilon=10']):
+        model = _complete(given)[0].model
+        assert (model.discriminator, model.reconstruction) == ('public_heads', 'head')
+        assert model.reconstruction_weight == 0.001
+    kept = _complete([*lines, '--reconstruction_weight=0.1'])[0].model
+    assert kept.reconstruction_weight == 0.1
+    assert _complete([*lines, '--reconstruction=none'])[0].model.reconstruction == 'none'
+    on_pixels = _complete(['--target_epsilon=10', '--train_steps=9'])[0].model
+    assert (on_pixels.reconstruction, on_pixels.reconstruction_weight) == ('head', 0.01)
     with pytest.raises(config.ConfigError, match='give --discriminator=pixels'):
         _complete([*lines, '--reconstruction=generator', '--discriminator=public_heads'])
 

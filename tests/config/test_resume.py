@@ -6,6 +6,7 @@ import hashlib
 import pytest
 
 from tf_efsgd import config
+from tf_efsgd.config import fields, recipes
 
 # The rules once more, by name; a setting that is in none of these keeps its value.
 _MAY_CHANGE = {
@@ -96,7 +97,7 @@ def test_what_stays_is_kept_until_somebody_gives_another_value(name):
     before, now = _config(_BEFORE, **{name: _other(_fields()[name])}), config.from_flagfile(_BEFORE)
 
     def kept(given):
-        resumed = config.recipes.as_before(now, given, before)
+        resumed = recipes.as_before(now, given, before)
         group = resumed.privacy if name == 'clipping' else resumed.training
         return getattr(group, name)
 
@@ -144,6 +145,32 @@ def test_the_hash_of_a_ledger_that_was_written_before_is_found_again():
     """The hash that earlier versions wrote for these settings."""
     golden = '762e21891e23e6215b22acca752495ea086cff7f32638ba066953d3d525d5d32'
     assert config.settings_hash(config.from_flagfile(_BEFORE)) == golden
+
+
+@pytest.mark.parametrize(
+    ('kind', 'default', 'other'),
+    [('boolean', False, True), ('boolean', True, False), ('integer', 0, 3), ('number', 0.3, 0.7)],
+)
+def test_a_new_setting_leaves_the_hash_of_runs_that_were_before_it(kind, default, other):
+    before = config.from_flagfile(_BEFORE)
+
+    def hash_with(earlier, value):
+        field = getattr(fields, kind)(default, 'Of a later version.', earlier=earlier)
+        annotated = [('fresh', type(default), field)]
+        later = dataclasses.make_dataclass(
+            'Later', annotated, bases=(type(before.training),), frozen=True
+        )
+        return config.settings_hash(dataclasses.replace(before, training=later(fresh=value)))
+
+    assert hash_with(default, default) == config.settings_hash(before)
+    assert hash_with(default, other) != config.settings_hash(before)
+    assert hash_with(None, default) != config.settings_hash(before)
+
+
+@pytest.mark.parametrize('make', [fields.boolean, fields.integer, fields.number, fields.string])
+def test_the_default_of_a_new_setting_is_what_runs_did_before(make):
+    with pytest.raises(ValueError, match='what runs did before, 3, or "auto". Received: 2'):
+        make(2, 'Of a later version.', earlier=3)
 
 
 @pytest.mark.parametrize(

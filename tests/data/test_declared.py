@@ -60,7 +60,7 @@ def test_an_image_of_a_class_that_is_not_declared_is_named(tmp_path):
     write_folder(tmp_path / 'train', {'a': gray_files(2, 0), 'b': {}})
     write_folder(tmp_path / 'test', {'b': gray_files(1, 9), 'c': gray_files(1, 5)})
     path = str(tmp_path / 'test' / 'c' / '000.png')
-    error_of([path, "'c'", 'every class of the test images'], dataset)
+    error_of([path, "'c'", 'Every class of the test images'], dataset)
     assert len(load.load(dataset, classes=['a', 'b', 'c']).test) == 2
 
 
@@ -76,12 +76,12 @@ def test_the_number_of_classes_of_idx_is_read_off_unless_it_is_declared(tmp_path
     assert declared.train.class_names == names and declared.test.num_classes == 4
     error_of(['1.25 times the 3 records', '--dataset_size'], f'idx:{tmp_path}', dataset_size=3)
     error_of(
-        ['record 2', 'train-labels-idx1-ubyte', 'label 2', '2 classes'],
+        ['Record 2', 'train-labels-idx1-ubyte', 'label 2', '2 classes'],
         f'idx:{tmp_path}',
         classes=names[:2],
     )
     _write_idx(tmp_path, 't10k', [0, 4], 4)
-    error_of(['record 1', 't10k-labels-idx1-ubyte', 'label 4'], f'idx:{tmp_path}', classes=names)
+    error_of(['Record 1', 't10k-labels-idx1-ubyte', 'label 4'], f'idx:{tmp_path}', classes=names)
 
 
 @pytest.mark.parametrize('dataset', ['digits', 'mnist_10k'])
@@ -93,7 +93,7 @@ def test_a_named_set_has_its_own_classes_and_shape(dataset):
     assert (again.read_off, again.found) == ((), {})
     np.testing.assert_array_equal(again.train.images[..., 2:], loaded.train.images)
     assert again.train.image_shape[-1] == 3
-    error_of([dataset, 'leave --classes out', 'a, b'], dataset, classes=['a', 'b'])
+    error_of([dataset, 'Leave --classes out', 'a, b'], dataset, classes=['a', 'b'])
 
 
 # Channels and size.

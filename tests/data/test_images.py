@@ -1,6 +1,7 @@
 """Pixels: every kind of file, the crop, the resize, channels, and the two ranges."""
 
 import numpy as np
+import pytest
 import tensorflow as tf
 from helpers.data_sets import (
     gray_image,
@@ -13,7 +14,7 @@ from helpers.data_sets import (
     write_train,
 )
 
-from tf_efsgd.data import images, load
+from tf_efsgd.data import images, load, parts
 
 
 def test_every_kind_of_png_becomes_8_bit_rgb(tmp_path):
@@ -103,3 +104,24 @@ def test_pixels_go_there_and_back():
     assert (float(floats[0]), float(floats[-1])) == (-1.0, 1.0)
     np.testing.assert_array_equal(images.to_uint8(floats), pixels)
     np.testing.assert_array_equal(images.to_uint8(tf.constant([-9.0, 9.0])), [0, 255])
+
+
+@pytest.mark.parametrize('had', [1, 3])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_images_have_the_channels_that_are_asked_for(had, channels):
+    drawn = np.random.default_rng(4).integers(0, 256, [5, 4, 4, had]).astype(np.uint8)
+    made = images.with_channels(drawn, channels)
+    assert made.shape == (5, 4, 4, channels) and made.dtype == np.uint8
+    if had == channels:
+        np.testing.assert_array_equal(made, drawn)
+    elif channels == 1:
+        np.testing.assert_array_equal(made, images.to_gray(drawn))
+    else:
+        np.testing.assert_array_equal(made[..., 2:], drawn)
+
+
+def test_arrays_of_colours_become_a_part():
+    drawn = np.random.default_rng(5).integers(0, 256, [3, 6, 4, 3]).astype(np.uint8)
+    part = parts.part_of_arrays(drawn, np.arange(3), 4)
+    np.testing.assert_array_equal(part.images, drawn[:, 1:5])
+    assert len(part.digests) == 3

@@ -128,17 +128,18 @@ def test_a_table_may_come_from_a_spreadsheet(tmp_path):
 
 
 def test_a_row_more_changes_no_other_image(tmp_path):
-    _write(tmp_path, 'x/1.png', 'y/1.png', 'y/2.png')
-    before = listing.find(tmp_path, ['a', 'b'], _table(tmp_path, 'file,label\n1.png,a\n'))
-    more = _table(tmp_path, 'file,label\n1.png,a\ny/1.png,b\ny/2.png,b\n')
+    _write(tmp_path, 'x/1.png', 'y/3.png', 'y/2.png')
+    rows = 'file,label\n1.png,a\n3.png,a\n'
+    before = listing.find(tmp_path, ['a', 'b'], _table(tmp_path, rows))
+    more = _table(tmp_path, f'{rows}y/3.png,b\ny/2.png,b\n')
     after = {file.path: file.label for file in listing.find(tmp_path, ['a', 'b'], more).train}
     assert {file.path: file.label for file in before.train} == {
-        str(tmp_path / 'x' / '1.png'): 0, str(tmp_path / 'y' / '1.png'): 0
+        str(tmp_path / 'x' / '1.png'): 0, str(tmp_path / 'y' / '3.png'): 0
     }  # fmt: skip
     # Only the image whose own row was added has another label.
     assert after == {
         str(tmp_path / 'x' / '1.png'): 0,
-        str(tmp_path / 'y' / '1.png'): 1,
+        str(tmp_path / 'y' / '3.png'): 1,
         str(tmp_path / 'y' / '2.png'): 1,
     }
 
@@ -171,6 +172,39 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path, text, words):
         listing.find(tmp_path, label='csv:gone.csv')
 
 
+def test_a_bare_name_in_a_table_means_one_image(tmp_path):
+    _write(tmp_path, 'train/0.png', 'train/1.png', 'test/0.png', 'test/2.png')
+    with pytest.raises(DataError, match='names 0.png without its folder.*train/0.png and test/0'):
+        listing.find(tmp_path, label=_table(tmp_path, 'file,label\n0.png,a\n1.png,b\n'))
+    label = _table(tmp_path, 'file,label\ntrain/0.png,a\n1.png,b\n2.png,a\n')
+    found = listing.find(tmp_path, label=label)
+    assert (len(found.train), len(found.test)) == (2, 1)
+
+
+def test_a_table_without_csv_before_its_name_is_no_label(tmp_path):
+    _write(tmp_path, 'a.png')
+    _table(tmp_path, 'file,label\na.png,x\n')
+    with pytest.raises(DataError, match='Give --label=csv:labels.csv'):
+        listing.find(tmp_path, label='labels.csv')
+    assert len(listing.find(tmp_path, label='Male').train) == 1  # The default, for celeb_a.
+
+
+def test_a_file_in_a_table_may_be_written_in_another_form(tmp_path):
+    _write(tmp_path, 'e\N{COMBINING ACUTE ACCENT}.png')
+    label = _table(tmp_path, 'file,label\n\N{LATIN SMALL LETTER E WITH ACUTE}.png,x\n')
+    assert len(listing.find(tmp_path, label=label).train) == 1
+
+
+@pytest.mark.parametrize(
+    'parts', [('train_images', 'test_images'), ('fold1', 'fold2'), ('x-train', 'x-test')]
+)
+def test_parts_that_are_taken_for_classes_are_warned_of(tmp_path, parts):
+    _write(tmp_path, *(f'{part}/{i}.png' for i, part in enumerate(parts)))
+    assert any('look like parts of a data set' in note for note in listing.find(tmp_path).notes)
+    _write(tmp_path, 'cat/9.png')
+    assert not any('look like parts' in note for note in listing.find(tmp_path).notes)
+
+
 def test_rows_without_an_image_are_told(tmp_path):
     _write(tmp_path, 'a.png')
     label = _table(tmp_path, 'file,label\na.png,x\nb.png,x\n')
@@ -190,4 +224,4 @@ def test_a_named_pipe_is_no_image(tmp_path):
 def test_a_table_that_names_no_image_says_so(tmp_path):
     write_folder(tmp_path, {'a': gray_files(2, 0)})
     (tmp_path / 'labels.csv').write_text('file,label\n/elsewhere/000.png,x\n')
-    error_of(['no row of', 'labels.csv', 'a/000.png'], f'folder:{tmp_path}', label='csv:labels.csv')
+    error_of(['No row of', 'labels.csv', 'a/000.png'], f'folder:{tmp_path}', label='csv:labels.csv')

@@ -1,5 +1,8 @@
 """Loading by name: the split, the limit, what is declared, and what a user gets wrong."""
 
+import dataclasses
+import pathlib
+
 import numpy as np
 import pytest
 from helpers.data_sets import (
@@ -22,6 +25,19 @@ def test_every_data_set_with_a_path_is_known_as_one():
         'A data set NAME:PATH is entered in _BY_SCHEME of data/load.py and in PLACED_DATASETS of '
         'config/resume.py. Otherwise --resume does not let the folder move.'
     )
+
+
+@pytest.mark.parametrize('name', [*load._BY_NAME, *(f'{s}:PATH' for s in load._BY_SCHEME)])
+def test_every_data_set_is_named_where_a_user_looks(name):
+    (field,) = (f for f in dataclasses.fields(config.DataConfig) if f.name == 'dataset')
+    readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text('utf-8')
+    table = '\n'.join(line for line in readme.splitlines() if line.startswith('| `'))
+    for place, text in (
+        ('the help of --dataset', field.metadata['help']),
+        ('the docstring of load', load.load.__doc__),
+        ('the table of the README', table),
+    ):
+        assert name in text, f'{name} is missing in {place}, see CONTRIBUTING.md.'
 
 
 def test_split_of_mnist_10k_is_the_same_at_another_size():
@@ -94,6 +110,7 @@ def test_removing_a_record_moves_no_other_under_a_limit(tmp_path):
 
     def kept(images, labels, limit, dataset_size):
         part = parts.part_of_arrays(images, labels, None)
+        assert part.images.shape[-1] == 1
         source = parts.Source(part, part, ('a', 'b', 'c'))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(load, '_read', lambda *_: source)
@@ -124,13 +141,13 @@ def test_the_declared_size_is_what_was_declared():
 
 
 def test_unknown_names():
-    error_of(["'mnst'", 'did you mean mnist'], 'mnst')
-    error_of('did you mean mnist_10k', 'mnist10k')
-    error_of('did you mean digits', 'digit')
+    error_of(["'mnst'", 'Did you mean mnist'], 'mnst')
+    error_of('Did you mean mnist_10k', 'mnist10k')
+    error_of('Did you mean digits', 'digit')
     error_of('folder:PATH', 'zzqqxxzz')
     error_of('folder:PATH', '')
     error_of('folder:PATH', '/some/images')
-    error_of(['unknown scheme', "'floder:/x'", 'folder:PATH', 'idx:PATH'], 'floder:/x')
+    error_of(['name without a colon', "'floder:/x'", 'folder:PATH', 'idx:PATH'], 'floder:/x')
     error_of('9.9.9', 'mnist:9.9.9')
 
 

@@ -49,7 +49,7 @@ def test_each_file_is_handled_or_named(folder):
 
 def test_the_first_unreadable_file_is_named_without_the_flag(folder):
     root, _, _ = folder
-    error_of(['cannot read', str(root), '--skip_unreadable'], f'folder:{root}', image_size=32)
+    error_of(['cannot be read', str(root), '--skip_unreadable'], f'folder:{root}', image_size=32)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def test_an_unreadable_image_is_named(tmp_path, fault, place):
     dataset = write_folder(
         tmp_path, {'a': gray_files(2, 0), 'b': {**gray_files(150, 9), place: content}}
     )
-    error_of([str(tmp_path / 'b' / place), 'cannot read'], dataset)
-    error_of([str(tmp_path / 'b' / place), 'cannot read'], dataset, image_size=5)
+    error_of([str(tmp_path / 'b' / place), 'cannot be read'], dataset)
+    error_of([str(tmp_path / 'b' / place), 'cannot be read'], dataset, image_size=5)
 
 
 @pytest.mark.parametrize('count', [3, parts._BATCH])

@@ -158,6 +158,21 @@ def test_each_way_to_say_whose_an_image_is_gives_the_same_records(tmp_path):
     assert (declared.read_off, declared.persons) == ((), 35)
 
 
+def test_a_person_whose_name_is_written_in_two_forms_is_one_person(tmp_path):
+    one, two = 'Jos\N{LATIN SMALL LETTER E WITH ACUTE}', 'Jose\N{COMBINING ACUTE ACCENT}'
+    files = {f'a/{one}/1_{one}.png': 1, f'a/{one}/2_{one}.png': 2, f'b/{two}/3_{two}.png': 3}
+    files |= {f'{"ab"[n % 2]}/p{n}/{n}_p{n}.png': 10 + n for n in range(30)}
+    dataset = _write(tmp_path, files)
+    rows = [f'{path},{path.split("/")[1]}' for path in files]
+    table = tmp_path / 'persons.csv'
+    swapped = [row.replace(one, two) for row in rows[:2]] + rows[2:]
+    table.write_text('\n'.join(['file,person', *swapped]), encoding='utf-8')
+    for rule in ('folder', r'name:^\d+_(.+)\.png', f'csv:{table}'):
+        loaded = load.load(dataset, person=rule, images_per_person=2)
+        kept = [seed for part in (loaded.train, loaded.test) for seed in _seeds(part, files)]
+        assert len(kept) == 2 + 30 and len({1, 2, 3} & set(kept)) == 2, rule
+
+
 def test_one_person_more_or_less_moves_nobody_else(tmp_path):
     files = _many()
     declared = {'images_per_person': 3, 'dataset_size': 100, 'dataset_persons': 33}
@@ -232,7 +247,7 @@ def test_faults_of_a_table_are_named(tmp_path):
     dataset = _write(tmp_path, {'a/1.png': 1, 'a/2.png': 2})
     how = {'person': 'csv:who.csv', 'images_per_person': 1}
     table = tmp_path / 'who.csv'
-    error_of([str(table), 'cannot read', 'relative to the folder'], dataset, **how)
+    error_of([str(table), 'cannot be read', 'relative to the folder'], dataset, **how)
     for text, words in (
         ('', ['columns file and person', 'nothing']),
         ('file;person\na/1.png;x\n', ['separated by commas', 'file;person']),

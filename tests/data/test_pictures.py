@@ -235,3 +235,28 @@ def test_two_encodings_of_the_same_pixels_fall_on_one_side(tmp_path):
 def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path):
     write_folder(tmp_path, {'a': {'bomb.png': nasty.bad_files()[b'bomb.png']}})
     error_of(['bomb.png', 'million'], f'folder:{tmp_path}', image_size=8)
+
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'GIF', 'TIFF', 'BMP'])
+def test_what_a_check_reads_of_a_damaged_file_training_reads_too(kind):
+    whole = nasty.encoded(nasty.picture(5), kind)
+    rng = np.random.default_rng(0)
+    damaged = [whole[:-cut] for cut in (*range(1, 40, 3), 100, len(whole) // 2)]
+    for at in rng.integers(0, len(whole), 40):
+        flipped = bytes([whole[at] ^ 1 << int(rng.integers(8))])
+        damaged.append(whole[:at] + flipped + whole[at + 1 :])
+    verdicts = [[_is_read(decode, data) for data in damaged] for decode in _BOTH]
+    assert verdicts[0] == verdicts[1]
+    assert not all(verdicts[0])
+    if kind == 'PNG':  # Its last chunk, of 12 bytes, has no pixels.
+        assert verdicts[0][:4] == [True] * 4
+
+
+_BOTH = (decoding.decode, pictures.decode)
+
+
+def _is_read(decode, data):
+    try:
+        return decode(data).pixels.size > 0
+    except pictures.Unreadable:
+        return False

@@ -153,6 +153,22 @@ def test_fresh_keys_and_fixed_keys():
     assert _labels(fixed, 40) == _labels(fixed, 40)
 
 
+@pytest.mark.parametrize(
+    'images',
+    [[[1]], tf.zeros([1, 1], tf.uint8), np.array([[None]])],
+    ids=['list', 'tensor', 'object'],
+)
+def test_what_is_no_array_is_refused_at_once(images):
+    with pytest.raises(ValueError, match='images must be one NumPy array.*numpy.stack'):
+        poisson.poisson_batches(images, [0], expected_batch_size=1)
+
+
+@pytest.mark.parametrize('labels', [[-1, 0], [0, 2**31]])
+def test_labels_that_no_class_has_are_refused(labels):
+    with pytest.raises(ValueError, match='labels must be 0 for the first class'):
+        poisson.poisson_batches(np.zeros([2, 1]), np.array(labels), expected_batch_size=1)
+
+
 @pytest.mark.parametrize(('declared', 'is_refused'), [(80, False), (79, True)])
 def test_far_more_records_than_declared_are_refused(declared, is_refused):
     """Steps would be larger than those whose rounding is proven."""

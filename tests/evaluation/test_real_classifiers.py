@@ -5,6 +5,7 @@ import stat
 
 import numpy as np
 import pytest
+from helpers.pairs import pairs
 from helpers.toy_images import toy
 
 from tf_efsgd.evaluation import classifiers, real_classifiers
@@ -34,7 +35,7 @@ def test_a_classifier_is_trained_once_and_read_back(tmp_path, trained):
     first = _classifiers(tmp_path / 'kept').get(classifiers.build_cnn, seed=3)
     again = _classifiers(tmp_path / 'kept').get(classifiers.build_cnn, seed=3)
     assert len(trained) == 1
-    for one, other in zip(first.model.get_weights(), again.model.get_weights(), strict=True):
+    for one, other in pairs(first.model.get_weights(), again.model.get_weights()):
         np.testing.assert_array_equal(one, other)
     assert again.chosen_epoch == first.chosen_epoch
     assert again.held_out_accuracy == first.held_out_accuracy

@@ -15,6 +15,7 @@ from tf_efsgd.export import names
         (['CON', 'nul.txt', 'com1', 'console'], ['class_0', 'class_1', 'class_2', 'console']),
         # What readers of folders of images take for a split.
         (['train', 'test strip', 'my-val', 'value'], ['class_0', 'class_1', 'class_2', 'value']),
+        (['labels.csv', 'README.md'], ['labels.csv_0', 'README.md_1']),
         (['end. ', ' x', 'a\nb'], ['end', 'x', 'a_b']),
         (['caf\udce9'], ['caf_']),
     ],

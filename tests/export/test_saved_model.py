@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 
 from tf_efsgd.export import checksums, versions, warmup
 from tf_efsgd.export import saved_model as export
@@ -223,8 +224,12 @@ def test_a_seed_and_a_latent_decide_the_image(served):
 
 def test_a_bad_request_is_an_error_and_the_next_is_answered(served):
     answer = served[0]
-    assert all('labels must be in [0, 2]' in error for error in answer['int64_errors'])
-    assert all('count must be in [0, 10000]' in error for error in answer['count_errors'])
+    for name, cases, said in (
+        ('int64', 3, 'labels must be in [0, 2]'),
+        ('count', 2, 'count must be in [0, 10000]'),
+    ):
+        errors = answer[f'{name}_errors']
+        assert len(errors) == cases and all(said in error for error in errors)
     assert 'one row of latents for each label' in answer['latent_error']
     assert answer['after_errors'] == [3, 4, 4, 1]
 
@@ -282,7 +287,7 @@ def test_checkpoint_inside_holds_the_generator_and_nothing_else(gan, tmp_path):
 def test_saved_values_are_the_generators(gan, tmp_path):
     path = _export(gan, tmp_path / '1')
     loaded = tf.saved_model.load(path).generator_variables
-    for saved, variable in zip(loaded, gan.exported):
+    for saved, variable in pairs(loaded, gan.exported):
         np.testing.assert_array_equal(saved, variable)
 
 

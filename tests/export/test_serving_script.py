@@ -1,6 +1,7 @@
 """launch/tf_serving.sh: what it hands to docker or to the server, whatever the path is."""
 
 import csv
+import json
 import pathlib
 import subprocess
 
@@ -88,3 +89,50 @@ def test_what_cannot_be_served_is_refused(start, tmp_path):
     for name in ('a\nb', 'a\n', 'a\rb'):
         finished, _ = start(_run_folder(tmp_path / name))
         assert finished.returncode == 2 and 'line break' in finished.stderr
+
+
+def _export(path, version, statement):
+    folder = path / 'export' / version
+    (folder / 'assets.extra').mkdir(parents=True, exist_ok=True)
+    (folder / 'saved_model.pb').write_text('')
+    (folder / 'assets.extra' / 'privacy_statement.json').write_text(statement)
+
+
+_SAYS = {
+    'class_names': ['"software": {"tensorflow": "9.9.9"}', 'tensorflow'],
+    'software': {'tf_efsgd': '0.1', 'tensorflow': '2.19.1', 'tensorflow_privacy': '0.9.0'},
+}
+
+
+@pytest.mark.parametrize('indent', [2, None])
+def test_the_image_is_that_of_the_tensorflow_that_made_the_latest_export(indent, start, tmp_path):
+    run = _run_folder(tmp_path / 'a run')
+    _, arguments = start(run)
+    assert arguments[-1] == 'tensorflow/serving:2.15.1'  # It has no statement.
+    _export(run, '9', json.dumps({'software': {'tensorflow': '2.16.1'}}, indent=indent))
+    _export(run, '10', json.dumps(_SAYS, indent=indent))
+    finished, arguments = start(run)
+    assert arguments[-1] == 'tensorflow/serving:2.19.1', finished.stderr
+    assert 'Docker image: tensorflow/serving:2.19.1.' in finished.stdout
+    _, arguments = start(run, TF_SERVING_IMAGE='mine:3')
+    assert arguments[-1] == 'mine:3'
+
+
+@pytest.mark.parametrize(
+    'statement',
+    [
+        *('', '{', 'null', '{"software": {}}', '{"software": {"python": "3.9.1"}}'),
+        *('{"software": {"tensorflow": "2.20.0-rc0"}}', '{"software": {"tensorflow": "$(id)"}}'),
+        *('{"software": {}, "other": {"tensorflow": "2.19.1"}}', '\0\xff'),
+    ],
+)
+def test_a_statement_that_does_not_say_it_leaves_the_default(statement, start, tmp_path):
+    _export(tmp_path / 'run', '3', statement)
+    finished, arguments = start(tmp_path / 'run')
+    assert finished.returncode == 0 and arguments[-1] == 'tensorflow/serving:2.15.1'
+
+
+def test_a_folder_that_is_no_version_is_not_served(start, tmp_path):
+    _export(tmp_path / 'run', '2.unfinished', '{}')
+    finished, _ = start(tmp_path / 'run')
+    assert finished.returncode == 2 and 'no exported generator' in finished.stderr

@@ -9,26 +9,26 @@ SLACK = 2**-7
 
 
 def effective_sum(sigma):
-    """The noise multiplier that is accounted for a sum over all records, made at sigma."""
+    """Returns the noise multiplier that is accounted for a sum of all records, made at sigma."""
     return sigma * math.sqrt(1 - 16 / STDDEV**2)
 
 
 def effective_step(sigma, coordinates):
-    """The same of a step that releases so many numbers."""
+    """Returns the same for a step that releases so many numbers."""
     return effective_sum(sigma) / (1 + sigma * math.sqrt(coordinates) / STDDEV + SLACK)
 
 
 def noise_for_step(effective, coordinates):
-    """Its inverse: what has to be drawn for so much to be accounted."""
+    """Inverts `effective_step`: returns what has to be drawn for so much to be accounted."""
     root = math.sqrt(coordinates) / STDDEV
     return effective * (1 + SLACK) / (math.sqrt(1 - 16 / STDDEV**2) - effective * root)
 
 
 def accounted_delta(delta):
-    """What is left of delta when a part is kept back for the error of the draws."""
+    """Returns what is left of delta when a part is kept back for the error of the draws."""
     return delta * (1 - 2**-10)
 
 
 def log2_of_draws(epsilon, draws):
-    """log2 of what the draws add to delta: (1 + e^epsilon) draws 2^-108."""
+    """Returns log2 of what the draws add to delta: (1 + e^epsilon) draws 2^-108."""
     return math.log2(1 + math.exp(epsilon)) + math.log2(draws) - 108

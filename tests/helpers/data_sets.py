@@ -24,7 +24,7 @@ def error_of(match, *args, **kwargs):
 
 
 def rows_of(part):
-    """The records of a split as a set."""
+    """Returns the records of a split as a set."""
     return {(image.tobytes(), int(label)) for image, label in zip(part.images, part.labels)}
 
 
@@ -55,7 +55,7 @@ def jpeg(pixels):
 
 
 def palette_png(indices, palette):
-    """A PNG of colour type 3, which TensorFlow cannot write."""
+    """Makes a PNG of colour type 3, which TensorFlow cannot write."""
 
     def chunk(kind, data):
         checksum = struct.pack('>I', zlib.crc32(kind + data))
@@ -78,17 +78,17 @@ def write_folder(root, classes):
 
 
 def write_train(root, classes):
-    """With a test set of the same files, so that none is set aside."""
+    """Adds a test set of the same files, so that none is set aside."""
     write_folder(root / 'test', classes)
     write_folder(root / 'train', classes)
     return f'folder:{root}'
 
 
 def gray_image(seed, *shape):
-    """Noise of its own for each seed, uint8 [6, 6, 1] or of this shape."""
+    """Draws noise that is another one for each seed, uint8 [6, 6, 1] or of this shape."""
     return noise_images(*(shape or (6, 6, 1)), seed=seed)
 
 
 def gray_files(count, start, make=png, *shape):
-    """Files 000.png and so on, of the seeds from `start` on."""
+    """Makes files 000.png and so on, of the seeds from `start` upwards."""
     return {f'{i:03}.png': make(gray_image(start + i, *shape)) for i in range(count)}

@@ -20,12 +20,12 @@ def exact_pld(event):
 
 
 def hidden_event(sigma, clip, residual_clip):
-    """Of a step of the published variant: noise over what a record moves it by."""
+    """Returns the event of a published step: its noise divided by how far a record moves it."""
     sensitivity = accounting.hidden_sensitivity(clip, residual_clip)
     return dp_accounting.GaussianDpEvent(sigma * clip / sensitivity)
 
 
 def share_of_all(share):
-    """A warm start with a share of the 1/sigma^2 that spends epsilon 1."""
+    """Returns a warm start that has a share of the 1/sigma^2 that spends epsilon 1."""
     sigma = 1 / (accounting.gaussian_mu(1.0, DELTA) * math.sqrt(share))
     return dp_accounting.GaussianDpEvent(sigma)

@@ -26,7 +26,7 @@ BATCHES = st.sampled_from([3, 1, 2, 5])
 
 @functools.lru_cache
 def has_grouped_gradients():
-    """Whether TensorFlow has the gradient of a grouped convolution: on a CPU oneDNN alone has."""
+    """Says whether TensorFlow has gradients of grouped convolutions; on a CPU only oneDNN does."""
     images, kernel = tf.ones([1, 4, 4, 4]), tf.Variable(tf.ones([3, 3, 2, 4]))
 
     @tf.function
@@ -46,18 +46,18 @@ def weights_of(batch):
 
 
 def losses_along(model, records, directions):
-    """One loss for every record: what comes out, along a direction of the record's own."""
+    """Returns a loss for every record: what comes out, along a direction of the record's own."""
     outputs = model(records) * directions
     return tf.reduce_sum(outputs, axis=list(range(1, outputs.shape.rank)))
 
 
 def made_up(shape):
-    """Records to try a loss on."""
+    """Draws records to try a loss on."""
     return np.random.default_rng(1).normal(size=[6, *shape]).astype(np.float32)
 
 
 def by_layer(model, records, directions, loss_scales=None, mode='eager', variables=None):
-    """(norms, weighted sums) by layer."""
+    """Returns (norms, weighted sums), computed by layer."""
     variables = model.trainable_variables if variables is None else variables
 
     def norms_and_sums(records, directions):
@@ -74,7 +74,7 @@ def by_layer(model, records, directions, loss_scales=None, mode='eager', variabl
 
 
 def one_by_one(model, records, directions, loss_scales=None, variables=None):
-    """(norms, weighted sums, what rounding of the sums is relative to), from all gradients."""
+    """Returns (norms, weighted sums, what their rounding is relative to), from all gradients."""
     variables = model.trainable_variables if variables is None else variables
     scales = np.ones(len(records)) if loss_scales is None else loss_scales
 
@@ -112,7 +112,7 @@ def assert_equal(actual, wanted, rtol=1e-5):
 
 
 def draw(model, batch, seed=1):
-    """(records, directions); also draws all weights, so that no bias is zero."""
+    """Draws (records, directions), and also all weights, so that no bias is zero."""
     rng = np.random.default_rng(seed)
     model.set_weights([rng.normal(size=w.shape) * 0.5 for w in model.get_weights()])
     shape = model.inputs[0].shape[1:]
@@ -136,7 +136,7 @@ def check(layer, shape, batch, dtype=tf.float32):
 
 
 def model_of_images():
-    """A small network on images."""
+    """Builds a small network on images."""
     return tf.keras.Sequential(
         [
             tf.keras.Input([6, 6, 2]),
@@ -167,7 +167,7 @@ def model_of_transposed():
 
 
 def model_of_vectors():
-    """Without any convolution."""
+    """Builds one without any convolution."""
     return tf.keras.Sequential(
         [
             tf.keras.Input([16], dtype=tf.int32),
@@ -181,7 +181,7 @@ def model_of_vectors():
 
 
 def encoder_and_decoder(architecture='plain'):
-    """Two networks that records go through one after the other, the second this package's own."""
+    """Builds two networks that records pass in turn; the second is one of this package."""
     tf.keras.utils.set_random_seed(5)
     encoder = model_of(KERAS.Dense(4, activation='tanh'), [6])
     decoder = build_generator((8, 8, 1), 3, latent_dim=4, width=8, architecture=architecture)

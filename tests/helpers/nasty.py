@@ -13,7 +13,7 @@ pillow_heif.register_heif_opener()
 
 
 def picture(seed=0, height=48, width=40, channels=3):
-    """Smooth colours with a bright upper left corner, uint8, so that a turned one is seen."""
+    """Makes smooth colours, uint8, whose bright upper left corner shows when they are turned."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[0:height, 0:width]
     base = 30 + 60 * rows / height + 40 * columns / width
@@ -32,7 +32,7 @@ def encoded(image, kind, **options):
 
 
 def png_of(header, rows, *chunks):
-    """A PNG from its header fields (width, height, depth, colour type) and raw rows."""
+    """Makes a PNG from its header fields (width, height, depth, colour type) and raw rows."""
 
     def chunk(kind, data):
         return (
@@ -48,7 +48,7 @@ def png_of(header, rows, *chunks):
 
 
 def deep_png(values, *chunks):
-    """A PNG of 16 bits from uint16 [H, W, C], C is 1 to 4."""
+    """Makes a PNG of 16 bits from uint16 [H, W, C], where C is 1 to 4."""
     height, width, channels = values.shape
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = [row.astype('>u2').tobytes() for row in values]
@@ -56,7 +56,7 @@ def deep_png(values, *chunks):
 
 
 def turned_jpeg(image, orientation, kind='JPEG'):
-    """A file whose pixels are stored so that EXIF's orientation turns them into `image`."""
+    """Makes a file whose pixels are stored so that EXIF's orientation turns them into `image`."""
     back = {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -76,7 +76,7 @@ def turned_jpeg(image, orientation, kind='JPEG'):
 
 
 def swapping_profile():
-    """A colour profile of a device whose red is the blue of sRGB, and the other way round."""
+    """Makes the colour profile of a device that has the red and the blue of sRGB exchanged."""
 
     def fixed(*values):
         return b''.join(struct.pack('>i', round(value * 65536)) for value in values)
@@ -109,7 +109,7 @@ def swapping_profile():
 
 
 def good_files():
-    """Files that hold a picture, by name."""
+    """Makes files that hold a picture, by name."""
     rgb, gray = picture(1), picture(2, channels=1)
     opacity = np.full((*rgb.shape[:2], 1), 128, np.uint8)
     frames = [Image.fromarray(picture(seed)) for seed in (3, 4, 5)]
@@ -153,7 +153,7 @@ def good_files():
 
 
 def bad_files():
-    """Files that hold none, by name."""
+    """Makes files that hold no picture, by name."""
     rgb = picture(1)
     jpeg, png = encoded(rgb, 'JPEG', quality=95), encoded(rgb, 'PNG')
     bomb = png_of((40_000, 40_000, 8, 0), [bytes(40_000)] * 3)

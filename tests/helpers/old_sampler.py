@@ -12,7 +12,7 @@ _KEY = 0x1234_5678_9ABC_DEF1
 
 
 def gaussian(shape, stddev, step_noise):
-    """Four float32 normals, added up and halved, as `noise.gaussian` drew them."""
+    """Adds up and halves four float32 normals, as `noise.gaussian` drew them."""
     draws = tf.raw_ops.StatelessRandomNormalV2(
         shape=[4, *shape],
         key=step_noise['key'],
@@ -23,7 +23,7 @@ def gaussian(shape, stddev, step_noise):
 
 
 def secure_gaussian(shape, stddev, _):
-    """From the operating system, in float64, but cast to float32 like the other."""
+    """Draws from the operating system, in float64, and casts to float32 like the other."""
     return (noise._secure_normals(tf.TensorShape(shape)).astype(np.float32)) * np.float32(stddev)
 
 
@@ -39,7 +39,7 @@ def release(sums, stddev, gaussian):
 
 
 def unexplained(released, guessed):
-    """Coordinates where no float32 is the noise: released is not fl(guessed + n) for any n."""
+    """Finds coordinates where no float32 n is the noise: released is not fl(guessed + n)."""
     nearest = (released.astype(np.float64) - guessed).astype(np.float32)
     explained = np.zeros(released.shape, bool)
     for ulps in range(-2, 3):

@@ -18,10 +18,10 @@ import tensorflow as tf  # noqa: E402
 from helpers import tiny_gan, toy_images  # noqa: E402
 from tf_efsgd.audit import lattice  # noqa: E402
 from tf_efsgd.privacy import class_sums  # noqa: E402
-from tf_efsgd.privacy import optimizer as private_optimizer  # noqa: E402
 from tf_efsgd.privacy.features import pixels  # noqa: E402
 from tf_efsgd.privacy.noise import NoiseKey, SecureNoise  # noqa: E402
 from tf_efsgd.run import cluster, workers  # noqa: E402
+from tf_efsgd.training import private_model  # noqa: E402
 
 KEY, SIGMA = 1234, 1.5
 PARAMETERS = 20_000
@@ -29,7 +29,7 @@ SIZES = (5, 0, 3, 1)
 
 
 def state_of(gan):
-    """Weights and buffers of a GAN, one array each."""
+    """Returns the weights and buffers of a GAN, one array each."""
     optimizer, variables = gan.discriminator_optimizer, gan.private_variables
     return [*gan.get_weights(), *(e.numpy() for e in optimizer._buffer(variables))]
 
@@ -50,12 +50,12 @@ def train(gan, batches, strategy=None, share=slice(None)):
 
 
 def make_gan(key, **settings):
-    """With clips, error feedback and, unless it is 0, noise."""
+    """Makes one with clips, error feedback and, unless it is 0, noise."""
     return tiny_gan.make(tiny_gan.private(**settings), noise=key)
 
 
 def release_of_nothing(strategy, key):
-    """A of many parameters and no record: the noise alone, in units of its standard deviation."""
+    """Releases A of many parameters without records: noise, in units of its deviation."""
     with strategy.scope():
         variable = tf.Variable(tf.zeros([PARAMETERS]))
         optimizer = tiny_gan.private(noise_multiplier=0.7, residual_share=0.0)
@@ -74,7 +74,7 @@ def release_of_nothing(strategy, key):
 
 
 def release_classes(share, all_reduce, key):
-    """F of toy images."""
+    """Releases F of toy images."""
     records = toy_images.toy(61, 2)
     return class_sums.release(
         records.images[share],
@@ -88,10 +88,10 @@ def release_classes(share, all_reduce, key):
 
 
 def main():
-    """Everything, on this worker."""
+    """Does everything on this worker."""
     # What `compile` tries is tried elsewhere.
     for name in ('why_not_alone', 'why_not_fast'):
-        setattr(private_optimizer, name, lambda *_, **__: None)
+        setattr(private_model, name, lambda *_, **__: None)
     folder = pathlib.Path(sys.argv[1])
     team = workers.Several(cluster.read())
     share = slice(team.index, None, team.count)
@@ -133,10 +133,10 @@ def main():
 
 
 class _NoNoise:
-    """On other workers: what they add up is the sum without noise, which is why none keeps it."""
+    """Replaces the noise on other workers: they add up the bare sum, so none of them keeps it."""
 
     def next(self, shapes):
-        """Zeros."""
+        """Returns zeros."""
         return {'draws': [[tf.zeros(shapes[0], tf.int64)]]}
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import dp_accounting
 
 from tf_efsgd import budget, config
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.plan import Plan
 
 RECORDS, PARAMETERS = 1602, 1234
 FACTS = {
@@ -17,7 +17,7 @@ FACTS = {
 PERSONS = {'images_per_person': 5, 'persons': 700}
 HIDDEN = '--error_feedback=hidden\n--residual_l2_norm_clip=2\n--train_steps=100\n'
 
-_PLAN = ledger.Plan(
+_PLAN = Plan(
     dataset='mnist',
     dataset_size=60_000,
     image_shape=(28, 28, 1),
@@ -39,17 +39,17 @@ _PLAN = ledger.Plan(
 
 
 def in_ledger(**changes):
-    """A plan with nothing special, but for the changes."""
+    """Returns a plan with nothing special but these changes."""
     return dataclasses.replace(_PLAN, **changes)
 
 
 def settings(*flags):
-    """From lines of a flagfile."""
+    """Reads settings from lines of a flagfile."""
     return config.from_flagfile('\n'.join(flags))
 
 
 def plan(*flags, **facts):
-    """The plan of these settings for the digits, or for other public facts."""
+    """Makes the plan of these settings for the digits, or for other public facts."""
     # Without the line that says that it takes a while.
     said = []
     given = settings(*flags)

@@ -34,7 +34,7 @@ class Parsed(html.parser.HTMLParser):
 
 
 def text(page):
-    """The visible text, with single spaces."""
+    """Returns the visible text, with single spaces."""
     return ' '.join(Parsed(page).text.split())
 
 

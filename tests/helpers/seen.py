@@ -14,7 +14,7 @@ TO_A_PERSON = Promise(2.0, 1e-6, PERSON)
 
 
 def digests_of(first, last):
-    """Digests of the records with these numbers."""
+    """Returns digests of the records with these numbers."""
     hashes = b''.join(hashlib.sha256(b'%d' % i).digest()[:16] for i in range(first, last))
     return np.frombuffer(hashes, '>u8').astype(np.uint64).reshape(-1, 2)
 
@@ -28,7 +28,7 @@ def counts_of(others):
 
 
 def persons_of(count, rule=b'folder', public_rule='folder', shift=0, images=3):
-    """Every three records are of one person."""
+    """Makes persons of whom each has so many records in a row."""
     codes = [(i + shift) // images for i in range(count)]
     names = np.array([[code, code + 7] for code in codes], np.uint64)
     return seen_records.Persons(rule, names, public_rule)

@@ -14,13 +14,13 @@ def draw_images(n, seed=0):
 
 
 def exact_sums(images, labels, features, noise_multiplier):
-    """The sum before its noise, in steps."""
+    """Returns the sum before its noise, in steps."""
     labels = np.asarray(labels, np.int32)
     return class_sums.sum_over_records(images, labels, CLASSES, features, noise_multiplier)
 
 
 def released_sums(images, labels, features, noise_multiplier=0.0, source=None):
-    """F in its own unit, from the released integers."""
+    """Returns F in its own unit, from the released integers."""
     labels = np.asarray(labels, np.int32)
     source = source or noise.NoiseKey()
     sums = class_sums.release(images, labels, CLASSES, features, noise_multiplier, source)

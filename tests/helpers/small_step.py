@@ -38,7 +38,7 @@ def step_noise_of(key, step):
 
 
 def release(optimizer, variables, gradients, step=0, key=KEY):
-    """`release` of per-example gradients, [batch, *shape] per variable."""
+    """Calls `release` for per-example gradients, [batch, *shape] per variable."""
     mechanism = optimizer.mechanism
     sums = clipping.clip_and_sum(
         [tf.constant(g, tf.float32) for g in gradients],

@@ -15,7 +15,7 @@ BATCH = 4  # Expected; samples differ from it.
 
 
 def private(cls=ErrorFeedbackDPKerasSGDOptimizer, **settings):
-    """Some gradients are cut, and not all of what is cut is given back."""
+    """Makes an optimizer that cuts some gradients and does not give back all that it cuts."""
     defaults = {
         'l2_norm_clip': 0.3,
         'noise_multiplier': 0.7,
@@ -27,7 +27,7 @@ def private(cls=ErrorFeedbackDPKerasSGDOptimizer, **settings):
 
 
 def build(discriminator=None, generator=None, reconstruction='head', shape=SHAPE):
-    """Not compiled."""
+    """Builds one that is not compiled."""
     if discriminator is None:
         discriminator = build_discriminator(
             SHAPE, CLASSES, width=8, reconstruction=reconstruction, latent_dim=4
@@ -41,7 +41,7 @@ def build(discriminator=None, generator=None, reconstruction='head', shape=SHAPE
 
 
 def make(optimizer=None, reconstruction='head', *, weights_seed=5, networks=None, **settings):
-    """Compiled, with weights of this seed; `networks` are those of `build`."""
+    """Builds one with weights of this seed and compiles it; `networks` are those of `build`."""
     tf.keras.utils.set_random_seed(weights_seed)
     gan = build(reconstruction=reconstruction, **(networks or {}))
     defaults = {
@@ -57,7 +57,7 @@ def make(optimizer=None, reconstruction='head', *, weights_seed=5, networks=None
 
 
 def samples(sizes=(5, 0, 3, 4, 1), seed=1, shape=SHAPE):
-    """Poisson samples of given sizes: images and labels."""
+    """Draws images and labels of Poisson samples of given sizes."""
     draws = np.random.default_rng(seed)
     return [
         (

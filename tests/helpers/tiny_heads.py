@@ -17,7 +17,7 @@ BATCH = 24  # Expected.
 
 
 def small_network():
-    """In place of a public network where its size is in the way: four strided convolutions."""
+    """Builds four strided convolutions, to use where the size of the public one is in the way."""
     tf.keras.utils.set_random_seed(2)
     x = images = tf.keras.Input(SMALL_SHAPE)
     maps = {}
@@ -45,7 +45,7 @@ def head_inputs(network):
 
 
 def records(n, seed=0, shape=SHAPE):
-    """Dark and bright noise."""
+    """Draws dark noise for one class and bright noise for the other."""
     draws = np.random.default_rng(seed)
     labels = np.arange(n, dtype=np.int32) % CLASSES
     images = draws.integers(0, 100, [n, *shape]) + 150 * labels[:, None, None, None]
@@ -53,7 +53,7 @@ def records(n, seed=0, shape=SHAPE):
 
 
 def build(inputs, *, shape=SHAPE, reconstruction=False):
-    """Not compiled; all are the same."""
+    """Builds one that is not compiled; all are the same."""
     tf.keras.utils.set_random_seed(5)
     return public_heads_gan.PublicHeadsGan(
         build_generator(
@@ -80,7 +80,7 @@ def make(
     reconstruction=False,
     **settings,
 ):
-    """Compiled."""
+    """Builds one and compiles it."""
     gan = build(inputs, shape=shape, reconstruction=reconstruction)
     gan.compile(
         generator_optimizer=generator_optimizer
@@ -104,12 +104,12 @@ def make(
 
 
 def class_means(network, images, labels):
-    """(Features, their exact class means) of records."""
+    """Returns (features, their exact class means) of records."""
     features = public.PublicFeatures(network, SHAPE, 0.02)
     sums = class_sums.release(images, labels, CLASSES, features, 0.0, None)
     return features, class_sums.class_means(sums, 0.0, len(images), groups=features.groups)
 
 
 def averaged_target(features, means):
-    """What such a GAN follows; call it in the scope of its strategy."""
+    """Makes what such a GAN follows; call it in the scope of its strategy."""
     return targets.AveragedTarget(targets.Target(public_heads_gan.OfMaps(features), means))

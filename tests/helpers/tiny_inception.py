@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def graph_def(without=()):
-    """The graph, serialized.
+    """Returns the graph, serialized.
 
     Args:
       without: nodes that have another name.

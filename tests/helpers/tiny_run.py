@@ -28,16 +28,16 @@ SETTINGS = {
 
 
 def flags(folder, *more, **changes):
-    """The settings of a tiny run, as lines of a flagfile."""
+    """Returns the settings of a tiny run, as lines of a flagfile."""
     settings = {**SETTINGS, 'run_dir': folder, **changes}
     lines = [f'--{k}' if v is None else f'--{k}={v}' for k, v in settings.items()]
     return [*lines, *more]
 
 
-def run(folder, *more, **changes):
-    """Runs it, in this process."""
+def run(folder, *more, sources=None, **changes):
+    """Runs it, in this process; `sources` are those of `runner.run`."""
     lines = flags(folder, '--strategy=one_device', *more, **changes)
-    assert runner.run(config.from_flagfile('\n'.join(lines))) == str(folder)
+    assert runner.run(config.from_flagfile('\n'.join(lines)), sources) == str(folder)
 
 
 def run_until_steps(folder, *more, **changes):
@@ -48,33 +48,33 @@ def run_until_steps(folder, *more, **changes):
 
 
 def copy(base, to):
-    """A copy of base/run and of base/state, as if it were the only one; returns its folder."""
+    """Copies base/run and base/state, as if there were only this run; returns its folder."""
     for name in ('run', 'state'):
         shutil.copytree(base / name, to / name)
     return to / 'run'
 
 
 def reserved(folder):
-    """The counts of the ledger, read without its class."""
+    """Reads the counts of the ledger, without its class."""
     plan, *entries = (json.loads(line) for line in (folder / 'ledger.jsonl').open())
     assert plan['kind'] == 'plan'
     return [entry['count'] for entry in entries if entry['kind'] == 'steps']
 
 
 def kinds(folder):
-    """What the entries of the ledger are, in order."""
+    """Reads what kinds of entries the ledger has, in order."""
     return [json.loads(line)['kind'] for line in (folder / 'ledger.jsonl').open()]
 
 
 class PowerCut(Exception):
-    """In place of one."""
+    """Stands for a power cut."""
 
 
 def cut(*_, **__):
-    """In place of a function that a power cut does not let happen."""
+    """Takes the place of a function that a power cut does not let happen."""
     raise PowerCut
 
 
 def statement(folder):
-    """The exported privacy statement."""
+    """Reads the exported privacy statement."""
     return json.loads((folder / 'export/1/assets.extra/privacy_statement.json').read_text())

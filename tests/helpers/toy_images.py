@@ -6,7 +6,7 @@ from tf_efsgd.data.records import Records
 
 
 def toy(count, seed, *, noise=40, signal=200, num_classes=3):
-    """Records of 8x8 images: one bright column per class, on noise."""
+    """Draws records of 8x8 images that have one bright column per class, on noise."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, count).astype(np.int32)
     images = rng.integers(0, noise, [count, 8, 8, 1])

@@ -9,7 +9,7 @@ import time
 
 
 def free_addresses(count):
-    """Addresses of this machine that nobody listens on, all different."""
+    """Finds different addresses of this machine that nobody listens on."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for listener in sockets:
@@ -21,7 +21,7 @@ def free_addresses(count):
 
 
 def tf_config(addresses, index, job='worker'):
-    """TF_CONFIG of a worker."""
+    """Returns the TF_CONFIG of a worker."""
     return json.dumps({'cluster': {'worker': addresses}, 'task': {'type': job, 'index': index}})
 
 
@@ -57,10 +57,10 @@ class Workers:
             process.wait()
 
     def wait(self, seconds):
-        """The exit codes, once all have ended; fails after so many seconds."""
+        """Returns the exit codes once all have ended; fails after so many seconds."""
         deadline = time.monotonic() + seconds
         return [p.wait(timeout=max(0.1, deadline - time.monotonic())) for p in self.processes]
 
     def said(self, index):
-        """What a worker has said so far."""
+        """Returns what a worker has said so far."""
         return self._logs[index].read_text(errors='replace')

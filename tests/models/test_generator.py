@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 
 from tf_efsgd.models import generator as generators
 from tf_efsgd.models.layers import ReturningTanh, SmoothColours
@@ -119,7 +120,9 @@ def _is_reachable(size):
 
 
 def test_start_size_doubles_to_every_size_it_accepts():
-    for size in filter(_is_reachable, range(1, 1100)):
+    sizes = list(filter(_is_reachable, range(1, 1100)))
+    assert sizes[:6] == [4, 5, 6, 7, 8, 10] and 1024 in sizes
+    for size in sizes:
         start = generators.start_size(size)
         assert start in (4, 5, 6, 7)
         assert size in [start * 2**k for k in range(9)]
@@ -128,6 +131,7 @@ def test_start_size_doubles_to_every_size_it_accepts():
 def test_refused_sizes_name_the_nearest():
     reachable = [size for size in range(1, 2100) if _is_reachable(size)]
     refused = [size for size in range(1, 1100) if not _is_reachable(size)]
+    assert refused[:5] == [1, 2, 3, 9, 11] and 1099 in refused
     for size in refused:
         with pytest.raises(ValueError, match=f'Received: {size}; the nearest') as caught:
             generators.start_size(size)
@@ -148,7 +152,7 @@ def test_images_it_cannot_make_are_refused(shape, message):
 def test_every_input_decides_the_image(generator, inputs, name):
     before = generator(inputs)
     after = generator({**inputs, name: tf.roll(inputs[name], 1, axis=0)})
-    for image, other in zip(before, after):
+    for image, other in pairs(before, after):
         assert np.abs(image - other).max() > 1e-4
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 
 from tf_efsgd.models import precision
 from tf_efsgd.models.generator import build_generator, draw_inputs
@@ -33,7 +34,7 @@ def test_a_generator_in_bfloat16(architecture, tmp_path):
     # Of so many bits, and not the same numbers by chance.
     assert 1e-4 < np.abs(images - expected).max() < 0.1
     assert {variable.dtype for variable in copy.variables} == {tf.float32}
-    for one, two in zip(copy.get_weights(), generator.get_weights(), strict=True):
+    for one, two in pairs(copy.get_weights(), generator.get_weights()):
         np.testing.assert_array_equal(one, two)
     computes_in = _computes_in(copy)
     assert list(computes_in) == list(_computes_in(generator))
@@ -63,7 +64,7 @@ def test_gradients_are_near_those_in_float32_and_reach_every_weight():
             [tf.convert_to_tensor(g) for g in tape.gradient(loss, model.trainable_variables)]
         )
     assert {g.dtype for g in gradients[1]} == {tf.float32}
-    for one, two in zip(*gradients, strict=True):
+    for one, two in pairs(*gradients):
         assert float(tf.norm(two - one)) <= 0.2 * float(tf.norm(one))
 
 

@@ -61,16 +61,20 @@ def test_an_image_does_not_see_the_others_of_its_batch(network):
     images = _images(4)
     others = np.concatenate([images[:1], 100 * _images(3, seed=1)])
 
-    for one, two in zip(network(images).values(), network(others).values()):
-        np.testing.assert_array_equal(one[0], two[0])
+    alone, beside = network(images), network(others)
+    assert set(alone) == set(beside) == set(public_network.STAGES)
+    for name in public_network.STAGES:
+        np.testing.assert_array_equal(alone[name][0], beside[name][0])
 
 
 def test_two_builds_agree_and_training_changes_nothing(network):
     images = _images(2)
     other = public_network.build_public_network((32, 32, 3))
 
-    for name, values in other(images, training=True).items():
-        np.testing.assert_array_equal(values, network(images)[name])
+    expected, found = network(images), other(images, training=True)
+    assert set(found) == set(expected) == set(public_network.STAGES)
+    for name in public_network.STAGES:
+        np.testing.assert_array_equal(found[name], expected[name])
 
 
 def test_gray_is_repeated_to_three_channels_and_small_images_are_enlarged():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 from helpers.properties import PROPERTIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -43,7 +44,7 @@ def _sums(gradients, c1=_C1, c2=_C2):
 
 
 def _assert_close(actual, expected, atol):
-    for a, e in zip(tf.nest.flatten(actual), tf.nest.flatten(expected)):
+    for a, e in pairs(tf.nest.flatten(actual), tf.nest.flatten(expected)):
         np.testing.assert_allclose(a, e, rtol=0, atol=atol)
 
 
@@ -97,7 +98,7 @@ def test_extreme_lengths(row):
     clipped, residual = _sums(gradients)
     expected_c, expected_r = _by_float64(gradients, _C1, _C2)
     for actual, expected in ((clipped, expected_c), (residual, expected_r)):
-        for a, e in zip(actual, expected):
+        for a, e in pairs(actual, expected):
             # Below 1e-37 numbers are subnormal, and flushing them to zero is right enough.
             np.testing.assert_allclose(a, e, rtol=3e-6, atol=1e-37)
 

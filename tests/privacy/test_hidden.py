@@ -6,6 +6,7 @@ import dp_accounting
 import numpy as np
 import pytest
 import tensorflow as tf
+from helpers.pairs import pairs
 from helpers.properties import PROPERTIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,7 +78,7 @@ def test_it_is_the_published_algorithm(seed):
     draws = [tf.constant(np.round(grid.STDDEV * d), tf.int64) for d in normals]
     noises = [_SIGMA * _C1 * d for d in normals]
     mechanism = _mechanism(noise_multiplier=_SIGMA)
-    for (ours, _), published in zip(_ours(mechanism, steps, draws), _dice_sgd(steps, noises)):
+    for (ours, _), published in pairs(_ours(mechanism, steps, draws), _dice_sgd(steps, noises)):
         np.testing.assert_allclose(ours, published, atol=1e-4)
 
 
@@ -94,9 +95,8 @@ def _neighbours(seed):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_no_step_moves_by_more_than_its_event_says(seed):
     steps, more, sampled = _neighbours(seed)
-    for (one, _), (other, _), is_in in zip(
-        _ours(_mechanism(), steps), _ours(_mechanism(), more), sampled
-    ):
+    both = pairs(_ours(_mechanism(), steps), _ours(_mechanism(), more))
+    for ((one, _), (other, _)), is_in in pairs(both, sampled):
         moved = np.linalg.norm(other - one)
         assert moved <= (_C1 if is_in else 0.0) + 2 * _C2 + 1e-4
 

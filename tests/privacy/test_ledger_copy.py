@@ -4,7 +4,8 @@ import dp_accounting
 import pytest
 from helpers import plans
 
-from tf_efsgd.privacy import ledger, ledger_copy
+from tf_efsgd.privacy import ledger_copy
+from tf_efsgd.privacy.ledger import Ledger, LedgerError
 
 _WARM = {
     'warm_start_event': dp_accounting.GaussianDpEvent(5.3),
@@ -15,21 +16,21 @@ _WARM = {
 
 @pytest.fixture(params=[{}, _WARM])
 def chief(tmp_path, request):
-    book = ledger.Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger(**request.param))
+    ledger = Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger(**request.param))
     if request.param:
-        book.reserve_warm_start('abc', 3)
-    yield book
-    book.close()
+        ledger.reserve_warm_start('abc', 3)
+    yield ledger
+    ledger.close()
 
 
-def _count(book):
-    if book.learned_features_are_due:
-        book.note_learned_features('def', 2)
+def _count(ledger):
+    if ledger.learned_features_are_due:
+        ledger.note_learned_features('def', 2)
     for steps in (30, 30, 30):
-        book.reserve(steps)
-    with pytest.raises(ledger.LedgerError, match='pass the budget'):
-        book.reserve(11)
-    return book.spent, book.remaining_steps, book.reserved_steps, book.plan
+        ledger.reserve(steps)
+    with pytest.raises(LedgerError, match='pass the budget'):
+        ledger.reserve(11)
+    return ledger.events, ledger.remaining_steps, ledger.reserved_steps, ledger.plan
 
 
 def test_a_copy_counts_and_refuses_as_the_ledger_does(chief):
@@ -59,5 +60,5 @@ def test_a_torn_line_is_charged_on_the_copy_too(chief):
 
 
 def test_an_altered_ledger_is_refused(chief):
-    with pytest.raises(ledger.LedgerError, match='altered'):
+    with pytest.raises(LedgerError, match='altered'):
         ledger_copy.LedgerCopy(chief.content + b'{}\n')

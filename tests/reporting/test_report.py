@@ -2,9 +2,11 @@
 
 import base64
 import builtins
+import datetime
 import math
 import os
 import re
+import struct
 import sys
 
 import numpy as np
@@ -81,15 +83,16 @@ def test_page_of_a_run_without_privacy_says_so_and_promises_nothing(tmp_path, cl
         assert promise not in text
 
 
-def test_what_is_asked_first_is_answered_before_anything_else(tmp_path):
+def test_what_is_asked_first_is_answered_below_the_picture(tmp_path):
     identity = {'Date (UTC)': '2026-03-01 10:20', 'Run': 'ab12', 'SHA-256 of the generator': 'cd34'}
     text = read_page.text(_write(tmp_path, identity=identity))
-    first = text[text.index('In short') : text.index('Generated images')]
+    first = text[text.index('In short') : text.index('What this means')]
+    assert text.index('may be shared') < text.index('Generated images') < text.index('In short')
     for shown in (
         'Unit of privacyone image & its label',
         'ε spent9.28',
         'δ1e-05; times the number of images, 60,000, it is 0.6',
-        'ε for several images of a personby their number, 2: 21.73, 5: no bound',
+        'ε for several images of a personlarger: 21.73 for 2 images, no bound for 5 images',
         'May be handed overthis page, the generated images (samples/) and the generator',
         'Date (UTC)2026-03-01 10:20',
         'Runab12',
@@ -116,6 +119,82 @@ def test_picture_is_on_the_page(tmp_path):
     [data] = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert base64.b64decode(data) == _PNG
     assert 'Step 800, one row per class & more' in read_page.text(page)
+
+
+def _grid(classes, side=68, rows=8):
+    """The beginning of a PNG of this many columns, which says how large it is."""
+    size = struct.pack('>II', min(classes, 16) * side, rows * side)
+    return _PNG[:16] + size + _PNG[24:]
+
+
+@pytest.mark.parametrize(('classes', 'stands'), [(1, 1), (2, 1), (3, 1), (10, 0), (100, 0)])
+def test_a_picture_is_a_part_of_the_first_screen_however_few_its_classes(classes, stands, tmp_path):
+    (tmp_path / 'grid.png').write_bytes(_grid(classes))
+    page = _write(tmp_path, samples_png=str(tmp_path / 'grid.png'))
+    columns = min(classes, 16)
+    assert f'<figure style="--aspect:{columns / 8:.4g}"><img class="crisp"' in page
+    assert f'width="{68 * columns}" height="544"' in page
+    # A narrow one stands beside the summary: in the first of two columns.
+    assert page.count('<div class="beside">\n<section>\n<h2>Generated images') == stands
+    # No picture is higher than such a part of the window, whatever its width.
+    rules = re.findall(r'^(.*?img)\{[^}]*width:min\(100%,(.*?)\*var', page, re.MULTILINE)
+    assert {name for name, _ in rules} == {'img', '.beside img'}
+    for _, height in rules:
+        assert 30 <= int(re.fullmatch(r'max\((\d+)vh,14rem\)', height)[1]) <= 60
+    assert 'width:100%;image-rendering' not in page and 'image-rendering:pixelated' in page
+
+
+def test_a_picture_that_must_be_made_much_smaller_is_drawn_smoothly(tmp_path):
+    for side, kind in ((68, 'crisp'), (132, 'smooth')):
+        (tmp_path / 'grid.png').write_bytes(_grid(2, side))
+        page = _write(tmp_path, samples_png=str(tmp_path / 'grid.png'))
+        assert f'<img class="{kind}" width="{2 * side}"' in page
+
+
+def test_the_page_of_a_data_set_says_first_what_may_be_handed_over(tmp_path):
+    (tmp_path / 'samples.png').write_bytes(_grid(2))
+
+    def text(**changes):
+        statement = {**_STATEMENT, 'generator_sha256': 'cd<34>', **changes}
+        report.write_privacy_page(
+            tmp_path / 'PRIVACY.html',
+            title='Digits <1>',
+            statement=statement,
+            about={'count': 70},
+            samples_png=str(tmp_path / 'samples.png'),
+            sample_caption='One class per column',
+            date=datetime.date(2026, 3, 1),
+        )
+        page = (tmp_path / 'PRIVACY.html').read_text(encoding='utf-8')
+        read_page.check_stands_alone(page)
+        return read_page.text(page)
+
+    said = text()
+    first = said[said.index('In short') : said.index('Images of this generator')]
+    assert said.index('may be shared') < said.index('In short')
+    for shown in (
+        'May be handed overthis folder with all its images, the generator',
+        'Not the records, nor the folder nonprivate/',
+        'ε9.28, for one image & its label: with or without one record, the probability of whatever '
+        'this folder shows differs by a factor of at most 10,720, plus δ. By itself that is a weak',
+        'δ1e-05: the probability that comes on top of that factor; times the number of images, '
+        '60,000, it is 0.6',
+        'ε for several images of a personlarger: 21.73 for 2 images, no bound for 5 images',
+        'Not coveredthe <first> thingthe second',
+        'Date (UTC)2026-03-01',
+        'SHA-256 of the generatorcd<34>',
+    ):
+        assert shown in first, shown
+    assert 'weak' not in text(epsilon=1.0)
+    unit = 'one person, with up to 5 images and their labels'
+    persons = {'unit_of_privacy': unit, 'persons': 700, 'epsilon_by_images_per_person': None}
+    said = text(**persons)
+    assert f'ε9.28, for {unit}: with or without one person, the' in said
+    assert 'of a personthe same: the unit of privacy is the person' in said
+    assert 'the number of persons, 700, it is' in said
+    # An early version did not say which generator it was; a page without privacy says nothing.
+    assert 'SHA-256 of the generatornot given by' in text(generator_sha256=None)
+    assert 'In short' not in text(private=False)
 
 
 def test_no_picture_yet(tmp_path):
@@ -295,12 +374,14 @@ def test_empty_history(tmp_path):
     assert 'Nothing has been logged yet' in _write(tmp_path, history=[])
 
 
-def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch):
+# A ValueError comes where MPLBACKEND names a backend that there is not.
+@pytest.mark.parametrize('error', [ImportError, ValueError])
+def test_without_matplotlib_the_page_says_how_to_get_it(tmp_path, monkeypatch, error):
     real_import = builtins.__import__
 
     def no_matplotlib(name, *args, **kwargs):
         if name.split('.')[0] == 'matplotlib':
-            raise ImportError(name)
+            raise error(name)
         return real_import(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, '__import__', no_matplotlib)

@@ -8,6 +8,7 @@ from helpers import tiny_run
 
 from tf_efsgd.config import ConfigError
 from tf_efsgd.export import checksums, versions
+from tf_efsgd.reporting import report
 from tf_efsgd.run import again, exports, verify
 
 
@@ -68,6 +69,26 @@ def test_a_statement_that_says_less_than_the_ledger_is_found(folder, tmp_path):
         assert any('was changed' in line for line in faults)
     finally:
         path.write_bytes(kept)
+
+
+@pytest.mark.parametrize('place', range(3))
+def test_a_page_that_says_less_than_the_ledger_is_found(folder, tmp_path, place):
+    again.export(folder)
+    again.report(folder)
+    copy = tmp_path / 'run'
+    shutil.copytree(folder, copy)
+    page = copy / 'report.html'
+    text = page.read_text('utf-8')
+    found = list(report._SAID.finditer(text))
+    assert len(found) == 3  # In the banner, in short and in the table.
+    group = found[place].lastindex
+    start, end = found[place].span(group)
+    page.write_text(text[:start] + '0.05' + text[end:], 'utf-8')
+    (fault,) = verify.verify(copy)['faults']
+    assert fault.startswith('by the ledger epsilon is')
+    assert fault.endswith('report.html says 0.05')
+    page.write_text('an empty page')
+    assert verify.verify(copy)['faults'] == ['report.html does not say what was spent']
 
 
 def test_a_ledger_that_was_cut_is_refused(folder, tmp_path):

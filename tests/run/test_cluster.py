@@ -152,6 +152,7 @@ def test_the_port_is_free_after_the_meeting():
 
 def test_other_settings_are_refused_on_all_and_named():
     ends = _meet([_config('--worker_timeout=20'), _config('--worker_timeout=9', '--seed=2')])
+    assert len(ends) == 2
     for end in ends:
         assert 'worker 1' in end and '--seed=1 --seed=2' in end and 'same flags' in end
         assert 'timeout' not in end
@@ -222,8 +223,11 @@ def test_who_knocks_and_says_nothing_of_ours_is_left_alone():
 )
 def test_own_records_need_what_no_worker_can_read_alone(lines, why):
     with pytest.raises(ConfigError, match=why):
-        cluster.check_own_records(_config('--worker_records=own', *lines))
-    cluster.check_own_records(_config(*lines))
-    cluster.check_own_records(
-        _config('--worker_records=own', '--dataset_size=100', '--classes=a,b')
-    )
+        _check_own_records('--worker_records=own', *lines)
+    _check_own_records(*lines)
+    _check_own_records('--worker_records=own', '--dataset_size=100', '--classes=a,b')
+
+
+def _check_own_records(*lines):
+    settings = _config(*lines)
+    cluster.check_own_records(settings.data, settings.training)

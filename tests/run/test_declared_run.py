@@ -10,7 +10,7 @@ from helpers import tiny_run
 
 from tf_efsgd import config
 from tf_efsgd.data import split
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import private_steps, runner, start
 from tf_efsgd.run.context import Sources
@@ -42,10 +42,10 @@ def started(tmp_path_factory):
     return base
 
 
-def _run(base, *more):
+def _run(base, *more, sources=None):
     lines = [f'--dataset=folder:{base}/images', '--person=folder', '--images_per_person=2', *_LINES]
     lines += [f'--run_dir={base}/run', f'--state_dir={base}/state', *more]
-    return runner.run(config.from_flagfile('\n'.join(lines)))
+    return runner.run(config.from_flagfile('\n'.join(lines)), sources)
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def base(started, tmp_path):
 
 def test_what_was_read_off_is_written_down(started):
     settings = config.from_flagfile((started / 'run/config.flags').read_text())
-    plan = ledger.Ledger.read(started / 'run/ledger.jsonl').plan
+    plan = Ledger.read(started / 'run/ledger.jsonl').plan
     data = settings.data
     assert data.read_off_records == _READ
     assert data.class_names == ('cat, wild', 'dog', 'owl')
@@ -76,8 +76,21 @@ def test_no_person_is_named_in_the_run_folder(started):
     assert not [path for path in files if b'patient-' in path.read_bytes()]
 
 
+def test_a_new_run_with_the_settings_of_another_refuses_far_more_records(base):
+    rng = np.random.default_rng(4)
+    for n in range(40, 80):
+        for i in range(2):
+            path = base / 'images' / ('cat, wild', 'dog')[i] / f'patient-{n}' / 'new.png'
+            path.parent.mkdir(parents=True)
+            path.write_bytes(_png(rng))
+    lines = [(base / 'run/config.flags').read_text(), f'--state_dir={base}/state']
+    with pytest.raises(config.ConfigError, match=r'1\.25 times .* --dataset_size declares'):
+        runner.run(config.from_flagfile('\n'.join([*lines, f'--run_dir={base}/new'])))
+    assert not (base / 'new').exists()
+
+
 @pytest.mark.parametrize('how', ['its flagfile', 'its first command line'])
-def test_a_run_is_resumed_without_reading_them_again(base, how, monkeypatch):
+def test_a_run_is_resumed_without_reading_them_again(base, how):
     before = (base / 'run/config.flags').read_text()
     asked = []
     load = run_folder.load_records
@@ -88,13 +101,13 @@ def test_a_run_is_resumed_without_reading_them_again(base, how, monkeypatch):
         assert dataset.found == {}
         return dataset
 
-    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=load_and_note))
+    sources = Sources(load=load_and_note)
     if how == 'its flagfile':
         lines = [f'--dataset=folder:{base}/images', f'--run_dir={base}/run', '--resume']
         text = '\n'.join([before, *lines, f'--state_dir={base}/state'])
-        runner.run(config.from_flagfile(text))
+        runner.run(config.from_flagfile(text), sources)
     else:
-        _run(base, '--train_steps=2', '--resume')
+        _run(base, '--train_steps=2', '--resume', sources=sources)
     assert (asked[0].channels, asked[0].image_size) == (1, 8)
     assert asked[0].read_off_records == _READ
     assert (base / 'run/config.flags').read_text() == before
@@ -148,7 +161,7 @@ def test_that_they_were_read_off_cannot_be_edited_away(base):
     [
         ('--classes=dog,owl', "has the class 'cat, wild', which is not declared"),
         ('--person=name:^x(.)', 'has no person by --person=name'),
-        ('--person=csv:gone.csv', 'cannot read .*gone.csv'),
+        ('--person=csv:gone.csv', 'gone.csv cannot be read'),
         ('--expected_batch_size=999', '--expected_batch_size'),
     ],
 )

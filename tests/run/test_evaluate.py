@@ -2,17 +2,14 @@
 
 import json
 import os
-import pathlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from absl import flags
-from helpers import read_page, tiny_inception, tiny_run
-from tensorboard.backend.event_processing import event_accumulator
+from helpers import event_files, processes, read_page, tiny_inception, tiny_run
+from helpers.pairs import pairs
 
 from tf_efsgd import config
 from tf_efsgd.cli import arguments
@@ -20,7 +17,8 @@ from tf_efsgd.cli import evaluate as command
 from tf_efsgd.data import load
 from tf_efsgd.evaluation import inception
 from tf_efsgd.models import sampling
-from tf_efsgd.privacy import ledger, run_state
+from tf_efsgd.privacy import run_state
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import build, context, evaluate
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.training import samples
@@ -105,8 +103,7 @@ def test_page_says_that_it_may_not_be_shared(evaluated, folder):
 
 
 def test_hparams_hold_settings_and_scores(evaluated, folder):
-    events = event_accumulator.EventAccumulator(str(folder / 'nonprivate/logs/evaluation'))
-    events.Reload()
+    events = event_files.read(folder / 'nonprivate/logs/evaluation')
     summary = events.PluginTagToContent('hparams')['_hparams_/session_start_info']
     assert b'l2_norm_clip' in summary and b'generator_width' in summary
     [score] = events.Tensors('nonprivate/gen2real_cnn')
@@ -148,7 +145,7 @@ def test_the_untrained_generator_has_the_initial_weights_of_the_run(folder):
     dataset = run_folder.load_records(settings)
     gan, _ = build.build_gan(settings, dataset.train)
     untrained = build.untrained_generator(settings, dataset.train)
-    for one, other in zip(gan.generator.get_weights(), untrained.get_weights(), strict=True):
+    for one, other in pairs(gan.generator.get_weights(), untrained.get_weights()):
         np.testing.assert_array_equal(one, other)
 
 
@@ -209,7 +206,7 @@ def test_mistakes_are_told_in_a_line_and_nothing_is_written(folder, tmp_path, ch
 
 
 def _state_file(folder):
-    run_id = ledger.Ledger.read(folder / 'ledger.jsonl').run_id
+    run_id = Ledger.read(folder / 'ledger.jsonl').run_id
     return run_state.default_folder() / f'{run_id}.json'
 
 
@@ -297,11 +294,6 @@ def test_a_folder_that_does_not_fit_is_refused(folder, tmp_path, wrong):
 
 
 def test_the_command_line_asks_for_a_run():
-    done = subprocess.run(
-        [sys.executable, '-m', 'tf_efsgd.evaluate'],
-        cwd=pathlib.Path(evaluate.__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
+    done = processes.run_module('evaluate')
     assert (done.returncode, done.stdout) == (2, '')
     assert done.stderr == 'tf_efsgd: Give --run_dir, the folder of the run to evaluate.\n'

@@ -42,6 +42,15 @@ def test_another_generator_is_the_next_version_and_the_same_one_is_kept(generato
     assert sorted(os.listdir(tmp_path / 'export')) == ['1', '2', '3']
 
 
+def test_a_damaged_export_is_written_again_as_the_next_version(generator, tmp_path):
+    first, _ = exports.export(tmp_path, generator, _statement(generator))
+    (first / 'saved_model.pb').write_bytes(b'cut')
+    assert exports.export(tmp_path, generator, _statement(generator)) == (
+        tmp_path / 'export' / '2',
+        True,
+    )
+
+
 def test_an_export_without_a_hash_of_its_generator_is_held_by_its_steps(generator, tmp_path):
     statement = _statement(generator)
     target, _ = exports.export(tmp_path, generator, statement)

@@ -1,4 +1,4 @@
-"""Messages of libraries are left out while a run goes on, and only then."""
+"""Messages of libraries are left out while a run continues, and only then."""
 
 import logging
 

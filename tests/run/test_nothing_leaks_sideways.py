@@ -12,18 +12,17 @@ import io
 import json
 import re
 import secrets
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import tiny_run
-from tensorboard.backend.event_processing import event_accumulator
+from helpers import event_files, tiny_run
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tf_efsgd.data import poisson
 from tf_efsgd.privacy import class_sums, noise
 from tf_efsgd.run import folder as run_folder
-from tf_efsgd.run import runner
 from tf_efsgd.run.context import Sources
 from tf_efsgd.training import gan as gans
 from tf_efsgd.training import learn_features
@@ -37,12 +36,12 @@ _SAMPLED = (1, 2)
 _RELEASED = re.compile(
     r"""
     logs:dp/(fake_accuracy|fake_loss|fake_accuracy_average|released_gradient_norm|samples
-            |buffer_norm|distance_to_release)
-    | checkpoints/step_\d+/variables:gan/.*
+            |samples_of_fit|buffer_norm|distance_to_release)
+    | checkpoints/step_\d+/variables:gan/[^:]*
     | checkpoints/step_\d+/manifest.json:sha256
     | export/1/variables/variables:generator_variables/.*
     | export/1/assets.extra/privacy_statement.json:(generator_sha256|released_class_counts)
-    | samples/step_\d+.png
+    | samples/(step|fit)_\d+.png
     | report.html
     | warm_start.npy
     | learned_features.npz
@@ -79,7 +78,6 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     def no_noise(shape, *_, **__):
         return tf.zeros(shape, tf.int64)
 
-    patch.setattr(runner, 'Sources', lambda: Sources(load=load_neighbour))
     patch.setattr(poisson, 'sample_indices', sample)
     patch.setattr(noise, 'integers', no_noise)
     # A graph of its own, which would keep the other one.
@@ -90,7 +88,15 @@ def _run(folder, patch, one_more, sampled=_SAMPLED, **changes):
     tf.keras.backend.clear_session()  # Keras numbers the layers of a process.
     # The number of records is declared: the same for neighbours.
     declared = {'dataset_size': _DECLARED, 'train_steps': _STEPS}
-    tiny_run.run(folder, '--noevaluate', f'--state_dir={folder}-state', **declared, **changes)
+    sources = Sources(load=load_neighbour)
+    tiny_run.run(
+        folder,
+        '--noevaluate',
+        f'--state_dir={folder}-state',
+        sources=sources,
+        **declared,
+        **changes,
+    )
 
 
 def _variables(prefix):
@@ -99,13 +105,10 @@ def _variables(prefix):
 
 
 def _events(folder):
-    events = event_accumulator.EventAccumulator(str(folder), size_guidance={'tensors': 0})
-    events.Reload()
-    tags = events.Tags()
-    assert not tags.pop('graph') and not tags.pop('meta_graph')
+    events = event_files.read(folder)
     return {
         tag: [(e.step, e.tensor_proto.SerializeToString()) for e in events.Tensors(tag)]
-        for tag in tags['tensors']
+        for tag in events.Tags()['tensors']
     }
 
 
@@ -128,7 +131,10 @@ def _fields(folder):
         elif '.data-' in name:
             prefix = str(path).split('.data-')[0]
             name = name.split('.data-')[0]
-            fields |= {f'{name}:{key}': value for key, value in _variables(prefix).items()}
+            for key, value in _variables(prefix).items():
+                # No counter may differ, whatever weights may.
+                kind = ':counter' if np.issubdtype(np.asarray(value).dtype, np.integer) else ''
+                fields[f'{name}:{key}{kind}'] = value
         elif name.endswith('.jsonl'):
             for i, line in enumerate(path.open()):
                 entry = {k: v for k, v in json.loads(line).items() if k not in _TIMES}
@@ -139,7 +145,8 @@ def _fields(folder):
         elif name.endswith('saved_model.pb'):
             fields[name] = _graph_lines(path)
         elif name == 'report.html':
-            fields[name] = _VARYING.sub(rb'', path.read_bytes())
+            page = _VARYING.sub(rb'', path.read_bytes())
+            fields |= {name: page, f'{name}:words': _SHOWN.sub(rb'', page)}
         else:
             fields[name] = path.read_bytes()
     assert events_seen
@@ -149,6 +156,17 @@ def _fields(folder):
 # Of a page: random names that Matplotlib gives to curves, the date, and the hash of the model, of
 # which each weight is compared.
 _VARYING = re.compile(rb'(?<=curve)\d+-[pm][0-9a-f]{10}|\d{4}-\d\d-\d\d \d\d:\d\d|[0-9a-f]{64}')
+
+# What the page shows of the releases: pictures of generated images, curves, and the statement's row
+# of released counts. Each of their values is compared where it comes from.
+_SHOWN = re.compile(
+    rb"""
+    data:image/png;base64,[^"]*
+    | <svg.*?</svg>
+    | (?<=<code>released_class_counts</code></th><td>)<ul>(<li>\d+\.\d+</li>)+</ul>
+    """,
+    re.DOTALL | re.VERBOSE,
+)
 
 # `ledger` is the position in a checkpoint's manifest: its hash covers the times of the entries.
 _TIMES = ('time', 'sha256_before', 'ledger')
@@ -186,10 +204,14 @@ def _run_and_listen(folder, one_more):
 
 
 @pytest.fixture(scope='module')
-def neighbours(tmp_path_factory):
+def folders(tmp_path_factory):
+    return tmp_path_factory.mktemp('neighbours')
+
+
+@pytest.fixture(scope='module')
+def neighbours(folders):
     """Of a run without the one more record, and of one with it."""
-    folder = tmp_path_factory.mktemp('neighbours')
-    return _run_and_listen(folder / 'one', False), _run_and_listen(folder / 'other', True)
+    return _run_and_listen(folders / 'one', False), _run_and_listen(folders / 'other', True)
 
 
 @pytest.fixture(scope='module')
@@ -206,6 +228,11 @@ def test_only_what_was_released_differs(neighbours):
     # The record did act: nothing above holds because nothing differs.
     for name in ('logs:dp/released_gradient_norm', 'report.html', 'samples/step_000004.png'):
         assert name in differing
+    assert (
+        b'--dataset_size=1602' in one['report.html:words']
+        and b'base64' not in one['report.html:words']
+    )
+    assert any(name.endswith(':counter') for name in one)
     assert any('discriminator' in name for name in differing)
 
 
@@ -213,6 +240,7 @@ def test_runs_on_neighbours_print_the_same(neighbours):
     (_, one), (_, other) = neighbours
     assert one == other
     assert 'Spent' in one and '1602 records' in one
+    assert 'your turn:      tf-efsgd check photos/' in one
 
 
 @pytest.mark.acceptance
@@ -269,4 +297,22 @@ def test_a_planted_leak_is_found(without, tmp_path, monkeypatch):
     monkeypatch.setattr(gans.EFSGDGan, 'train_step', leaky)
     _run(tmp_path / 'other', monkeypatch, one_more=True)
     differing = _difference(without, _fields(tmp_path / 'other'))
-    assert [n for n in differing if not _RELEASED.fullmatch(n)] == ['logs:dp/fake_count']
+    leaks = sorted(name for name in differing if not _RELEASED.fullmatch(name))
+    assert leaks == ['logs:dp/fake_count', 'report.html:words']
+
+
+@pytest.mark.parametrize(
+    ('file', 'leak'),
+    [
+        ('report.html', lambda text: text.replace('</body>', '<p>1603 records</p></body>')),
+        ('ledger.jsonl', lambda text: text.replace('}', ', "records": 1603}', 1)),
+    ],
+)
+def test_a_leak_in_a_file_s_words_is_found(neighbours, folders, tmp_path, file, leak):
+    del neighbours  # They made the folders.
+    shutil.copytree(folders / 'one', tmp_path / 'one')
+    text = (tmp_path / 'one' / file).read_text('utf-8')
+    assert leak(text) != text
+    (tmp_path / 'one' / file).write_text(leak(text), 'utf-8')
+    differing = _difference(_fields(folders / 'one'), _fields(tmp_path / 'one'))
+    assert any(file in name and not _RELEASED.fullmatch(name) for name in differing)

@@ -22,7 +22,7 @@ def test_records_meet_the_network_in_float32_and_generated_images_the_one_in_bfl
     text += '--public_features=efficientnet_lite0\n'
     settings = config.from_flagfile(text + '--mixed_precision=bfloat16')
     empty = Records(np.zeros([0, *_SHAPE], np.uint8), np.zeros([0], np.int32), 2, ('day', 'night'))
-    network = build.build_public_network(settings, empty)
+    network = build.build_public_network(settings.privacy, empty)
 
     gan, inputs = build.build_gan(settings, empty, network)
 
@@ -37,7 +37,7 @@ def test_records_meet_the_network_in_float32_and_generated_images_the_one_in_bfl
         np.testing.assert_array_equal(of_records, maps[name])
         assert np.any(of_generated != maps[name])
     # Without the setting both are the same network.
-    assert build.for_generated_images(network, config.from_flagfile(text)) is network
+    assert build.for_generated_images(network, config.from_flagfile(text).training) is network
 
 
 class _Own(tf.keras.Model):
@@ -50,5 +50,5 @@ def test_a_network_that_cannot_be_copied_is_refused_in_one_line():
     with pytest.raises(
         config.ConfigError, match='give --mixed_precision=none, or another'
     ) as error:
-        build.for_generated_images(_Own(), settings)
+        build.for_generated_images(_Own(), settings.training)
     assert '\n' not in str(error.value)

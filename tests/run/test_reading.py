@@ -36,7 +36,7 @@ def test_the_first_unreadable_file_ends_the_start_before_anything_is_made(tmp_pa
     with pytest.raises(ConfigError, match='--skip_unreadable'):
         tiny_run.run(tmp_path / 'run', **{'dataset': f'folder:{photos}', **_SMALL})
     assert not (tmp_path / 'run').exists()
-    with pytest.raises(ConfigError, match='cannot read'):
+    with pytest.raises(ConfigError, match='cannot be read'):
         run_folder.load_records(settings)
 
 

@@ -1,5 +1,6 @@
-"""A run that was stopped goes on, and one whose records, ledger or settings changed does not."""
+"""A run that was stopped continues, and one whose records, ledger or settings changed does not."""
 
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import account_by_hand as by_hand
-from helpers import tiny_run
+from helpers import event_files, tiny_run
+from tensorflow.python.framework import config as tf_config
 
 from tf_efsgd import config, rounding
-from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import checkpoints, runner
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Sources
@@ -22,7 +25,7 @@ from tf_efsgd.training import callbacks as monitoring
 
 def _run_until(folder, step, number, *more, **changes):
     """Runs until a signal comes in the middle of a step."""
-    on_end = monitoring.Budget.on_train_batch_begin
+    on_end = monitoring.BeforeEachStep.on_train_batch_begin
 
     def on_begin(self, batch, logs=None):
         on_end(self, batch, logs)
@@ -30,7 +33,7 @@ def _run_until(folder, step, number, *more, **changes):
             os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(monitoring.Budget, 'on_train_batch_begin', on_begin)
+        patch.setattr(monitoring.BeforeEachStep, 'on_train_batch_begin', on_begin)
         with pytest.raises(runner.Interrupted) as stopped:
             tiny_run.run(folder, *more, **changes)
     return stopped.value
@@ -99,10 +102,71 @@ def test_a_second_signal_stops_at_once(monkeypatch):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize('is_ignored', [False, True])
+def test_a_closed_terminal_stops_with_a_checkpoint_unless_that_is_ignored(is_ignored):
+    before = signal.getsignal(signal.SIGHUP)
+    ours = signal.SIG_IGN if is_ignored else signal.SIG_DFL  # `nohup` ignores it.
+    signal.signal(signal.SIGHUP, ours)
+    try:
+        stop = monitoring.StopOnSignal(lambda: None)
+        stop.on_train_begin()
+        os.kill(os.getpid(), signal.SIGHUP)
+        stop.restore_handlers()
+        assert stop.received is (None if is_ignored else signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is ours
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_stay_as_they_are_where_another_thread_trains():
+    stop = monitoring.StopOnSignal(lambda: None)
+    before = signal.getsignal(signal.SIGINT)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(stop.on_train_begin).result()
+        pool.submit(stop.restore_handlers).result()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ('change', 'back', 'said'),
+    [
+        (
+            lambda: tf.keras.backend.set_floatx('float64'),
+            lambda: tf.keras.backend.set_floatx('float32'),
+            'floatx float32',
+        ),
+        (
+            lambda: tf.keras.backend.set_image_data_format('channels_first'),
+            lambda: tf.keras.backend.set_image_data_format('channels_last'),
+            'channels_last',
+        ),
+        (
+            lambda: tf.keras.mixed_precision.set_global_policy('mixed_float16'),
+            lambda: tf.keras.mixed_precision.set_global_policy('float32'),
+            'Received: mixed_float16',
+        ),
+        (
+            tf.config.experimental.enable_op_determinism,
+            tf_config.disable_op_determinism,
+            'unset TF_DETERMINISTIC_OPS',
+        ),
+    ],
+)
+def test_global_settings_with_which_no_run_ends_well_are_refused(tmp_path, change, back, said):
+    change()
+    try:
+        with pytest.raises(config.ConfigError, match=said):
+            tiny_run.run(tmp_path / 'run', '--noevaluate')
+    finally:
+        back()
+    assert not (tmp_path / 'run').exists()
+
+
 # What a run is refused for.
 
 
-def _train_with(change, monkeypatch):
+def _changed(change):
+    """Sources of other records: what `change` makes of images and labels."""
     load = run_folder.load_records
 
     def load_changed(settings):
@@ -111,7 +175,7 @@ def _train_with(change, monkeypatch):
         train = dataclasses.replace(dataset.train, images=images, labels=labels)
         return dataclasses.replace(dataset, train=train)
 
-    monkeypatch.setattr(runner, 'Sources', lambda: Sources(load=load_changed))
+    return Sources(load=load_changed)
 
 
 def _other_pixel(images, labels):
@@ -119,15 +183,18 @@ def _other_pixel(images, labels):
     return images, labels
 
 
-def test_other_records_of_the_same_shape_are_refused(run, monkeypatch):
-    _train_with(_other_pixel, monkeypatch)
-    assert 'fingerprint' in _refusal(run)
+def _one_fewer(images, labels):
+    return images[1:], labels[1:]
 
 
-def test_fewer_records_are_refused_and_named(run, monkeypatch):
-    _train_with(lambda images, labels: (images[1:], labels[1:]), monkeypatch)
-    assert 'fingerprint' in _refusal(run)
-    said = _refusal(run, dataset_size=1601)
+def test_other_records_of_the_same_shape_are_refused(run):
+    assert 'fingerprint' in _refusal(run, sources=_changed(_other_pixel))
+
+
+def test_fewer_records_are_refused_and_named(run):
+    sources = _changed(_one_fewer)
+    assert 'fingerprint' in _refusal(run, sources=sources)
+    said = _refusal(run, dataset_size=1601, sources=sources)
     assert '--dataset_size was 1602, is 1601' in said
 
 
@@ -139,23 +206,20 @@ def test_settings_that_were_edited_behind_a_runs_back_are_refused(run):
     assert 'config.flags was changed' in said
 
 
-def test_a_run_that_nobody_remembers_needs_a_flag(run, monkeypatch, capsys):
+def test_a_run_that_nobody_remembers_needs_a_flag(run, capsys):
     shutil.rmtree(run.parent / 'state')
     os.mkdir(run.parent / 'state')
     assert '--resume_unverified' in _refusal(run)
     # Then only the public facts are compared, their number too, and the run is remembered again.
-    with monkeypatch.context() as patch:
-        _train_with(lambda images, labels: (images[1:], labels[1:]), patch)
-        said = _refusal(run, '--resume_unverified')
-        assert 'dataset_size was 1602, is 1601' in said
-    _train_with(_other_pixel, monkeypatch)
-    _resume(run, '--resume_unverified')
+    said = _refusal(run, '--resume_unverified', sources=_changed(_one_fewer))
+    assert 'dataset_size was 1602, is 1601' in said
+    _resume(run, '--resume_unverified', sources=_changed(_other_pixel))
     assert 'not checked' in capsys.readouterr().out
-    run_id = ledger.Ledger.read(run / 'ledger.jsonl').run_id
+    run_id = Ledger.read(run / 'ledger.jsonl').run_id
     remembered = {path.name for path in (run.parent / 'state').glob('*.json')}
     assert remembered == {f'{run_id}.json', f'{run_id}.seen.json'}
     assert tiny_run.statement(run)['unverified_resumes'] == 1
-    assert ledger.Ledger.read(run / 'ledger.jsonl').unverified_resumes == 1
+    assert Ledger.read(run / 'ledger.jsonl').unverified_resumes == 1
 
 
 def test_a_ledger_that_lost_its_last_entry_is_refused(run):
@@ -163,7 +227,7 @@ def test_a_ledger_that_lost_its_last_entry_is_refused(run):
     path = run / 'ledger.jsonl'
     shutil.rmtree(run / 'checkpoints' / 'step_000005')
     path.write_text(''.join(path.open().readlines()[:-1]))
-    assert ledger.Ledger.read(path).reserved_steps == 4
+    assert Ledger.read(path).reserved_steps == 4
     assert 'does not continue' in _refusal(run)
 
 
@@ -178,9 +242,9 @@ def test_a_copy_of_a_run_that_was_trained_further_is_refused(run, tmp_path):
 
 
 def test_a_ledger_in_use_is_refused(run):
-    book = ledger.Ledger(run / 'ledger.jsonl')
+    ledger = Ledger(run / 'ledger.jsonl')
     assert 'another process' in _refusal(run)
-    book.close()
+    ledger.close()
 
 
 def test_the_memory_of_a_run_is_kept_out_of_its_folder(run):
@@ -242,7 +306,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_later(run, monkeypatch):
 
 def _filter_epsilon(run):
     """Of the first plan's 8 steps, at the noise that is accounted for what is drawn."""
-    plan = ledger.Ledger.read(run / 'ledger.jsonl').first_plan
+    plan = Ledger.read(run / 'ledger.jsonl').first_plan
     sigma = by_hand.effective_step(plan.mechanism['noise_multiplier'], 2 * plan.private_parameters)
     planned = accounting.step_event(accounting.sampling_probability(160, 1602), sigma)
     return accounting.compute_epsilon(planned, 8, by_hand.accounted_delta(1e-5)).rdp
@@ -281,8 +345,8 @@ def test_a_change_of_the_mechanism_needs_a_flag_and_a_larger_target(run):
 def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, left, capsys):
     target = round(_filter_epsilon(run) + 0.01, 2)
     _resume(run, '--change_mechanism', target_epsilon=target, **changes)
-    book = ledger.Ledger.read(run / 'ledger.jsonl')
-    assert (book.changes, book.reserved_steps) == (1, 6 + left)
+    ledger = Ledger.read(run / 'ledger.jsonl')
+    assert (ledger.changes, ledger.reserved_steps) == (1, 6 + left)
     statement = tiny_run.statement(run)
     assert statement['accountant'] == 'RDP filter'
     assert statement['epsilon'] == pytest.approx(_filter_epsilon(run), rel=1e-7)
@@ -300,7 +364,7 @@ def test_a_changed_run_stays_within_the_filter_of_the_first_plan(run, changes, l
         assert getattr(saved.privacy, name) == value
     capsys.readouterr()
     _resume(run, target_epsilon=target, **changes)
-    assert ledger.Ledger.read(run / 'ledger.jsonl').reserved_steps == 6 + left
+    assert Ledger.read(run / 'ledger.jsonl').reserved_steps == 6 + left
     shown = rounding.up(statement['epsilon'])
     assert f'ε of the whole run = {shown} (RDP filter)' in capsys.readouterr().out
 
@@ -325,7 +389,7 @@ def test_a_change_that_was_cut_off_behind_its_ledger_entry(run):
     # With the old settings it would be another change; with the new ones it is none.
     assert '--change_mechanism' in _refusal(run)
     _resume(run, '--change_mechanism', **changes)
-    assert ledger.Ledger.read(run / 'ledger.jsonl').changes == 1
+    assert Ledger.read(run / 'ledger.jsonl').changes == 1
     assert '--residual_share=0.3' in (run / 'config.flags').read_text()
 
 
@@ -410,7 +474,7 @@ def test_the_size_of_a_batch_is_not_in_what_an_error_says(run, show, monkeypatch
     def fail(self, *_):
         raise tf.errors.ResourceExhaustedError(None, None, text)
 
-    monkeypatch.setattr(monitoring.Budget, 'on_train_batch_begin', fail)
+    monkeypatch.setattr(monitoring.BeforeEachStep, 'on_train_batch_begin', fail)
     more = ['--log_nonprivate_diagnostics'] if show else []
     with pytest.raises((runner.TensorFlowError, tf.errors.OpError)) as caught:
         _resume(run, *more)
@@ -438,46 +502,38 @@ def test_secure_noise_takes_every_bit_from_the_operating_system(tmp_path, monkey
     assert tiny_run.statement(folder)['randomness'] == 'operating system'
     # Of each step: 4 bytes per record to sample it, 3 words of 8 bytes per noisy number.
     assert asked.count(4 * 1602) >= 3
-    plan = ledger.Ledger.read(folder / 'ledger.jsonl').plan
+    plan = Ledger.read(folder / 'ledger.jsonl').plan
     of_noise = [count for count in asked if count % 24 == 0 and count != 4 * 1602]
     assert sum(of_noise) >= 3 * 2 * 24 * plan.private_parameters > 3 * 2 * 24 * 500
 
 
 @pytest.mark.acceptance
 def test_diagnostics_are_written_apart_and_warned_of(tmp_path, capsys):
-    from tensorboard.backend.event_processing import event_accumulator
-
-    def tags(folder):
-        events = event_accumulator.EventAccumulator(str(folder))
-        events.Reload()
-        return set(events.Tags()['tensors'])
-
     folder = tmp_path / 'run'
     tiny_run.run(folder, '--noevaluate', '--log_nonprivate_diagnostics', train_steps=4)
     assert 'NOT covered' in capsys.readouterr().out
-    assert tags(folder / 'nonprivate' / 'logs') == {
+    assert event_files.tags(folder / 'nonprivate' / 'logs') == {
         f'nonprivate/{name}'
         for name in (
             'batch_size', 'real_loss', 'real_accuracy', 'reconstruction_loss', 'gradient_norm',
             'clipped_fraction', 'not_finite_fraction',
         )
     }  # fmt: skip
-    released = tags(folder / 'logs') - {'custom_scalars__config__', '_hparams_/session_start_info'}
+    released = event_files.tags(folder / 'logs') - event_files.OVERVIEW
     assert released and all(tag.startswith('dp/') for tag in released)
     assert 'NOT covered' in (folder / 'nonprivate' / 'NOT_COVERED.txt').read_text()
     shared = [p for p in folder.rglob('*') if p.is_file() and 'nonprivate' not in p.parts]
     assert folder / 'ledger.jsonl' in shared
     for name in (b'real_loss', b'gradient_norm_mean', b'clipped_fraction'):
         assert not [p for p in shared if name in p.read_bytes()]
-    events = event_accumulator.EventAccumulator(str(folder / 'nonprivate' / 'logs'))
-    events.Reload()
+    events = event_files.read(folder / 'nonprivate' / 'logs')
     size = [np.frombuffer(e.tensor_proto.tensor_content, np.float32)[0]
             for e in events.Tensors('nonprivate/batch_size')]  # fmt: skip
     assert len(size) == 2 and all(80 < s < 250 for s in size)
 
 
 def test_no_byte_of_a_stopped_run_holds_what_is_remembered_of_it(stopped):
-    run_id = ledger.Ledger.read(stopped / 'run' / 'ledger.jsonl').run_id
+    run_id = Ledger.read(stopped / 'run' / 'ledger.jsonl').run_id
     state = json.loads((stopped / 'state' / f'{run_id}.json').read_text())
     secrets = [state['key'].encode(), state['records'].encode(), bytes.fromhex(state['key'])]
     files = [path for path in (stopped / 'run').rglob('*') if path.is_file()]

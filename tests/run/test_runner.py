@@ -1,30 +1,25 @@
-"""Whole runs: what they leave behind, what they spend, and how they go on after a crash."""
+"""Whole runs: what they leave behind, what they spend, and how they continue after a crash."""
 
 import json
 import math
-import os
-import pathlib
 import re
 import secrets
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import account_by_hand as by_hand
-from helpers import read_page, tiny_run
-from tensorboard.backend.event_processing import event_accumulator
+from helpers import event_files, processes, read_page, tiny_run
 
 from tf_efsgd import config, rounding
 from tf_efsgd.export import checksums, versions, warmup
 from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.features import alone
 from tf_efsgd.run import checkpoints
 from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import samples
 
-_REPO = pathlib.Path(__file__).resolve().parents[2]
 _TAGS = {
     'dp/fake_accuracy',
     'dp/fake_loss',
@@ -72,14 +67,9 @@ def _files(folder):
 
 
 def _tags(folder):
-    events = event_accumulator.EventAccumulator(str(folder / 'logs'))
-    events.Reload()
-    found = events.Tags()
-    assert not found.pop('graph') and not found.pop('meta_graph'), 'a graph may hold constants'
-    overview = {'custom_scalars__config__', '_hparams_/session_start_info'}
-    tags = set().union(*found.values())
-    assert overview <= tags
-    return tags - overview
+    tags = event_files.tags(folder / 'logs')
+    assert event_files.OVERVIEW <= tags
+    return tags - event_files.OVERVIEW
 
 
 # One run from start to end.
@@ -354,9 +344,9 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
     assert tiny_run.reserved(folder) == [2, 2, 2]
     assert set(at_save) == {3}
 
-    on_begin = monitoring.Budget.on_train_batch_begin
+    on_begin = monitoring.BeforeEachStep.on_train_batch_begin
     monkeypatch.setattr(
-        monitoring.Budget,
+        monitoring.BeforeEachStep,
         'on_train_batch_begin',
         lambda self, batch, logs=None: (
             continued.append(int(self.model.private_steps.numpy())),
@@ -381,6 +371,20 @@ def test_a_run_goes_on_after_a_crash_within_its_budget(tmp_path, monkeypatch):
 
 
 # Without privacy, and on two devices.
+
+
+def test_features_that_are_not_of_the_record_alone_stop_before_anything_is_written(
+    tmp_path, monkeypatch
+):
+    def never(*_):
+        raise alone.NotAlone('its place decides')
+
+    monkeypatch.setattr(alone, 'choose_rows', never)
+    state = tmp_path / 'state'
+    with pytest.raises(config.ConfigError, match='its place decides. Train on another device'):
+        tiny_run.run(tmp_path / 'run', warm_start_share=0.5, state_dir=state)
+    assert not (tmp_path / 'run').exists()
+    assert not state.exists() or not list(state.iterdir())
 
 
 def test_the_report_names_the_classes_that_its_picture_shows(tmp_path, monkeypatch):
@@ -418,15 +422,8 @@ def test_a_mirrored_run_on_two_logical_devices(tmp_path):
     flags = [flag for flag in flags if not flag.startswith(('--target_eps', '--train_steps'))]
     flags.append('--train_steps=3')
     (tmp_path / 'tiny.flags').write_text('\n'.join(flags))
-    environment = {**os.environ, 'PYTHONPATH': str(_REPO)}
-    finished = subprocess.run(
-        [sys.executable, '-m', 'tf_efsgd.launch', '--flagfile=tiny.flags', '--noise_multiplier=2'],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    arguments = ['--flagfile=tiny.flags', '--noise_multiplier=2']
+    finished = processes.run_module('launch', *arguments, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert 'Traceback' not in finished.stderr
     steps = re.compile(r'checkpoints/step_.*|samples/.*|nonprivate/.*')

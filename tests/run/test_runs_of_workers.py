@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from helpers import tiny_run, worker_processes
 
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import verify
 
 pytestmark = pytest.mark.acceptance
@@ -170,19 +170,19 @@ def test_workers_with_records_of_their_own_come_to_an_export(tmp_path):
     # Of all records, not of the chief's 80 alone.
     assert 120 < sum(statement['released_class_counts']) < 200
     assert tiny_run.kinds(runs.folder)[:3] == ['plan', 'warm_start', 'learned_features']
-    book = ledger.Ledger.read(runs.folder / 'ledger.jsonl')
+    ledger = Ledger.read(runs.folder / 'ledger.jsonl')
     remembered = [{path.stem for path in (tmp_path / f'state_{i}').glob('*.json')} for i in (0, 1)]
-    assert book.run_id in remembered[0]
-    assert remembered[1] == {f'{book.run_id}-worker-1'}
+    assert ledger.run_id in remembered[0]
+    assert remembered[1] == {f'{ledger.run_id}-worker-1'}
     # Where a worker remembers nothing, nobody can tell that its records are others now.
     for number in range(5):
         (tmp_path / f'images_1/day/{number}.png').unlink()
-    (tmp_path / f'state_1/{book.run_id}-worker-1.json').unlink()
+    (tmp_path / f'state_1/{ledger.run_id}-worker-1.json').unlink()
     said = runs.to_the_end('--resume', '--resume_unverified')
     assert 'what another worker has of the records is not checked' in said[0]
-    book = ledger.Ledger.read(runs.folder / 'ledger.jsonl')
-    assert book.unverified_resumes == 1 and book.reserved_steps == 8
-    assert (tmp_path / f'state_1/{book.run_id}-worker-1.json').exists()
+    ledger = Ledger.read(runs.folder / 'ledger.jsonl')
+    assert ledger.unverified_resumes == 1 and ledger.reserved_steps == 8
+    assert (tmp_path / f'state_1/{ledger.run_id}-worker-1.json').exists()
 
 
 def test_two_workers_train_heads_on_a_public_network(tmp_path):

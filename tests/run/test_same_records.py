@@ -1,21 +1,21 @@
 """A second run on the same records says what both may spend, and keeps a budget over all runs."""
 
+import contextlib
 import fcntl
 import json
 import math
-import os
 import stat
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from helpers import tiny_run
+from helpers import processes, tiny_run
 
 from tf_efsgd import config
-from tf_efsgd.privacy import ledger, run_state, seen_records
+from tf_efsgd.privacy import run_state, seen_records
+from tf_efsgd.privacy.ledger import START_POSITION, Ledger, LedgerError
 from tf_efsgd.run import evaluate, private_steps, state_folder
 from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run import start as start_parts
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,7 @@ def _names(folder):
 
 
 def _run_id(folder):
-    return ledger.Ledger.read(folder / 'ledger.jsonl').run_id
+    return Ledger.read(folder / 'ledger.jsonl').run_id
 
 
 def _sketch(base, run_id):
@@ -179,22 +179,41 @@ def test_a_damaged_memory_stops_no_training_but_no_budget_is_kept_then(tmp_path,
 
 def test_a_start_that_fails_is_not_counted(tmp_path, monkeypatch):
     def fail(*_, **__):
-        raise ledger.LedgerError('no ledger')
+        raise LedgerError('no ledger')
 
-    monkeypatch.setattr(ledger, 'Ledger', fail)
+    monkeypatch.setattr(start_parts, 'Ledger', fail)
     with pytest.raises(config.ConfigError, match='no ledger'):
         _run(tmp_path / 'one')
     assert _names(tmp_path / 'state') == ['seen.key', 'seen.lock']
 
 
-def test_a_run_is_counted_before_there_is_a_ledger(tmp_path, monkeypatch):
-    made = ledger.Ledger
+@pytest.mark.parametrize('how', ['has started', 'is starting'])
+def test_of_two_starts_in_one_folder_the_second_changes_nothing(tmp_path, monkeypatch, how):
+    count = start_parts.count_run
+    other = contextlib.ExitStack()
+    folder = tmp_path / 'one'
 
+    def meanwhile(*args):
+        folder.mkdir()
+        if how == 'is starting':
+            other.enter_context(start_parts._started_alone(folder))
+        else:
+            (folder / 'ledger.jsonl').write_text('of another run')
+        return count(*args)
+
+    monkeypatch.setattr(start_parts, 'count_run', meanwhile)
+    with other, pytest.raises(config.ConfigError, match='Another run started in .*one in the mean'):
+        _run(folder)
+    assert not (folder / 'config.flags').exists()
+    assert _names(tmp_path / 'state') == ['seen.key', 'seen.lock']
+
+
+def test_a_run_is_counted_before_there_is_a_ledger(tmp_path, monkeypatch):
     def check(path, plan, run_id):
         assert (tmp_path / 'state' / f'{run_id}.seen.json').exists()
-        return made(path, plan, run_id)
+        return Ledger(path, plan, run_id)
 
-    monkeypatch.setattr(ledger, 'Ledger', check)
+    monkeypatch.setattr(start_parts, 'Ledger', check)
     monkeypatch.setattr(private_steps, 'restore', tiny_run.cut)
     with pytest.raises(tiny_run.PowerCut):
         _run(tmp_path / 'one')
@@ -243,8 +262,7 @@ def test_a_change_of_the_mechanism_raises_what_a_run_counts_for(tmp_path, start,
 
 
 def _state(folder, *more):
-    command = [sys.executable, '-m', 'tf_efsgd.state', f'--state_dir={folder}', *more]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ})
+    done = processes.run_module('state', f'--state_dir={folder}', *more)
     assert not done.stderr or done.stderr.count('\n') == 1
     return done.returncode, done.stdout + done.stderr
 
@@ -259,7 +277,9 @@ def folder(tmp_path):
     for run_id in ('a' * 32, 'b' * 32):
         seen_records.count_run(folder, run_id, 'folder:faces', digests, promise)
         run = run_state.RunState(folder, run_id)
-        run.remember_records(np.zeros((9, 4, 4, 1), np.uint8), np.zeros(9, np.int32), ledger.START)
+        run.remember_records(
+            np.zeros((9, 4, 4, 1), np.uint8), np.zeros(9, np.int32), START_POSITION
+        )
         run.close()
     (folder / evaluate.CLASSIFIERS).mkdir()
     (folder / evaluate.CLASSIFIERS / 'weights.npz').write_bytes(bytes(2_500_000))

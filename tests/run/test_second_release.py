@@ -1,16 +1,17 @@
-"""A run whose warm start makes two releases: what is charged, what is kept, how it goes on."""
+"""A run whose warm start makes two releases: what is charged, what is kept, how it continues."""
 
 import numpy as np
 import pytest
 from helpers import account_by_hand as by_hand
-from helpers import plans, tiny_run
+from helpers import plans, processes, tiny_run
 
 from tf_efsgd import config, files
 from tf_efsgd.budget import statement
 from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
-from tf_efsgd.privacy import class_sums, grid, ledger
+from tf_efsgd.privacy import class_sums, grid
 from tf_efsgd.privacy.features import learned, pixels
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.training import fit as fitting
 from tf_efsgd.training import gan, learn_features
 from tf_efsgd.training import targets as fit_targets
@@ -214,8 +215,8 @@ def test_learning_that_failed_gives_the_second_up(tmp_path, monkeypatch, capsys)
     tiny_run.run_until_steps(folder, **_TWO)
     assert 'the second release is given up' in capsys.readouterr().out
     assert tiny_run.kinds(folder) == ['plan', 'warm_start', 'learned_features']
-    book = ledger.Ledger.read(folder / 'ledger.jsonl')
-    assert statement._warm_start_statement(book)['never_released'] == ['second']
+    ledger = Ledger.read(folder / 'ledger.jsonl')
+    assert statement._warm_start_statement(ledger)['never_released'] == ['second']
     assert not (folder / 'learned_features.npz').exists()
 
 
@@ -322,16 +323,11 @@ def test_the_share_cannot_change_when_a_run_goes_on(finished):
 def test_two_replicas_make_two_releases(tmp_path):
     lines = tiny_run.flags(tmp_path / 'run', '--noevaluate', **{**_TWO, 'train_steps': 2})
     lines = [line for line in lines if 'strategy' not in line]
-    tiny_run_in_process(lines + ['--strategy=mirrored', '--logical_devices=2'])
+    # Logical devices are set once in a process.
+    more = ['--strategy=mirrored', '--logical_devices=2']
+    finished = processes.run_module('launch', *lines, *more, timeout=600)
+    assert finished.returncode == 0, finished.stderr
     assert tiny_run.kinds(tmp_path / 'run') == ['plan', 'warm_start', 'learned_features', 'steps']
-
-
-def tiny_run_in_process(lines):
-    """Logical devices are set once in a process."""
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, '-m', 'tf_efsgd.launch', *lines], check=True, timeout=600)
 
 
 @pytest.mark.acceptance

@@ -129,6 +129,15 @@ def test_each_belongs_together_and_says_its_epsilon(kind, made):
     assert 'may be shared' in page and 'data:image/png' in page
     croissant = json.loads((folder / 'croissant.json').read_text('utf-8'))
     assert croissant['name'] == about['name']
+    # Croissant 1.0 requires these; what nobody knows is not made up.
+    for required in ('@context', '@type', 'conformsTo', 'description', 'creator', 'datePublished'):
+        assert croissant[required]
+    assert croissant['license'] == {'@type': 'sc:CreativeWork', 'name': 'not chosen yet'}
+    assert croissant['url'] == 'README.md' and 'citeAs' not in croissant
+    assert '## Before you publish it' in card and 'No licence has been chosen' in card
+    first = page[page.index('In short') : page.index('Images of this generator')]
+    statement = json.loads((folder / 'privacy_statement.json').read_text('utf-8'))
+    assert statement['generator_sha256'] in first and 'Date (UTC)' in first
     assert not [p for p in folder.iterdir() if p.name.startswith('.')]
 
 
@@ -230,6 +239,24 @@ def test_a_data_set_stands_where_it_can_and_changes_no_export(output, message, t
     with pytest.raises(ConfigError, match=f'--output must be another folder: .*{message}'):
         _generate(export, tmp_path / output)
     assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('output', ['run/export/1/out', 'run/export/2'])
+def test_an_export_with_a_relative_path_is_as_safe(output, tmp_path, monkeypatch):
+    tiny_export.make(tmp_path / 'run')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match='it would change the exports'):
+        _generate('run', output)
+
+
+def test_what_a_file_manager_left_in_an_export_is_no_fault(tmp_path):
+    export = tiny_export.make(tmp_path / 'run')
+    for name in ('.DS_Store', 'variables/Thumbs.db', '._saved_model.pb'):
+        (export / name).write_bytes(b'x')
+    _generate(export, tmp_path / 'out')
+    (export / 'more').write_bytes(b'x')
+    with pytest.raises(ConfigError, match='more is in no list of checksums'):
+        _generate(export, tmp_path / 'again')
 
 
 @pytest.mark.parametrize('what', ['epsilon', 'weights', 'list'])

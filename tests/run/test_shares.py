@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import plans, toy_images
+from helpers.pairs import pairs
 
 from tf_efsgd import config
 from tf_efsgd.config import ConfigError
 from tf_efsgd.data.records import Dataset
-from tf_efsgd.privacy import ledger, run_state
+from tf_efsgd.privacy import run_state
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.run import shares, start
 from tf_efsgd.run.alone import Alone
 from tf_efsgd.run.workers import Several
@@ -120,13 +122,13 @@ def test_far_more_records_of_all_workers_than_declared_are_refused(records):
     whole = dataclasses.replace(_dataset(records), declared_size=47)
     parts = [_part(whole, np.arange(17)), _part(whole, np.arange(17, 60))]
     for end in _check(parts, has_own_records=True):
-        assert 'All workers together' in end and '1.25 times the 47 records' in end
+        assert 'all workers together' in end and '1.25 times the 47 records' in end
 
 
 def test_workers_with_records_of_their_own_hand_their_digests_on(records):
     whole = _dataset(records)
     parts = [_part(whole, np.arange(17)), _part(whole, np.arange(17, 60))]
-    for end, part in zip(_check(parts, has_own_records=True), parts):
+    for end, part in pairs(_check(parts, has_own_records=True), parts):
         np.testing.assert_array_equal(end.digests, whole.digests)
         assert end.train is part.train
 
@@ -194,47 +196,55 @@ class _OneOfTwo(Alone):
 
 
 @pytest.fixture
-def book(tmp_path):
-    with contextlib.closing(ledger.Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger())) as opened:
+def ledger(tmp_path):
+    with contextlib.closing(Ledger(tmp_path / 'ledger.jsonl', plans.in_ledger())) as opened:
         yield opened
 
 
-def _remember(worker, base, book, state, records, *more):
+def _remember(worker, base, ledger, state, records, *more):
     lines = ['--target_epsilon=1', f'--run_dir={base}/run', '--worker_records=own', *more]
     settings = config.from_flagfile('\n'.join(lines))
     folder = base / f'state_{worker.index}'
     run_state.prepare_folder(folder)
     with contextlib.ExitStack() as stack:
-        start.remember_share(worker, settings, folder, book, state, _dataset(records), stack)
+        start.remember_share(worker, settings, folder, ledger, state, _dataset(records), stack)
 
 
 def test_other_records_of_a_worker_are_refused_also_where_the_chiefs_are_the_same(
-    tmp_path, book, records
+    tmp_path, ledger, records
 ):
-    _remember(_OneOfTwo(1), tmp_path, book, None, records)
+    _remember(_OneOfTwo(1), tmp_path, ledger, None, records)
     kept = list((tmp_path / 'state_1').glob('*.json'))
-    assert [path.name for path in kept] == [f'{book.run_id}-worker-1.json']
-    _remember(_OneOfTwo(1), tmp_path, book, None, records, '--resume')
+    assert [path.name for path in kept] == [f'{ledger.run_id}-worker-1.json']
+    _remember(_OneOfTwo(1), tmp_path, ledger, None, records, '--resume')
     for more in ((), ('--resume_unverified',)):
         with pytest.raises(ConfigError, match='fingerprint'):
             _remember(
-                _OneOfTwo(1), tmp_path, book, None, _changed(records, 'a pixel'), '--resume', *more
+                _OneOfTwo(1),
+                tmp_path,
+                ledger,
+                None,
+                _changed(records, 'a pixel'),
+                '--resume',
+                *more,
             )
     kept[0].unlink()
     with pytest.raises(ConfigError, match='nothing of the records of this worker.*unverified'):
-        _remember(_OneOfTwo(1), tmp_path, book, None, records, '--resume')
+        _remember(_OneOfTwo(1), tmp_path, ledger, None, records, '--resume')
     assert not kept[0].exists()
 
 
-def test_that_records_of_a_worker_were_not_verified_is_in_the_ledger_once(tmp_path, book, records):
+def test_that_records_of_a_worker_were_not_verified_is_in_the_ledger_once(
+    tmp_path, ledger, records
+):
     unverified = ('--resume', '--resume_unverified')
-    _remember(_OneOfTwo(1), tmp_path, book, None, records, *unverified)
-    assert book.unverified_resumes == 0  # The chief has it.
-    with contextlib.closing(run_state.RunState(tmp_path / 'state_1', book.run_id)) as state:
-        state.remember_records(records.images, records.labels, book.position)
-        _remember(_OneOfTwo(0, largest=0), tmp_path, book, state, records, *unverified)
-        assert book.unverified_resumes == 0
+    _remember(_OneOfTwo(1), tmp_path, ledger, None, records, *unverified)
+    assert ledger.unverified_resumes == 0  # The chief has it.
+    with contextlib.closing(run_state.RunState(tmp_path / 'state_1', ledger.run_id)) as state:
+        state.remember_records(records.images, records.labels, ledger.position)
+        _remember(_OneOfTwo(0, largest=0), tmp_path, ledger, state, records, *unverified)
+        assert ledger.unverified_resumes == 0
         for _ in range(2):  # Its own were not verified either.
-            _remember(_OneOfTwo(0, largest=1), tmp_path, book, state, records, *unverified)
-        assert state.position == book.position
-    assert ledger.Ledger.read(tmp_path / 'ledger.jsonl').unverified_resumes == 1
+            _remember(_OneOfTwo(0, largest=1), tmp_path, ledger, state, records, *unverified)
+        assert state.position == ledger.position
+    assert Ledger.read(tmp_path / 'ledger.jsonl').unverified_resumes == 1

@@ -37,6 +37,14 @@ def test_every_replica_makes_its_share(
     assert seen == [(images, devices)] * devices
     assert 0 < found.fit < found.private and np.isfinite(found.private)
     assert 'Measuring' in capsys.readouterr().out
+    assert found.both == found.learning == 0
+
+
+def test_a_second_release_takes_time_of_its_own():
+    flags = (*_FLAGS, '--warm_start_share=1', '--learned_features_share=0.5')
+    settings = config.from_flagfile('\n'.join(flags))
+    found = speed.measure(settings, toy_images.toy(6, 1), tf.distribute.get_strategy())
+    assert found.both > found.fit and found.learning > 0
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,15 @@
-"""A run with a warm start: what is charged and when, what is kept, how it goes on after a crash."""
+"""A warm start: what is charged and when, what is kept, how a run continues after a crash."""
 
 import numpy as np
 import pytest
 from helpers import account_by_hand as by_hand
-from helpers import read_page, tiny_run
+from helpers import event_files, read_page, tiny_run
 
 from tf_efsgd import budget, config, files
 from tf_efsgd.data import load
-from tf_efsgd.privacy import class_sums, grid, ledger, releases, run_state
+from tf_efsgd.privacy import class_sums, grid, releases, run_state
 from tf_efsgd.privacy.features import pixels
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import fit as fitting
 
@@ -66,9 +67,15 @@ def test_alone_it_takes_no_steps(tmp_path):
     for name in ('noise_multiplier', 'l2_norm_clip', 'sampling', 'sampling_probability'):
         assert name not in statement
     assert 'expected_batch_size' not in statement
-    assert (tmp_path / 'run/samples/step_000000.png').is_file()
+    pictures = sorted(path.name for path in (tmp_path / 'run/samples').iterdir())
+    steps = _WARM['warm_start_steps']
+    assert pictures[-1] == 'step_000000.png'
+    assert pictures[:-1] == [f'fit_{steps * i // 4:06d}.png' for i in (1, 2, 3, 4)]
+    tags = event_files.tags(tmp_path / 'run/logs')
+    assert {'dp/samples_of_fit', 'dp/samples', *event_files.OVERVIEW} <= tags
     entries = monitoring.read_scalars(str(tmp_path / 'run/logs'))
     assert entries[0] == {'step': 0, 'dp/epsilon': pytest.approx(statement['epsilon'])}
+    assert [entry['step'] for entry in entries[1:]] == [2, 4]
     assert all(set(entry) == {'step', 'dp/distance_to_release'} for entry in entries[1:])
     told, flags = read_page.text((tmp_path / 'run/report.html').read_text()).split(' Flags ')
     assert 'ε spent1 at step 0' in told and 'the warm start alone: no private steps' in told
@@ -189,7 +196,7 @@ def test_a_lost_release_with_nothing_left_is_no_generator(tmp_path):
 
 
 def test_nothing_is_written_that_could_not_be_charged(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger.Ledger, 'reserve_warm_start', tiny_run.cut)
+    monkeypatch.setattr(Ledger, 'reserve_warm_start', tiny_run.cut)
     with pytest.raises(tiny_run.PowerCut):
         tiny_run.run(tmp_path / 'run', **_WARM)
     assert not [path for path in (tmp_path / 'run').iterdir() if 'warm_start' in path.name]

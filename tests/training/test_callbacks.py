@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import tensorflow as tf
-from tensorboard.backend.event_processing import event_accumulator
+from helpers import event_files
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from tf_efsgd.training import callbacks as monitoring
@@ -23,43 +23,6 @@ def _run(callbacks, logs):
             callback.on_train_batch_end(batch, log)
     for callback in callbacks:
         callback.on_train_end()
-
-
-class _Ledger:
-    """Counts what is reserved, and how much was when each step ran."""
-
-    def __init__(self, budget):
-        self.budget, self.entries = budget, []
-
-    def reserve(self, steps):
-        if steps > self.remaining():
-            raise ValueError('passes the budget')
-        self.entries.append(steps)
-
-    def remaining(self):
-        return self.budget - sum(self.entries)
-
-
-@pytest.mark.parametrize(('per_entry', 'entries'), [(3, [3, 3, 1]), (1, [1] * 7), (50, [7])])
-def test_every_step_is_reserved_before_it_runs(per_entry, entries):
-    ledger = _Ledger(7)
-    budget = monitoring.Budget(ledger.reserve, ledger.remaining, per_entry)
-    for step in range(7):
-        budget.on_train_batch_begin(step)
-        assert sum(ledger.entries) >= step + 1
-        assert sum(ledger.entries) < step + 1 + per_entry
-    assert ledger.entries == entries
-    with pytest.raises(ValueError, match='passes the budget'):
-        budget.on_train_batch_begin(7)
-    assert sum(ledger.entries) == 7
-
-
-def test_a_resumed_run_reserves_only_what_is_left():
-    ledger = _Ledger(7)
-    ledger.reserve(5)
-    budget = monitoring.Budget(ledger.reserve, ledger.remaining, 3)
-    budget.on_train_batch_begin(0)
-    assert ledger.entries == [5, 2]
 
 
 @pytest.mark.parametrize(
@@ -206,8 +169,7 @@ def test_tensorboard_tells_the_story_at_a_glance(is_private, tmp_path):
     monitoring.write_overview(writer, is_private, {'seed': 3, 'dataset': 'digits'})
     monitoring.write_scalar(writer, is_private, 'distance_to_release', 30, 0.25)
     writer.close()
-    events = event_accumulator.EventAccumulator(str(tmp_path))
-    events.Reload()
+    events = event_files.read(tmp_path)
     (event,) = events.Tensors('custom_scalars__config__')
     layout = layout_pb2.Layout.FromString(tf.make_ndarray(event.tensor_proto).item())
     shown = [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_run
+from helpers.pairs import pairs
 from helpers.small_images import CLASSES, SHAPE, PixelFeatures
 
 from tf_efsgd.data import load
@@ -110,7 +111,7 @@ def whole_fit():
 
 
 def _assert_same(weights, others):
-    for a, b in zip(weights, others):
+    for a, b in pairs(weights, others):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 

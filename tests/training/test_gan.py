@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_gan
+from helpers.pairs import pairs
 from helpers.tiny_gan import BATCH, CLASSES, SHAPE, private
 
 from tf_efsgd import replicas as replicas_
@@ -20,7 +21,7 @@ from tf_efsgd.privacy.optimizer import (
     ErrorFeedbackDPKerasSGDOptimizer,
 )
 from tf_efsgd.training import gan as gans
-from tf_efsgd.training import schedule
+from tf_efsgd.training import private_model, schedule
 
 _LOGS = {
     'fake_accuracy',
@@ -173,6 +174,7 @@ def _draws(count, seed=4):
     return {'latents': tf.constant(latents), 'noise_8': tf.ones([count, *SHAPE[:2], 1])}
 
 
+@pytest.mark.acceptance
 def test_the_loss_of_a_record_that_the_generator_decodes():
     gan = tiny_gan.make(reconstruction='generator', reconstruction_weight=0.3)
     image, label = _record()
@@ -319,20 +321,21 @@ def test_a_target_leaves_the_adversarial_term():
 def test_the_moving_average_follows_the_generator(fixed_schedule):
     gan, start, recorder = fixed_schedule
     # Decays 2/5 and then min(0.45, 3/6).
-    for average, zero, one, two in zip(
-        gan.ema_generator.get_weights(), start, recorder.generator[2], recorder.generator[5]
-    ):
+    fitted = pairs(recorder.generator[2], recorder.generator[5])
+    for (average, zero), (one, two) in pairs(pairs(gan.ema_generator.get_weights(), start), fitted):
         first = 2 / 5 * zero + 3 / 5 * one
         np.testing.assert_allclose(average, 0.45 * first + 0.55 * two, atol=1e-6)
 
 
 def test_what_a_step_logs_is_fixed(fixed_schedule):
     # Each is a function of releases or of generated images; a new one needs that argument too.
+    assert len(fixed_schedule[2].logs) > 3
     for log in fixed_schedule[2].logs:
         assert set(log) == _LOGS
         assert all(np.ndim(value) == 0 and np.isfinite(value) for value in log.values())
 
 
+@pytest.mark.acceptance
 def test_a_decoding_generator_learns_of_records_in_between():
     gan = tiny_gan.make(
         reconstruction='generator',
@@ -345,9 +348,10 @@ def test_a_decoding_generator_learns_of_records_in_between():
     recorder = _fit(gan, tiny_gan.samples((3, 0, 4, 2)))
     weights = [start, *recorder.generator]
     for before, after in zip(weights, weights[1:]):
-        assert all((a != b).any() for a, b in zip(before, after))
+        assert all((a != b).any() for a, b in pairs(before, after))
     # The average follows at the generator's own step, the third.
-    for average, zero, third in zip(gan.ema_generator.get_weights(), start, weights[3]):
+    averages = gan.ema_generator.get_weights()
+    for average, (zero, third) in pairs(averages, pairs(start, weights[3])):
         np.testing.assert_allclose(average, 2 / 5 * zero + 3 / 5 * third, atol=1e-6)
 
 
@@ -358,6 +362,7 @@ def test_weights_in_hdf5_keep_the_generator_and_its_average_apart(tmp_path):
     gan.save_weights(tmp_path / 'weights.h5')
     other = tiny_gan.build()
     other.load_weights(tmp_path / 'weights.h5')
+    assert len(other.weights) == len(gan.weights) > 0
     for number, weight in enumerate(other.weights):
         np.testing.assert_array_equal(weight, np.full(weight.shape, number))
 
@@ -488,10 +493,11 @@ def test_two_devices_are_pulled_to_a_target_as_one(strategy):
     assert max(np.abs(a - b).max() for a, b in moved) > 1e-3
 
 
+@pytest.mark.acceptance
 def test_two_devices_clip_and_release_both_networks_together(strategy, monkeypatch):
     # A record's own draw depends on its place: here all are the same.
     monkeypatch.setattr(
-        gans.private_optimizer,
+        private_model,
         'draw_for_records',
         lambda shapes, count, *_: {k: tf.fill([count, *s], 0.3) for k, s in shapes.items()},
     )
@@ -532,9 +538,7 @@ def test_the_noise_key_is_no_constant_of_the_graph():
 
 def test_a_new_key_is_drawn_when_none_is_given(monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        gans.private_optimizer, 'new_noise', lambda: drawn.append(NoiseKey()) or drawn[-1]
-    )
+    monkeypatch.setattr(private_model, 'new_noise', lambda: drawn.append(NoiseKey()) or drawn[-1])
     gan = tiny_gan.make(noise=None, run_eagerly=True)
     _fit(gan, tiny_gan.samples((1, 1)))
     assert len(drawn) == 1

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.pairs import pairs
 
 from tf_efsgd.data import load
 from tf_efsgd.models.classifier import build_classifier
@@ -37,5 +38,5 @@ def test_the_classifier_learns_from_generated_images():
         distances = learn_features.learn(classifier, generate, 10, seed=5)
     logits = classifier(train.images / np.float32(127.5) - 1.0)['logits'].numpy()
     assert np.mean(logits.argmax(axis=1) == train.labels) > 0.9
-    assert all(np.any(a != b) for a, b in zip(before, classifier.get_weights()))
-    assert all(0.01 < distance < 100 for distance in distances)
+    assert all(np.any(a != b) for a, b in pairs(before, classifier.get_weights()))
+    assert len(distances) == 3 and all(0.01 < distance < 100 for distance in distances)

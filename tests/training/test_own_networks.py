@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_gan
+from helpers.pairs import pairs
 from helpers.tiny_gan import BATCH, CLASSES, SHAPE
 
 import tf_efsgd
@@ -59,7 +60,7 @@ def test_a_sequential_discriminator_and_a_generator_of_one_s_own_are_trained(tra
     assert gan.clipping == 'fast' and gan.num_classes == CLASSES
     after = gan.generator.get_weights(), gan.discriminator.get_weights()
     for old, new in zip(before, after):
-        assert all(np.any(a != b) for a, b in zip(old, new))
+        assert all(np.any(a != b) for a, b in pairs(old, new))
     spent = tf_efsgd.epsilon(gan.discriminator_optimizer, dataset_size=200, target_delta=1e-4)
     assert 0 < spent < 40
 
@@ -82,6 +83,9 @@ def test_predict_makes_images_from_labels(trained):
     assert np.any(images != gan.predict(labels, seed=4))
     assert np.any(gan.predict(labels) != gan.predict(labels))
     assert gan.predict(list(labels), batch_size=2, verbose=0).shape == (5, *SHAPE)
+    for seed in (-1, 2**31):
+        with pytest.raises(ValueError, match='seed must be in'):
+            gan.predict(labels, seed=seed)
     # Of the averaged weights, like `generate`.
     expected = gan.generate(tf.constant(labels, tf.int32), tf.constant([3, 0]))
     assert np.abs(images - (expected.numpy() * 127.5 + 127.5)).max() < 0.51
@@ -192,6 +196,28 @@ def test_arrays_are_no_poisson_samples(trained):
         trained[0].fit(*_records(), batch_size=4, verbose=0)
 
 
+def test_batches_that_are_no_samples_of_this_optimizer_are_refused(trained):
+    gan, _ = trained
+    images, labels = _records()
+    in_turn = tf.data.Dataset.from_tensor_slices((images, labels)).shuffle(9).batch(4)
+    with pytest.raises(ValueError, match='Poisson samples.* of a known length'):
+        gan.fit(in_turn, verbose=0)
+    larger = tf_efsgd.poisson_batches(images, labels, expected_batch_size=BATCH + 1)
+    with pytest.raises(ValueError, match=f'Received: {BATCH + 1} and {BATCH}'):
+        gan.fit(larger, steps_per_epoch=1, verbose=0)
+    from_one = tf_efsgd.poisson_batches(images, labels + 1, expected_batch_size=BATCH)
+    with pytest.raises(ValueError, match=f'from 0 to {CLASSES - 1}. Received: 1 to {CLASSES}'):
+        gan.fit(from_one, steps_per_epoch=1, verbose=0)
+
+
+def test_steps_are_counted_whose_weights_were_loaded_without_the_optimizer(trained):
+    gan = tiny_gan.make(tiny_gan.private())
+    gan.private_steps.assign(3)
+    batches = tf_efsgd.poisson_batches(*_records(), expected_batch_size=BATCH)
+    gan.fit(batches, steps_per_epoch=1, verbose=0)
+    assert int(gan.discriminator_optimizer.iterations) == int(gan.private_steps) == 4
+
+
 def test_features_are_no_images():
     spec = (tf.TensorSpec([None, 7], tf.float16), tf.TensorSpec([None], tf.int32))
     batches = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=spec)
@@ -203,7 +229,9 @@ def test_features_are_no_images():
 def test_another_optimizer_does_not_count_the_steps_of_the_first():
     gan = tiny_gan.make(tiny_gan.private())
     gan.private_steps.assign(3)
-    with pytest.warns(UserWarning, match='3 private steps with another optimizer.*steps='):
+    with pytest.warns(
+        UserWarning, match='3 private steps with another optimizer.*as steps of the new one'
+    ):
         gan.compile(
             generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
             discriminator_optimizer=tiny_gan.private(),

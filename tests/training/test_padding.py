@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_gan
+from helpers.pairs import pairs
 
 from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.privacy.features import alone
 from tf_efsgd.privacy.noise import NoiseKey
 from tf_efsgd.training import padding
+
+pytestmark = pytest.mark.real_trials
 
 _SIZE = 24  # 4 records are expected, three standard deviations are 6; 8 are too few.
 
@@ -62,7 +65,7 @@ def pair(request):
 @pytest.mark.parametrize('n', [1, 5, _SIZE, _SIZE + 1])
 def test_padded_sums_are_those_of_the_records(pair, n):
     expected, found = (_sums(traced, n) for traced in pair)
-    for one, two in zip(found, expected, strict=True):
+    for one, two in pairs(found, expected):
         assert one.dtype == two.dtype
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-6 * max(1, n))
     assert np.abs(expected[0]).max() > 1e-3
@@ -111,7 +114,7 @@ def test_a_row_that_is_no_record_adds_nothing_where_derivatives_are_infinite(cli
 
     expected, found = (_sums(_traced(gan, is_padded), 5) for is_padded in (False, True))
 
-    for one, two in zip(expected, found, strict=True):
+    for one, two in pairs(expected, found):
         assert np.all(np.isfinite(two))
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
     assert np.abs(expected[0]).max() > 1e-3
@@ -143,7 +146,7 @@ def test_compiled_steps_on_two_devices_are_those_of_one(strategy):
     plain, compiled = _weights_after_steps('off'), _weights_after_steps('on', strategy)
     start = tiny_gan.make().discriminator.get_weights()
     assert max(np.abs(a - b).max() for a, b in zip(start, plain)) > 1e-2
-    for one, two in zip(plain, compiled, strict=True):
+    for one, two in pairs(plain, compiled):
         np.testing.assert_allclose(one, two, rtol=0, atol=1e-5)
 
 
@@ -256,7 +259,6 @@ def test_too_many_rows_are_found_before_the_first_step(monkeypatch):
         return 'its place decides' if rows != 48 else real(function, made_up, rows)
 
     monkeypatch.setattr(alone, 'why_not_alone', of_another_processor)
-    monkeypatch.setattr(alone, 'choose_rows', alone.choose_rows.__wrapped__)  # Not cached.
     assert _make('off')._rows == 48
     monkeypatch.setattr(alone, 'why_not_alone', lambda *_: 'its place decides')
     with pytest.raises(ValueError, match='computed alike in any batch, but its place decides'):

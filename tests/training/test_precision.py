@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_gan
+from helpers.pairs import pairs
 
 import tf_efsgd
 from tf_efsgd.models import precision, public_heads
@@ -118,12 +119,12 @@ def test_what_records_add_is_the_same_to_the_last_bit(pair):
 
     sums, others = _sums(plain, records), _sums(reduced, records)
 
-    for one, two in zip(sums[0] + sums[1], others[0] + others[1], strict=True):
+    for one, two in pairs(sums[0] + sums[1], others[0] + others[1]):
         assert one.dtype == two.dtype == tf.float64
         np.testing.assert_array_equal(one, two)
     assert tf.linalg.global_norm(sums[0]) > 0.1
     # What generated images add is not: the setting does something.
-    moved = [np.abs(one - two).max() for one, two in zip(sums[2], others[2], strict=True)]
+    moved = [np.abs(one - two).max() for one, two in pairs(sums[2], others[2])]
     assert 0.0 < max(moved) < 0.5
 
 
@@ -144,7 +145,7 @@ def test_one_record_moves_the_sums_by_no_more_than_the_account_says(pair):
             square += sum(np.sum(np.square(a - b)) for a, b in zip(one, two)) / stddev**2
         found.append(mechanism.noise_multiplier * np.sqrt(square))
         # What is seen of generated images does not depend on the records.
-        for one, two in zip(with_all[2], without[2], strict=True):
+        for one, two in pairs(with_all[2], without[2]):
             np.testing.assert_array_equal(one, two)
     assert max(found) <= _ALLOWED
     assert max(found) > 0.3  # There is something to see.
@@ -165,7 +166,7 @@ def test_records_go_through_the_network_in_float32(network, inputs, reduced_inpu
     on_reduced = public_heads_gan.OnNetwork(features, _reduced(network))
     moved = on_reduced.group(floats, 0) - features.group(floats)
     # Neither a copy nor its use changes what a record's features are.
-    for one, two in zip(before, seen(), strict=True):
+    for one, two in pairs(before, seen()):
         np.testing.assert_array_equal(one, two)
     # Both would change under bfloat16.
     assert np.abs(public_heads.record_features(reduced_inputs, images) - before[0]).max() > 1e-2

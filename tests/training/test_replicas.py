@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import tiny_gan, tiny_heads, tiny_run
+from helpers.pairs import pairs
 from helpers.small_images import CLASSES, SHAPE, PixelFeatures
 
 from tf_efsgd import replicas
@@ -26,12 +27,13 @@ def _copies(strategy, value):
 def _assert_same_everywhere(strategy, variables):
     for variable in variables:
         first, *others = _copies(strategy, variable)
+        assert len(others) == strategy.num_replicas_in_sync - 1
         for other in others:
             np.testing.assert_array_equal(first, other)
 
 
 def _assert_near(states, others, atol=1e-5):
-    for one, other in zip(states, others, strict=True):
+    for one, other in pairs(states, others):
         np.testing.assert_allclose(one, other, atol=atol)
 
 
@@ -118,7 +120,7 @@ def _gradients(strategy, kind, num_images):
         losses += _copies(strategy, loss)
     variables = [] if kind != 'averaged' else target.variables
     _assert_same_everywhere(strategy, variables)
-    return found, [v.numpy() for v in variables], losses[:: strategy.num_replicas_in_sync]
+    return [*found, *(v.numpy() for v in variables)], losses[:: strategy.num_replicas_in_sync]
 
 
 @pytest.mark.parametrize('kind', ['plain', 'averaged', 'sum'])
@@ -126,7 +128,7 @@ def test_shares_of_the_images_have_the_gradient_of_all(several, kind):
     ours = 99
     one = _gradients(tf.distribute.get_strategy(), kind, ours)
     found = _gradients(several, kind, ours)
-    for a, b in zip(one, found, strict=True):
+    for a, b in pairs(one, found):
         _assert_near(a, b)
 
 
@@ -169,7 +171,7 @@ def test_a_fit_by_several_is_that_of_one_device(several, fitted_by_one):
     _assert_near(_fit(several), fitted_by_one)
     tf.keras.utils.set_random_seed(1)
     before = build_generator(SHAPE, CLASSES, latent_dim=4, width=8).get_weights()
-    moved = max(np.abs(a - b).max() for a, b in zip(fitted_by_one, before, strict=True))
+    moved = max(np.abs(a - b).max() for a, b in pairs(fitted_by_one, before))
     assert moved > 1e-3
 
 

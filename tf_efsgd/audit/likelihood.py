@@ -75,7 +75,7 @@ class Claim:
 
     @property
     def feeds_back(self) -> bool:
-        """Whether a noised residual R is released beside A."""
+        """Whether a noisy residual R is released beside A."""
         return self.mechanism.error_feedback == 'private' and self.mechanism.residual_share > 0
 
     @property
@@ -102,7 +102,7 @@ class Claim:
 
         Args:
           gradient: v, [runs, size].
-          buffer_before: E, [runs, size]; not used if no noised residual is fed back.
+          buffer_before: E, [runs, size]; not used if no noisy residual is fed back.
           buffer_after: E', [runs, size].
           divisor: B.
 

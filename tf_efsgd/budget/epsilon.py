@@ -106,7 +106,7 @@ def unproven_epsilon(plan: Plan, steps: int) -> float | None:
 def spent_epsilon(ledger: Ledger) -> accounting.Epsilon:
     """The epsilon of everything that a private run's ledger has reserved."""
     epsilon = accounting.compute_spent(
-        ledger.spent,
+        ledger.events,
         accounted_delta(ledger.plan),
         planned=_planned(ledger),
         changed=ledger.changes > 0,

@@ -88,6 +88,8 @@ def _check(optimizer, dataset_size, target_delta, steps, made, variables) -> Non
             'The optimizer has no expected_batch_size, so it divides by the size of each batch, '
             'which is private, and no epsilon holds. Create it with expected_batch_size=...'
         )
+    if not dataset_size >= 1:
+        raise ValueError(f'dataset_size must be at least 1. Received: {dataset_size}.')
     if not 0 < target_delta < 1:
         raise ValueError(f'target_delta must be in (0, 1). Received: {target_delta}.')
     if steps < made:

@@ -312,7 +312,7 @@ def _check_filter(new: Plan, ledger: Ledger) -> None:
             f'folder. Received: --target_epsilon={new.target_epsilon:g}.'
         )
     # The warm start counts even if it is not charged yet, since it will be.
-    used = ledger.spent + ([(warm_start, 1)] if warm_start else [])
+    used = ledger.events + ([(warm_start, 1)] if warm_start else [])
     left = budget.steps_left(used, new.event)
     most = ledger.reserved_steps + left
     if not ledger.reserved_steps < new.train_steps <= most:

@@ -62,9 +62,10 @@ TESTED = (
     'the norm by which a gradient is clipped has an error from float32 arithmetic; tests with '
     'adversarial batches keep it within the other half of the allowance, and the whole allowance '
     'is accounted',
-    'the features of one record, and what the layers of a private network put out for it, depend '
-    'neither on the other records that are computed beside it nor on its place among them; every '
-    'process tries this, to the last bit, before its first look at records',
+    'the features of one record, and what the layers of a private network put out for it (if they '
+    'have no rule of fast clipping: its loss), depend neither on the other records that are '
+    'computed beside it nor on its place among them; every process tries this, to the last bit, '
+    'before its first look at records, but not the way back through the layers',
 )
 
 
@@ -132,7 +133,7 @@ def make_statement(
         'warm_start': _warm_start_statement(ledger),
         'events': [
             {'event': accounting.event_to_dict(event), 'steps': count}
-            for event, count in ledger.spent
+            for event, count in ledger.events
         ],
         'unverified_resumes': ledger.unverified_resumes,
         'neighboring_relation': 'ADD_OR_REMOVE_ONE',
@@ -248,7 +249,7 @@ def _kind(mechanism: Mechanism) -> str:
             'error feedback from a hidden buffer that is not noised (DiceSGD): every step is '
             'counted unsampled, with sensitivity l2_norm_clip + 2 residual_l2_norm_clip'
         )
-    return 'error feedback from noised residuals' if mechanism.feeds_back else 'DP-SGD'
+    return 'error feedback from noisy residuals' if mechanism.feeds_back else 'DP-SGD'
 
 
 def _learns_of_records(model: ModelConfig) -> str:

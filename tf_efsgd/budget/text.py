@@ -279,7 +279,7 @@ def _format_entries(ledger: Ledger, every_entry: bool) -> str:
     if ledger.warm_start_reserved:
         lines.append('  the warm start, all of it')
     for event, of_event in itertools.groupby(ledger.entries, lambda entry: entry.event):
-        if len(ledger.spent) > 1:
+        if len(ledger.events) > 1:
             lines.append(f'  one step: {_describe_event(event)}')
         numbered = enumerate(of_event)
         for _, group in itertools.groupby(

@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -62,15 +63,16 @@ def start(
       positional: the meaning of an argument without a name; None allows none.
       first: names of the flags that `--help` explains, at most seven.
     """
+    terminal.open_closed_streams()
     terminal.use_words()
     others = set(flags.FLAGS)
     shown = define_flags()
     names = set(flags.FLAGS) - others if shown is None else set(shown)
     show_in_help(names)
-    asked = set(sys.argv[1:])
-    if asked & {'--helpfull', '-helpfull'}:
+    asked = helps.asked_for(sys.argv[1:])
+    if asked == 'full':
         _print_help(helps.full_help(_command(), _doc(), flags.FLAGS, names, positional))
-    if asked & {'--help', '-help', '-h', '--helpshort'}:
+    if asked == 'short':
         _print_help(helps.short_help(_command(), _doc(), flags.FLAGS, names, first, positional))
     parse = functools.partial(parse_arguments, positional=positional)
     app.run(lambda _: main(), flags_parser=parse)
@@ -90,7 +92,8 @@ def _doc() -> str:
 
 
 def _print_help(text: str) -> NoReturn:
-    print(text)
+    with terminal.whoever_reads():
+        print(text)
     sys.exit(0)
 
 
@@ -122,7 +125,8 @@ def parse_arguments(arguments: Sequence[str], positional: Positional | None = No
         program, *rest = values(read_flagfiles(arguments))
         if positional is not None and rest:
             name, path = positional.flag, rest.pop(0)
-            if values[name].present:
+            # What a file of flags says is overridden, as by --dataset on the command line.
+            if any(re.fullmatch(f'--?{name}(=.*)?', one) for one in arguments[1:]):
                 raise ConfigError(
                     f'{positional.shown} and --{name} say the same: give one of them. Received: '
                     f'{path} and --{name}={values[name].value}.'

@@ -1,4 +1,4 @@
-"""Compares the account with what an attack can prove: python -m tf_efsgd.audit."""
+"""Compares the account with what an attack can prove: tf-efsgd audit."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'noise_multiplier',
         1.0,
         'Standard deviation of the noise of one step, divided by its sensitivity. With less noise '
-        'a fault shows more clearly. Range: above 0.',
+        'a fault shows more clearly. Range: 1e-6 to 1e6.',
         **shared,
     )
     flags.DEFINE_integer(
         'train_steps',
         None,
         'Number of private steps of a run. Default: 1 and 200 for the mechanism, 20 for training. '
-        'Range: at least 1.',
+        'Range: 1 to 1,000,000.',
         **shared,
     )
     flags.DEFINE_float(
@@ -88,7 +88,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'residual_share',
         0.1,
         'Share of the budget (in 1/sigma^2) that is spent on releasing what clipping cut. Range: '
-        'at least 0 and below 1.',
+        '0, or at least 1e-9 and below 1.',
         **shared,
     )
     flags.DEFINE_float(
@@ -118,7 +118,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         'Number of runs with the record, and of runs without it, that measure a bound; half as '
         'many more choose the attack. n runs prove at most about ln(n / 3.7) at 95%: raise it '
-        'to prove more. Default: 10,000 for the mechanism, 200 for training. Range: at least 10.',
+        'to prove more. Default: 10,000 for the mechanism, 200 for training. Range: 10 to '
+        '100,000,000.',
         **shared,
     )
     flags.DEFINE_float(
@@ -132,7 +133,7 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
         'logical_devices',
         1,
         'Split the CPU into this many replicas that share the records, and attack what they '
-        'release together. Not for --error_feedback=hidden. Range: 1 to 64.',
+        'release together. It cannot be combined with --error_feedback=hidden. Range: 1 to 64.',
         **shared,
     )
     arguments.define_output_flags(flag_values)

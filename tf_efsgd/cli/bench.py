@@ -1,8 +1,8 @@
-"""Times the steps and compares their memory, on this machine: python -m tf_efsgd.benchmark.
+"""Times the steps and compares their memory, on this machine: tf-efsgd bench.
 
-python -m tf_efsgd.benchmark --model=mnist --batch_size=512 --plot=bench.png
-python -m tf_efsgd.benchmark --scaling
-python -m tf_efsgd.benchmark --only=plain,dp_sgd,error_feedback --roofline
+tf-efsgd bench --model=mnist --batch_size=512 --plot=bench.png
+tf-efsgd bench --scaling
+tf-efsgd bench --only=plain,dp_sgd,error_feedback --roofline
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         'batch_size',
         512,
-        'Number of examples in a step: half are records, half generated images. Not for '
-        '--scaling. Range: even and at least 2.',
+        'Number of examples in a step: half are records, half generated images. It cannot '
+        'be combined with --scaling. Range: even and at least 2.',
         **shared,
     )
     flags.DEFINE_integer(

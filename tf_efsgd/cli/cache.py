@@ -6,6 +6,8 @@ start decodes the images again.
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 
 from tf_efsgd import config, files
@@ -13,10 +15,19 @@ from tf_efsgd.cli import arguments
 from tf_efsgd.data import cache
 
 _ALL = 'all'
+_PRIVATE = 'PRIVATE: for the terminal and not for publication'
 
 
 def run(values: flags.FlagValues) -> str:
-    """Does what the flags ask for, and returns the lines to print.
+    """Does what `find` does, and returns only the lines."""
+    return find(values)[1]
+
+
+def find(values: flags.FlagValues) -> tuple[dict[str, Any], str]:
+    """Does what the flags ask for.
+
+    Returns:
+      (JSON values by name, the same as lines); both are private.
 
     Raises:
       ConfigError: if there is no such cache.
@@ -26,15 +37,20 @@ def run(values: flags.FlagValues) -> str:
     folder = files.expanded(given) if given else cache.default_folder()
     items = cache.find_items(folder)
     name = values['remove'].value
+    result: dict[str, object] = {'note': _PRIVATE, 'folder': str(folder)}
     if name is None:
-        if not items:
-            return f'No decoded images are kept in {folder}.'
-        lines = [
-            f'{item.name}  {item.date:<16}  {_size(item.size):>10}  {item.what}' for item in items
+        result['items'] = [
+            {'name': item.name, 'date': item.date, 'bytes': item.size, 'what': item.what}
+            for item in items
         ]
-        return '\n'.join(
-            [*lines, '', f'In {folder}; PRIVATE. To remove one: --remove=NAME, or --remove={_ALL}.']
-        )
+        if not items:
+            return result, f'No decoded images are kept in {folder}.'
+        lines = [
+            f'{item.name}  {item.date:<16}  {files.size_text(item.size):>10}  {item.what}'
+            for item in items
+        ]
+        end = f'In {folder}; PRIVATE. To remove one: --remove=NAME, or --remove={_ALL}.'
+        return result, '\n'.join([*lines, '', end])
     chosen = [item for item in items if name in (item.name, _ALL)]
     if not chosen and name != _ALL:
         raise config.ConfigError(
@@ -42,15 +58,12 @@ def run(values: flags.FlagValues) -> str:
             f'Received: --remove={name}.'
         )
     removed = cache.remove(chosen)
+    result['removed'] = [item.name for item in removed]
     lines = [f'Removed {item.name}: {item.what}.' for item in removed]
     lines += [
         f'{item.name} is being written now and stays.' for item in chosen if item not in removed
     ]
-    return '\n'.join(lines or ['There was nothing to remove.'])
-
-
-def _size(size: int) -> str:
-    return f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{max(1, round(size / 1e3)):,} kB'
+    return result, '\n'.join(lines or ['There was nothing to remove.'])
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -63,12 +76,13 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
         'is.',
         flag_values=flag_values,
     )
-    return [*names, 'remove']
+    return [*names, 'remove', *arguments.define_output_flags(flag_values)]
 
 
 def _main() -> None:
     with arguments.one_line_errors():
-        print(run(flags.FLAGS))
+        found, text = find(flags.FLAGS)
+        arguments.show(found, text, flags.FLAGS)
 
 
 def main() -> None:

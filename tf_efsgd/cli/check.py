@@ -1,12 +1,15 @@
 """Looks at your images before anything is trained: tf-efsgd check PATH.
 
 It says what is in the folder, what cannot be read and why, what size to train at, what images to
-expect and how long training takes. It writes nothing and spends nothing.
+expect and how long training takes. It writes nothing and spends nothing. What it prints is PRIVATE:
+it names and counts files, and is meant for you at the terminal; so is what --json prints.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -18,17 +21,37 @@ from tf_efsgd.data import survey as surveys
 
 _EPSILONS = (10.0, 1.0)
 _FLAGS = ('dataset', 'classes', 'label', 'bits', 'person', 'images_per_person', 'minutes')
+# What a user is about to train with, so that the answer is about that run.
+_OF_TRAINING = ('target_epsilon', 'image_size', 'skip_unreadable')
+# What these mean for a folder, the only kind of data set that is looked at.
+_HELPS = {
+    'dataset': 'The folder to look at: folder:PATH, which PATH alone means, too. Images of any '
+    'usual kind in PATH/<class>/, or in PATH/train/<class>/ and PATH/test/<class>/, or all in PATH '
+    '(one class).',
+    'classes': 'Names of all classes: separated by commas, as a JSON list, or the path of a text '
+    'file with one name in each line. A record of another class is refused. Default: the class '
+    'folders, also empty ones.',
+    'label': 'What the label of an image is. csv:FILE: a table with the columns file and label '
+    '(FILE and the files in it are relative to the folder). Default: class folders are the labels.',
+    'person': 'How the person of an image is found, with --images_per_person: folder '
+    '(PATH/<class>/<person>/...), csv:FILE (a table with the columns file and person; FILE and the '
+    'files in it are relative to the folder), name:REGEX (the first group in the name of the file, '
+    'e.g. name:^([^_]+)_) or dicom (the PatientID in the file).',
+}
+_PRIVATE = 'PRIVATE: names and counts of files, for the terminal and not for publication'
+_GROUPS = (config.DataConfig, config.PrivacyConfig, config.TrainingConfig)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Defines the flags and returns their names."""
     defaults = {
-        field.name: field.default
-        for group in (config.DataConfig, config.TrainingConfig)
-        for field in dataclasses.fields(group)
+        field.name: field.default for group in _GROUPS for field in dataclasses.fields(group)
     }
-    chosen = {name: defaults[name] for name in _FLAGS} | {'dataset': None}
-    return config.define_flags(flag_values, **chosen)
+    chosen = {name: defaults[name] for name in _FLAGS + _OF_TRAINING}
+    names = config.define_flags(flag_values, **chosen | {'dataset': None, 'label': ''})
+    for name, text in _HELPS.items():
+        flag_values[name].help = text
+    return [*names, *arguments.define_output_flags(flag_values)]
 
 
 def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
@@ -37,17 +60,15 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
     Raises:
       ConfigError: if there is no such folder, or it holds no images that can be used.
     """
-    for group in (config.DataConfig, config.TrainingConfig):
-        for field in dataclasses.fields(group):
-            if field.name in _FLAGS and field.name != 'dataset':
-                config.check_field(field, flag_values[field.name].value)
+    _check_fields(flag_values, _FLAGS)
+    rule = None
     if flag_values['person'].value is not None:
         from tf_efsgd.data import persons  # It loads what reads images.
 
         try:
-            persons.Rule.parse(flag_values['person'].value)
+            rule = persons.Rule.parse(flag_values['person'].value)
         except records.DataError as error:
-            raise config.ConfigError(f'--person: {error}') from error
+            raise config.ConfigError(str(error)) from error
     scheme, _, path = (flag_values['dataset'].value or '').partition(':')
     if scheme != 'folder':
         return None
@@ -61,7 +82,7 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
             None if classes is None else config.parse_classes(classes),
             flag_values['label'].value or '',
             flag_values['bits'].value,
-            has_folders_of_persons=flag_values['person'].value == 'folder',
+            person=rule,
         )
     except records.DataError as error:
         raise config.ConfigError(str(error)) from error
@@ -72,34 +93,73 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
     return found
 
 
+def _check_fields(flag_values: flags.FlagValues, names: Sequence[str]) -> None:
+    for group in _GROUPS:
+        for field in dataclasses.fields(group):
+            if field.name in names and field.name != 'dataset':
+                config.check_field(field, flag_values[field.name].value)
+
+
 def answer(flag_values: flags.FlagValues) -> str:
-    """Returns the lines about the folder that the flags name.
+    """Does what `find` does, and returns only the lines."""
+    return find(flag_values)[1]
+
+
+def find(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
+    """Looks at the folder that the flags name.
+
+    Returns:
+      (JSON values by name, the same as lines); both are private.
 
     Raises:
       ConfigError: as in `look`.
     """
+    _check_fields(flag_values, _OF_TRAINING)
+    config.DataConfig(image_size=flag_values['image_size'].value).check_together()
     found = look(flag_values)
     if found is None:
         raise config.ConfigError(
             'tf-efsgd check takes the path of a folder with images. Received: '
             f'{flag_values["dataset"].value or "none"}.'
         )
-    return '\n'.join([*found.lines(), *_advice(found, flag_values)])
+    lines = found.lines(skips_unreadable=flag_values['skip_unreadable'].value)
+    size = flag_values['image_size'].value
+    if size is None:
+        size = recipes.image_size(found.usual_side) or found.usual_side
+    expected = _expected(found, flag_values['target_epsilon'].value)
+    result = {
+        'note': _PRIVATE,
+        **dataclasses.asdict(found),
+        'images': found.images,
+        'image_size': size,
+        'expected': [{'epsilon': epsilon, 'words': words} for epsilon, words in expected.items()],
+        'minutes': flag_values['minutes'].value,
+    }
+    return result, '\n'.join([*lines, *_advice(found, flag_values, size, expected)])
 
 
-def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
-    size = recipes.image_size(found.usual_side) or found.usual_side
-    lines = [f'Suggested size: {size}x{size} (most images are about {found.usual_side} pixels).']
+def _expected(found: surveys.Survey, target: float | None) -> dict[float, str]:
+    """What images to expect, in words, by epsilon."""
     facts = {'records': found.trained_on, 'classes': len(found.class_names)}
-    words = [
-        expectations.expect(**facts, channels=found.channels, epsilon=epsilon)
-        for epsilon in _EPSILONS
-    ]
-    large, small = (f'{budget:g}' for budget in _EPSILONS)
-    if words[0] == words[1]:
-        text = f'At epsilon = {large} and at {small} expect {words[0]}'
+    return {
+        epsilon: expectations.expect(**facts, channels=found.channels, epsilon=epsilon)
+        for epsilon in (_EPSILONS if target is None else (target,))
+    }
+
+
+def _advice(
+    found: surveys.Survey, flag_values: flags.FlagValues, size: int, expected: dict[float, str]
+) -> list[str]:
+    usual = f'(most images are about {found.usual_side} pixels)'
+    if flag_values['image_size'].value is None:
+        lines = [f'Suggested size: {size}x{size} {usual}.']
     else:
-        text = f'At epsilon = {large} expect {words[0]}, at epsilon = {small} {words[1]}'
+        lines = [f'They are resized to {size}x{size} {usual}.']
+    budgets, words = [f'{budget:g}' for budget in expected], list(expected.values())
+    if len(set(words)) == 1:
+        text = f'At epsilon = {" and at ".join(budgets)} expect {words[0]}'
+    else:
+        text = f'At epsilon = {budgets[0]} expect {words[0]}, at epsilon = {budgets[1]} {words[1]}'
     lines.append(f'{text}; about {flag_values["minutes"].value} minutes (--minutes).')
     if flag_values['images_per_person'].value is None:
         how = ' (--person=dicom takes the PatientID)' if found.has_patients else ''
@@ -111,9 +171,11 @@ def _advice(found: surveys.Survey, flag_values: flags.FlagValues) -> list[str]:
 
 def _main() -> None:
     with arguments.one_line_errors():
-        print(answer(flags.FLAGS))
+        with arguments.only_the_result(flags.FLAGS):
+            found, text = find(flags.FLAGS)
+        arguments.show(found, text, flags.FLAGS)
 
 
 def main() -> None:
     """Entry point of the command line."""
-    arguments.start(_main, define_flags, positional=arguments.PATH, first=_FLAGS)
+    arguments.start(_main, define_flags, positional=arguments.PATH, first=_FLAGS + _OF_TRAINING)

@@ -1,4 +1,4 @@
-"""Measures a run's generator against real images: python -m tf_efsgd.evaluate --run_dir=RUN.
+"""Measures a run's generator against real images: tf-efsgd evaluate RUN.
 
 It writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's
 state folder, and nowhere else. Nothing of it goes back into training. Epsilon does NOT cover it.
@@ -104,8 +104,8 @@ def run(values: flags.FlagValues) -> str:
     except config.ConfigError as error:
         hint = 'If the records are elsewhere now, give --dataset or --data_dir.'
         raise config.ConfigError(f'{error}. {hint}') from error
-    spent = evaluate.read_ledger(run_dir, dataset)
-    if not run_folder.check_records(state_dir, spent.run_id, dataset.train):
+    ledger = evaluate.read_ledger(run_dir, dataset)
+    if not run_folder.check_records(state_dir, ledger.run_id, dataset.train):
         print(
             f'{state_dir} remembers nothing of this run, so it is not checked whether these are '
             'its records.'

@@ -5,8 +5,8 @@ page that explains it, a datasheet and checksums. The command looks at the expor
 nothing else, so it costs no privacy, however many images are made. If it is interrupted, the same
 command continues.
 
-  tf-efsgd generate RUN --output=synthetic
-  tf-efsgd generate RUN --count=10000 --format=tfds --output=synthetic
+  tf-efsgd generate RUN
+  tf-efsgd generate RUN --count=10000 --format=tfds --output=digits
   tf-efsgd generate --export_dir=generator/1 --format=npz --output=synthetic
 """
 
@@ -33,7 +33,9 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
         'only the generator needs nothing else.',
         **shared,
     )
-    flags.DEFINE_string('output', None, 'The folder to make; it must not exist yet.', **shared)
+    flags.DEFINE_string(
+        'output', 'synthetic', 'The folder to make; it must not exist yet.', **shared
+    )
     flags.DEFINE_integer('count', 60_000, 'Number of images. Range: at least 1.', **shared)
     flags.DEFINE_string(
         'format',
@@ -87,8 +89,6 @@ def run(flag_values: flags.FlagValues) -> None:
       OSError: e.g. if the disk is full.
     """
     source, output = source_of(flag_values), flag_values['output'].value
-    if output is None:
-        raise config.ConfigError('--output is missing: the folder to make, e.g. synthetic.')
     if not files.expanded(source).is_dir():
         raise config.ConfigError(f'There is no folder {source}.')
     # TensorFlow takes seconds to load, so it is loaded only once the flags are known to be right.

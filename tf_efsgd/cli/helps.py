@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from absl import flags
 
@@ -15,6 +15,19 @@ if TYPE_CHECKING:
     from tf_efsgd.cli.arguments import Positional
 
 _WIDTH = 96
+# So few flags can all be explained by the short help.
+_FEW = 12
+# Values that make a flag true, as absl reads them.
+_TRUE = ('', '1', 't', 'true')
+
+
+def asked_for(arguments: Sequence[str]) -> Literal['short', 'full'] | None:
+    """Which help a command line asks for: `--help`, `--help=1`, `--helpfull`; None: neither."""
+    parts = [argument.partition('=') for argument in arguments if argument.startswith('-')]
+    asked = {name.lstrip('-') for name, _, given in parts if given.lower() in _TRUE}
+    if 'helpfull' in asked:
+        return 'full'
+    return 'short' if asked & {'help', 'h', '?', 'helpshort'} else None
 
 
 def short_help(
@@ -41,15 +54,16 @@ def short_help(
     for name in explained:
         lines += _flag_lines(flag_values[name], _first_sentence(flag_values[name].help))
     groups = _grouped(set(names) - set(explained))
+    if not explained and len(names) <= _FEW:  # The groups of so few need no headings.
+        groups = {'flags': [name for members in groups.values() for name in members]}
     for group, members in groups.items():
-        text = ' '.join(f'--{name}' for name in members)
-        if len(names) <= 12:  # So few flags can all be explained.
-            lines += ['', f'{group.capitalize()}:' if explained else 'Flags:']
+        lines += ['', f'{group.capitalize()}:']
+        if len(names) <= _FEW:
             for name in members:
                 flag = flag_values[name]
                 lines += _flag_lines(flag, _first_sentence(flag.help))
         else:
-            lines += ['', f'{group.capitalize()}:', *_wrapped(text)]
+            lines += _wrapped(' '.join(f'--{name}' for name in members))
     return '\n'.join([*lines, '', f'{command} --helpfull explains all of them.'])
 
 

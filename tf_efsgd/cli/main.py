@@ -8,6 +8,7 @@ import sys
 from tf_efsgd import terminal
 from tf_efsgd.version import __version__
 
+_HELPS = ('--help', '-help', '-h', '-?', '--helpshort', '--helpfull', 'help')
 # Command -> what it does. Each command is a module of this folder with a `main`; only the module of
 # the command that is called is loaded.
 COMMANDS = {
@@ -41,14 +42,16 @@ command, 130 Ctrl-C. To begin with:
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Entry point of the console script. Without arguments it prints its help."""
+    terminal.open_closed_streams()
     terminal.use_words()
-    name, *rest = sys.argv[1:] or ['']
+    name, *rest = sys.argv[1:] or ['--help']
     if name in ('--version', '-version', 'version'):
         print(f'tf_efsgd {__version__}')
-    elif name in ('--help', '-help', '-h', 'help'):
+    elif name.partition('=')[0] in _HELPS:
         commands = '\n'.join(f'  {command:<10}{text}' for command, text in COMMANDS.items())
-        print(_HELP.format(version=__version__, commands=commands))
+        with terminal.whoever_reads():
+            print(_HELP.format(version=__version__, commands=commands))
     elif name in COMMANDS:
         _start(name, rest)
     else:

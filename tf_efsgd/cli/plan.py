@@ -1,11 +1,11 @@
-"""Shows what a privacy budget buys before it is spent, and what a run has spent.
+"""Shows what a privacy budget buys, and what a run has spent: tf-efsgd plan.
 
-  python -m tf_efsgd.plan --flagfile=mnist.flags --dataset_size=60000 --plot=plan.png
-  python -m tf_efsgd.plan --target_epsilon=10 --dataset_size=60000 --train_steps=10000
-  python -m tf_efsgd.plan --dataset=folder:PATH --target_epsilon=10
-  python -m tf_efsgd.plan --ledger=RUN/ledger.jsonl
+  tf-efsgd plan --flagfile=mnist.flags --dataset_size=60000 --plot=plan.png
+  tf-efsgd plan --target_epsilon=10 --dataset_size=60000 --train_steps=10000
+  tf-efsgd plan --dataset=folder:PATH --target_epsilon=10
+  tf-efsgd plan --ledger=RUN/ledger.jsonl
 
-It accepts all flags of tf_efsgd.launch and reads those about privacy. --error_feedback=hidden plans
+It accepts all flags of tf-efsgd train and reads those about privacy. --error_feedback=hidden plans
 the published variant, whose error buffer has no noise.
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tf_efsgd.budget.forecast import Forecast
 
 # Assumed seconds of a step on two cores: the planner measures nothing.
-_ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5)
+_ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5, both=0.15, learning=30.0)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -202,18 +202,17 @@ def _expected(facts: recipes.Facts, epsilon: float | None) -> list[str]:
     if epsilon is None:
         return []
     records, classes, channels = facts.records, facts.classes, facts.image_shape[-1]
-    words = expectations.expect(
-        records=records, classes=classes, channels=channels, epsilon=epsilon
-    )
-    few = expectations.warning(records=records, classes=classes, epsilon=epsilon)
+    about = {'records': records, 'classes': classes, 'channels': channels}
+    words = expectations.expect(**about, epsilon=epsilon)
+    few = expectations.warning(**about, epsilon=epsilon)
     return [f'Expect {words}.', *([few] if few is not None else [])]
 
 
 def _recipe(
     given_config: config.RunConfig, chosen: config.RunConfig, given: Collection[str]
 ) -> list[str]:
-    """Says what a run would choose that nobody gave, and how long it would take."""
-    if not recipes.is_open(given_config, given):
+    """Shows which settings a run would choose by itself, and how long it would take."""
+    if not recipes.is_open(given_config.privacy, given):
         return ['Nothing is left to choose: the recipe is given.']
     known = given_config.to_flags().splitlines()
     values = [line for line in chosen.to_flags().splitlines() if line not in known]

@@ -25,13 +25,13 @@ def run(flag_values: flags.FlagValues) -> None:
 
     made = again.report(run_dir)
     statement = made['privacy_statement']
-    spent = 'NOT PRIVATE: do not share the page.'
+    line = 'NOT PRIVATE: do not share the page.'
     if statement['private']:
-        spent = (
+        line = (
             f'ε = {rounding.up(statement["epsilon"])} at δ = {statement["delta"]:g}, for '
             f'{statement["unit_of_privacy"]}.'
         )
-    arguments.show(made, f'{spent}\n{made["report"]}', flag_values)
+    arguments.show(made, f'{line}\n{made["report"]}', flag_values)
 
 
 def main() -> None:

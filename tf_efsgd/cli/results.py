@@ -1,4 +1,4 @@
-"""Runs a grid and writes its table: python -m tf_efsgd.results --grid=main."""
+"""Runs a grid and writes its table: tf-efsgd results --grid=main."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trains a differentially private generator: python -m tf_efsgd.launch --flagfile=mnist.flags."""
+"""Trains a differentially private generator: tf-efsgd train PATH."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import config, file_names, terminal
 from tf_efsgd.cli import arguments
 from tf_efsgd.export import versions
 
@@ -43,7 +43,8 @@ def _runs_several_workers() -> bool:
 
 def _train() -> None:
     logging.set_verbosity(logging.WARNING)
-    with arguments.one_line_errors():
+    # Whoever stops reading what it says does not stop a run that has been paid for.
+    with terminal.whoever_reads(), arguments.one_line_errors():
         run_config = config.from_flags(flags.FLAGS)
         arguments.quieten_tensorflow(always=True)
         # TensorFlow takes seconds to load, so it is imported once the flags are known to be right.
@@ -52,7 +53,7 @@ def _train() -> None:
         try:
             with arguments.only_the_result(flags.FLAGS):
                 folder = runner.run(run_config, given=config.given_flags(flags.FLAGS))
-            # In words it was told on the way.
+            # Without --json, the run has already printed this.
             arguments.show(places_of(pathlib.Path(folder)), None, flags.FLAGS)
         except runner.Interrupted as interrupted:
             print(f'tf_efsgd: {interrupted}', file=sys.stderr)
@@ -72,9 +73,10 @@ def places_of(folder: pathlib.Path) -> dict[str, Any]:
       JSON values by name: `run_dir`, `export_dir`, its `privacy_statement`, `report` and `metrics`;
       None for what the run did not make.
     """
-    found = versions.all_versions(folder / versions.EXPORT)
+    found = versions.all_versions(folder / file_names.EXPORT)
     export = found[-1] if found else None
-    report, metrics = folder / 'report.html', folder / 'nonprivate' / 'metrics.json'
+    report, nonprivate = folder / file_names.REPORT, folder / file_names.NONPRIVATE
+    metrics = nonprivate / file_names.METRICS
     return {
         'run_dir': str(folder),
         'export_dir': None if export is None else str(export),

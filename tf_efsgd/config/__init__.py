@@ -13,6 +13,8 @@ from tf_efsgd.config.flags import (
     parse_given,
 )
 from tf_efsgd.config.resume import (
+    MOVABLE,
+    OWN_PLACES,
     PLACED_DATASETS,
     forbidden_changes,
     lasting_changes,
@@ -31,7 +33,9 @@ from tf_efsgd.config.settings import (
 __all__ = [
     'ConfigError',
     'DataConfig',
+    'MOVABLE',
     'ModelConfig',
+    'OWN_PLACES',
     'PLACED_DATASETS',
     'PrivacyConfig',
     'RunConfig',

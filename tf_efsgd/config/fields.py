@@ -89,9 +89,11 @@ def string(
     )
 
 
-def boolean(default: bool, text: str, *, on_resume: OnResume = 'same') -> Any:
+def boolean(
+    default: bool, text: str, *, on_resume: OnResume = 'same', earlier: bool | None = None
+) -> Any:
     """A field that is on or off; see `_setting`."""
-    return _setting('boolean', default, text, on_resume=on_resume)
+    return _setting('boolean', default, text, on_resume=on_resume, earlier=earlier)
 
 
 def integer(
@@ -100,6 +102,7 @@ def integer(
     *,
     on_resume: OnResume = 'same',
     may_be_read_off: bool = False,
+    earlier: int | None = None,
     **bounds: int,
 ) -> Any:
     """A field with a whole number; `bounds` are those of `Range`; see `_setting`."""
@@ -110,14 +113,22 @@ def integer(
         allowed=Range(**bounds),
         on_resume=on_resume,
         may_be_read_off=may_be_read_off,
+        earlier=earlier,
     )
 
 
 def number(
-    default: float | None, text: str, *, on_resume: OnResume = 'same', **bounds: float
+    default: float | None,
+    text: str,
+    *,
+    on_resume: OnResume = 'same',
+    earlier: float | None = None,
+    **bounds: float,
 ) -> Any:
     """A field with a real number; `bounds` are those of `Range`; see `_setting`."""
-    return _setting('float', default, text, allowed=Range(**bounds), on_resume=on_resume)
+    return _setting(
+        'float', default, text, allowed=Range(**bounds), on_resume=on_resume, earlier=earlier
+    )
 
 
 def _setting(
@@ -142,9 +153,18 @@ def _setting(
       on_resume: what a resumed run may do with it.
       may_be_read_off: whether it is read off the records, once, when it is not given.
       earlier: what runs did before this setting existed, as a value of it. That value is left out
-        of the hash of the settings, so that these runs can be resumed. None for the settings of the
-        first version.
+        of the hash of the settings, so that these runs can be resumed. A run folder without the
+        setting is read with its default, so the default is this value, or 'auto' for a text, which
+        `recipes.without_new` replaces. None for the settings of the first version.
+
+    Raises:
+      ValueError: if `earlier` is neither None nor the default, and the default is not 'auto'.
     """
+    if earlier is not None and default not in (earlier, 'auto'):
+        raise ValueError(
+            f'The default of a new setting must be what runs did before, {earlier!r}, or "auto". '
+            f'Received: {default!r}.'
+        )
     metadata = {
         'kind': kind,
         'help': text,
@@ -184,9 +204,10 @@ def check(field: dataclasses.Field, value: Any) -> None:
     choices, allowed = field.metadata['choices'], field.metadata['range']
     if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
         received = value if abs(value) < 10**18 else f'a number of {len(hex(value)) - 2} hex digits'
-        raise ConfigError(
-            f'--{field.name} must be at most {LARGEST_INTEGER}. Received: {received}.'
-        )
+        bound = f'at most {LARGEST_INTEGER}' if value > 0 else f'at least {-LARGEST_INTEGER}'
+        if allowed is not None and value < 0 and not allowed.holds(-LARGEST_INTEGER):
+            bound = str(allowed)
+        raise ConfigError(f'--{field.name} must be {bound}. Received: {received}.')
     if value is not None and allowed is not None and not allowed.holds(value):
         is_open = allowed.at_most is None and allowed.below is None
         finite = ' and finite' if is_open and field.metadata['kind'] == 'float' else ''

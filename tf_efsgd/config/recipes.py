@@ -58,15 +58,18 @@ class Speed:
     Attributes:
       fit: seconds that a generator step of the fit to a release takes.
       private: seconds that a private step and the generator step after it take.
+      both: seconds that a generator step of the fit to two releases takes; 0 where there is one.
+      learning: seconds that it takes to learn what the second release is about; 0 without it.
     """
 
     fit: float
     private: float
+    both: float = 0.0
+    learning: float = 0.0
 
 
-def is_open(config: RunConfig, given: Collection[str]) -> bool:
+def is_open(privacy: PrivacyConfig, given: Collection[str]) -> bool:
     """Whether the user leaves the recipe to this program."""
-    privacy = config.privacy
     has_target = privacy.private and privacy.target_epsilon is not None
     return has_target and not set(_OWN_RECIPE) & set(given)
 
@@ -101,8 +104,8 @@ def complete(
     Returns:
       The settings, none of them 'auto' any more.
     """
-    if is_open(config, given):
-        chosen = _of_facts(config, facts)
+    if is_open(config.privacy, given):
+        chosen = _of_facts(config.privacy, facts)
         config = _with(config, {k: v for k, v in chosen.items() if k not in given})
         config = _within_minutes(config, given, measure(_without_auto(config, facts)))
     config = _without_auto(config, facts)
@@ -110,8 +113,7 @@ def complete(
         usual = {
             'discriminator_steps': 1,
             'adaptive_discriminator_steps': False,
-            # At its usual weight its gradient would take most of a record's clipped length.
-            'reconstruction': 'none',
+            'reconstruction_weight': _RECONSTRUCTION_WEIGHT,
         }
         config = _with(config, {k: v for k, v in usual.items() if k not in given})
     return config
@@ -203,6 +205,7 @@ _CHOSEN = (
     'generator_width',
     'noise_injection',
     'reconstruction',
+    'reconstruction_weight',
     'generator_ema',
     'warm_start_steps',
     'learned_features_steps',
@@ -212,26 +215,33 @@ _CHOSEN = (
     'adaptive_discriminator_steps',
     'generator_learning_rate',
     'discriminator_learning_rate',
+    'evaluation_images',
 )
 
 _SMALL = 32
 # The share of the records in a step of heads. Large batches cost little there: features are cached.
 _SHARE_OF_RECORDS, _LARGEST_BATCH = 1 / 8, 2048
 _DELTA = 1e-5
+# Of larger images: with the default number the evaluation would take as long as the training.
+_EVALUATION_IMAGES = 10_000
+# Of heads, where the usual weight's gradient would take most of a record's clipped length.
+_RECONSTRUCTION_WEIGHT = 1e-3
 
 
-def _of_facts(config: RunConfig, facts: Facts) -> dict:
+def _of_facts(privacy: PrivacyConfig, facts: Facts) -> dict:
     """Chooses everything except the numbers of steps."""
     chosen: dict[str, Any] = {'noise_injection': True, 'generator_width': 128}
+    if facts.image_shape[0] > _SMALL:
+        chosen['evaluation_images'] = _EVALUATION_IMAGES
     if facts.records >= 1 / _DELTA:
         chosen['target_delta'] = 10.0 ** -math.ceil(math.log10(facts.records) + 0.3)
-    features = config.privacy.public_features
+    features = privacy.public_features
     small_gray = facts.image_shape[-1] == _GRAY and facts.image_shape[0] <= _SMALL
     if features == 'none' or (features == 'auto' and small_gray):
         # For gray digits and the like: two releases of pixels if the budget is large, else one.
-        two = config.privacy.target_epsilon >= 4
+        two = privacy.target_epsilon >= 4
         # No step is run, but a batch must not be larger than a small data set.
-        batch = min(config.privacy.expected_batch_size, facts.records)
+        batch = min(privacy.expected_batch_size, facts.records)
         return {
             **chosen,
             'expected_batch_size': batch,
@@ -250,7 +260,8 @@ def _of_facts(config: RunConfig, facts: Facts) -> dict:
         'warm_start_share': 0.25,
         'expected_batch_size': batch,
         'error_feedback': 'none',
-        'reconstruction': 'none',
+        'reconstruction': 'head',
+        'reconstruction_weight': _RECONSTRUCTION_WEIGHT,
         'warm_start_weight': 1.0,
         'discriminator_only_steps': 50,
         'generator_learning_rate': 3e-3,
@@ -271,8 +282,10 @@ def _within_minutes(config: RunConfig, given: Collection[str], speed: Speed) -> 
         has_two = config.privacy.learned_features_share > 0
         # With a small budget a longer fit would follow the noise of the release.
         most = _MOST_FIT if has_two else _MOST_FIT_OF_ONE
-        fit = _between(_FEWEST, seconds / speed.fit, most)
-        both = round(_SHARE_OF_BOTH * fit) if has_two else 0
+        of_both = _SHARE_OF_BOTH if has_two else 0.0
+        mean = (1.0 - of_both) * speed.fit + of_both * (speed.both or speed.fit)
+        fit = _between(_FEWEST, (seconds - speed.learning) / mean, most)
+        both = round(of_both * fit)
         chosen = {'warm_start_steps': fit - both, 'learned_features_steps': max(1, both)}
     else:
         of_fit, of_private = _SHARE_OF_FIT * seconds, (1.0 - _SHARE_OF_FIT) * seconds

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from typing import Any
 
-from tf_efsgd.config.settings import RunConfig, groups_of
+from tf_efsgd.config.settings import DataConfig, RunConfig, groups_of
 
 # Data sets named NAME:PATH, where PATH is a folder on this machine.
 PLACED_DATASETS = ('folder', 'idx')
@@ -27,6 +27,21 @@ def without_place(value: Any, name: str) -> Any:
     if name in ('person', 'label') and value is not None and value.startswith('csv:'):
         return 'csv'
     return value
+
+
+def _names(on_resume: str) -> tuple[str, ...]:
+    """The texts among the settings of data with one resume rule."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(DataConfig)
+        if field.metadata['on_resume'] == on_resume and field.metadata['kind'] == 'string'
+    )
+
+
+# Folders on a machine, which say nothing of the data: workers and repeated runs may differ in them.
+OWN_PLACES = _names('may_change')
+# Settings that name the data and may hold a path beside; see `without_place`.
+MOVABLE = _names('may_move')
 
 
 def forbidden_changes(before: RunConfig, now: RunConfig) -> list[str]:
@@ -68,9 +83,10 @@ def lasting_changes(before: RunConfig, now: RunConfig) -> dict[str, Any]:
     }
 
 
-def _as_earlier(field: dataclasses.Field) -> tuple[str, str]:
-    """The values of a newer setting that mean what runs did before it existed."""
-    return field.metadata['earlier'], 'auto'
+def _is_as_earlier(field: dataclasses.Field, value: Any) -> bool:
+    """Whether the value of a newer setting means what runs did before it existed."""
+    earlier = field.metadata['earlier']
+    return earlier is not None and value in (earlier, 'auto')
 
 
 def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
@@ -88,7 +104,7 @@ def settings_hash(config: RunConfig, *, has_place: bool = False) -> str:
         for group in groups_of(config)
         for field in dataclasses.fields(group)
         if field.metadata['on_resume'] not in ('same', 'may_move')
-        or (field.metadata['earlier'] and getattr(group, field.name) in _as_earlier(field))
+        or _is_as_earlier(field, getattr(group, field.name))
     }
     left_out['dataset'] = None  # The plan holds its name.
     left_out['label'] = without_place(config.data.label, 'label')

@@ -37,11 +37,11 @@ class RunConfig:
         for group in groups_of(self):
             for field in dataclasses.fields(group):
                 fields.check(field, getattr(group, field.name))
+        self.run.check_together()
         self._check_budget()
         self.data.check_together()
         self._check_heads()
         self.privacy.check_together()
-        self.run.check_together()
         self.training.check_together()
 
     def _check_budget(self):

@@ -34,13 +34,14 @@ def check_images(images: Any) -> np.ndarray:
     """
     if not isinstance(images, np.ndarray):
         if not hasattr(images, '__array__'):
+            hint = ' Make one of a list with np.stack.' if isinstance(images, (list, tuple)) else ''
             raise DataError(
-                'images must be a NumPy array, uint8 [N, H, W, C] or [N, H, W]. '
-                f'Received: {type(images).__name__}'
+                f'Images must be a NumPy array, uint8 [N, H, W, C] or [N, H, W].{hint} '
+                f'Received: {type(images).__name__}.'
             )
         images = np.asarray(images)
     if images.dtype != np.uint8:
-        raise DataError(f'{_advice(images)}. Received: {images.dtype} of shape {images.shape}')
+        raise DataError(f'{_advice(images)}. Received: {images.dtype} of shape {images.shape}.')
     if images.ndim == 3:
         images = images[..., np.newaxis]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or min(images.shape[1:3], default=0) < 1:
@@ -48,21 +49,22 @@ def check_images(images: Any) -> np.ndarray:
         if images.ndim == 4 and images.shape[1] in (1, 3):
             hint = ' (channels come last: np.moveaxis(images, 1, -1))'
         raise DataError(
-            'images must be [N, H, W, C] with C 1 (gray) or 3 (RGB), or [N, H, W]'
-            f'{hint}. Received: {images.shape}'
+            'Images must be [N, H, W, C] with C 1 (gray) or 3 (RGB), or [N, H, W]'
+            f'{hint}. Received: {images.shape}.'
         )
     if not len(images):
-        raise DataError('there must be at least one image. Received: none')
+        raise DataError('There must be at least one image. Received: none.')
     return images
 
 
 def _advice(images: np.ndarray) -> str:
     """Says what to do with images that are not uint8."""
-    must = 'images must be uint8 in [0, 255]'
+    must = 'Images must be uint8 in [0, 255]'
     if images.dtype.kind == 'f' and images.size:
         if not np.isfinite(images).all():
             return (
-                f'{must}, and some of these numbers are NaN or infinite: repair or leave them out'
+                f'{must}, and some of these numbers are NaN or infinite: repair these images or '
+                'leave them out'
             )
         low, high = float(images.min()), float(images.max())
         if 0 <= low and high <= 1:
@@ -72,6 +74,8 @@ def _advice(images: np.ndarray) -> str:
                 f'{must}, and these are in [-1, 1]: use '
                 '(images * 127.5 + 127.5).round().astype("uint8")'
             )
+        if 0 <= low and high <= 255:
+            return f'{must}: use images.round().astype("uint8")'
     if images.dtype.kind in 'iu' and images.size and 0 <= images.min() and images.max() <= 255:
         return f'{must}: use images.astype("uint8")'
     return must
@@ -92,25 +96,33 @@ def check_labels(labels: Any, count: int) -> np.ndarray:
     """
     if labels is None:
         raise DataError(
-            'labels are missing: one integer or name for each image; give zeros where all images '
-            'are of one class'
+            'Labels are missing. Give one integer or name for each image, or zeros where all '
+            'images are of one class.'
         )
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:  # Keras gives CIFAR-10 like this.
         labels = labels[:, 0]
     if labels.shape != (count,):
+        is_one_hot = labels.ndim == 2 and len(labels) == count
+        hint = ' (of one-hot labels, labels.argmax(axis=1))' if is_one_hot else ''
         raise DataError(
-            f'there must be one label for each of the {count} images. '
-            f'Received: labels of shape {labels.shape}'
+            f'There must be one label for each of the {count} images{hint}. '
+            f'Received: labels of shape {labels.shape}.'
         )
     if labels.dtype.kind == 'O' and all(isinstance(label, str) for label in labels):
         labels = labels.astype(str)
+    if labels.dtype.kind == 'O' and all(map(_is_whole, labels)):
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in 'iuU':
         hint = ': use labels.astype(int)' if labels.dtype.kind in 'fb' else ''
-        raise DataError(f'labels must be integers or names{hint}. Received: {labels.dtype}')
+        raise DataError(f'Labels must be integers or names{hint}. Received: {labels.dtype}.')
     if labels.dtype.kind == 'U' and not all(labels):
-        raise DataError('labels must be names of at least one letter. Received: an empty one')
+        raise DataError('Labels must be names of at least one letter. Received: an empty one.')
     return labels
+
+
+def _is_whole(label: Any) -> bool:
+    return isinstance(label, (int, np.integer)) and not isinstance(label, bool)
 
 
 def names_of(labels: np.ndarray) -> tuple[str, ...]:
@@ -168,7 +180,7 @@ def make_dataset(
         train = train[split.is_within_limit(digests[train], limit_records, size)]
         declared = limit_records
     if not len(train):
-        raise DataError('no training records are left; give more images, or a larger limit_records')
+        raise DataError('No training records are left. Give more images or a larger limit_records.')
     parts = [Records(images[part], numbers[part], len(names), names) for part in (train, test)]
     facts = {
         'classes': names,
@@ -201,7 +213,7 @@ def _numbers(labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     unknown = [str(label) for label in found if str(label) not in position]
     if unknown:
         raise DataError(
-            f'every label must be one of the classes {", ".join(names[:20])}. '
-            f'Received: {unknown[0]!r}'
+            f'Every label must be one of the classes {", ".join(names[:20])}. '
+            f'Received: {unknown[0]!r}.'
         )
     return np.array([position[str(label)] for label in found], np.int32)[codes.reshape(-1)]

@@ -31,8 +31,15 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Repeats the channel of gray images [N, H, W, 1] if `channels` is 3; others stay."""
-    return images if images.shape[-1] == channels else np.repeat(images, channels, axis=-1)
+    """Makes images [N, H, W, C] gray or repeats their one channel; others stay.
+
+    Args:
+      images: uint8, C is 1 or 3.
+      channels: 1 or 3.
+    """
+    if images.shape[-1] == channels:
+        return images
+    return to_gray(images) if channels == 1 else np.repeat(images, channels, axis=-1)
 
 
 def crop_and_resize(image: np.ndarray, image_size: int | None, area: bool = False) -> np.ndarray:

@@ -36,10 +36,15 @@ _LITTER_FOLDERS = (
     *('@eadir', '@tmp', '#recycle', '#snapshot', '__macosx', '$recycle.bin'),
     *('system volume information', 'lost+found', '__pycache__'),
 )
-_LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r')
+_LITTER_FILES = ('thumbs.db', 'desktop.ini', 'icon\r', 'dicomdir')
 # The names of the parts of a data set.
 _TRAIN, _TEST = ('train', 'training'), ('test', 'testing')
 _VALIDATION = ('val', 'valid', 'validation', 'dev')
+_OF_PART = re.compile(
+    r'(^|[ _.-])(train|training|test|testing|val|valid|validation|dev|fold|split)'
+    r'[ _.-]?\d*($|[ _.-])',
+    re.IGNORECASE,
+)
 # The class of images that lie in no class folder.
 ONLY_CLASS = 'images'
 _CSV = 'csv:'
@@ -90,9 +95,14 @@ def shown(name: str) -> str:
     return ''.join(c if c.isprintable() else '\N{REPLACEMENT CHARACTER}' for c in name)
 
 
+def composed(name: str) -> str:
+    """A name in the one Unicode form in which names are compared: macOS writes é as two signs."""
+    return unicodedata.normalize('NFC', name)
+
+
 def class_name(folder: str) -> str:
     """The name of the class whose images are in a folder of this name."""
-    return unicodedata.normalize('NFC', shown(folder))
+    return composed(shown(folder))
 
 
 def natural_key(name: str) -> tuple:
@@ -144,10 +154,12 @@ def find(
       DataError: if there is no image, or one has no declared class.
     """
     if classes is not None:
-        classes = tuple(unicodedata.normalize('NFC', name) for name in classes)
+        classes = tuple(map(composed, classes))
     ignored = _Ignored()
     notes: list[str] = []
     table = table_of(label)
+    if table is None and os.path.isfile(root / files.expanded(label)):
+        raise DataError(f'--label={label} is a file. Give --label=csv:{label}.')
     train_root, test_root = _parts(root, ignored, notes, table is not None)
     roots = [r for r in (train_root, test_root) if r is not None]
     if table is not None:
@@ -164,15 +176,23 @@ def find(
     for part_root, part in zip(roots, found):
         if not part and table is not None and _Walk(part_root).files:
             raise DataError(
-                f'no row of {shown(str(table))} names an image in {shown(str(part_root))}: its '
-                'first column must hold their paths below that folder, for example '
-                f'{shown(os.path.relpath(_Walk(part_root).files[0][0], part_root))}'
+                f'No row of {shown(str(table))} names an image in {shown(str(part_root))}. Its '
+                'column file must hold their paths below that folder, with /, for example '
+                f'{shown(os.path.relpath(_Walk(part_root).files[0][0], part_root))}.'
             )
         if not part:
             where = 'or below it' if table is not None else 'in its class folders'
+            instead = '' if part_root == train_root else ', or rename or remove that folder'
             raise DataError(
-                f'{shown(str(part_root))} has no images ({KINDS}) {where}; put images there'
+                f'{shown(str(part_root))} has no images ({KINDS}) {where}. Put images there'
+                f'{instead}.'
             )
+    if classes is None and len(names) > 1 and all(_OF_PART.search(name) for name in names):
+        notes.append(
+            f'WARNING: {", ".join(map(repr, names[:_SHOWN]))} look like parts of a data set, and '
+            'are taken for classes: give the folder that holds the class folders, or name the '
+            'parts train and test.'
+        )
     return Listing(
         names,
         tuple(found[0]),
@@ -240,7 +260,7 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
             if path.is_dir() and not _is_litter(path.name) and not _is_circle(path, folder)
         ]
     except OSError as error:
-        raise DataError(f'cannot read {shown(str(folder))}: {error.strerror}') from error
+        raise DataError(f'{shown(str(folder))} cannot be read: {error.strerror}.') from error
     return sorted(found, key=lambda path: natural_key(class_name(path.name)))
 
 
@@ -250,16 +270,16 @@ def _names_of_folders(root: pathlib.Path) -> tuple[str, ...]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise DataError(
-            f'{shown(str(root))} has two folders whose names are shown alike, {twice[0]!r}: rename '
-            'one of them'
+            f'{shown(str(root))} has two folders whose names are shown alike, {twice[0]!r}. Rename '
+            'one of them.'
         )
     if names:
         return names
     if _images_in(root):
         return (ONLY_CLASS,)
     raise DataError(
-        f'{shown(str(root))} has no class folders and no images; put images into '
-        f'{shown(str(root))}/<class>/'
+        f'{shown(str(root))} has no class folders and no images. Put images into '
+        f'{shown(str(root))}/<class>/.'
     )
 
 
@@ -269,9 +289,9 @@ def _check_depth(root: pathlib.Path) -> None:
     if only == root or others or _images_in(root) or _images_in(only) or len(_subfolders(only)) < 2:
         return
     raise DataError(
-        f'{shown(str(root))} has one folder, {shown(only.name)}, with folders in it: if these are '
-        f'the classes, give folder:{shown(str(only))}; if {shown(only.name)} is one class, give '
-        f'--classes with its name. Received: folder:{shown(str(root))}'
+        f'{shown(str(root))} has one folder, {shown(only.name)}, with folders in it. If these are '
+        f'the classes, give folder:{shown(str(only))}. If {shown(only.name)} is one class, give '
+        f'--classes with its name. Received: folder:{shown(str(root))}.'
     )
 
 
@@ -302,10 +322,10 @@ def _by_folder(
             raise DataError(
                 f'{shown(walk.files[0][0])} has the class {name!r}, which is not '
                 + (
-                    f'declared by --classes, {declared}; declare the class or remove the image'
+                    f'declared by --classes, {declared}. Declare the class or remove the image.'
                     if is_declared
-                    else f'a folder of the training images, {declared}; every class of the test '
-                    'images must be one of the training images'
+                    else f'a folder of the training images, {declared}. Every class of the test '
+                    'images must be one of the training images.'
                 )
             )
         nested += sum(os.sep in below for _, below in walk.files)
@@ -378,7 +398,7 @@ def _kind_of(entry: os.DirEntry) -> str:
         return 'folder'
     if name.startswith('.') or name in _LITTER_FILES:
         return 'hidden files'
-    if not stat.S_ISREG(mode):  # Reading a named pipe would wait for ever.
+    if not stat.S_ISREG(mode):  # Reading a named pipe would never end.
         return 'special files'
     if _has_suffix(name):
         return 'image'
@@ -415,26 +435,30 @@ def _by_table(
     path: pathlib.Path,
 ) -> tuple[tuple[str, ...], list[tuple[list[File], _Walk]]]:
     table = read_table(path, 'label', '--label')
-    names = classes or tuple(
-        sorted({unicodedata.normalize('NFC', v) for v in table.values() if v}, key=natural_key)
-    )
+    names = classes or tuple(sorted(set(filter(None, table.values())), key=natural_key))
     labels = {name: number for number, name in enumerate(names)}
     parts, used = [], set()
+    bare: dict[str, str] = {}
     for part_root in roots:
         walk, listed = _Walk(part_root), []
         for file, below in walk.files:
-            name = pathlib.Path(os.path.relpath(file, root)).as_posix()
+            name = composed(pathlib.Path(os.path.relpath(file, root)).as_posix())
             # A bare name stands for files of that name in any folder.
-            name = name if name in table else posixpath.basename(name)
+            if name not in table:
+                path_of, name = name, posixpath.basename(name)
+                if name in table and bare.setdefault(name, path_of) != path_of:
+                    raise DataError(
+                        f'The table of labels names {shown(name)} without its folder, and there '
+                        f'are {shown(bare[name])} and {shown(path_of)}. Give paths in the table.'
+                    )
             label = table.get(name)
             if not label:
                 walk._others['images without a row in the table of labels'] += 1
                 continue
-            label = unicodedata.normalize('NFC', label)
             if label not in labels:
                 raise DataError(
                     f'{shown(file)} has the class {label!r}, which is not declared by --classes, '
-                    f'{", ".join(names[:_SHOWN])}; declare the class or remove its row'
+                    f'{", ".join(names[:_SHOWN])}. Declare the class or remove its row.'
                 )
             used.add(name)
             listed.append(File(file, labels[label], below))
@@ -456,7 +480,7 @@ def read_table(path: pathlib.Path, column: str, flag: str) -> dict[str, str]:
       flag: the setting that names the table, for messages.
 
     Returns:
-      The value of each file.
+      The value of each file, both in the form of `composed`.
 
     Raises:
       DataError: if it cannot be read, or gives a file two values.
@@ -467,25 +491,25 @@ def read_table(path: pathlib.Path, column: str, flag: str) -> dict[str, str]:
         if not {'file', column} <= set(columns):
             raise DataError(
                 f'{path} needs a header with the columns file and {column}, separated by '
-                f'commas. Received: {", ".join(columns)[:100] or "nothing"}'
+                f'commas. Received: {", ".join(columns)[:100] or "nothing"}.'
             )
         rows.fieldnames = columns
         table: dict[str, str] = {}
         for row in rows:
-            name = posixpath.normpath((row['file'] or '').strip())
-            value = (row[column] or '').strip()
+            name = composed(posixpath.normpath((row['file'] or '').strip()))
+            value = composed((row[column] or '').strip())
             if table.setdefault(name, value) != value:
                 raise DataError(
                     f'{path} gives {name} to two {column}s, the second time in line '
-                    f'{rows.line_num}; an image belongs to one {column}'
+                    f'{rows.line_num}. An image belongs to one {column}.'
                 )
         return table
     except OSError as error:
         raise DataError(
-            f'cannot read {path}: {error.strerror}; {flag}=csv:FILE is relative to the folder of '
-            'the data set, or absolute'
+            f'{path} cannot be read: {error.strerror}. The path of {flag}=csv:FILE is absolute, or '
+            'relative to the folder of the data set.'
         ) from error
     except DataError:
         raise
     except (csv.Error, ValueError) as error:
-        raise DataError(f'{path} is not a CSV file in UTF-8: {error}') from error
+        raise DataError(f'{path} is not a CSV file in UTF-8: {error}.') from error

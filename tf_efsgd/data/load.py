@@ -30,6 +30,8 @@ _BY_NAME: dict[str, Callable[[str, parts.Wanted], parts.Source]] = {
     'digits': digits.read,
     'mnist_10k': idx.read_mnist_10k,
 }
+# What comes with the package.
+EMBEDDED = tuple(_BY_NAME)
 _BY_SCHEME: dict[str, Callable[[str, pathlib.Path, parts.Wanted], parts.Source]] = {
     'folder': folder.read,
     'idx': idx.read,
@@ -129,11 +131,11 @@ def load(
         dataset_persons=dataset_persons,
     )
     if channels not in (None, 1, 3):
-        raise DataError(f'channels must be 1 or 3. Received: {channels}')
+        raise DataError(f'channels must be 1 or 3. Received: {channels}.')
     if (person is None) != (images_per_person is None):
         raise DataError(
             'person and images_per_person go together. Received: '
-            f'person={person}, images_per_person={images_per_person}'
+            f'person={person}, images_per_person={images_per_person}.'
         )
     wanted = parts.Wanted(
         image_size,
@@ -158,7 +160,7 @@ def load(
     train, kept = _limit(train, limit_records, whole, images_per_person, cache_dir)
     if not len(train.labels):
         raise DataError(
-            f'{dataset} has no training records left; use more images or a larger limit_records'
+            f'{dataset} has no training records left. Use more images or a larger limit_records.'
         )
     train_records, test_records = _make_records(dataset, train, test, source.class_names, channels)
     found, read_off = _findings(source, whole, train_records, dataset_size, dataset_persons)
@@ -182,7 +184,7 @@ def _check_numbers(**numbers: int | None) -> None:
     """Raises DataError for a number that is given and below 1."""
     for name, value in numbers.items():
         if value is not None and value < 1:
-            raise DataError(f'{name} must be at least 1. Received: {value}')
+            raise DataError(f'{name} must be at least 1. Received: {value}.')
 
 
 def _read(dataset: str, wanted: parts.Wanted) -> parts.Source:
@@ -191,7 +193,7 @@ def _read(dataset: str, wanted: parts.Wanted) -> parts.Source:
     if has_scheme and scheme in _BY_SCHEME:
         place = files.expanded(path)
         if not path or not place.is_dir():
-            raise DataError(f'there is no folder {path!r}; {scheme}: needs the path of a folder')
+            raise DataError(f'There is no folder {path!r}. {scheme}: needs the path of a folder.')
         return _BY_SCHEME[scheme](dataset, place, wanted)
     if dataset in _BY_NAME:
         return _BY_NAME[dataset](dataset, wanted)
@@ -256,8 +258,8 @@ def _make_records(
     if train.images.shape[1:3] != test.images.shape[1:3]:
         of_train, of_test = (images.size_text(part.images.shape[1:]) for part in (train, test))
         raise DataError(
-            f'training images of {name} are {of_train}, test images are {of_test}; set '
-            '--image_size to resize them'
+            f'The training images of {name} are {of_train}, its test images are {of_test}. Set '
+            '--image_size to resize them.'
         )
     channels = channels or max(train.images.shape[-1], test.images.shape[-1])
     return [

@@ -43,7 +43,7 @@ _READER = 2
 # Errors of a machine that is short of something, which may hit any file. No file is left out for
 # them: otherwise one more large image could decide whether another image is read.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC)
-_SHORT_OF = 'Images cannot be read now; free what is missing and start again:'
+_SHORT_OF = 'Images cannot be read now. Free what is missing and start again:'
 
 
 class Wanted(NamedTuple):
@@ -138,8 +138,8 @@ def refuse_persons(dataset: str, wanted: Wanted) -> None:
     """Raises DataError if persons are asked for in a data set that does not tell them apart."""
     if wanted.rule is not None:
         raise DataError(
-            f'{dataset} does not say which person an image belongs to: --images_per_person is for '
-            f'folder: and TFDS data sets. Received: --person={wanted.rule}'
+            f'{dataset} does not say which person an image belongs to. --images_per_person is for '
+            f'folder: and TFDS data sets. Received: --person={wanted.rule}.'
         )
 
 
@@ -147,8 +147,8 @@ def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[s
     """Returns the names of a data set's own classes; raises DataError if others are declared."""
     if wanted.classes not in (None, names):
         raise DataError(
-            f'{dataset} has classes of its own, {", ".join(names[:20])}: leave --classes out. '
-            f'Received: {", ".join(wanted.classes[:20])}'
+            f'{dataset} has classes of its own, {", ".join(names[:20])}. Leave --classes out. '
+            f'Received: {", ".join(wanted.classes[:20])}.'
         )
     return names
 
@@ -157,14 +157,16 @@ def check_names(dataset: str, names: tuple[str, ...], wanted: Wanted) -> tuple[s
 
 
 def part_of_arrays(images: np.ndarray, labels: np.ndarray, image_size: int | None) -> Part:
-    """Makes a part from gray images that are in memory already.
+    """Makes a part from images that are in memory already.
 
     Args:
-      images: uint8 [N, H, W].
+      images: uint8 [N, H, W] or [N, H, W, C].
       labels: integers [N].
       image_size: as in `load.load`.
     """
-    images = np.ascontiguousarray(images)[..., np.newaxis]
+    images = np.ascontiguousarray(images)
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
     persons = np.full(len(labels), '', object)
     return Part(
         images_.crop_and_resize_all(images, image_size),
@@ -204,8 +206,8 @@ def part_of_split(split: Split, wanted: Wanted) -> tuple[Part, tuple[str, ...]]:
             rows.close()
     except OSError as error:
         raise DataError(
-            f'cannot write decoded images to {wanted.cache_dir}: {error.strerror}; give another '
-            '--cache_dir, or --nocache to keep them in memory'
+            f'{wanted.cache_dir} cannot be written to: {error.strerror}. Decoded images are kept '
+            'there. Give another --cache_dir, or --nocache to keep them in memory.'
         ) from error
     said = (
         f'Decoded images are kept in {place.folder}. They are PRIVATE: only you can read them. '
@@ -261,10 +263,10 @@ def _decode_item(item: Item, wanted: Wanted, area: bool) -> _Decoded:
         return _Decoded(None, None, 0, False, str(error))
     except OSError as error:
         if error.errno in _OF_THE_MACHINE:
-            raise DataError(f'{_SHORT_OF} {error.strerror}') from error
+            raise DataError(f'{_SHORT_OF} {error.strerror}.') from error
         return _Decoded(None, None, 0, False, error.strerror or type(error).__name__)
     except (MemoryError, tf.errors.ResourceExhaustedError) as error:
-        raise DataError(f'{_SHORT_OF} not enough memory') from error
+        raise DataError(f'{_SHORT_OF} not enough memory.') from error
     pixels = picture.pixels
     digest = hashes.digest(pixels)
     if wanted.channels == 1 and pixels.shape[-1] == 3:
@@ -360,8 +362,8 @@ class _Found:
             fault = f'{describe(position)}: {decoded.fault}'
             if not self._wanted.skip_unreadable:
                 raise DataError(
-                    f'cannot read {fault}; repair or remove it, or give --skip_unreadable to leave '
-                    'such files out'
+                    f'An image cannot be read, {fault}. Repair or remove it, or give '
+                    '--skip_unreadable to leave such files out.'
                 )
             self._faults.append(fault.removeprefix(f'{self._split.root}{os.sep}'))
             return False
@@ -369,8 +371,8 @@ class _Found:
         self._shape = self._shape or shape
         if shape != self._shape:
             raise DataError(
-                f'{describe(position)} is {images_.size_text(shape)} as a square, the images '
-                f'before it {images_.size_text(self._shape)}; set --image_size to resize all'
+                f'As a square, {describe(position)} is {images_.size_text(shape)}, and the images '
+                f'before it are {images_.size_text(self._shape)}. Set --image_size to resize all.'
             )
         self._bits[decoded.bits] += 1
         self._animated += decoded.has_more
@@ -379,8 +381,11 @@ class _Found:
     def nothing(self) -> str:
         """Says why there is no record."""
         if self._faults:
-            return f'no image of {self._split.title} can be read, e.g. {self._faults[0]}'
-        return f'there is no {self._split.describe(0)}: the data set is empty; use another one'
+            return (
+                f'No image of {self._split.title} can be read. The first fault is '
+                f'{self._faults[0]}.'
+            )
+        return f'There is no {self._split.describe(0)}: the data set is empty. Use another one.'
 
     def notes(self) -> tuple[str, ...]:
         """What was found, in whole sentences."""

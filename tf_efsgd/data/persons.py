@@ -19,14 +19,16 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tensorflow as tf
 
 from tf_efsgd import files
 from tf_efsgd.data import dicom, listing
 from tf_efsgd.data.records import DataError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 _FORMS = 'folder, csv:FILE, name:REGEX, dicom (of a folder: data set) or the name of a TFDS feature'
 
@@ -60,19 +62,19 @@ class Rule:
         if not has_kind:
             kind, value = 'feature', text
         if kind not in ('csv', 'name', 'feature') or not value:
-            raise DataError(f'--person must be {_FORMS}. Received: {text!r}')
+            raise DataError(f'--person must be {_FORMS}. Received: {text!r}.')
         if kind == 'name':
             try:
                 groups = re.compile(value).groups
             except re.error as error:
                 raise DataError(
                     f'--person=name: needs a regular expression, and this is not one: {error}. '
-                    f'Received: {value!r}'
+                    f'Received: {value!r}.'
                 ) from error
             if not groups:
                 raise DataError(
                     '--person=name: needs a group in its regular expression, the part of the name '
-                    f'that is the person, e.g. name:^([^_]+)_. Received: {value!r}'
+                    f'that is the person, e.g. name:^([^_]+)_. Received: {value!r}.'
                 )
         return cls(kind, value)
 
@@ -129,14 +131,15 @@ def of_files(rule: Rule, root: pathlib.Path) -> tuple[Callable[[str, str], str],
         return _required(rule, first_group), Identity.of(rule)
     if rule.kind == 'csv':
         table = listing.read_table(root / files.expanded(rule.value), 'person', '--person')
-        found = _required(
-            rule,
-            lambda path, below: [table.get(pathlib.Path(os.path.relpath(path, root)).as_posix())],
-        )
-        return found, Identity.of(rule, table)
+
+        def in_table(path, below):
+            name = pathlib.Path(os.path.relpath(path, root)).as_posix()
+            return [table.get(listing.composed(name))]
+
+        return _required(rule, in_table), Identity.of(rule, table)
     if rule.kind == 'dicom':
         return _required(rule, lambda path, below: [_patient(path)]), Identity.of(rule)
-    raise DataError(f'--person={rule} is for TFDS data sets; a folder: data set takes {_FORMS}')
+    raise DataError(f'--person={rule} is for TFDS data sets. A folder: data set takes {_FORMS}.')
 
 
 def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
@@ -144,10 +147,10 @@ def _required(rule: Rule, find: Callable[[str, str], Sequence[str | None]]):
         found = [person for person in find(path, below) if person]
         if not found:
             raise DataError(
-                f'{listing.shown(path)} has no person by --person={rule.kind}; every image needs '
-                'one: name it or remove the image'
+                f'{listing.shown(path)} has no person by --person={rule.kind}. Every image needs '
+                'one: name it or remove the image.'
             )
-        return found[0]
+        return listing.composed(found[0])
 
     return person_of
 
@@ -157,7 +160,7 @@ def _patient(path: str) -> str:
     try:
         return dicom.patient(path)
     except (OSError, dicom.DicomError) as error:
-        raise DataError(f'{listing.shown(path)} has no person: {error}') from error
+        raise DataError(f'{listing.shown(path)} has no person: {error}.') from error
 
 
 def find_feature(
@@ -177,16 +180,18 @@ def find_feature(
     Raises:
       DataError: if there is no such feature, or it holds neither a whole number nor a text.
     """
+    import tensorflow as tf  # Rules for folders do without it.
+
     if rule.kind != 'feature':
         raise DataError(
-            f'--person={rule} is for folder: data sets; {name} takes the name of a feature'
+            f'--person={rule} is for folder: data sets. {name} takes the name of a feature.'
         )
     levels, feature = [], features
     for level in rule.value.split('/'):
         if not _is_group(feature) or level not in feature:
             raise DataError(
-                f'{name} has no feature {rule.value!r} to use as --person; it has '
-                f'{", ".join(_names(features)[:20])}'
+                f'{name} has no feature {rule.value!r} to use as --person. It has '
+                f'{", ".join(_names(features)[:20])}.'
             )
         levels.append(level)
         feature = feature[level]
@@ -197,8 +202,8 @@ def find_feature(
     is_text = not _is_group(feature) and feature.shape == () and feature.tf_dtype == tf.string
     if not (is_number or is_text):
         raise DataError(
-            f'the feature {rule.value!r} of {name} cannot be a person: it must be one whole number '
-            f'or text. Received: {", ".join(_names(feature)[:20]) or feature}'
+            f'The feature {rule.value!r} of {name} cannot be a person: it must be one whole number '
+            f'or text. Received: {", ".join(_names(feature)[:20]) or feature}.'
         )
     partial: Any = True
     for level in reversed(levels):

@@ -45,7 +45,10 @@ if pillow_heif is not None:
 Image.init()
 _FORMATS = tuple(name for name in _WANTED if name in Image.OPEN)
 
-# These are about metadata that nobody needs here.
+# These filters are set once, for the whole process. Files are decoded in several threads, and there
+# `warnings.catch_warnings` is not safe: it changes the filters of all threads, and two that overlap
+# can leave them changed.
+# These are about metadata that are not needed here.
 warnings.filterwarnings('ignore', category=UserWarning, module='PIL')
 # We have a limit of our own, and say so.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)

@@ -64,6 +64,12 @@ def poisson_batches(
             'Give expected_batch_size or threshold, one of them. Received: '
             f'expected_batch_size={expected_batch_size}, threshold={threshold}.'
         )
+    kind = getattr(getattr(images, 'dtype', None), 'kind', 'O')  # A tensor's type has none.
+    if kind == 'O':
+        raise ValueError(
+            'images must be one NumPy array: convert tensors and lists with numpy.stack. '
+            f'Received: {type(images).__name__}.'
+        )
     if threshold is None:
         size = len(images) if dataset_size is None else dataset_size
         if not 1 <= expected_batch_size <= size:
@@ -78,6 +84,11 @@ def poisson_batches(
         raise ValueError(
             f'labels must be one integer for each of the {len(images)} images. '
             f'Received: {labels.dtype} of shape {labels.shape}.'
+        )
+    if len(labels) and not (0 <= labels.min() and labels.max() < 2**31):
+        raise ValueError(
+            'labels must be 0 for the first class, 1 for the second, and so on. Received: '
+            f'{labels.min()} to {labels.max()}.'
         )
     labels = labels.astype(np.int32)
     if not 1 <= threshold <= _GRAIN:
@@ -100,7 +111,11 @@ def poisson_batches(
     # There is nothing to tune, and the tuner can delay the end of training by a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
-    return dataset.prefetch(2 * num_replicas).with_options(options)
+    dataset = dataset.prefetch(2 * num_replicas).with_options(options)
+    # What `EFSGDGan.fit` compares with the optimizer and the discriminator.
+    dataset.expected_batch_size = expected_batch_size
+    dataset.range_of_labels = (int(labels.min()), int(labels.max())) if len(labels) else None
+    return dataset
 
 
 def sample_indices(

@@ -33,9 +33,9 @@ def check_declared_size(count: int, declared: int) -> None:
     """
     if count > _MOST_PER_DECLARED * declared:
         raise DataError(
-            f'there are more than {_MOST_PER_DECLARED:g} times the {declared:,} records that '
-            '--dataset_size declares, so steps would be larger than the account allows: declare '
-            'the number of records, or one near it'
+            f'There are more than {_MOST_PER_DECLARED:g} times the {declared:,} records that '
+            '--dataset_size declares, so steps would be larger than the account allows. Declare '
+            'the number of records, or one near it.'
         )
 
 
@@ -61,27 +61,27 @@ class Records:
     def __post_init__(self):
         if self.images.dtype != np.uint8 or self.labels.dtype != np.int32:
             raise DataError(
-                'images must be uint8 and labels int32. '
-                f'Received: {self.images.dtype} and {self.labels.dtype}'
+                'Images must be uint8 and labels int32. '
+                f'Received: {self.images.dtype} and {self.labels.dtype}.'
             )
         if self.images.ndim != 4 or self.images.shape[-1] not in (1, 3):
             raise DataError(
-                f'images must be [N, H, W, C] with C 1 or 3. Received: {self.images.shape}'
+                f'Images must be [N, H, W, C] with C 1 or 3. Received: {self.images.shape}.'
             )
         if self.labels.shape != self.images.shape[:1]:
             raise DataError(
-                f'there must be one label for each of the {len(self.images)} images. '
-                f'Received: labels of shape {self.labels.shape}'
+                f'There must be one label for each of the {len(self.images)} images. '
+                f'Received: labels of shape {self.labels.shape}.'
             )
         if self.num_classes < 1 or len(self.class_names) != self.num_classes:
             raise DataError(
-                f'there must be at least one class, and a name for each of the {self.num_classes}. '
-                f'Received: {len(self.class_names)} names'
+                f'There must be at least one class, and a name for each of the {self.num_classes}. '
+                f'Received: {len(self.class_names)} names.'
             )
         if len(self.labels) and not 0 <= self.labels.min() <= self.labels.max() < self.num_classes:
             raise DataError(
-                f'labels must be in [0, {self.num_classes}). '
-                f'Received: {self.labels.min()} to {self.labels.max()}'
+                f'Labels must be in [0, {self.num_classes}). '
+                f'Received: {self.labels.min()} to {self.labels.max()}.'
             )
 
     def __len__(self) -> int:

@@ -16,13 +16,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from tf_efsgd import machine, progress
-from tf_efsgd.data import listing, pictures
+from tf_efsgd.data import listing, persons, pictures
 
 # The share of records to train on if there is no test set, see `split.is_tested_on`.
 _TRAINED_ON = 1 - 1_933_000_000_000_000_000 / 2**64
 _CHUNK = 16
 _AHEAD = 3
-_NAMED = 5
+_NAMED, _NAMED_CLASSES = 5, 20
 # A progress bar appears after so many seconds.
 _QUIET = 2.0
 # These kinds of files are not mentioned: everybody expects that they are read.
@@ -60,23 +60,39 @@ class Survey:
         """How many images can be read."""
         return sum(self.counts)
 
-    def lines(self) -> list[str]:
-        """What was found, in lines for the user."""
+    def lines(self, skips_unreadable: bool = False) -> list[str]:
+        """What was found, in lines for the user.
+
+        Args:
+          skips_unreadable: whether the user leaves out files that cannot be read.
+        """
         classes = f'{len(self.counts):,} class{"es" if len(self.counts) > 1 else ""}'
         lines = [f'{self.images:,} images, {classes} ({_spread(self)}).']
+        if len(self.class_names) > 1 and not _names_all(self):
+            named = ', '.join(self.class_names[:_NAMED_CLASSES])
+            more = len(self.class_names) - _NAMED_CLASSES
+            lines.append(f'Classes: {named}{f" and {more:,} more" if more > 0 else ""}.')
         if self.unreadable:
             listed = '; '.join(self.unreadable[:_NAMED])
             more = len(self.unreadable) - _NAMED
             listed += f'; and {more:,} more' if more > 0 else ''
-            lines.append(
-                f'{len(self.unreadable):,} unreadable: {listed}. --skip_unreadable leaves such '
-                'files out.'
+            how = (
+                'They are left out.'
+                if skips_unreadable
+                else '--skip_unreadable leaves such files out.'
             )
+            lines.append(f'{len(self.unreadable):,} unreadable: {listed}. {how}')
         odd = {kind: n for kind, n in sorted(self.kinds.items()) if kind not in _USUAL}
         if odd:
             read = ', '.join(f'{n:,} {kind or "without an ending"}' for kind, n in odd.items())
             lines.append(f'Read too: {read}.')
         return [*lines, *self.notes]
+
+
+def _names_all(survey: Survey) -> bool:
+    """Whether `_spread` names all classes."""
+    counts = survey.counts
+    return min(counts) != max(counts) and len(counts) <= _NAMED
 
 
 def _spread(survey: Survey) -> str:
@@ -120,7 +136,7 @@ def survey(
     label: str = '',
     bits: int | None = None,
     *,
-    has_folders_of_persons: bool = False,
+    person: persons.Rule | None = None,
 ) -> Survey:
     """Looks at every image of a folder.
 
@@ -129,13 +145,18 @@ def survey(
       classes: as in `listing.find`.
       label: as in `listing.find`.
       bits: as in `pictures.decode`.
-      has_folders_of_persons: as in `listing.find`.
+      person: says whose an image is; None if persons are not asked for.
 
     Raises:
-      DataError: as in `listing.find`.
+      DataError: as in `listing.find`, or if an image has no person.
     """
-    found = listing.find(root, classes, label, has_folders_of_persons=has_folders_of_persons)
+    of_folders = person is not None and person.kind == 'folder'
+    found = listing.find(root, classes, label, has_folders_of_persons=of_folders)
     files = (*found.train, *(found.test or ()))
+    if person is not None:
+        person_of, _ = persons.of_files(person, root)
+        for file in files:
+            person_of(file.path, file.below)
     counts = np.zeros(len(found.class_names), int)
     kinds: collections.Counter[str] = collections.Counter()
     unreadable, sides, channels, trained_on = [], [], 1, 0

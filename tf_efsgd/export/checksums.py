@@ -9,6 +9,8 @@ import re
 
 from tf_efsgd import files
 
+# What file managers leave in a folder that somebody has opened; it is neither listed nor compared.
+_LITTER = ('.ds_store', 'thumbs.db', 'desktop.ini')
 _LINE = re.compile(r'(\\?)([0-9a-f]{64})[ ][ *](.+)')
 
 
@@ -93,6 +95,7 @@ def _files_of(folder: pathlib.Path) -> list[str]:
     for path, folders, names in os.walk(folder):
         folders.sort()
         relative = pathlib.Path(path).relative_to(folder)
+        names = [name for name in names if name.lower() not in _LITTER and name[:2] != '._']
         found += [(relative / name).as_posix() for name in names]
     return sorted(found)
 

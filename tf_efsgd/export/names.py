@@ -6,12 +6,22 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from tf_efsgd import file_names
+
 # The longest name in bytes. File systems allow 255, and a path has several names.
 _LONGEST = 80
 # Readers of folders of images take these words in a path for names of splits.
 _SPLITS = (
     *('train', 'training', 'test', 'testing', 'eval', 'evaluation', 'dev', 'val', 'valid'),
     'validation',
+)
+# Names of files beside the class folders, in lower case.
+_FILES = tuple(
+    name.casefold()
+    for name in (
+        *(file_names.LABELS, file_names.README, file_names.PAGE, file_names.CROISSANT),
+        *(file_names.GENERATION, 'samples.png', file_names.CHECKSUMS, file_names.STATEMENT),
+    )
 )
 # Names that Windows reserves, with any extension.
 _DEVICES = ('con', 'prn', 'aux', 'nul', *(f'{p}{n}' for p in ('com', 'lpt') for n in range(10)))
@@ -28,7 +38,7 @@ def folder_names(class_names: Sequence[str]) -> list[str]:
       or that would be taken for a split, becomes `class_<label>`.
     """
     found: list[str] = []
-    taken = set()
+    taken = set(_FILES)
     for label, class_name in enumerate(class_names):
         name = _safe(class_name) or f'class_{label}'
         if name.casefold() in taken:

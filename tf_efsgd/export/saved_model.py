@@ -181,7 +181,7 @@ def _trace_signatures(
 
     @tf.function(input_signature=[labels_of[tf.int32]])
     def draw(labels):
-        return _for_nobody_too(generate_images, num_classes, labels)
+        return _even_for_no_labels(generate_images, num_classes, labels)
 
     channels = _check_images(draw.get_concrete_function().structured_outputs)
 
@@ -237,7 +237,7 @@ def _trace_from_seed(generate: _Images, num_classes: int):
         ]
     )
     def from_seed(labels, seed):
-        images = _for_nobody_too(generate, num_classes, labels, seed)
+        images = _even_for_no_labels(generate, num_classes, labels, seed)
         _check_images(images)
         return {'images': to_uint8(images)}
 
@@ -255,20 +255,20 @@ def _trace_from_latent(latents_to_images: FromLatents, num_classes: int):
         message = 'There must be one row of latents for each label.'
         same = tf.debugging.assert_equal(tf.shape(labels)[0], tf.shape(latents)[0], message=message)
         with tf.control_dependencies([same]):
-            # This row is for the image that nobody gets, see `_for_nobody_too`.
+            # This row is for the extra image that is thrown away, see `_even_for_no_labels`.
             latents = tf.pad(latents, [[0, 1], [0, 0]])
 
         def generate(padded):
             return latents_to_images.generate(padded, latents[: tf.shape(padded)[0]])
 
-        images = _for_nobody_too(generate, num_classes, labels)
+        images = _even_for_no_labels(generate, num_classes, labels)
         _check_images(images)
         return {'images': _in_unit_range(images)}
 
     return from_latent.get_concrete_function()
 
 
-def _for_nobody_too(generate: _Images, num_classes: int, labels: tf.Tensor, *more) -> tf.Tensor:
+def _even_for_no_labels(generate: _Images, num_classes: int, labels: tf.Tensor, *more) -> tf.Tensor:
     """Checks labels and makes their images in [-1, 1], also if there are no labels."""
     # A global seed (`tf.random.set_seed`) would be written into the graph, and every server
     # would hand out the same images after each start.
@@ -277,7 +277,7 @@ def _for_nobody_too(generate: _Images, num_classes: int, labels: tf.Tensor, *mor
         labels = tf.identity(labels)
     count = tf.shape(labels)[0]
     # Not every layer takes an empty batch (cuDNN's convolutions do not). For an empty batch one
-    # image is made for nobody, and none is handed out.
+    # image is made that is thrown away.
     extra = tf.zeros([tf.cast(tf.equal(count, 0), tf.int32)], tf.int32)
     return generate(tf.concat([labels, extra], axis=0), *more)[:count]
 

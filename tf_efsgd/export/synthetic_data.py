@@ -19,16 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from tf_efsgd import files
+from tf_efsgd import file_names, files
 from tf_efsgd.export import checksums, formats, names, versions
 from tf_efsgd.export.generated import ExportedGenerator
 from tf_efsgd.progress import Bar
 
 BALANCES = ('auto', 'even', 'released')
 
-# Files of a data set beside its images.
-LABELS, GENERATION, CHECKSUMS = 'labels.csv', 'generation.json', 'SHA256SUMS'
-STATEMENT = 'privacy_statement.json'
 # The progress of a data set that is not finished.
 _PROGRESS = '.progress.json'
 _COUNTS = 'released_class_counts'
@@ -116,11 +113,11 @@ def write(
       output: the folder to make, which does not exist yet.
       wanted: what to generate.
       write_pages: writes the README and other pages, given the folder, the contents of
-        `GENERATION` and some images of each class, uint8 [rows * classes, H, W, C].
+        `file_names.GENERATION` and some images of each class, uint8 [rows * classes, H, W, C].
       quiet: whether to leave out the progress bar.
 
     Returns:
-      The contents of `GENERATION`.
+      The contents of `file_names.GENERATION`.
 
     Raises:
       ExportError: if the folder exists, or if something else was begun there.
@@ -146,12 +143,12 @@ def write(
     if isinstance(writer, formats.Npz):
         writer.set_labels(labels)
     writer.finish()
-    _write_labels(work / LABELS, writer, labels, generator.class_names)
-    shutil.copyfile(generator.path / versions.STATEMENT, work / STATEMENT)
-    files.write_atomically(work / GENERATION, _to_json(about))
+    _write_labels(work / file_names.LABELS, writer, labels, generator.class_names)
+    shutil.copyfile(generator.path / versions.STATEMENT, work / file_names.STATEMENT)
+    files.write_atomically(work / file_names.GENERATION, _to_json(about))
     write_pages(work, about, _examples(generator, about['seed']))
     (work / _PROGRESS).unlink()
-    checksums.write(work, CHECKSUMS)
+    checksums.write(work, file_names.CHECKSUMS)
     os.rename(work, output)
     files.sync(output.parent)
     return about
@@ -200,7 +197,7 @@ def _read_progress(work: pathlib.Path) -> dict[str, Any]:
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise versions.ExportError(
             f'{work} is in the way: it is not an interrupted data set that can be continued. '
-            'Remove it, or give another --output.'
+            'Move it to another place, or give another --output.'
         ) from error
 
 

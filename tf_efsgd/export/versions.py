@@ -8,16 +8,14 @@ import pathlib
 import re
 from typing import Any
 
-from tf_efsgd import files
+from tf_efsgd import file_names, files
 
 # Paths in an export, beside those of TensorFlow.
-STATEMENT = 'assets.extra/privacy_statement.json'
-CHECKSUMS = 'assets.extra/SHA256SUMS'
-WARM_UP = 'assets.extra/tf_serving_warmup_requests'
+STATEMENT = f'{file_names.EXTRA}/{file_names.STATEMENT}'
+CHECKSUMS = f'{file_names.EXTRA}/{file_names.CHECKSUMS}'
+WARM_UP = f'{file_names.EXTRA}/tf_serving_warmup_requests'
 CLASS_NAMES = 'assets/class_names.txt'
 
-# In a run folder.
-EXPORT = 'export'
 _MODEL = 'saved_model.pb'
 
 
@@ -56,7 +54,7 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     path = files.expanded(path)
     if (path / _MODEL).is_file():
         return path
-    for base in (path / EXPORT, path):
+    for base in (path / file_names.EXPORT, path):
         whole = [found for found in all_versions(base) if (found / _MODEL).is_file()]
         if whole:
             return whole[-1]

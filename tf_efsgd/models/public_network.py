@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-# What the statement, the report and every table say about results that used it.
-LEARNED_FROM = 'ImageNet'
 NAME = 'efficientnet_lite0'
 
 STAGES = ('stage_1', 'stage_2', 'stage_3', 'stage_4', 'stage_5')

@@ -45,7 +45,7 @@ from tf_efsgd.privacy.plan import (
 _FORMAT = 5
 
 # The position at which every ledger starts.
-START = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
+START_POSITION = {'bytes': 0, 'sha256': hashlib.sha256().hexdigest()}
 
 
 class LedgerError(ValueError):
@@ -216,7 +216,7 @@ class Ledger:
         return sum(entry.count for entry in self.entries)
 
     @property
-    def spent(self) -> list[tuple[dp_accounting.DpEvent | None, int]]:
+    def events(self) -> list[tuple[dp_accounting.DpEvent | None, int]]:
         """What was reserved, as (event of one step, steps); equal events in a row are added up."""
         summed: list[tuple[dp_accounting.DpEvent | None, int]] = []
         for entry in self.entries:

@@ -7,10 +7,10 @@ Formal guarantees:
 
 from __future__ import annotations
 
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.ledger import Ledger
 
 
-class LedgerCopy(ledger.Ledger):
+class LedgerCopy(Ledger):
     """A ledger in memory; the chief's is the one that counts.
 
     Args:

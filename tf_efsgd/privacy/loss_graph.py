@@ -14,6 +14,12 @@ _HARMLESS = re.compile(
     r'(Mutable)?HashTable(V2|OfTensorsV2)?|LookupTable(Find|Size)(V2)?|CudnnRNN(Backprop)?(V2|V3)?'
 )
 _RANDOM = re.compile(r'Random|Rng|Multinomial|Truncated|Sampler|Stateful(Uniform|Standard)|Shuffle')
+# Ops that fail for some values of a record. Integer division and looking up by index can fail, too,
+# but are part of every graph, for shapes and labels.
+_FAILS = re.compile(
+    r'Assert|CheckNumerics(V2)?|(Batch)?(Cholesky|Matrix(Inverse|Solve|SolveLs|TriangularSolve))|'
+    r'(Log)?MatrixDeterminant|MatrixLogarithm|MatrixSquareRoot'
+)
 _WRITES = re.compile(r'Assign|ResourceApply|ResourceScatter|ResourceSparseApply|Insert|Import')
 
 
@@ -46,10 +52,10 @@ def _why_node(node) -> str | None:
         )
     if 'PyFunc' in node.op:
         return f'it calls Python ({node.op} in {node.name!r}), which may do anything'
-    if node.op == 'Assert':
+    if _FAILS.fullmatch(node.op):
         return (
-            f'it may stop the run because of one record (Assert in {node.name!r}), and that would '
-            'show that the record is there'
+            f'it may stop the run because of one record ({node.op} in {node.name!r}), and that '
+            'would show that the record is there'
         )
     if not definition.is_stateful or _HARMLESS.fullmatch(node.op):
         return None

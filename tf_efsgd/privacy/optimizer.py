@@ -6,7 +6,7 @@ have in common, `private_step` is what one step does, and `mechanism.Mechanism` 
 
 Formal guarantees:
   - One step is one Gaussian mechanism, `dp_event`, on the sampled records.
-  - E holds noised quantities only; it, the update and all later state are post-processing.
+  - E holds noisy quantities only; it, the update and all later state are post-processing.
     (Not with error_feedback='hidden', the published variant: see `feed_back_hidden`, and
     `Mechanism.step_event` for what it really spends.)
   - With several replicas the sums are all-reduced first; then every replica computes the same

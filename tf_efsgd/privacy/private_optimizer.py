@@ -22,6 +22,9 @@ from tf_efsgd.privacy.feedback_slots import FeedbackSlots
 from tf_efsgd.privacy.loss_vector import LossVector, Unapplied, check_float32
 from tf_efsgd.privacy.mechanism import ASSUMED_PARAMETERS, Mechanism
 
+# What `get_config` says beside the constructor's arguments.
+_STEPS, _PARAMETERS = 'steps_made', 'counted_parameters'
+
 
 class PrivateOptimizer(LossVector, FeedbackSlots):
     """The private step over a legacy Keras optimizer class, which comes after it in the bases.
@@ -324,12 +327,35 @@ class PrivateOptimizer(LossVector, FeedbackSlots):
         return tf.maximum(replicas.all_reduce(batch_size), 1.0)
 
     def get_config(self) -> dict:
-        """The constructor's arguments."""
+        """The constructor's arguments, and what has been spent: steps and their parameters.
+
+        Some of Keras' file formats restore no variables of an optimizer. Without these two, steps
+        that were made before a model was saved would be counted nowhere.
+        """
         config = super().get_config()
         config.update(dataclasses.asdict(self.mechanism))
         config['num_microbatches'] = self._num_microbatches
         config['expected_batch_size'] = self.expected_batch_size
+        config[_STEPS] = self._steps_made()
+        config[_PARAMETERS] = self._parameters
         return config
+
+    @classmethod
+    def from_config(cls, config: dict, custom_objects: dict | None = None):
+        """Makes an optimizer that counts on from what `get_config` says."""
+        config = dict(config)
+        steps, parameters = config.pop(_STEPS, 0), config.pop(_PARAMETERS, ASSUMED_PARAMETERS)
+        optimizer = super().from_config(config, custom_objects)
+        if steps:
+            optimizer.iterations.assign(steps)
+        optimizer._parameters = max(optimizer._parameters, parameters)
+        return optimizer
+
+    def _steps_made(self) -> int:
+        if self._iterations is None:  # Keras makes the variable when it is first asked for.
+            return 0
+        with tf.init_scope():
+            return int(self.iterations.numpy())
 
 
 def _num_parameters(variables: Sequence[tf.Variable]) -> int:

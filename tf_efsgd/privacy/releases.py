@@ -25,8 +25,9 @@ import numpy as np
 import tensorflow as tf
 
 from tf_efsgd import files
-from tf_efsgd.privacy import class_sums, ledger, run_state
+from tf_efsgd.privacy import class_sums, run_state
 from tf_efsgd.privacy.features import grouped, learned, pixels
+from tf_efsgd.privacy.ledger import Ledger
 
 # The noisy sums of the first release. They are public, so they may be kept and used again.
 WARM_START = 'warm_start.npy'
@@ -43,7 +44,7 @@ class Releases:
 
     Args:
       folder: of the run.
-      book: its ledger.
+      ledger: its ledger.
       state: what is remembered of the run outside its folder.
       images: of the records, uint8 [N, H, W, C]. PRIVATE.
       labels: of the records, int32 [N]. PRIVATE.
@@ -57,7 +58,7 @@ class Releases:
     def __init__(
         self,
         folder: pathlib.Path,
-        book: ledger.Ledger,
+        ledger: Ledger,
         state: run_state.RunState,
         images: np.ndarray,
         labels: np.ndarray,
@@ -68,7 +69,7 @@ class Releases:
         all_reduce: Callable[[np.ndarray], np.ndarray] = lambda sums: sums,
     ):
         self._folder = folder
-        self._ledger = book
+        self._ledger = ledger
         self._state = state
         self._images = images
         self._labels = labels
@@ -89,12 +90,12 @@ class Releases:
           ReleaseError: if a file is not what was released, or another version of the program
             released it.
         """
-        book = self._ledger
-        if book.first_plan.warm_start_event is None:
+        ledger = self._ledger
+        if ledger.first_plan.warm_start_event is None:
             return
         for name, noted, version in (
-            (WARM_START, book.warm_start, self._version),
-            (LEARNED_FEATURES, book.learned_features, learned.VERSION),
+            (WARM_START, ledger.warm_start, self._version),
+            (LEARNED_FEATURES, ledger.learned_features, learned.VERSION),
         ):
             path = self._folder / name
             if path.exists():

@@ -105,7 +105,7 @@ def _usefulness(metrics: Mapping[str, Any]) -> list[_Row]:
 
 def _usefulness_notes(metrics: Mapping[str, Any]) -> str:
     if 'gen2real_cnn' not in metrics:
-        return '<p>No gen2real: it needs at least two classes and a test split of real images.</p>'
+        return '<p>No gen2real: it needs at least two classes and 10 real images to test on.</p>'
     found = metrics['gen2real_cnn']
     runs = len(found['accuracies'])
     spread = (

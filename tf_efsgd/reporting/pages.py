@@ -9,12 +9,18 @@ import base64
 import html
 import math
 import os
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from tf_efsgd import files
 
 _PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
+# A picture of more pixels is made smaller on most screens: then pixels that are left out would show
+# as broken lines, and it is drawn smoothly.
+_SMOOTH_WIDTH, _SMOOTH_HEIGHT = 1400, 700
+# A picture whose width is a smaller part of its height stands beside text, not above it.
+_NARROW = 0.7
 
 _STYLE = """
 *{box-sizing:border-box}
@@ -29,7 +35,14 @@ margin:1.25rem 0}
 .private{background:#17663a}.not-private{background:#a3161f}
 figure{margin:0}
 figcaption{color:#52606d;font-size:.9rem;margin:.4rem 0}
-img{display:block;width:100%;image-rendering:pixelated;border:1px solid #dde2e8}
+img{display:block;width:min(100%,max(38vh,14rem)*var(--aspect));height:auto;
+image-rendering:pixelated;border:1px solid #dde2e8}
+img.smooth{image-rendering:auto}
+.beside{display:grid;grid-template-columns:auto 1fr;gap:1.25rem;align-items:start}
+.beside>*{min-width:0;margin-bottom:0}
+.beside>:first-child{max-width:24rem}
+.beside figure{width:max(11rem,max(52vh,14rem)*var(--aspect));max-width:100%}
+.beside img{width:min(100%,max(52vh,14rem)*var(--aspect))}
 .curves{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1.25rem}
 .curves figcaption{font-weight:600;color:#1d2733;overflow-wrap:anywhere}
 svg{display:block;width:100%;height:auto}
@@ -51,7 +64,14 @@ svg.scale{width:8rem}
 .facts ul{font-size:.85rem;line-height:1.35}
 @media(min-width:60rem){.facts ul{columns:2;column-gap:2rem}}
 a{color:inherit}
+.beside .facts th{width:38%}
+.beside .facts ul{columns:1}
 @media(max-width:40rem){
+.beside{display:block}
+.beside>:first-child{max-width:none}
+.beside>*{margin-bottom:1.25rem}
+.beside figure{width:auto}
+.beside img{width:min(100%,max(38vh,14rem)*var(--aspect))}
 main{padding:.6rem}
 section{padding:.9rem}
 .facts th{width:38%}
@@ -108,8 +128,34 @@ def section(heading: str, content: str) -> str:
     return f'<section>\n<h2>{heading}</h2>\n{content}\n</section>'
 
 
+def beside(picture: str, text: str) -> str:
+    """Returns two sections beside each other where there is room: a narrow picture, and text."""
+    return f'<div class="beside">\n{picture}\n{text}\n</div>'
+
+
+def is_narrow(png: bytes) -> bool:
+    """Whether a PNG is so much higher than wide that text should stand beside it.
+
+    Raises:
+      ValueError: if it is not a PNG.
+    """
+    width, height = _size(png)
+    return width < _NARROW * height
+
+
+def _size(png: bytes) -> tuple[int, int]:
+    """Returns the width and the height of a PNG, in pixels, each at least 1."""
+    # The signature, then the header: its length, its name, width and height.
+    if not png.startswith(_PNG_SIGNATURE) or png[12:16] != b'IHDR' or len(png) < 24:
+        raise ValueError(f'A picture must be a PNG. Received: {png[:8]!r}')
+    width, height = struct.unpack('>II', png[16:24])
+    return max(width, 1), max(height, 1)
+
+
 def picture(png: bytes, alt: str, caption: str) -> str:
     """Returns a PNG as a figure that contains the picture itself.
+
+    It is shown as wide as there is room for, but not higher than a part of the window.
 
     Args:
       png: the PNG file.
@@ -122,11 +168,12 @@ def picture(png: bytes, alt: str, caption: str) -> str:
     Raises:
       ValueError: if it is not a PNG.
     """
-    if not png.startswith(_PNG_SIGNATURE):
-        raise ValueError(f'A picture must be a PNG. Received: {png[:8]!r}')
+    width, height = _size(png)
     data = base64.b64encode(png).decode('ascii')
+    kind = 'smooth' if width > _SMOOTH_WIDTH or height > _SMOOTH_HEIGHT else 'crisp'
     return (
-        f'<figure><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+        f'<figure style="--aspect:{width / height:.4g}"><img class="{kind}" width="{width}" '
+        f'height="{height}" alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
         f'<figcaption>{html.escape(caption)}</figcaption></figure>'
     )
 

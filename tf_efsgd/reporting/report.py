@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import html
 import io
 import math
@@ -24,6 +25,11 @@ _LABELS = {
     'epsilon_if_the_stop_was_fixed_in_advance': 'ε if the stop was decided before the run',
     'epsilon_pld': 'ε by privacy loss distributions',
     'epsilon_rdp': 'ε by Rényi DP',
+    'epsilon_pld_fixed_in_advance_only': 'ε by privacy loss distributions, had all changes been '
+    'decided before the run',
+    'epsilon_rdp_fixed_in_advance_only': 'ε by Rényi DP, had all changes been decided before the '
+    'run',
+    'epsilon_unproven': 'ε that plain DP-SGD would have, which is not proven here',
     'epsilon_of_the_ideal_mechanism': 'ε if the noise were real numbers',
     'delta': 'δ',
     'delta_times_units': 'δ times the number of images, or of persons',
@@ -35,7 +41,13 @@ _LABELS = {
     'private_parameters': 'Parameters of a private step',
     'noise': 'How the noise is drawn',
     'l2_norm_clip': 'Clipping norm',
+    'error_feedback': 'Error feedback',
+    'residual_l2_norm_clip': 'Clipping norm of what the first clip cut',
+    'residual_share': 'Share of the budget for what clipping cut',
+    'feedback_decay': 'Decay of the feedback',
+    'feedback_l2_norm_clip': 'Clipping norm of the feedback',
     'steps': 'Private steps',
+    'applied_steps': 'Private steps that the generator has seen',
     'planned_steps': 'Private steps of the whole plan',
     'expected_batch_size': 'Expected batch size',
     'accountant': 'Accountant',
@@ -47,6 +59,14 @@ _LABELS = {
     'together': 'All of these runs together',
     'together_with_all': 'All runs that are remembered there together',
     'other_runs_not_known': 'Other runs of which nothing is known',
+    'warm_start': 'Releases before the first step',
+    'events': 'Events that epsilon composes',
+    'unverified_resumes': 'Resumes whose records were not compared',
+    'changes_of_mechanism': 'Changes of the mechanism',
+    'randomness': 'Where the noise comes from',
+    'class_names': 'Classes',
+    'released_class_counts': 'Released numbers of images of each class',
+    'generator_sha256': 'SHA-256 of the generator',
     'software': 'Software',
     'public_images': 'Public images used beside the records (†)',
 }
@@ -59,6 +79,8 @@ _LISTS = {
     'proven': 'Proven',
     'tested_not_proven': 'Tested, not proven',
 }
+# The rate of false alarms of the test that serves as an example.
+_FALSE_ALARMS = 0.01
 # Entries of the section "In short".
 _NOT_COVERED = 'not_covered'
 _BY_IMAGES = 'epsilon_by_images_per_person'
@@ -111,10 +133,16 @@ def write_report(
     """
     if private:
         _check_claim(statement, history)
+    png = _read(samples_png)
+    images = pages.section('Generated images', _samples(png, sample_caption))
+    first = [images]
+    if private:
+        short = pages.section('In short', _in_short(statement, identity or {}))
+        is_beside = png is not None and pages.is_narrow(png)
+        first = [pages.beside(images, short)] if is_beside else [images, short]
     sections = [
         _banner(private, statement),
-        pages.section('In short', _in_short(statement, identity or {})) if private else '',
-        pages.section('Generated images', _samples(samples_png, sample_caption)),
+        *first,
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section('Curves', _curves(history)),
         pages.section('Privacy statement', _facts(private, statement)),
@@ -131,6 +159,7 @@ def write_privacy_page(
     about: Mapping[str, Any],
     samples_png: str | None,
     sample_caption: str,
+    date: datetime.date | None = None,
 ) -> None:
     """Writes the page of a synthetic data set as one HTML file.
 
@@ -142,16 +171,21 @@ def write_privacy_page(
       about: public facts about how the data set was generated, by name.
       samples_png: path of a PNG of generated images, or None.
       sample_caption: the text below the picture.
+      date: when the data set was made; None: today, UTC.
 
     Raises:
       ValueError: as in `write_report`.
     """
     private = bool(statement.get('private'))
+    short = ''
     if private:
         _check_claim(statement, [])
+        date = date or datetime.datetime.now(datetime.timezone.utc).date()
+        short = pages.section('In short', _data_set_in_short(statement, date))
     sections = [
         _banner(private, statement),
-        pages.section('Images of this generator', _samples(samples_png, sample_caption)),
+        short,
+        pages.section('Images of this generator', _samples(_read(samples_png), sample_caption)),
         pages.section('What this means', _promise(statement) if private else _no_promise()),
         pages.section(
             'How the images were made',
@@ -198,6 +232,18 @@ def _check_claim(statement: Mapping[str, Any], history: Sequence[Mapping[str, An
         )
 
 
+# Where a page of a run says its ε: in the banner, in short, and in the table of the statement.
+_SAID = re.compile(
+    r'<div>ε = ([^,<]*(?:,\d{3})*), δ|<th>ε spent</th><td><b>([^<]*)</b>'
+    r'|<code>epsilon</code></th><td>([^<]*)</td>'
+)
+
+
+def epsilons_of(page: str) -> list[str]:
+    """Reads every ε that the page of a run says was spent, as it is written there."""
+    return [next(filter(None, found), '') for found in _SAID.findall(page)]
+
+
 def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     if not private:
         return pages.banner(
@@ -215,27 +261,76 @@ def _banner(private: bool, statement: Mapping[str, Any]) -> str:
     )
 
 
-# What may be handed over of a run whose statement says that it is private.
-_MAY_BE_HANDED_OVER = (
+# What may be handed over of a run, and of a data set, whose statement says that it is private.
+_RUN_HANDED_OVER = (
     'this page, the generated images (samples/) and the generator (export/). Not the folder '
     'nonprivate/, which is about real images, nor the records'
 )
+_DATA_SET_HANDED_OVER = (
+    'this folder with all its images, the generator that drew them, and any number of its images. '
+    'Not the records, nor the folder nonprivate/ of the run, which is about real images'
+)
+_SEVERAL = 'ε for several images of a person'
 
 
 def _in_short(statement: Mapping[str, Any], identity: Mapping[str, str]) -> str:
-    """Answers on the first screen what a privacy officer asks first."""
-    rows = {
-        'Unit of privacy': html.escape(str(statement['unit_of_privacy'])),
-        'ε spent': f'<b>{rounding.up(float(statement["epsilon"]))}</b>',
-        'δ': f'{float(statement["delta"])!r}; times the number of {_units(statement)} it is '
-        f'{rounding.up(float(statement["delta_times_units"]), 2)}',
-        'ε for several images of a person': _short_by_images(statement),
-        'May be handed over': html.escape(_MAY_BE_HANDED_OVER),
-        **{html.escape(name): f'<code>{html.escape(v)}</code>' for name, v in identity.items()},
-        'Not covered': pages.value(statement['not_covered']),
-    }
+    """Answers what a privacy officer asks first of a run."""
+    return _short_table(
+        {
+            'Unit of privacy': html.escape(str(statement['unit_of_privacy'])),
+            'ε spent': f'<b>{rounding.up(float(statement["epsilon"]))}</b>',
+            'δ': f'{float(statement["delta"])!r}; {_delta_times_units(statement)}',
+            _SEVERAL: _short_by_images(statement),
+            'May be handed over': html.escape(_RUN_HANDED_OVER),
+            **{html.escape(name): f'<code>{html.escape(v)}</code>' for name, v in identity.items()},
+            'Not covered': pages.value(statement['not_covered']),
+        }
+    )
+
+
+def _data_set_in_short(statement: Mapping[str, Any], date: datetime.date) -> str:
+    """Answers what a privacy officer asks first of a data set, from the statement alone."""
+    epsilon, delta = float(statement['epsilon']), float(statement['delta'])
+    unit = html.escape(str(statement['unit_of_privacy']))
+    one = _one(statement)
+    generator = statement.get('generator_sha256')
+    return _short_table(
+        {
+            'May be handed over': html.escape(_DATA_SET_HANDED_OVER),
+            'ε': f'<b>{rounding.up(epsilon)}</b>, for {unit}: with or without {one}, the '
+            'probability of whatever this folder shows differs by a factor of at most '
+            f'{rounding.up(_exp(epsilon))}, plus δ.{_weak(epsilon, delta)}',
+            'δ': f'<b>{delta!r}</b>: the probability that comes on top of that factor; '
+            f'{_delta_times_units(statement)}',
+            _SEVERAL: _short_by_images(statement),
+            'Not covered': pages.value(statement['not_covered']),
+            'Date (UTC)': f'<code>{date.isoformat()}</code>',
+            'SHA-256 of the generator': 'not given by the version of the program that made it'
+            if generator is None
+            else f'<code>{html.escape(str(generator))}</code>',
+        }
+    )
+
+
+def _short_table(rows: Mapping[str, str]) -> str:
     lines = ''.join(f'<tr><th>{name}</th><td>{shown}</td></tr>\n' for name, shown in rows.items())
     return f'<table class="facts">\n{lines}</table>'
+
+
+def _delta_times_units(statement: Mapping[str, Any]) -> str:
+    shown = rounding.up(float(statement['delta_times_units']), 2)
+    return f'times the number of {_units(statement)} it is {shown}'
+
+
+def _one(statement: Mapping[str, Any]) -> str:
+    return 'one person' if _counts_persons(statement) else 'one record'
+
+
+def _weak(epsilon: float, delta: float) -> str:
+    """Says that a promise is weak if it is, else nothing."""
+    if _detection_bound(_FALSE_ALARMS, epsilon, delta) <= 0.5:
+        return ''
+    return ' By itself that is a weak promise; only a smaller ε makes a stronger one.'
 
 
 def _short_by_images(statement: Mapping[str, Any]) -> str:
@@ -245,11 +340,11 @@ def _short_by_images(statement: Mapping[str, Any]) -> str:
     if not found:
         return 'larger; how much was not computed for this run'
     shown = (
-        f'{html.escape(str(images))}: '
-        f'{"no bound" if epsilon is None else rounding.up(float(epsilon))}'
+        f'{"no bound" if epsilon is None else rounding.up(float(epsilon))} for '
+        f'{html.escape(str(images))} images'
         for images, epsilon in found.items()
     )
-    return 'by their number, ' + ', '.join(shown)
+    return 'larger: ' + ', '.join(shown)
 
 
 def _counts_persons(statement: Mapping[str, Any]) -> bool:
@@ -272,11 +367,17 @@ def _facts(private: bool, statement: Mapping[str, Any]) -> str:
     )
 
 
-def _samples(samples_png: str | None, caption: str) -> str:
-    if samples_png is None:
+def _read(path: str | None) -> bytes | None:
+    if path is None:
+        return None
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def _samples(png: bytes | None, caption: str) -> str:
+    if png is None:
         return '<p>No samples have been drawn yet.</p>'
-    with open(samples_png, 'rb') as file:
-        return pages.picture(file.read(), 'Grid of generated images', caption)
+    return pages.picture(png, 'Grid of generated images', caption)
 
 
 def _promise(statement: Mapping[str, Any]) -> str:
@@ -285,15 +386,10 @@ def _promise(statement: Mapping[str, Any]) -> str:
     unit = html.escape(str(statement['unit_of_privacy']))
     record = html.escape(str(statement.get('record', 'one image with its label')))
     relation = str(statement.get('neighboring_relation', 'ADD_OR_REMOVE_ONE'))
-    one = 'one person' if _counts_persons(statement) else 'one record'
+    one = _one(statement)
     neighbours = html.escape(_NEIGHBOURS.get(relation, relation).format(one))
     whose = 'persons whose images' if _counts_persons(statement) else 'images that'
-    detected = _detection_bound(0.01, epsilon, delta)
-    weak = (
-        ' By itself that is a weak promise; only a smaller ε makes a stronger one.'
-        if detected > 0.5
-        else ''
-    )
+    detected = _detection_bound(_FALSE_ALARMS, epsilon, delta)
     lists = ''.join(
         f'<p><b>{heading}:</b></p>\n{pages.value(statement[name])}\n'
         for name, heading in _LISTS.items()
@@ -304,7 +400,7 @@ released, whatever else they know. With or without {one}, the probability of any
 differs by a factor of at most <span>e<sup>ε</sup> = {rounding.up(_exp(epsilon))}</span>, plus
 <span>δ = {delta!r}</span>. The smaller both are, the better.</p>
 <p><b>For example:</b> a test that wrongly accuses 1 in 100 {whose} were not used for training
-can rightly name at most {_percent(detected)} of those that were.{weak}</p>
+can rightly name at most {_percent(detected)} of those that were.{_weak(epsilon, delta)}</p>
 <p><b>One record</b> is {record}.</p>
 {_several_images(statement)}
 <p><b>Neighbouring data sets:</b> {neighbours} (<code>{html.escape(relation)}</code>).</p>
@@ -390,10 +486,11 @@ def _curves(history: Sequence[Mapping[str, Any]]) -> str:
     try:
         if any(len(points) > 1 for points in curves.values()):
             import matplotlib.figure  # noqa: F401, it may be broken or missing.
-    except ImportError:
+    except Exception:  # E.g. a ValueError where MPLBACKEND names something unknown.
         return (
-            '<p>The curves need matplotlib. Install it with '
-            '<code>pip install matplotlib</code> and write the report again.</p>'
+            '<p>The curves need matplotlib, which cannot be loaded. Install it with '
+            '<code>pip install matplotlib</code>, or unset <code>MPLBACKEND</code>, and write the '
+            'report again.</p>'
         )
     figures = [
         f'<figure><figcaption>{html.escape("ε spent" if name == _EPSILON else name)}</figcaption>'

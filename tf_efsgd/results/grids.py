@@ -145,11 +145,11 @@ def make_config(
         data = dataclasses.replace(settings.data, dataset=dataset, **places)
         settings = dataclasses.replace(settings, data=data)
         if not (settings.run.evaluate and settings.run.export):
-            raise config.ConfigError('a table needs --evaluate and --export')
+            raise config.ConfigError('A table needs --evaluate and --export.')
         if config.from_flagfile(settings.to_flags()) != settings:
             raise config.ConfigError(
-                'the place of a run and how it continues cannot be changed with --set. Received: '
-                + ', '.join(overrides)
+                'The place of a run and how it continues cannot be changed with --set. Received: '
+                f'{", ".join(overrides)}.'
             )
         return _with_unproven_noise(settings) if row.unproven else settings
     except ValueError as error:
@@ -214,7 +214,7 @@ def show_command(row: Row, settings: config.RunConfig, overrides: Sequence[str] 
         shown = [f'--flagfile={row.flagfile}', *row.changes, *(f'--{value}' for value in overrides)]
     else:  # A flagfile's target cannot be taken back by a flag.
         dataset = config.from_flagfile('\n'.join(_flags(row))).data.dataset
-        left_out = {'seed': None, 'data_dir': None, 'tfds_manual_dir': None}
+        left_out = dict.fromkeys(('seed', *config.OWN_PLACES))
         defaults = config.RunConfig(privacy=config.PrivacyConfig(noise_multiplier=1.0))
         known = defaults.to_flags(noise_multiplier=None).splitlines()
         lines = settings.to_flags(dataset=dataset, **left_out).splitlines()

@@ -18,16 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from tf_efsgd import config, files
+from tf_efsgd import config, file_names, files
 from tf_efsgd.results.grids import Row
 
 LAUNCHER = (sys.executable, '-m', 'tf_efsgd.launch')
 
-_METRICS = pathlib.Path('nonprivate', 'metrics.json')
-_MODEL = pathlib.Path('export', '1', 'saved_model.pb')
-_STATEMENT = pathlib.Path('export', '1', 'assets.extra', 'privacy_statement.json')
-# Where the data are on this machine. A run may be kept after they have moved.
-_PLACES = ('data_dir', 'tfds_manual_dir')
+_METRICS = pathlib.Path(file_names.NONPRIVATE, file_names.METRICS)
+_EXPORT = pathlib.Path(file_names.EXPORT, '1')
+_MODEL = _EXPORT / 'saved_model.pb'
+_STATEMENT = _EXPORT / file_names.EXTRA / file_names.STATEMENT
 _TAIL_BYTES = 4096
 
 
@@ -51,7 +50,7 @@ class Run:
     @property
     def is_started(self) -> bool:
         """Whether privacy was spent on it; a start that ended before that left no ledger."""
-        return (self.folder / 'ledger.jsonl').exists()
+        return (self.folder / file_names.LEDGER).exists()
 
     @property
     def is_finished(self) -> bool:
@@ -75,7 +74,7 @@ class Run:
         """
         if not self.is_started:
             return
-        path = self.folder / 'config.flags'
+        path = self.folder / file_names.FLAGFILE
         try:
             before = config.from_flagfile(path.read_text(encoding='utf-8'))
         except (OSError, config.ConfigError) as error:
@@ -172,7 +171,7 @@ class Run:
 
     def picture(self) -> pathlib.Path | None:
         """Returns the path of the last sample grid; None if there is none yet."""
-        pictures = sorted((self.folder / 'samples').glob('step_*.png'))
+        pictures = sorted((self.folder / file_names.SAMPLES).glob('step_*.png'))
         return pictures[-1] if pictures else None
 
     def last_words(self) -> str:
@@ -239,7 +238,7 @@ def _differences(before: config.RunConfig, now: config.RunConfig) -> list[str]:
         old, new = getattr(before, group.name), getattr(now, group.name)
         for field in dataclasses.fields(new):
             was, value = getattr(old, field.name), getattr(new, field.name)
-            if was != value and field.name not in _PLACES:
+            if was != value and field.name not in config.OWN_PLACES:
                 found.append(f'--{field.name} was {was}, is {value}')
     return found
 

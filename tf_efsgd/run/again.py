@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget
-from tf_efsgd.config import ConfigError, RunConfig, settings_hash
+from tf_efsgd import budget, file_names
+from tf_efsgd.config import ConfigError, DataConfig, RunConfig, settings_hash
 from tf_efsgd.data.records import Records
 from tf_efsgd.export import versions
 from tf_efsgd.privacy import seen_records
@@ -32,8 +32,8 @@ def export(run_dir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ConfigError: if there is no such run, or nothing of it was trained.
     """
-    config, book, generator, step = _read(run_dir)
-    statement = _statement(run_dir, config, book, step, generator)
+    config, ledger, generator, step = _read(run_dir)
+    statement = _statement(run_dir, config, ledger, step, generator)
     try:
         target, is_new = exports.export(run_dir, generator, statement)
     except ValueError as error:  # The statement claims more than its numbers support.
@@ -57,9 +57,9 @@ def report(run_dir: pathlib.Path) -> dict[str, Any]:
     Raises:
       ConfigError: as in `export`.
     """
-    config, book, generator, step = _read(run_dir)
-    statement = _statement(run_dir, config, book, step, generator)
-    page = finish.write_report(run_dir, config, statement, book.run_id)
+    config, ledger, generator, step = _read(run_dir)
+    statement = _statement(run_dir, config, ledger, step, generator)
+    page = finish.write_report(run_dir, config, statement, ledger.run_id)
     return {'report': str(page), 'privacy_statement': statement}
 
 
@@ -70,41 +70,41 @@ def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger, tf.keras.Model, int
     learned, even while the run trains.
     """
     config = run_folder.read_settings(run_dir)
-    path = run_dir / run_folder.LEDGER
+    path = run_dir / file_names.LEDGER
     try:
         generator = _untrained(run_dir, config, Ledger.read(path).plan)
-        restored = checkpoints.restore_generator(run_dir / run_folder.CHECKPOINTS, generator)
-        book = Ledger.read(path)
-        book.check_position(restored.ledger_position)
+        restored = checkpoints.restore_generator(run_dir / file_names.CHECKPOINTS, generator)
+        ledger = Ledger.read(path)
+        ledger.check_position(restored.ledger_position)
     except (LedgerError, OSError, checkpoints.CheckpointError) as error:
         raise ConfigError(str(error)) from error
     hashes = (settings_hash(config), settings_hash(config, has_place=True))
-    if book.first_plan.settings_sha256 not in hashes:
+    if ledger.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
             f'The settings of {run_dir} are not those that it was started with: its ledger has '
-            f'another hash, so {run_dir / run_folder.FLAGFILE} was changed. Restore that file.'
+            f'another hash, so {run_dir / file_names.FLAGFILE} was changed. Restore that file.'
         )
-    if restored.step > book.reserved_steps:
+    if restored.step > ledger.reserved_steps:
         raise ConfigError(
-            f'{path} has paid for {book.reserved_steps:,} steps, and the last checkpoint is of '
+            f'{path} has paid for {ledger.reserved_steps:,} steps, and the last checkpoint is of '
             f'step {restored.step:,}: what was spent cannot be known. Restore the ledger.'
         )
-    return config, book, generator, restored.step
+    return config, ledger, generator, restored.step
 
 
 def _untrained(run_dir: pathlib.Path, config: RunConfig, plan: Plan) -> tf.keras.Model:
-    names = _class_names(run_dir, config, plan.num_classes)
+    names = _class_names(run_dir, config.data, plan.num_classes)
     shape = Records(
         np.zeros([0, *plan.image_shape], np.uint8), np.zeros([0], np.int32), len(names), names
     )
     return build.untrained_generator(config, shape)
 
 
-def _class_names(run_dir: pathlib.Path, config: RunConfig, num_classes: int) -> tuple[str, ...]:
+def _class_names(run_dir: pathlib.Path, data: DataConfig, num_classes: int) -> tuple[str, ...]:
     """The names of the classes, as declared or as in an earlier export; otherwise numbers."""
-    if config.data.class_names is not None:
-        return config.data.class_names
-    for earlier in reversed(versions.all_versions(run_dir / versions.EXPORT)):
+    if data.class_names is not None:
+        return data.class_names
+    for earlier in reversed(versions.all_versions(run_dir / file_names.EXPORT)):
         try:
             names = versions.read_statement(earlier).get('class_names')
         except versions.ExportError:  # Not whole; the next one may be.
@@ -114,10 +114,10 @@ def _class_names(run_dir: pathlib.Path, config: RunConfig, num_classes: int) -> 
     return tuple(str(label) for label in range(num_classes))
 
 
-def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
+def _statement(run_dir, config, ledger, step, generator) -> dict[str, Any]:
     """The privacy statement; it says of other runs what an export of this generator says."""
-    spent = budget.make_statement(
-        book,
+    of_ledger = budget.make_statement(
+        ledger,
         step,
         finish.software(),
         data=config.data,
@@ -125,18 +125,20 @@ def _statement(run_dir, config, book, step, generator) -> dict[str, Any]:
         model=config.model,
     )
     statement = {
-        **spent,
-        **exports.of_generator(generator, _class_names(run_dir, config, book.plan.num_classes)),
-        **exports.released_counts(run_dir, book),
+        **of_ledger,
+        **exports.of_generator(
+            generator, _class_names(run_dir, config.data, ledger.plan.num_classes)
+        ),
+        **exports.released_counts(run_dir, ledger),
     }
     earlier = exports.latest_of(run_dir, statement)
     if earlier is not None and 'together' in earlier:
         covered = {name: earlier[name] for name in ('not_covered',) if name in earlier}
         return {**earlier, **statement, **covered}
     # Without the records nobody can look up which other runs used them.
-    unit = seen_records.IMAGE if book.plan.images_per_person is None else seen_records.PERSON
+    unit = seen_records.IMAGE if ledger.plan.images_per_person is None else seen_records.PERSON
     promise = seen_records.Promise(math.inf, 0.0, unit)
-    unknown = seen_records.OtherRuns(promise, dataset=book.plan.dataset)
+    unknown = seen_records.OtherRuns(promise, dataset=ledger.plan.dataset)
     if 'not_covered' in statement:
         statement['not_covered'].append(unknown.not_covered)
     return {**statement, **unknown.to_statement()}

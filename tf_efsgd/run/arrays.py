@@ -32,7 +32,7 @@ class Arrays:
             checked = arrays.check_images(images)
             self._labels = arrays.check_labels(labels, len(checked))
         except records.DataError as error:
-            raise ConfigError(f'{error}.') from error
+            raise ConfigError(str(error)) from error
         has_channels = np.ndim(images) == 4
         self._images = checked
         # Whether labels are 'integers' or 'names', and whether images had an axis of channels.
@@ -58,7 +58,7 @@ class Arrays:
         if given.get('image_size') is not None or given.get('resume') or size in (None, side):
             return {}
         print(f'Images are resized to {size}x{size}; give image_size for another size.')
-        return {'image_size': size}
+        return {'image_size': size, 'read_off_records': 'image_size'}
 
     def load(self, config: RunConfig) -> records.Dataset:
         """Makes the records that the settings ask for, like `folder.load_records`.
@@ -76,8 +76,8 @@ class Arrays:
                 channels=data.channels,
                 limit_records=data.limit_records,
                 dataset_size=data.dataset_size,
-                size_was_counted='dataset_size' in data.read_off,
+                size_was_counted=run_folder.size_was_counted(config),
             )
         except records.DataError as error:
-            raise ConfigError(f'{error}.') from error
+            raise ConfigError(str(error)) from error
         return run_folder.marked_as_read(dataset, data)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from tf_efsgd import budget
 from tf_efsgd.config import (
     ConfigError,
     ModelConfig,
@@ -21,9 +22,9 @@ from tf_efsgd.models.discriminator import build_discriminator
 from tf_efsgd.models.generator import draw_inputs
 from tf_efsgd.models.losses import NonSaturatingLosses
 from tf_efsgd.models.public_heads import HeadInputs, HingeLosses, build_public_heads
-from tf_efsgd.privacy import ledger
-from tf_efsgd.privacy.features import alone, public
+from tf_efsgd.privacy.features import alone, pixels, public
 from tf_efsgd.privacy.optimizer import ErrorFeedbackDPKerasAdamOptimizer
+from tf_efsgd.privacy.plan import Plan
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training.gan import EFSGDGan
 from tf_efsgd.training.public_heads_gan import PublicHeadsGan
@@ -68,11 +69,11 @@ def untrained_generator(config: RunConfig, train: Records) -> tf.keras.Model:
     )
 
 
-def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | None:
+def build_public_network(privacy: PrivacyConfig, train: Records) -> tf.keras.Model | None:
     """Builds the frozen network that learned from public images.
 
     Args:
-      config: the settings of the run, none of them 'auto'.
+      privacy: the run's settings of privacy, none of them 'auto'.
       train: its records, for the shape of the images and the number of classes.
 
     Returns:
@@ -81,23 +82,23 @@ def build_public_network(config: RunConfig, train: Records) -> tf.keras.Model | 
     Raises:
       ConfigError: if there is no such network, or it does not go with these images.
     """
-    if not recipes.uses_public_features(config.privacy):
+    if not recipes.uses_public_features(privacy):
         return None
     enlarge = public_network.choose_enlargement(train.image_shape[0], train.num_classes)
     return as_config_error(
         lambda: public_network.load_public_network(
-            config.privacy.public_features, train.image_shape, enlarge=enlarge
+            privacy.public_features, train.image_shape, enlarge=enlarge
         ),
         (ValueError, OSError),
     )
 
 
-def for_generated_images(model: tf.keras.Model, config: RunConfig) -> tf.keras.Model:
+def for_generated_images(model: tf.keras.Model, training: TrainingConfig) -> tf.keras.Model:
     """Makes a network for generated images, in the precision of the settings.
 
     Args:
       model: in float32, which is kept for whatever sees a record.
-      config: the settings of the run.
+      training: the run's settings of training.
 
     Returns:
       The model, or a copy in another precision.
@@ -105,9 +106,9 @@ def for_generated_images(model: tf.keras.Model, config: RunConfig) -> tf.keras.M
     Raises:
       ConfigError: if Keras cannot copy it.
     """
-    if config.training.mixed_precision == 'none':
+    if training.mixed_precision == 'none':
         return model
-    policy = f'mixed_{config.training.mixed_precision}'
+    policy = f'mixed_{training.mixed_precision}'
     try:
         return precision.copy_in(model, policy)
     except (ValueError, TypeError, NotImplementedError) as error:
@@ -132,6 +133,22 @@ def try_head_inputs(inputs: HeadInputs, image_shape: tuple[int, int, int]) -> No
     inputs.rows = try_rows(lambda: alone.choose_rows(inputs, photographs))
 
 
+def build_features(
+    plan: Plan, network: tf.keras.Model | None
+) -> pixels.FeatureMap | public.PublicFeatures:
+    """Builds the features of the first release.
+
+    Args:
+      plan: the first plan of the run.
+      network: that learned from public images; None: features of pixels alone.
+    """
+    if network is None:
+        return pixels.FeatureMap(plan.image_shape)
+    noise_multiplier = 0.0 if plan.event is None else budget.noise_of_releases(plan)[0]
+    size = public.choose_size(plan.dataset_size, plan.num_classes, noise_multiplier)
+    return public.PublicFeatures(network, plan.image_shape, size)
+
+
 def try_rows(choose: Callable[[], int]) -> int:
     """Tries on this machine how many records may be computed at a time, see `features.alone`.
 
@@ -150,13 +167,15 @@ def try_rows(choose: Callable[[], int]) -> int:
         ) from error
 
 
-def check_network(config: RunConfig, network: tf.keras.Model | None) -> None:
+def check_network(
+    model: ModelConfig, privacy: PrivacyConfig, network: tf.keras.Model | None
+) -> None:
     """Raises ConfigError if the discriminator needs a public network and there is none."""
-    if config.model.discriminator == 'public_heads' and network is None:
+    if model.discriminator == 'public_heads' and network is None:
         raise ConfigError(
             '--discriminator=public_heads needs the network of --public_features and a warm start: '
             'give --warm_start_share, or --discriminator=pixels. Received: '
-            f'--public_features={config.privacy.public_features}.'
+            f'--public_features={privacy.public_features}.'
         )
 
 
@@ -182,9 +201,9 @@ def build_gan(
             return untrained_generator(config, train), _build_discriminator(config.model, train)
 
         generator, discriminator = as_config_error(build_networks, ValueError)
-        generator = for_generated_images(generator, config)
+        generator = for_generated_images(generator, config.training)
         return EFSGDGan(generator, discriminator, draw_inputs, seed=config.training.seed), None
-    check_network(config, network)
+    check_network(config.model, config.privacy, network)
     generator = as_config_error(lambda: untrained_generator(config, train), ValueError)
     photographs = public.public_photographs(train.image_shape)
     inputs = HeadInputs(network, photographs, pixels=True)
@@ -194,10 +213,10 @@ def build_gan(
         reconstruction=config.model.reconstruction == 'head',
     )
     gan = PublicHeadsGan(
-        for_generated_images(generator, config),
+        for_generated_images(generator, config.training),
         heads,
         draw_inputs,
-        inputs.on(for_generated_images(network, config)),
+        inputs.on(for_generated_images(network, config.training)),
         seed=config.training.seed,
     )
     return gan, inputs
@@ -213,7 +232,7 @@ def _build_discriminator(model: ModelConfig, train: Records) -> tf.keras.Model:
     )
 
 
-def compile_gan(gan: EFSGDGan, config: RunConfig, plan: ledger.Plan, noise) -> None:
+def compile_gan(gan: EFSGDGan, config: RunConfig, plan: Plan, noise) -> None:
     """Makes the GAN ready to train by a plan; call it in the strategy's scope.
 
     Args:
@@ -227,7 +246,7 @@ def compile_gan(gan: EFSGDGan, config: RunConfig, plan: ledger.Plan, noise) -> N
     """
     as_config_error(
         lambda: gan.compile(
-            **_optimizers(config, plan),
+            **_optimizers(config.model, config.training, plan),
             **_how_to_train(config.model, config.training, config.privacy),
             losses=HingeLosses() if isinstance(gan, PublicHeadsGan) else NonSaturatingLosses(),
             noise=noise,
@@ -236,11 +255,10 @@ def compile_gan(gan: EFSGDGan, config: RunConfig, plan: ledger.Plan, noise) -> N
     )
 
 
-def _optimizers(config: RunConfig, plan: ledger.Plan) -> dict:
-    training = config.training
+def _optimizers(model: ModelConfig, training: TrainingConfig, plan: Plan) -> dict:
     adam, rate = tf.keras.optimizers.legacy.Adam, training.discriminator_learning_rate
     of_generator = training.generator_learning_rate
-    if config.model.discriminator == 'public_heads' and plan.train_steps:
+    if model.discriminator == 'public_heads' and plan.train_steps:
         steps = max(1, plan.train_steps // training.discriminator_steps)
         of_generator = tf.keras.optimizers.schedules.CosineDecay(
             of_generator, steps, _LAST_LEARNING_RATE

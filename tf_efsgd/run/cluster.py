@@ -1,8 +1,8 @@
 """Reads the workers of a run from TF_CONFIG and lets them meet before TensorFlow connects them.
 
-TensorFlow waits for a missing worker for ever, and ignores Ctrl-C meanwhile. So the workers first
-meet on the ports that TF_CONFIG gives them: each sends the chief its settings, and none continues
-before the chief has received all of them and found them equal.
+TensorFlow waits for a missing worker without end, and ignores Ctrl-C meanwhile. So the workers
+first meet on the ports that TF_CONFIG gives them: each sends the chief its settings, and none
+continues before the chief has received all of them and found them equal.
 """
 
 from __future__ import annotations
@@ -16,15 +16,23 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tf_efsgd.config import ConfigError, RunConfig, from_flagfile, recipes, without_place
+from tf_efsgd.config import (
+    MOVABLE,
+    OWN_PLACES,
+    ConfigError,
+    DataConfig,
+    RunConfig,
+    TrainingConfig,
+    from_flagfile,
+    recipes,
+    without_place,
+)
 from tf_efsgd.version import __version__
 
 CHIEF, WORKER = 'chief', 'worker'
 
-# Paths on a machine and the time to wait: workers may differ in these settings.
-_OWN_DATA = ('data_dir', 'tfds_manual_dir', 'cache_dir')
-_OWN = (*_OWN_DATA, 'worker_timeout')
-_PLACED = ('dataset', 'person', 'label')
+# Workers may differ in these settings.
+_OWN = (*OWN_PLACES, 'worker_timeout')
 # Flags of one start, which are not settings of the run.
 OF_START = ('resume', 'change_mechanism', 'resume_unverified')
 
@@ -131,22 +139,22 @@ def shared_settings(config: RunConfig) -> list[str]:
     """Returns the settings that must be equal on all workers, as flags; paths are left out."""
     data = config.data
     instead: dict[str, str | None] = dict.fromkeys(_OWN)
-    instead |= {name: without_place(getattr(data, name), name) for name in _PLACED}
+    instead |= {name: without_place(getattr(data, name), name) for name in MOVABLE}
     instead['public_features'] = recipes.without_folder(config.privacy.public_features)
     return config.to_flags(**instead).splitlines()
 
 
-def check_own_records(config: RunConfig) -> None:
+def check_own_records(data: DataConfig, training: TrainingConfig) -> None:
     """Refuses settings that need all records if each worker has only its own.
 
     Args:
-      config: the settings.
+      data: this worker's settings of data.
+      training: this worker's settings of training.
 
     Raises:
       ConfigError: if there are such settings.
     """
-    data = config.data
-    if config.training.worker_records != 'own':
+    if training.worker_records != 'own':
         return
     if data.dataset_size is None or data.classes is None:
         raise ConfigError(
@@ -343,8 +351,8 @@ def with_own_places(flags: str, own: RunConfig) -> RunConfig:
       own: the settings of this worker.
     """
     config = from_flagfile(f'{flags}--run_dir={own.run.run_dir or "."}\n')
-    data = {name: getattr(own.data, name) for name in _OWN_DATA}
-    for name in _PLACED:
+    data = {name: getattr(own.data, name) for name in OWN_PLACES}
+    for name in MOVABLE:
         if without_place(getattr(own.data, name), name) != getattr(own.data, name):
             data[name] = getattr(own.data, name)
     privacy = config.privacy

@@ -10,18 +10,20 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget, progress
-from tf_efsgd.config import RunConfig
+from tf_efsgd import budget, file_names, progress
+from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.data import poisson
 from tf_efsgd.data.records import Dataset
 from tf_efsgd.models import public_heads, sampling
 from tf_efsgd.models.public_heads import HeadInputs
-from tf_efsgd.privacy import ledger, ledger_copy, run_state, seen_records
+from tf_efsgd.privacy import ledger_copy, run_state, seen_records
+from tf_efsgd.privacy.features import pixels, public
+from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.optimizer import new_noise
 from tf_efsgd.run import checkpoints
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.alone import Alone
-from tf_efsgd.training import samples
+from tf_efsgd.training import callbacks, samples
 from tf_efsgd.training.gan import EFSGDGan
 
 _SAMPLE_SEED = 101
@@ -60,6 +62,7 @@ class Context:
       workers: of the run: this one alone, or several.
       network: the frozen network that learned from public images; None without public features.
       head_inputs: what a discriminator of heads sees of an image; None if it sees images.
+      features: of the first release, tried; None in a run without one, and in a resumed run.
       is_restored: whether a checkpoint was restored.
     """
 
@@ -67,7 +70,7 @@ class Context:
     folder: pathlib.Path
     state_dir: pathlib.Path
     dataset: Dataset
-    ledger: ledger.Ledger
+    ledger: Ledger
     state: run_state.RunState | ledger_copy.NothingRemembered
     gan: EFSGDGan
     strategy: tf.distribute.Strategy
@@ -76,7 +79,9 @@ class Context:
     workers: Alone = dataclasses.field(default_factory=Alone)
     network: tf.keras.Model | None = None
     head_inputs: HeadInputs | None = None
+    features: pixels.FeatureMap | public.PublicFeatures | None = None
     is_restored: bool = False
+    _has_overview: bool = dataclasses.field(default=False, init=False)
 
     @functools.cached_property
     def checkpoints(self) -> checkpoints.RunCheckpoints:
@@ -84,7 +89,7 @@ class Context:
         plan = self.ledger.plan
         holds_private_state = plan.event is None or budget.mechanism_of(plan).hides_buffer
         return checkpoints.RunCheckpoints(
-            self.folder / run_folder.CHECKPOINTS, self.gan, holds_private_state=holds_private_state
+            self.folder / file_names.CHECKPOINTS, self.gan, holds_private_state=holds_private_state
         )
 
     @functools.cached_property
@@ -140,15 +145,42 @@ class Context:
         """Makes the writer of TensorBoard's log of released quantities; only the chief writes."""
         if not self.workers.is_chief:
             return tf.summary.create_noop_writer()
-        (self.folder / run_folder.SAMPLES).mkdir(exist_ok=True)
-        return tf.summary.create_file_writer(str(self.folder / run_folder.LOGS))
+        (self.folder / file_names.SAMPLES).mkdir(exist_ok=True)
+        return tf.summary.create_file_writer(str(self.folder / file_names.LOGS))
 
-    def sample_grid(self, writer, first: int, last: int) -> samples.SampleGrid:
-        """Makes the callback that draws sample pictures from step `first` to step `last`."""
+    def write_overview(self, writer: tf.summary.SummaryWriter) -> None:
+        """Writes the layout of TensorBoard's pages and the public settings, on the chief, once."""
+        if self._has_overview or not self.workers.is_chief:
+            return
+        self._has_overview = True
+        config = self.config
+        settings = {
+            name: value
+            for group in (config.privacy, config.model, config.training)
+            for name, value in dataclasses.asdict(group).items()
+            if value is not None
+        }
+        # Without places on this machine.
+        network = recipes.without_folder(config.privacy.public_features)
+        settings |= {'dataset': self.ledger.plan.dataset, 'public_features': network}
+        callbacks.write_overview(writer, self.is_private, settings)
+
+    def sample_grid(
+        self, writer, first: int, last: int, generator: tf.keras.Model | None = None
+    ) -> samples.SampleGrid:
+        """Makes the callback that draws sample pictures from step `first` to step `last`.
+
+        Args:
+          writer: from `writer`.
+          first: the first step.
+          last: the last step.
+          generator: makes the images; None: the averaged generator of the GAN.
+        """
+        generator = generator or self.gan.ema_generator
         return samples.SampleGrid(
             writer,
-            str(self.folder / run_folder.SAMPLES),
-            lambda labels: sampling.generate(self.gan.ema_generator, labels, _SAMPLE_SEED),
+            str(self.folder / file_names.SAMPLES),
+            lambda labels: sampling.generate(generator, labels, _SAMPLE_SEED),
             self.ledger.plan.num_classes,
             first,
             last,

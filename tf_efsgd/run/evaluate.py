@@ -18,15 +18,15 @@ import numpy as np
 import tensorflow as tf
 from tensorboard.plugins.hparams import api as hparams
 
-from tf_efsgd import budget, config, files
-from tf_efsgd.config import RunConfig, recipes
+from tf_efsgd import budget, config, file_names, files
+from tf_efsgd.config import PrivacyConfig, RunConfig, recipes
 from tf_efsgd.data.records import Dataset, Records
 from tf_efsgd.evaluation import looks, protocol
 from tf_efsgd.evaluation.inception import Inception
 from tf_efsgd.evaluation.real_classifiers import RealClassifiers
 from tf_efsgd.machine import describe_machine, machine
 from tf_efsgd.models import sampling
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.ledger import Ledger, LedgerError
 from tf_efsgd.reporting import metrics_page
 from tf_efsgd.reporting.verdict import verdict
 from tf_efsgd.run import build, checkpoints
@@ -88,7 +88,7 @@ def evaluate_run(
     read_ledger(run_dir, dataset)  # It refuses other records, before anything else is done.
     generator, restored = _trained_generator(run_config, run_dir, train)
     # Read after the checkpoint, the ledger has paid for all of it, even while a run trains.
-    spent, step = read_ledger(run_dir, dataset, restored.ledger_position), restored.step
+    ledger, step = read_ledger(run_dir, dataset, restored.ledger_position), restored.step
     untrained = build.untrained_generator(run_config, train)
     sizes = protocol.Sizes(
         settings.evaluation_images,
@@ -97,7 +97,7 @@ def evaluate_run(
         untrained_classifiers,
         benchmark_classifiers,
     )
-    provenance = _provenance(run_config, run_dir, spent, step)
+    provenance = _provenance(run_config, run_dir, ledger, step)
     print(
         f'Evaluating {sizes.images} generated images of step {step} (NOT covered by epsilon).',
         flush=True,
@@ -110,7 +110,7 @@ def evaluate_run(
         sizes,
         RealClassifiers(train, cache_dir, verbose=True),
         inception=inception,
-        public_look=_public_look(run_config, train),
+        public_look=_public_look(run_config.privacy, train),
         verbose=True,
     )
     minutes = (time.monotonic() - started) / 60
@@ -129,20 +129,20 @@ def evaluate_run(
     page = folder / 'metrics.html'
     metrics_page.write_metrics_page(
         page,
-        title=f'{spent.plan.dataset}: measured against real images',
+        title=f'{ledger.plan.dataset}: measured against real images',
         metrics=metrics,
         pictures={name: _picture(pairs) for name, pairs in measured.pairs.items()},
     )
-    _write_json(folder / 'metrics.json', metrics)
-    _write_hparams(folder / 'logs' / _HPARAMS_FOLDER, run_config, metrics)
+    _write_json(folder / file_names.METRICS, metrics)
+    _write_hparams(folder / file_names.LOGS / _HPARAMS_FOLDER, run_config, metrics)
     _print_summary(metrics)
     return str(page)
 
 
-def _public_look(run_config: RunConfig, train: Records) -> looks.PublicLook | None:
+def _public_look(privacy: PrivacyConfig, train: Records) -> looks.PublicLook | None:
     """The look through the public network; None for gray images of a run that did not use it."""
     has_colours = train.image_shape[-1] == 3
-    if not (has_colours or recipes.uses_public_features(run_config.privacy)):
+    if not (has_colours or recipes.uses_public_features(privacy)):
         return None
     return looks.PublicLook(train.image_shape)
 
@@ -160,12 +160,12 @@ def read_ledger(run_dir: pathlib.Path, dataset: Dataset, position: dict | None =
         the checkpoint saw of it.
     """
     try:
-        spent = ledger.Ledger.read(run_dir / run_folder.LEDGER)
+        ledger = Ledger.read(run_dir / file_names.LEDGER)
         if position is not None:
-            spent.check_position(position)
-    except ledger.LedgerError as error:
+            ledger.check_position(position)
+    except LedgerError as error:
         raise config.ConfigError(str(error)) from error
-    plan, train = spent.plan, dataset.train
+    plan, train = ledger.plan, dataset.train
     of_run = (plan.dataset_size, tuple(plan.image_shape), plan.num_classes)
     found = (dataset.declared_size, train.image_shape, train.num_classes)
     if of_run != found:
@@ -173,7 +173,7 @@ def read_ledger(run_dir: pathlib.Path, dataset: Dataset, position: dict | None =
             'This is not the data set of the run: (records, image shape, classes) was '
             f'{of_run}. Received: {found}.'
         )
-    return spent
+    return ledger
 
 
 def _trained_generator(
@@ -186,20 +186,20 @@ def _trained_generator(
     """
     generator = build.untrained_generator(run_config, train)
     try:
-        return generator, checkpoints.restore_generator(run_dir / 'checkpoints', generator)
+        return generator, checkpoints.restore_generator(run_dir / file_names.CHECKPOINTS, generator)
     except checkpoints.CheckpointError as error:
         raise config.ConfigError(str(error)) from error
 
 
-def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) -> dict[str, Any]:
+def _provenance(run_config: RunConfig, run_dir: pathlib.Path, ledger, step: int) -> dict[str, Any]:
     """Which run the figures belong to: its privacy, steps and time, and the machine."""
     statement = budget.make_statement(
-        spent, step, {}, data=run_config.data, privacy=run_config.privacy, model=run_config.model
+        ledger, step, {}, data=run_config.data, privacy=run_config.privacy, model=run_config.model
     )
     wanted = ['unit_of_privacy', 'private', 'epsilon', 'accountant', 'epsilon_pld', 'epsilon_rdp']
     wanted += ['delta', 'delta_times_units', 'steps', 'public_images']
     return {
-        'dataset': spent.plan.dataset,
+        'dataset': ledger.plan.dataset,
         **{name: statement[name] for name in wanted if name in statement},
         'checkpoint_step': step,
         'seed': run_config.training.seed,
@@ -212,9 +212,9 @@ def _provenance(run_config: RunConfig, run_dir: pathlib.Path, spent, step: int) 
 
 def _training_minutes(run_dir: pathlib.Path) -> float | None:
     """The time from the first line of the ledger to the last entry of the log, with pauses."""
-    with open(run_dir / run_folder.LEDGER, encoding='utf-8') as file:
+    with open(run_dir / file_names.LEDGER, encoding='utf-8') as file:
         started = json.loads(file.readline())['time']
-    ended = monitoring.last_log_time(str(run_dir / 'logs'))
+    ended = monitoring.last_log_time(str(run_dir / file_names.LOGS))
     if ended is None:
         return None
     return round((ended - datetime.datetime.fromisoformat(started).timestamp()) / 60, 2)
@@ -279,7 +279,7 @@ def _print_summary(metrics: dict[str, Any]) -> None:
             'real ones.'
         )
     else:
-        print('No gen2real: it needs a test split and at least two classes.')
+        print('No gen2real: it needs at least 10 real images to test on and at least two classes.')
     others = {k: v for k, v in _scores(metrics).items() if not k.startswith('gen2real_cnn')}
     print('  ' + ', '.join(f'{name} {value:.4g}' for name, value in others.items()))
     print(verdict(metrics))

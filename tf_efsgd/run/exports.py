@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget
-from tf_efsgd.export import saved_model, versions
+from tf_efsgd import budget, file_names
+from tf_efsgd.export import checksums, saved_model, versions
 from tf_efsgd.models import generator as generators
-from tf_efsgd.privacy import class_sums, ledger, releases
+from tf_efsgd.privacy import class_sums, releases
+from tf_efsgd.privacy.ledger import Ledger
 
 # The entries of a statement that say which generator it is about, and what was spent for it.
 _IDENTITY = ('private', 'epsilon', 'delta', 'steps', 'applied_steps', 'generator_sha256')
@@ -34,14 +35,14 @@ def of_generator(generator: tf.keras.Model, class_names: Sequence[str]) -> dict[
     return {'class_names': list(class_names), 'generator_sha256': digest.hexdigest()}
 
 
-def released_counts(folder: pathlib.Path, book: ledger.Ledger) -> dict[str, Any]:
+def released_counts(folder: pathlib.Path, ledger: Ledger) -> dict[str, Any]:
     """The noisy numbers of records of the classes, if a private run has released them.
 
     Args:
       folder: of the run.
-      book: its ledger.
+      ledger: its ledger.
     """
-    plan, path = book.first_plan, folder / releases.WARM_START
+    plan, path = ledger.first_plan, folder / releases.WARM_START
     if plan.event is None or plan.warm_start_event is None or not path.exists():
         return {}
     sums = np.load(path, allow_pickle=False)
@@ -65,7 +66,7 @@ def export(
     Raises:
       ValueError: see `saved_model.export_generator`.
     """
-    base = folder / versions.EXPORT
+    base = folder / file_names.EXPORT
     base.mkdir(exist_ok=True)
     for stale in base.glob('.*.tmp-*'):  # Left by a crash during the writing.
         shutil.rmtree(stale)
@@ -98,7 +99,7 @@ def export(
 
 def latest_of(folder: pathlib.Path, statement: dict[str, Any]) -> dict[str, Any] | None:
     """The statement of a run's latest export if that holds the same generator, else None."""
-    found = versions.all_versions(folder / versions.EXPORT)
+    found = versions.all_versions(folder / file_names.EXPORT)
     if not found or not _is_same(found[-1], statement):
         return None
     return versions.read_statement(found[-1])
@@ -108,7 +109,11 @@ def _is_same(export: pathlib.Path, statement: dict[str, Any]) -> bool:
     """Whether an export holds the generator of a statement, and says that as much was spent."""
     try:
         before = versions.read_statement(export)
-    except versions.ExportError:
+        # Earlier versions of this program wrote neither this hash nor checksums.
+        is_listed = 'generator_sha256' in before
+        if is_listed and checksums.differences(export, versions.CHECKSUMS):
+            return False
+    except (versions.ExportError, checksums.ChecksumError):
         return False
     # Exports of earlier versions of this program do not say the hash of their generator.
     names = (name for name in _IDENTITY if name in before)

@@ -11,8 +11,9 @@ import shlex
 import tensorflow as tf
 import tensorflow_privacy
 
-from tf_efsgd import budget
+from tf_efsgd import budget, file_names
 from tf_efsgd.config import RunConfig, recipes
+from tf_efsgd.data import load
 from tf_efsgd.reporting import report
 from tf_efsgd.run import evaluate, exports, messages
 from tf_efsgd.run import folder as run_folder
@@ -31,10 +32,12 @@ def finish(run: Context) -> None:
         found['SavedModel'] = export
     if run.config.run.evaluate:
         found['evaluation'] = _evaluate(run)
-    found['TensorBoard'] = f'tensorboard --logdir {run.folder / run_folder.LOGS}'
+    found['TensorBoard'] = f'tensorboard --logdir {run.folder / file_names.LOGS}'
     if run.config.run.export and statement['private']:
         folder = shlex.quote(str(run.folder))
         found['to share'] = f'tf-efsgd generate {folder} --output=synthetic'
+        if run.config.data.dataset in load.EMBEDDED:
+            found['your turn'] = 'tf-efsgd check photos/  (a folder with images of your own)'
     messages.result(statement, found)
 
 
@@ -55,7 +58,7 @@ def write_report(
     Returns:
       The path of the page.
     """
-    page = folder / run_folder.REPORT
+    page = folder / file_names.REPORT
     report.write_report(
         page,
         title=f'{statement["dataset"]}: synthetic images',
@@ -65,7 +68,7 @@ def write_report(
         sample_caption=samples.SampleGrid.caption(statement['class_names']),
         history=callbacks.read_scalars(
             # The statement of a private run has an epsilon, even if that is infinite by now.
-            str(folder / run_folder.LOGS),
+            str(folder / file_names.LOGS),
             is_private='epsilon' in statement,
         ),
         # The settings leave out where things are on this machine.
@@ -127,7 +130,7 @@ def software() -> dict[str, str]:
 
 def last_samples(run_dir: pathlib.Path) -> str | None:
     """The path of the last sample picture of a run; None if there is none."""
-    pictures = sorted((run_dir / run_folder.SAMPLES).glob('step_*.png'))
+    pictures = sorted((run_dir / file_names.SAMPLES).glob('step_*.png'))
     return str(pictures[-1]) if pictures else None
 
 

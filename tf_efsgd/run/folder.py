@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tf_efsgd import files
+from tf_efsgd import file_names, files
 from tf_efsgd.config import (
     PLACED_DATASETS,
     ConfigError,
@@ -26,12 +26,9 @@ from tf_efsgd.config import (
     lasting_changes,
     recipes,
 )
-from tf_efsgd.data import cache, load, records
+from tf_efsgd.data import arrays, cache, load, records
 from tf_efsgd.privacy import run_state
 
-LEDGER, FLAGFILE = 'ledger.jsonl', 'config.flags'
-CHECKPOINTS, SAMPLES, LOGS, REPORT = 'checkpoints', 'samples', 'logs', 'report.html'
-NOT_PRIVATE = 'NOT_PRIVATE.txt'
 # A warning names classes with fewer records than this, at most so many of them.
 _FEW_RECORDS, _SHOWN = 20, 10
 
@@ -48,22 +45,22 @@ def choose(config: RunConfig) -> pathlib.Path:
     # Whatever the data set is called: no pattern for TensorFlow, and no path of several levels.
     name = re.sub(r'[^\w.+-]+', '-', public_name(config.data.dataset)).strip('-.')
     name = f'{name or "data"}-{datetime.datetime.now():%Y%m%d-%H%M%S}'
-    data, runs = _folder_of_records(config), pathlib.Path('runs')
+    data, runs = _folder_of_records(config.data), pathlib.Path('runs')
     if data is not None and runs.resolve().is_relative_to(data):
         runs = data.parent / 'runs'
     return runs / name
 
 
-def _folder_of_records(config: RunConfig) -> pathlib.Path | None:
+def _folder_of_records(data: DataConfig) -> pathlib.Path | None:
     """The folder that a data set NAME:PATH names; None for other data sets."""
-    scheme, _, path = config.data.dataset.partition(':')
+    scheme, _, path = data.dataset.partition(':')
     if scheme not in PLACED_DATASETS or not path:
         return None
     return files.expanded(path).resolve()
 
 
-def _is_folder_of_images(config: RunConfig) -> bool:
-    return config.data.dataset.startswith('folder:') and _folder_of_records(config) is not None
+def _is_folder_of_images(data: DataConfig) -> bool:
+    return data.dataset.startswith('folder:') and _folder_of_records(data) is not None
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
@@ -79,7 +76,7 @@ def with_whole_paths(config: RunConfig) -> RunConfig:
         name: _whole(path) for name, path in places.items() if path is not None
     }
     scheme, _, path = data.dataset.partition(':')
-    if _folder_of_records(config) is not None:
+    if _folder_of_records(config.data) is not None:
         whole['dataset'] = f'{scheme}:{_whole(path)}'
     if recipes.is_path(privacy.public_features) and not config.run.resume:
         privacy = dataclasses.replace(privacy, public_features=_whole(privacy.public_features))
@@ -97,9 +94,12 @@ def how_to_continue(config: RunConfig, run_dir: pathlib.Path) -> str | None:
       config: the settings of the start that ended.
       run_dir: the run folder.
     """
-    if not (run_dir / LEDGER).exists():
+    if not (run_dir / file_names.LEDGER).exists():
         return None
-    arguments = [f'--flagfile={run_dir / FLAGFILE}', f'--run_dir={run_dir}', '--resume']
+    if config.data.dataset == arrays.NAME:
+        at = repr(str(run_dir))
+        return f'Continue with: Synthesizer(run_dir={at}, resume=True).fit(the same arrays)'
+    arguments = [f'--flagfile={run_dir / file_names.FLAGFILE}', f'--run_dir={run_dir}', '--resume']
     if config.run.state_dir:
         arguments.append(f'--state_dir={config.run.state_dir}')
     return f'Continue with: python -m tf_efsgd.launch {shlex.join(arguments)}'
@@ -135,7 +135,7 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise ConfigError(f'--run_dir must be a folder. Received: {run_dir}.')
-    cached = cache_dir(config)
+    cached = cache_dir(config.data)
     if cached is not None and cached.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(
             '--cache_dir must be outside the run folder: somebody who has the run must not have '
@@ -145,7 +145,8 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
         _check_place(run_dir, config)
     found = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     # A start that ended before it wrote the ledger leaves only these files.
-    has_files = any(name not in (FLAGFILE, NOT_PRIVATE) and '.tmp-' not in name for name in found)
+    early = (file_names.FLAGFILE, file_names.NOT_PRIVATE)
+    has_files = any(name not in early and '.tmp-' not in name for name in found)
     if config.run.resume:
         return _check_resume(run_dir, config, given, has_files)
     if has_files:
@@ -158,13 +159,13 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
 
 def _check_place(run_dir: pathlib.Path, config: RunConfig) -> None:
     """Raises ConfigError if a new run could not be made there, or not be used after it was paid."""
-    place, data = run_dir.resolve(), _folder_of_records(config)
+    place, data = run_dir.resolve(), _folder_of_records(config.data)
     if files.has_wildcards(place):
         raise ConfigError(
             'TensorFlow mistakes *, ?, [, ] and \\ in a path for a pattern, and would not find the '
             f'SavedModel of the run again: give a --run_dir without them. Received: {place}.'
         )
-    if _is_folder_of_images(config) and place.is_relative_to(data):
+    if _is_folder_of_images(config.data) and place.is_relative_to(data):
         raise ConfigError(
             'The run folder must be outside the folder of the images: the next start would mistake '
             f'its pictures for images. Give another --run_dir. Received: {place}.'
@@ -178,7 +179,7 @@ def _check_place(run_dir: pathlib.Path, config: RunConfig) -> None:
 
 
 def _check_resume(run_dir, config, given, has_files) -> RunConfig:
-    flagfile = run_dir / FLAGFILE
+    flagfile = run_dir / file_names.FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'Nothing to resume: there is no {flagfile}.')
     if not has_files:
@@ -206,12 +207,12 @@ def note_settings(run_dir: pathlib.Path, config: RunConfig) -> None:
       config: the settings that it is resumed with.
     """
     if config.run.change_mechanism:
-        files.write_atomically(run_dir / FLAGFILE, config.to_flags())
+        files.write_atomically(run_dir / file_names.FLAGFILE, config.to_flags())
         return
     before = read_settings(run_dir)
     changed = lasting_changes(before, config)
     if changed:
-        files.write_atomically(run_dir / FLAGFILE, before.to_flags(**changed))
+        files.write_atomically(run_dir / file_names.FLAGFILE, before.to_flags(**changed))
 
 
 def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
@@ -224,7 +225,7 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
     Raises:
       ConfigError: if a flag is wrong, or there is no such run.
     """
-    flagfile = run_dir / FLAGFILE
+    flagfile = run_dir / file_names.FLAGFILE
     if not flagfile.is_file():
         raise ConfigError(f'{run_dir} is not a run folder: there is no {flagfile}.')
     try:
@@ -237,7 +238,7 @@ def read_settings(run_dir: pathlib.Path, *more: str) -> RunConfig:
 
 def nonprivate_dir(run_dir: pathlib.Path) -> pathlib.Path:
     """Returns RUN/nonprivate; makes it, and a note that says what it is, when it is missing."""
-    folder = run_dir / 'nonprivate'
+    folder = run_dir / file_names.NONPRIVATE
     folder.mkdir(exist_ok=True)
     (folder / 'NOT_COVERED.txt').write_text(_NOT_COVERED_NOTE, encoding='utf-8')
     return folder
@@ -251,7 +252,7 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
     """
     given = config.run.state_dir
     folder = files.expanded(given) if given else run_state.default_folder()
-    data = _folder_of_records(config)
+    data = _folder_of_records(config.data)
     if data is not None and folder.resolve().is_relative_to(data):
         raise ConfigError(
             f'--state_dir must be outside the folder of the data set. Received: {folder}.'
@@ -268,9 +269,8 @@ def state_dir(config: RunConfig, run_dir: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-def cache_dir(config: RunConfig) -> pathlib.Path | None:
+def cache_dir(data: DataConfig) -> pathlib.Path | None:
     """The folder where decoded images are kept; None with --nocache."""
-    data = config.data
     if not data.cache:
         return None
     return files.expanded(data.cache_dir) if data.cache_dir else cache.default_folder()
@@ -317,18 +317,18 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
     return remembered.is_known
 
 
-def _check_no_runs(config: RunConfig) -> None:
+def _check_no_runs(data: DataConfig) -> None:
     """Raises ConfigError if run folders lie among the images: their pictures are not records."""
-    root = _folder_of_records(config)
-    if not _is_folder_of_images(config):
+    root = _folder_of_records(data)
+    if not _is_folder_of_images(data):
         return
-    for pattern in (LEDGER, f'*/{LEDGER}', f'*/*/{LEDGER}'):
+    for pattern in (file_names.LEDGER, f'*/{file_names.LEDGER}', f'*/*/{file_names.LEDGER}'):
         found = next(root.glob(pattern), None)
         if found is not None:
             raise ConfigError(
                 f'{found.parent} is a run folder, and it lies in the folder of the images: move it '
                 'elsewhere. Do not delete it: its ledger says what was spent on the records. '
-                f'Received: --dataset={config.data.dataset}.'
+                f'Received: --dataset={data.dataset}.'
             )
 
 
@@ -339,7 +339,7 @@ def load_records(config: RunConfig) -> records.Dataset:
       ConfigError: if they cannot be loaded.
     """
     data = config.data
-    _check_no_runs(config)
+    _check_no_runs(data)
     # Whether there is any such image is private, so both lines are printed without looking.
     if data.channels == 1:
         print('Images with colours, if there are any, are turned to gray (--channels=1).')
@@ -359,13 +359,13 @@ def load_records(config: RunConfig) -> records.Dataset:
             label=data.label,
             limit_records=data.limit_records,
             dataset_size=data.dataset_size,
-            size_was_counted='dataset_size' in data.read_off,
+            size_was_counted=size_was_counted(config),
             person=data.person,
             images_per_person=data.images_per_person,
             dataset_persons=data.dataset_persons,
             bits=data.bits,
             skip_unreadable=data.skip_unreadable,
-            cache_dir=cache_dir(config),
+            cache_dir=cache_dir(data),
         )
     except records.DataError as error:
         raise ConfigError(str(error)) from error
@@ -373,6 +373,16 @@ def load_records(config: RunConfig) -> records.Dataset:
     for note in (*dataset.notes, *_small_classes(dataset.train)):
         print(note)
     return marked_as_read(dataset, data)
+
+
+def size_was_counted(config: RunConfig) -> bool:
+    """Whether the declared number of records is what an earlier start of this run counted.
+
+    Then another number is refused when records are compared with the ledger. A new run with the
+    settings of another one declares what that one counted, and a limit hides the number.
+    """
+    is_whole = config.data.limit_records is None
+    return config.run.resume and is_whole and 'dataset_size' in config.data.read_off
 
 
 def marked_as_read(dataset: records.Dataset, data: DataConfig) -> records.Dataset:

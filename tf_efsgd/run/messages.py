@@ -8,7 +8,8 @@ from collections.abc import Collection
 
 from tf_efsgd import budget, rounding
 from tf_efsgd.config import RunConfig, expectations, recipes
-from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.plan import Plan
 from tf_efsgd.training.gan import EFSGDGan
 
 
@@ -24,10 +25,11 @@ def begin(
       warning: from `devices.warning`, the second line; None prints none.
     """
     is_given = given != recipes.EVERYTHING and 'minutes' in given
-    is_known = recipes.is_open(config, given) or is_given
+    is_known = recipes.is_open(config.privacy, given) or is_given
     if is_known and not config.run.resume:
         minutes = config.training.minutes
-        time = f'for about {minutes} minutes (--minutes), and some more for the evaluation'
+        time = f'for about {minutes} minutes (--minutes)'
+        time += ', and some more for the evaluation' if config.run.evaluate else ''
     else:
         time = 'for the given number of steps: the bars below say how long that takes'
     print(f'Training on {device}, {time}.', flush=True)
@@ -35,7 +37,7 @@ def begin(
         print(warning, flush=True)
 
 
-def warn_of_few(plan: ledger.Plan, epsilon: accounting.Epsilon | None) -> None:
+def warn_of_few(plan: Plan, epsilon: accounting.Epsilon | None) -> None:
     """Warns, before anything is spent, if there are too few images for epsilon.
 
     Args:
@@ -45,14 +47,17 @@ def warn_of_few(plan: ledger.Plan, epsilon: accounting.Epsilon | None) -> None:
     if epsilon is None:
         return
     few = expectations.warning(
-        records=plan.dataset_size, classes=plan.num_classes, epsilon=epsilon.headline
+        records=plan.dataset_size,
+        classes=plan.num_classes,
+        channels=plan.image_shape[-1],
+        epsilon=epsilon.headline,
     )
     if few is not None:
         print(few)
 
 
 def describe(
-    plan: ledger.Plan, gan: EFSGDGan, run_dir: pathlib.Path, epsilon: accounting.Epsilon | None
+    plan: Plan, gan: EFSGDGan, run_dir: pathlib.Path, epsilon: accounting.Epsilon | None
 ) -> None:
     """Says what will be trained, and what it will spend.
 
@@ -98,7 +103,7 @@ def describe(
             'WARNING: the error buffer of --error_feedback=hidden is not noised. What a record '
             'left there comes out again in every later step, so sampling hides nothing and ε is '
             f'as large as that. Plain DP-SGD accounting would print {rounding.up(unproven)}, which '
-            'is unproven; python -m tf_efsgd.audit shows that it is false. Checkpoints are '
+            'is unproven; tf-efsgd audit shows that it is false. Checkpoints are '
             'PRIVATE.'
         )
     elif epsilon.accountant == 'RDP':

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import time
 
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget
-from tf_efsgd.config import ConfigError, recipes
-from tf_efsgd.privacy import accounting, ledger
+from tf_efsgd import budget, file_names
+from tf_efsgd.config import ConfigError
+from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy.ledger import LedgerError
+from tf_efsgd.privacy.payments import StepPayments
 from tf_efsgd.run import checkpoints
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context
@@ -28,7 +29,7 @@ def restore(run: Context) -> bool:
     position = as_config_error(run.checkpoints.restore_latest, checkpoints.CheckpointError)
     run.is_restored = position is not None
     if run.is_restored:
-        as_config_error(lambda: run.ledger.check_position(position), ledger.LedgerError)
+        as_config_error(lambda: run.ledger.check_position(position), LedgerError)
     return run.is_restored
 
 
@@ -73,17 +74,14 @@ def train(run: Context) -> None:
         lambda part: _batches(run, inputs, part)
     )
     started = time.monotonic()
-    payments = callbacks.Budget(
-        lambda steps: _reserve(run, steps),
-        lambda: run.ledger.remaining_steps,
-        run.ledger.plan.steps_per_entry,
-    )
+    payments = StepPayments(run.ledger, run.state, run.workers.of_chief)
+    pay = callbacks.BeforeEachStep(payments.before_step)
     stop = _stop_on_signal(run, payments)
     try:
         run.gan.fit(
             batches,
             steps_per_epoch=last - first,
-            callbacks=[payments, *_callbacks(run, first, last), stop],
+            callbacks=[pay, *_callbacks(run, first, last), stop],
             verbose=0,
         )
     finally:
@@ -97,15 +95,7 @@ def train(run: Context) -> None:
     print(f'Trained {last - first} steps in {(time.monotonic() - started) / 60:.1f} minutes.')
 
 
-def _reserve(run: Context, steps: int) -> None:
-    """Charges steps; returns on every worker when the chief's entry is on disk."""
-    run.ledger.reserve(steps)
-    run.state.store_position(run.ledger.position)
-    if run.workers.of_chief(lambda: steps) != steps:
-        raise RuntimeError('The workers do not count their steps alike.')
-
-
-def _stop_on_signal(run: Context, payments: callbacks.Budget) -> callbacks.StopOnSignal:
+def _stop_on_signal(run: Context, payments: StepPayments) -> callbacks.StopOnSignal:
     if run.workers.count == 1:
         return callbacks.StopOnSignal(run.save)
 
@@ -139,7 +129,7 @@ def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.C
         return [checkpoint]
     epsilon = budget.EpsilonSoFar(run.ledger, first) if plan.event is not None else None
     writer = run.writer()
-    callbacks.write_overview(writer, plan.event is not None, _public_settings(run))
+    run.write_overview(writer)
 
     def buffer_norm():
         if plan.event is None:
@@ -156,19 +146,6 @@ def _callbacks(run: Context, first: int, last: int) -> list[tf.keras.callbacks.C
     ]
 
 
-def _public_settings(run: Context) -> dict:
-    """The settings that tell a run from others, by name, without places on this machine."""
-    config = run.config
-    settings = {
-        name: value
-        for group in (config.privacy, config.model, config.training)
-        for name, value in dataclasses.asdict(group).items()
-        if value is not None
-    }
-    network = recipes.without_folder(config.privacy.public_features)
-    return {**settings, 'dataset': run.ledger.plan.dataset, 'public_features': network}
-
-
 def _diagnostics(run: Context, first: int, last: int) -> list[tf.keras.callbacks.Callback]:
     if not run.config.privacy.log_nonprivate_diagnostics:
         return []
@@ -177,6 +154,6 @@ def _diagnostics(run: Context, first: int, last: int) -> list[tf.keras.callbacks
         'WARNING: --log_nonprivate_diagnostics writes what real records show to '
         f'{folder}: NOT covered by epsilon, never share it.'
     )
-    writer = tf.summary.create_file_writer(str(folder / 'logs'))
+    writer = tf.summary.create_file_writer(str(folder / file_names.LOGS))
     every = run.config.run.log_steps
     return [callbacks.NonprivateDiagnostics(writer, first, last, every)]

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from tf_efsgd import budget, rounding, terminal
 from tf_efsgd.config import RunConfig
 from tf_efsgd.config.recipes import EVERYTHING
-from tf_efsgd.privacy import ledger
+from tf_efsgd.privacy.plan import Plan
 from tf_efsgd.run import finish, log_filters, prepare, private_steps, start, workers
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run.context import Context, Sources
@@ -78,7 +78,7 @@ def _prepare(config, run_dir, given, sources, stack, team) -> tuple[Context, War
         folder=run_dir,
         state_dir=settled.state_dir,
         dataset=settled.dataset,
-        ledger=opened.book,
+        ledger=opened.ledger,
         state=opened.state,
         gan=built.gan,
         strategy=settled.strategy,
@@ -87,16 +87,17 @@ def _prepare(config, run_dir, given, sources, stack, team) -> tuple[Context, War
         workers=team,
         network=built.network,
         head_inputs=built.head_inputs,
+        features=built.features,
     )
     return context, _restore(context, built.plan)
 
 
-def _restore(context: Context, plan: ledger.Plan) -> WarmStart:
+def _restore(context: Context, plan: Plan) -> WarmStart:
     """Continues where an earlier start stopped, by the plan that holds from now on."""
     team = context.workers
     if team.count > 1:
         # Several workers make every variable together. If the chief restored first, it would make
-        # these variables alone and wait for the other workers for ever.
+        # these variables alone and wait for the other workers without end.
         context.gan._make_slots()
     context.is_restored = team.of_chief(lambda: private_steps.restore(context))
     warm_start = WarmStart(context)
@@ -110,7 +111,7 @@ def _restore(context: Context, plan: ledger.Plan) -> WarmStart:
     return warm_start
 
 
-def _change(context: Context, plan: ledger.Plan) -> None:
+def _change(context: Context, plan: Plan) -> None:
     """Continues by another plan, and says what epsilon is from now on."""
     context.ledger.change_plan(plan)
     context.state.store_position(context.ledger.position)

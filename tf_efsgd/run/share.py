@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import files
+from tf_efsgd import file_names, files
 from tf_efsgd.config import ConfigError
 from tf_efsgd.export import checksums, generated, synthetic_data, versions
 from tf_efsgd.export.formats import FORMATS
 from tf_efsgd.reporting import data_card, report
 from tf_efsgd.training import samples
 
-# The file beside images that are not private; it says so.
-_NOT_PRIVATE = 'NOT_PRIVATE.txt'
+# The examples of the page, while it is written.
+_PICTURE = 'PRIVACY.png'
 # File systems allow 255 bytes; a data set that is being written has more before and after its name.
 _LONGEST_NAME = 240
 _LARGEST_COUNT = 100_000_000
@@ -53,7 +53,7 @@ def generate(
     output = pathlib.Path(os.path.abspath(files.expanded(output)))
     try:
         generator = generated.ExportedGenerator(versions.find(source))
-        _check_output(output, generator.path)
+        _check_output(output, pathlib.Path(os.path.abspath(generator.path)))
         about = synthetic_data.write(generator, output, wanted, _pages_of(generator), quiet=quiet)
     except versions.ExportError as error:
         raise ConfigError(str(error)) from error
@@ -107,11 +107,11 @@ def _pages_of(generator: generated.ExportedGenerator):
 
     def write(folder: pathlib.Path, about: dict[str, Any], images: np.ndarray) -> None:
         columns = min(len(about['class_names']), 16)
-        picture = folder / data_card.SAMPLES
+        picture = folder / _PICTURE
         grid = samples.image_grid(images, columns)
         files.write_atomically(picture, tf.io.encode_png(grid).numpy())
         report.write_privacy_page(
-            folder / data_card.PAGE,
+            folder / file_names.PAGE,
             title=f'{statement.get("dataset", "Images")}: synthetic images',
             statement=complete,
             about={name: value for name, value in about.items() if name != 'class_names'},
@@ -119,20 +119,21 @@ def _pages_of(generator: generated.ExportedGenerator):
             sample_caption=samples.SampleGrid.caption(about['class_names']),
         )
         picture.unlink()
-        files.write_atomically(folder / data_card.README, data_card.readme(about, statement))
+        files.write_atomically(folder / file_names.README, data_card.readme(about, statement))
         files.write_atomically(
-            folder / data_card.CROISSANT,
+            folder / file_names.CROISSANT,
             data_card.croissant(
                 about,
                 statement,
                 date=datetime.date.today().isoformat(),
-                sha256_of_labels=checksums.sha256_of(folder / synthetic_data.LABELS),
+                sha256_of_labels=checksums.sha256_of(folder / file_names.LABELS),
                 files=_image_files(folder, about['format']),
             ),
         )
         if not statement['private']:
             files.write_atomically(
-                folder / _NOT_PRIVATE, data_card.guarantee(statement) + ' Do not share them.\n'
+                folder / file_names.NOT_PRIVATE,
+                data_card.guarantee(statement) + ' Do not share them.\n',
             )
 
     return write
@@ -167,7 +168,7 @@ def describe(made: dict[str, Any]) -> str:
             f'(seed {made["seed"]}).',
             data_card.guarantee(made['privacy_statement']),
             f'  load:   {how[kind]}',
-            f'  read:   {output}/{data_card.PAGE}',
+            f'  read:   {output}/{file_names.PAGE}',
             f'  check:  tf-efsgd verify {shlex.quote(output)}',
         ]
     )

@@ -50,7 +50,7 @@ def check(workers: Alone, dataset: Dataset) -> Dataset:
         check_declared_size(len(digests), dataset.declared_size)
     except DataError as error:
         workers.leave()
-        raise ConfigError(f'All workers together: {error}.') from error
+        raise ConfigError(f'The records of all workers together are too many. {error}') from error
     return dataclasses.replace(dataset, digests=digests)
 
 

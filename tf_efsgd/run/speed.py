@@ -9,11 +9,13 @@ import tensorflow as tf
 from tf_efsgd import replicas
 from tf_efsgd.config import RunConfig, recipes
 from tf_efsgd.data.records import Records
+from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.models.public_heads import LOGITS, HeadInputs, build_public_heads
-from tf_efsgd.privacy.features import pixels, public
+from tf_efsgd.models.public_heads import HeadInputs, build_public_heads
+from tf_efsgd.privacy.features import learned, pixels, public
 from tf_efsgd.run import build
 from tf_efsgd.run.errors import as_config_error
+from tf_efsgd.training import learn_features
 from tf_efsgd.training.public_heads_gan import OnNetwork
 from tf_efsgd.training.targets import Grouped
 
@@ -37,8 +39,8 @@ def measure(
         replica is timed; the other workers and the network between them are not included.
 
     Returns:
-      Seconds per step, the least of three: of the fit, and of a private step together with the
-      generator's step.
+      Seconds per step, the least of three: of the fit to the first release, of a private step
+      together with the generator's step, and of the fit to two releases, if there are two.
     """
     print('Measuring how long a step takes here ...', flush=True)
     shares = strategy.num_replicas_in_sync
@@ -48,15 +50,15 @@ def measure(
 
 
 def _measure(config, train, strategy, shares) -> recipes.Speed:
-    network = build.build_public_network(config, train)
-    build.check_network(config, network)
+    network = build.build_public_network(config.privacy, train)
+    build.check_network(config.model, config.privacy, network)
     generator = as_config_error(lambda: build.untrained_generator(config, train), ValueError)
-    generator = build.for_generated_images(generator, config)
+    generator = build.for_generated_images(generator, config.training)
     shape = train.image_shape
     features: Grouped = pixels.FeatureMap(shape)
     if network is not None:
         of_network = public.PublicFeatures(network, shape)
-        features = OnNetwork(of_network, build.for_generated_images(network, config))
+        features = OnNetwork(of_network, build.for_generated_images(network, config.training))
     labels = tf.range(-(-_IMAGES // shares)) % train.num_classes
     variables = generator.trainable_variables
 
@@ -65,15 +67,44 @@ def _measure(config, train, strategy, shares) -> recipes.Speed:
         return tf.reduce_sum(tf.reduce_mean(features.group(images, 0), axis=0) ** 2)
 
     fit = _seconds(strategy, loss_of_images, variables)
+    both = learning = 0.0
+    if config.privacy.learned_features_share:
+        second, learning = _of_second_release(strategy, train, labels)
+        both = fit + second
     if config.model.discriminator != 'public_heads':
-        return recipes.Speed(fit, 2.0 * fit)
+        return recipes.Speed(fit, 2.0 * fit, both, learning)
     inputs = HeadInputs(network, public.public_photographs(shape), pixels=True)
-    heads = build_public_heads(inputs.shapes, train.num_classes)
-    batch = tf.random.normal([-(-config.privacy.expected_batch_size // shares), inputs.size])
-    private = _seconds(
-        strategy, lambda: tf.reduce_sum(heads(batch)[LOGITS] ** 2), heads.trainable_variables
+    heads = build_public_heads(
+        inputs.shapes,
+        train.num_classes,
+        reconstruction=config.model.reconstruction == 'head',
     )
-    return recipes.Speed(fit, fit + _OF_PRIVATE_STEP * private)
+    batch = tf.random.normal([-(-config.privacy.expected_batch_size // shares), inputs.size])
+
+    def loss_of_heads():
+        return tf.add_n([tf.reduce_sum(value**2) for value in heads(batch).values()])
+
+    private = _seconds(strategy, loss_of_heads, heads.trainable_variables)
+    return recipes.Speed(fit, fit + _OF_PRIVATE_STEP * private, both, learning)
+
+
+def _of_second_release(strategy, train, labels) -> tuple[float, float]:
+    """Times what the second release adds to a step of the fit, and the learning of its features."""
+    classifier = build_classifier(train.image_shape, train.num_classes)
+    features = learned.LearnedFeatures(classifier, [1.0] * len(learned.LAYERS), train.image_shape)
+    images = tf.Variable(tf.random.normal([len(labels), *train.image_shape]))
+
+    def loss_of_features():
+        return tf.reduce_sum(tf.reduce_mean(features.group(images, 0), axis=0) ** 2)
+
+    batch = tf.random.normal([learn_features.BATCH, *train.image_shape])
+
+    def loss_of_classifier():
+        return tf.reduce_sum(classifier(batch, training=True)['logits'] ** 2)
+
+    added = _seconds(strategy, loss_of_features, [images])
+    step = _seconds(strategy, loss_of_classifier, classifier.trainable_variables)
+    return added, step * learn_features.steps(train.image_shape, train.num_classes)
 
 
 def _seconds(strategy, loss_of, variables) -> float:

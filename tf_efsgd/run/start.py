@@ -10,15 +10,25 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import tensorflow as tf
 
-from tf_efsgd import budget, files
-from tf_efsgd.config import ConfigError, RunConfig, recipes, settings_hash, without_place
+from tf_efsgd import budget, file_names, files
+from tf_efsgd.config import (
+    ConfigError,
+    DataConfig,
+    PrivacyConfig,
+    RunConfig,
+    recipes,
+    settings_hash,
+    without_place,
+)
 from tf_efsgd.data import records
 from tf_efsgd.data.sources import folder
-from tf_efsgd.privacy import accounting, ledger, ledger_copy, run_state, seen_records
+from tf_efsgd.privacy import accounting, ledger_copy, run_state, seen_records
+from tf_efsgd.privacy.ledger import START_POSITION, Ledger, LedgerError, new_run_id
+from tf_efsgd.privacy.plan import Plan
 from tf_efsgd.run import folder as run_folder
 from tf_efsgd.run import speed
 from tf_efsgd.run.alone import Alone
@@ -26,6 +36,9 @@ from tf_efsgd.run.errors import as_config_error
 
 # The file in RUN/nonprivate/ that says which other runs used these records, and how many.
 _OTHER_RUNS = 'other_runs.json'
+
+# Locked while a run starts in its folder; `folder.check` knows such names as left behind.
+_LOCK = '.start.tmp-lock'
 
 _NOT_PRIVATE_NOTE = """\
 NOT PRIVATE. This run was trained without clipping and noise (--noprivate), for comparison. Nothing
@@ -56,7 +69,7 @@ def choose_image_size(config: RunConfig, given: Collection[str]) -> RunConfig:
       given: names of the settings that somebody gave.
     """
     scheme, _, path = config.data.dataset.partition(':')
-    is_open = recipes.is_open(config, given) and config.data.image_size is None
+    is_open = recipes.is_open(config.privacy, given) and config.data.image_size is None
     if scheme != 'folder' or not is_open:
         return config
     side = folder.usual_side(files.expanded(path))
@@ -95,20 +108,20 @@ def choose_settings(
 
 
 def make_plan(
-    config: RunConfig, book: ledger.Ledger | None, dataset: records.Dataset, parameters: int
-) -> ledger.Plan:
+    config: RunConfig, ledger: Ledger | None, dataset: records.Dataset, parameters: int
+) -> Plan:
     """Makes the plan that the run will train by.
 
     Args:
       config: the settings.
-      book: the ledger of a run to resume; None for a new run.
+      ledger: the ledger of a run to resume; None for a new run.
       dataset: the records.
       parameters: how many parameters a private step updates.
 
     Raises:
       ConfigError: if the settings do not fit the records, or the plan of the run to resume.
     """
-    if book is None:
+    if ledger is None:
         return budget.make_plan(
             config.privacy,
             public_facts(dataset),
@@ -117,23 +130,23 @@ def make_plan(
             settings_sha256=settings_hash(config),
         )
     is_allowed = config.run.change_mechanism
-    plan = budget.changed_plan(config.privacy, book, is_allowed=is_allowed) or book.plan
-    _check_parameters(book.plan, parameters)
+    plan = budget.changed_plan(config.privacy, ledger, is_allowed=is_allowed) or ledger.plan
+    _check_parameters(ledger.plan, parameters)
     return plan
 
 
 def count_run(
-    config: RunConfig,
+    privacy: PrivacyConfig,
     state_dir: pathlib.Path,
     run_id: str,
-    plan: ledger.Plan,
+    plan: Plan,
     promised: accounting.Epsilon | None,
     dataset: records.Dataset,
 ) -> seen_records.OtherRuns:
     """Counts the run among those on its records before it is charged, and prints which these are.
 
     Args:
-      config: the settings.
+      privacy: the settings of privacy.
       state_dir: the folder where things are remembered outside run folders.
       run_id: of the run.
       plan: of the run.
@@ -158,7 +171,7 @@ def count_run(
             plan.dataset,
             dataset.digests,
             promise,
-            config.privacy.dataset_budget,
+            privacy.dataset_budget,
             _persons(dataset),
         ),
         seen_records.SeenRecordsError,
@@ -180,10 +193,10 @@ def start(
     config: RunConfig,
     run_dir: pathlib.Path,
     state_dir: pathlib.Path,
-    plan: ledger.Plan,
+    plan: Plan,
     promised: accounting.Epsilon | None,
     dataset: records.Dataset,
-) -> tuple[ledger.Ledger, run_state.RunState, seen_records.OtherRuns]:
+) -> tuple[Ledger, run_state.RunState, seen_records.OtherRuns]:
     """Counts a new run and makes its folder; the ledger comes last.
 
     A folder without a ledger is no trained run. The run's lock is taken before the run is counted,
@@ -203,21 +216,23 @@ def start(
     Raises:
       ConfigError: if it cannot start; nothing is remembered of it then.
     """
-    train, run_id = dataset.train, ledger.new_run_id()
+    train, run_id = dataset.train, new_run_id()
 
     def make(state):
         run_dir.mkdir(parents=True, exist_ok=True)
-        files.write_atomically(run_dir / run_folder.FLAGFILE, config.to_flags())
-        if plan.event is None:
-            files.write_atomically(run_dir / run_folder.NOT_PRIVATE, _NOT_PRIVATE_NOTE)
-        state.remember_records(train.images, train.labels, ledger.START)
-        return ledger.Ledger(run_dir / run_folder.LEDGER, plan, run_id)
+        # Of two starts in one folder the second must not write over the settings of the first.
+        with _started_alone(run_dir):
+            files.write_atomically(run_dir / file_names.FLAGFILE, config.to_flags())
+            if plan.event is None:
+                files.write_atomically(run_dir / file_names.NOT_PRIVATE, _NOT_PRIVATE_NOTE)
+            state.remember_records(train.images, train.labels, START_POSITION)
+            return Ledger(run_dir / file_names.LEDGER, plan, run_id)
 
-    errors = (ledger.LedgerError, run_state.RunStateError)
+    errors = (LedgerError, run_state.RunStateError)
     state = None
     try:
         state = as_config_error(lambda: run_state.RunState(state_dir, run_id), errors)
-        other_runs = count_run(config, state_dir, run_id, plan, promised, dataset)
+        other_runs = count_run(config.privacy, state_dir, run_id, plan, promised, dataset)
         return as_config_error(lambda: make(state), errors), state, other_runs
     except BaseException:  # The run was never charged, so nothing need be remembered.
         seen_records.forget(state_dir, run_id)
@@ -227,20 +242,46 @@ def start(
         raise
 
 
-def open_ledger(run_dir: pathlib.Path) -> ledger.Ledger:
+@contextlib.contextmanager
+def _started_alone(run_dir: pathlib.Path) -> Iterator[None]:
+    """Lets one process at a time start a run in a folder.
+
+    Raises:
+      ConfigError: if another one starts there, or has started.
+    """
+    lock = run_dir / _LOCK
+    taken = ConfigError(
+        f'Another run started in {run_dir} in the meantime: give this one another --run_dir.'
+    )
+    with open(lock, 'wb') as file:
+        try:
+            files.lock(file, lock)
+        except BlockingIOError as error:
+            raise taken from error
+        except files.NoLocksError as error:
+            raise ConfigError(str(error)) from error
+        try:
+            if (run_dir / file_names.LEDGER).exists():
+                raise taken
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def open_ledger(run_dir: pathlib.Path) -> Ledger:
     """Opens the ledger of a run to resume.
 
     Raises:
       ConfigError: if it cannot be trusted, or another process has it open.
     """
-    return as_config_error(lambda: ledger.Ledger(run_dir / run_folder.LEDGER), ledger.LedgerError)
+    return as_config_error(lambda: Ledger(run_dir / file_names.LEDGER), LedgerError)
 
 
 def remembered(
     config: RunConfig,
     run_dir: pathlib.Path,
     state_dir: pathlib.Path,
-    book: ledger.Ledger,
+    ledger: Ledger,
     dataset: records.Dataset,
 ) -> run_state.RunState:
     """Opens what is remembered of a run to resume, and compares the run with it.
@@ -249,7 +290,7 @@ def remembered(
       config: the settings.
       run_dir: the run folder.
       state_dir: as in `count_run`.
-      book: its ledger.
+      ledger: its ledger.
       dataset: the records.
 
     Raises:
@@ -258,40 +299,40 @@ def remembered(
     facts = public_facts(dataset)
     if without_place(config.data.dataset, 'dataset') != config.data.dataset:
         del facts['dataset']  # Its folder may have another name now; its records are compared.
-    _check_public_facts(book.plan, facts)
+    _check_public_facts(ledger.plan, facts)
     hashes = (settings_hash(config), settings_hash(config, has_place=True))
-    if book.first_plan.settings_sha256 not in hashes:
+    if ledger.first_plan.settings_sha256 not in hashes:
         raise ConfigError(
             'The settings are not those that the run was started with: its ledger has another '
-            f'hash, so {run_dir / run_folder.FLAGFILE} was changed. Start a new run folder.'
+            f'hash, so {run_dir / file_names.FLAGFILE} was changed. Start a new run folder.'
         )
 
     def remember():
-        state = run_state.RunState(state_dir, book.run_id)
+        state = run_state.RunState(state_dir, ledger.run_id)
         try:
-            _verify(config, state_dir, book, dataset.train, state)
+            _verify(config, state_dir, ledger, dataset.train, state)
         except BaseException:
             state.close()
             raise
         return state
 
-    return as_config_error(remember, (ledger.LedgerError, run_state.RunStateError))
+    return as_config_error(remember, (LedgerError, run_state.RunStateError))
 
 
-def _verify(config, state_dir, book, train, state) -> None:
+def _verify(config, state_dir, ledger, train, state) -> None:
     """Raises unless records and ledger are the remembered ones, or --resume_unverified is given."""
     if state.is_known:
         state.check_records(train.images, train.labels)
-        book.check_position(state.position)
+        ledger.check_position(state.position)
     elif config.run.resume_unverified:
-        _check_count(config, book.plan, train)
-        _check_public_facts(book.plan, {'dataset': run_folder.public_name(config.data.dataset)})
+        _check_count(config.data, ledger.plan, train)
+        _check_public_facts(ledger.plan, {'dataset': run_folder.public_name(config.data.dataset)})
         print(
             'WARNING: nothing is remembered of this run here, so it is not checked whether its '
             'records and ledger are the latest ones (--resume_unverified). The statement says so.'
         )
-        book.note_unverified_resume()
-        state.remember_records(train.images, train.labels, book.position)
+        ledger.note_unverified_resume()
+        state.remember_records(train.images, train.labels, ledger.position)
     else:
         raise ConfigError(
             f'{state_dir} remembers nothing of this run, so its records and its ledger cannot be '
@@ -301,9 +342,9 @@ def _verify(config, state_dir, book, train, state) -> None:
         )
 
 
-def _check_count(config: RunConfig, plan: ledger.Plan, train: records.Records) -> None:
+def _check_count(data: DataConfig, plan: Plan, train: records.Records) -> None:
     """Raises if the number of records was read off them and is another one now."""
-    is_exact = 'dataset_size' in config.data.read_off and config.data.limit_records is None
+    is_exact = 'dataset_size' in data.read_off and data.limit_records is None
     if is_exact and len(train) != plan.dataset_size:
         raise ConfigError(
             'The data set is not the one that the run was started with: dataset_size was '
@@ -312,7 +353,7 @@ def _check_count(config: RunConfig, plan: ledger.Plan, train: records.Records) -
         )
 
 
-def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
+def _check_public_facts(plan: Plan, facts: dict) -> None:
     changed = [
         f'{name} was {getattr(plan, name)}, is {value}'
         for name, value in facts.items()
@@ -325,7 +366,7 @@ def _check_public_facts(plan: ledger.Plan, facts: dict) -> None:
         )
 
 
-def _check_parameters(plan: ledger.Plan, parameters: int) -> None:
+def _check_parameters(plan: Plan, parameters: int) -> None:
     """Raises if the number of parameters is not the plan's: the account depends on it."""
     if parameters != plan.private_parameters:
         raise ConfigError(
@@ -347,7 +388,7 @@ def remember_share(
     workers: Alone,
     config: RunConfig,
     state_dir: pathlib.Path,
-    book: ledger.Ledger,
+    ledger: Ledger,
     state: run_state.RunState | ledger_copy.NothingRemembered,
     dataset: records.Dataset,
     stack: contextlib.ExitStack,
@@ -362,7 +403,7 @@ def remember_share(
       workers: of the run.
       config: the settings.
       state_dir: as in `count_run`, of this worker.
-      book: the ledger of the run.
+      ledger: the ledger of the run.
       state: what is remembered of the run.
       dataset: the records that this worker has.
       stack: closes what is remembered when the run ends.
@@ -372,19 +413,19 @@ def remember_share(
     """
     if not workers.has_own_records:
         return
-    own = workers.together(lambda: _check_own(workers, config, state_dir, book, dataset, stack))
+    own = workers.together(lambda: _check_own(workers, config, state_dir, ledger, dataset, stack))
     is_new = own is not None and not own.is_known
     if config.run.resume and workers.all_reduce_max(int(is_new)):
-        workers.only_on_chief(lambda: _note_unverified(book, state))
+        workers.only_on_chief(lambda: _note_unverified(ledger, state))
     if is_new:
-        own.remember_records(dataset.train.images, dataset.train.labels, book.position)
+        own.remember_records(dataset.train.images, dataset.train.labels, ledger.position)
 
 
-def _check_own(workers, config, state_dir, book, dataset, stack) -> run_state.RunState | None:
+def _check_own(workers, config, state_dir, ledger, dataset, stack) -> run_state.RunState | None:
     """Compares this worker's records with what is remembered of them; None on the chief."""
     if workers.is_chief:
         return None
-    train, run_id = dataset.train, f'{book.run_id}-worker-{workers.index}'
+    train, run_id = dataset.train, f'{ledger.run_id}-worker-{workers.index}'
     own = as_config_error(lambda: run_state.RunState(state_dir, run_id), run_state.RunStateError)
     stack.callback(own.close)
     if own.is_known:
@@ -400,10 +441,10 @@ def _check_own(workers, config, state_dir, book, dataset, stack) -> run_state.Ru
     return own
 
 
-def _note_unverified(book, state) -> None:
+def _note_unverified(ledger, state) -> None:
     print(
         'WARNING: what another worker has of the records is not checked: nothing is remembered of '
         'them there (--resume_unverified). The statement says so.'
     )
-    book.note_unverified_resume()
-    state.store_position(book.position)
+    ledger.note_unverified_resume()
+    state.store_position(ledger.position)

@@ -12,6 +12,7 @@ import datetime
 import pathlib
 import shutil
 
+from tf_efsgd import files
 from tf_efsgd.config import ConfigError
 from tf_efsgd.privacy import run_state, seen_records
 
@@ -79,13 +80,13 @@ def find_items(folder: pathlib.Path) -> list[Item]:
 
 
 def _item(name: str, what: str, *paths: pathlib.Path) -> Item:
-    files = [file for path in paths for file in (path, *path.rglob('*')) if file.is_file()]
-    changed = max(path.lstat().st_mtime for path in (*paths, *files))
+    inside = [file for path in paths for file in (path, *path.rglob('*')) if file.is_file()]
+    changed = max(path.lstat().st_mtime for path in (*paths, *inside))
     return Item(
         name=name,
         what=what,
         date=datetime.datetime.fromtimestamp(changed, datetime.timezone.utc),
-        size=sum(file.lstat().st_size for file in files),
+        size=sum(file.lstat().st_size for file in inside),
         paths=paths,
     )
 
@@ -109,15 +110,11 @@ def _run_item(folder: pathlib.Path, run_id: str, paths: list[pathlib.Path]) -> I
 def table(items: list[Item]) -> str:
     """The items as a plain table."""
     rows = [('name', 'what', 'since (UTC)', 'size')]
-    rows += [(i.name, i.what, f'{i.date:%Y-%m-%d %H:%M}', _size_text(i.size)) for i in items]
+    rows += [(i.name, i.what, f'{i.date:%Y-%m-%d %H:%M}', files.size_text(i.size)) for i in items]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return '\n'.join(
         '  '.join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows
     )
-
-
-def _size_text(size: int) -> str:
-    return f'{size / 1e6:,.1f} MB' if size >= 1e6 else f'{max(1, round(size / 1e3)):,} kB'
 
 
 def remove(folder: pathlib.Path, name: str) -> list[Item]:

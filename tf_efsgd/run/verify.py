@@ -16,13 +16,20 @@ from typing import Any
 from tf_efsgd import budget, files, rounding
 from tf_efsgd.config import ConfigError
 from tf_efsgd.export import checksums, versions
+from tf_efsgd.file_names import (
+    CHECKSUMS,
+    FLAGFILE,
+    GENERATION,
+    LABELS,
+    LEDGER,
+    PAGE,
+    README,
+    REPORT,
+    STATEMENT,
+)
 from tf_efsgd.privacy.ledger import Ledger, LedgerError
+from tf_efsgd.reporting import report
 
-# Files of a synthetic data set, see `export.synthetic_data`, which needs TensorFlow.
-_DATA_CHECKSUMS, _GENERATION, _LABELS = 'SHA256SUMS', 'generation.json', 'labels.csv'
-_STATEMENT, _PAGE, _README = 'privacy_statement.json', 'PRIVACY.html', 'README.md'
-# The ledger of a run, see `run.folder`, which needs TensorFlow too.
-_LEDGER, _FLAGS = 'ledger.jsonl', 'config.flags'
 # What reading other values than the program writes may raise.
 _NOT_OURS = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError, csv.Error)
 # How many faults are named; of further ones only the number is given.
@@ -45,9 +52,9 @@ def verify(path: str | os.PathLike) -> dict[str, Any]:
     """
     folder = files.expanded(path)
     try:
-        if (folder / _GENERATION).is_file():
+        if (folder / GENERATION).is_file():
             kind, found = 'data set', _verify_data_set(folder)
-        elif (folder / _LEDGER).exists() or (folder / _FLAGS).is_file():
+        elif (folder / LEDGER).exists() or (folder / FLAGFILE).is_file():
             kind, found = 'run', _verify_run(folder)
         else:
             export = versions.find(folder)
@@ -123,7 +130,7 @@ def _verify_export(export: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
 def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
     """Compares the ledger with the statement of the latest export."""
     faults, statement = _verify_export(versions.find(folder))
-    ledger = Ledger.read(folder / _LEDGER)
+    ledger = Ledger.read(folder / LEDGER)
     if ledger.plan.event is None:
         if statement['private']:
             faults.append('the statement says private, and the ledger says that nothing was paid')
@@ -135,6 +142,7 @@ def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
             f'by the ledger epsilon is {rounding.up(claimed)}, and the statement of the latest '
             f'export says {rounding.up(said)}'
         )
+    faults += _faults_of_report(folder / REPORT, claimed)
     plan = ledger.plan
     promised = {
         'delta': plan.target_delta,
@@ -151,44 +159,65 @@ def _verify_run(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
     return faults, statement
 
 
+def _faults_of_report(page: pathlib.Path, claimed: float) -> list[str]:
+    """Faults of the page of a run, if it is there: each ε on it is at least the ledger's."""
+    if not page.is_file():
+        return []
+    said = report.epsilons_of(_read(page).decode('utf-8', 'replace'))
+    if not said:
+        return [f'{REPORT} does not say what was spent']
+    return [
+        f'by the ledger epsilon is {rounding.up(claimed)}, and {REPORT} says {text}'
+        for text in dict.fromkeys(said)
+        if not _is_at_least(text, claimed)
+    ]
+
+
+def _is_at_least(text: str, claimed: float) -> bool:
+    try:
+        return float(text.replace(',', '')) >= claimed * (1 - 1e-9)
+    except ValueError:
+        return False
+
+
 def _verify_data_set(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
-    faults = checksums.differences(folder, _DATA_CHECKSUMS)
-    about = _read_json(folder / _GENERATION)
-    content = _read(folder / _STATEMENT)
-    statement = _read_json(folder / _STATEMENT)
+    faults = checksums.differences(folder, CHECKSUMS)
+    about = _read_json(folder / GENERATION)
+    content = _read(folder / STATEMENT)
+    statement = _read_json(folder / STATEMENT)
     if not isinstance(statement.get('private'), bool):
-        raise ConfigError(f'{folder / _STATEMENT} is not a privacy statement.')
+        raise ConfigError(f'{folder / STATEMENT} is not a privacy statement.')
     if hashlib.sha256(content).hexdigest() != about.get('privacy_statement_sha256'):
-        faults.append(f'{_STATEMENT} is not the statement of the generator of these images')
+        faults.append(f'{STATEMENT} is not the statement of the generator of these images')
     if statement.get('generator_sha256') != about.get('generator_sha256'):
-        faults.append(f'{_GENERATION} names another generator than {_STATEMENT}')
+        faults.append(f'{GENERATION} names another generator than {STATEMENT}')
     faults += _faults_of_labels(folder, about)
     if statement['private'] and isinstance(statement.get('epsilon'), (int, float)):
         shown = rounding.up(float(statement['epsilon']))
-        for name, text in ((_PAGE, f'ε = {shown},'), (_README, f'epsilon = {shown},')):
+        for name, text in ((PAGE, f'ε = {shown},'), (README, f'epsilon = {shown},')):
             if text not in _read(folder / name).decode('utf-8', 'replace'):
-                faults.append(f'{name} does not say the epsilon of {_STATEMENT}')
+                faults.append(f'{name} does not say the epsilon of {STATEMENT}')
     return faults, statement
 
 
 def _faults_of_labels(folder: pathlib.Path, about: dict[str, Any]) -> list[str]:
     """Faults of labels.csv: each line must have an image, and there must be as many as promised."""
-    text = _read(folder / _LABELS).decode('utf-8', 'surrogateescape')
+    text = _read(folder / LABELS).decode('utf-8', 'surrogateescape')
     _, *rows = csv.reader(text.splitlines(keepends=True))
     faults = []
     if len(rows) != about.get('count'):
-        faults.append(f'{_LABELS} has {len(rows)} images, {_GENERATION} {about.get("count")}')
+        faults.append(f'{LABELS} has {len(rows)} images, {GENERATION} {about.get("count")}')
     counts = [0] * len(about.get('class_counts', []))
     for name, label, *_ in rows:  # A line of fewer columns raises ValueError.
         counts[int(label)] += 1
         if about.get('format') == 'png' and not (folder / name).is_file():
             faults.append(f'{name} is missing')
     if counts != about.get('class_counts'):
-        faults.append(f'{_LABELS} has other numbers of images of the classes than {_GENERATION}')
+        faults.append(f'{LABELS} has other numbers of images of the classes than {GENERATION}')
     if about.get('format') == 'png':
         named = {row[0] for row in rows}
         there = (path.relative_to(folder).as_posix() for path in folder.glob('*/*.png'))
-        faults += [f'{name} has no line in {_LABELS}' for name in there if name not in named]
+        faults += [f'{name} has no line in {LABELS}' for name in there if name not in named]
     return faults
 
 

@@ -12,15 +12,14 @@ import time
 import numpy as np
 import tensorflow as tf
 
-from tf_efsgd import budget, progress
+from tf_efsgd import budget, file_names, progress
 from tf_efsgd.config import ConfigError
 from tf_efsgd.models import sampling
 from tf_efsgd.models.classifier import build_classifier
 from tf_efsgd.models.generator import draw_inputs
-from tf_efsgd.privacy import releases
+from tf_efsgd.privacy import releases, shared_releases
 from tf_efsgd.privacy.features import alone, learned, pixels, public
-from tf_efsgd.run import build, shared_releases
-from tf_efsgd.run import folder as run_folder
+from tf_efsgd.run import build
 from tf_efsgd.run.context import Context
 from tf_efsgd.run.errors import as_config_error
 from tf_efsgd.training import callbacks, learn_features, targets
@@ -29,6 +28,8 @@ from tf_efsgd.training.public_heads_gan import OfMaps, OnNetwork, PublicHeadsGan
 
 # The seed of the generated images from which the features of the second release are learned.
 _LEARNED_SEED = 103
+# A fit draws sample pictures every --sample_steps, and at least so many.
+_PICTURES = 4
 
 
 class WarmStart:
@@ -43,7 +44,7 @@ class WarmStart:
         plan, train = run.ledger.first_plan, run.dataset.train
         self._plan = plan
         noise = budget.noise_of_releases(plan) if run.is_private else (0.0, 0.0)
-        self._features = self._make_features(noise[0]) if run.network is not None else None
+        self._is_public = run.network is not None
         kind = shared_releases.ReleasesOfChief
         self._releases = (kind if run.workers.is_chief else shared_releases.ReleasesOfOthers)(
             run.workers,
@@ -54,10 +55,15 @@ class WarmStart:
             run.workers.share(train.labels)[:],
             noise,
             run.new_noise,
-            pixels.VERSION if self._features is None else self._features.version,
+            self._features.version if self._is_public else pixels.VERSION,
             run.strategy,
         )
-        self._checkpoints = run.folder / run_folder.CHECKPOINTS / 'warm_start'
+        self._checkpoints = run.folder / file_names.CHECKPOINTS / 'warm_start'
+
+    @functools.cached_property
+    def _features(self) -> pixels.FeatureMap | public.PublicFeatures:
+        """The features of the first release."""
+        return self._run.features or build.build_features(self._plan, self._run.network)
 
     def check(self) -> None:
         """Compares the releases of earlier starts with the ledger.
@@ -79,7 +85,7 @@ class WarmStart:
             return
         if run.is_restored and not weight:
             return
-        features = self._features or pixels.FeatureMap(plan.image_shape)
+        features = self._features
         with progress.waiting('Looking at all records once, for the release'):
             if not run.is_restored:
                 run.workers.together(lambda: build.try_rows(features.rows))
@@ -109,20 +115,12 @@ class WarmStart:
         elif weight:
             run.gan.set_target(targets.SumOfTargets(fitted), weight)
 
-    def _make_features(self, noise_multiplier: float) -> public.PublicFeatures:
-        """Makes the features of the first release and tries them before they see a record."""
-        plan = self._plan
-        size = public.choose_size(plan.dataset_size, plan.num_classes, noise_multiplier)
-        features = public.PublicFeatures(self._run.network, plan.image_shape, size)
-        self._run.workers.together(lambda: build.try_rows(features.rows))
-        return features
-
     def _features_of_generated(self) -> OnNetwork | None:
         """The features of generated images by the public network; None if the run uses none."""
-        if self._features is None:
+        if not self._is_public:
             return None
         with self._run.strategy.scope():
-            network = build.for_generated_images(self._run.network, self._run.config)
+            network = build.for_generated_images(self._run.network, self._run.config.training)
         return OnNetwork(self._features, network)
 
     def _continue_without(self, what: str) -> None:
@@ -179,6 +177,9 @@ class WarmStart:
 
     def _fit_steps(self, generator, fitted, description: str, **how) -> None:
         run, writer = self._run, self._run.writer()
+        run.write_overview(writer)
+        grid = run.sample_grid(writer, 0, 0, generator)
+        pictures_every = max(1, min(run.config.run.sample_steps, how['steps'] // _PICTURES))
         show = functools.partial(
             callbacks.write_scalar, writer, run.is_private, 'distance_to_release'
         )
@@ -195,6 +196,8 @@ class WarmStart:
             ),
             show=show,
             show_steps=run.config.run.log_steps,
+            draw=functools.partial(grid.draw, of_fit=True) if run.workers.is_chief else None,
+            draw_steps=pictures_every,
             strategy=run.strategy,
             **how,
         )

@@ -104,17 +104,17 @@ class Several(Alone):
 
     def of_chief(self, make):
         """See `Alone`."""
-        told: dict[str, Any] = {}
+        message: dict[str, Any] = {}
         if self.is_chief:
             try:
-                told = {'value': make()}
+                message = {'value': make()}
             except ConfigError as error:
-                told = {'error': str(error)}
-        told = json.loads(self.broadcast(json.dumps(told).encode()))
-        if 'error' in told:
+                message = {'error': str(error)}
+        message = json.loads(self.broadcast(json.dumps(message).encode()))
+        if 'error' in message:
             self.leave()
-            raise ConfigError(told['error'])
-        return told['value']
+            raise ConfigError(message['error'])
+        return message['value']
 
     def settings_of_chief(self, make, own):
         """See `Alone`."""
@@ -354,6 +354,6 @@ def join(config: RunConfig) -> Alone:
     if not clusters.is_wanted(config.training.strategy):
         return Alone()
     cluster = clusters.read()
-    clusters.check_own_records(config)
+    clusters.check_own_records(config.data, config.training)
     clusters.meet(cluster, config)
     return Several(cluster, config.training.worker_records)

@@ -1,4 +1,4 @@
-"""Keras callbacks that show and bound a run: progress bar, TensorBoard, budget, checkpoints.
+"""Keras callbacks that show and bound a run: progress bar, TensorBoard, payments, checkpoints.
 
 They write only what `EFSGDGan.train_step` returns, and generated images. These are functions of
 private releases, so all tags begin with dp/. Only `NonprivateDiagnostics` writes what records show,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -22,40 +23,20 @@ from tensorboard.plugins.hparams import api as hparams
 from tf_efsgd import progress, rounding
 
 
-class Budget(tf.keras.callbacks.Callback):
-    """Reserves steps in the ledger before they run.
+class BeforeEachStep(tf.keras.callbacks.Callback):
+    """Calls a function before each step of a run; what it raises stops the run before the step.
 
     Args:
-      reserve: charges a number of steps, and returns once the charge is on disk. It raises if that
-        would pass the budget, which stops the run before the step.
-      remaining_steps: returns how many steps may still be reserved.
-      steps_per_entry: how many to reserve at a time.
+      call: for example `privacy.payments.StepPayments.before_step`.
     """
 
-    def __init__(
-        self,
-        reserve: Callable[[int], None],
-        remaining_steps: Callable[[], int],
-        steps_per_entry: int,
-    ):
+    def __init__(self, call: Callable[[], None]):
         super().__init__()
-        self._reserve = reserve
-        self._remaining_steps = remaining_steps
-        self._steps_per_entry = steps_per_entry
-        self._left = 0
-
-    @property
-    def is_used_up(self) -> bool:
-        """Whether the next step is not paid for yet."""
-        return self._left == 0
+        self._call = call
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Makes sure that the next step is paid for."""
-        if self._left == 0:
-            count = max(1, min(self._steps_per_entry, self._remaining_steps()))
-            self._reserve(count)
-            self._left = count
-        self._left -= 1
+        """Calls it."""
+        self._call()
 
 
 class EveryStep(tf.keras.callbacks.Callback):
@@ -174,6 +155,8 @@ class TensorBoardScalars(EveryStep):
 
 
 # TensorBoard's page "Custom scalars", which shows the main scalars of a run at a glance.
+# The tags of sample pictures: after steps of the GAN, and after those of a fit.
+PICTURES = ('samples', 'samples_of_fit')
 _LAYOUT = {
     'Privacy': {'epsilon spent': ['epsilon']},
     'Generated images': {
@@ -289,9 +272,11 @@ class Checkpoint(EveryStep):
 
 
 class StopOnSignal(tf.keras.callbacks.Callback):
-    """Ends training after the step at which SIGINT (Ctrl-C) or SIGTERM comes, with a checkpoint.
+    """Ends training after the step at which a signal comes, with a checkpoint.
 
-    A second signal stops at once, without one.
+    These are SIGINT (Ctrl-C), SIGTERM, and SIGHUP (the terminal was closed) unless it is ignored,
+    as with `nohup`. A second signal stops at once, without a checkpoint. Outside the main thread
+    Python cannot take signals over, and nothing stops training.
 
     Args:
       save: saves a checkpoint.
@@ -318,7 +303,13 @@ class StopOnSignal(tf.keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         """Takes the signals over."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        if threading.current_thread() is not threading.main_thread():
+            return
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        hangup = getattr(signal, 'SIGHUP', None)  # Windows has none.
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            numbers.append(hangup)
+        for number in numbers:
             self._before[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number, frame):
@@ -366,7 +357,7 @@ def read_scalars(log_dir: str, is_private: bool = True) -> list[dict[str, float]
     entries: dict[int, dict[str, float]] = collections.defaultdict(dict)
     start = f'{prefix(is_private)}/'
     for tag in events.Tags()['tensors']:
-        if not tag.startswith(start) or tag == f'{start}samples':
+        if not tag.startswith(start) or tag.removeprefix(start) in PICTURES:
             continue
         for event in events.Tensors(tag):
             value = tf.make_ndarray(event.tensor_proto)

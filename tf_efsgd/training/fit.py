@@ -33,6 +33,8 @@ def fit(
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
     show: Callable[[int, float], None] | None = None,
     show_steps: int = 50,
+    draw: Callable[[int], None] | None = None,
+    draw_steps: int = 500,
     strategy: tf.distribute.Strategy | None = None,
     broadcast_variables: Callable[[Sequence[tf.Variable]], None] = lambda variables: None,
 ) -> list[np.ndarray]:
@@ -56,6 +58,8 @@ def fit(
       show: called with the number of steps done and the distance to the released means, which is
         public.
       show_steps: steps between two calls of `show`, >= 1.
+      draw: called with the number of steps done, to show images of the generator as it is then.
+      draw_steps: steps between two calls of `draw`, >= 1.
       strategy: its replicas make the images of a step; None: the caller's strategy.
       broadcast_variables: called before the first step with all variables of the fit. With several
         processes it makes the variables equal, so that all continue from the same place.
@@ -124,6 +128,8 @@ def fit(
         step(tf.constant(number))
         if show is not None and (number + 1) % show_steps == 0:
             show(number + 1, float(tf.add_n([target.distance_so_far() for target in averaged])))
+        if draw is not None and (number + 1) % draw_steps == 0:
+            draw(number + 1)
         if checkpoints is not None:
             is_last = number == first_step + steps - 1
             checkpoints.save(optimizer.iterations, check_interval=not is_last)

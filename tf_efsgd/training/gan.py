@@ -20,7 +20,7 @@ from tf_efsgd import replicas
 from tf_efsgd.models import precision
 from tf_efsgd.models.discriminator import LOGITS, POSTERIOR, RECONSTRUCTION
 from tf_efsgd.models.generator import LABELS, LATENTS
-from tf_efsgd.privacy import optimizer as private_optimizer
+from tf_efsgd.privacy.optimizer import PrivateOptimizer
 from tf_efsgd.training.generator_step import GeneratorStep
 from tf_efsgd.training.own_networks import LikeKeras, as_discriminator, check_generator
 from tf_efsgd.training.private_model import (
@@ -163,7 +163,7 @@ class EFSGDGan(LikeKeras, PrivateModel, GeneratorStep):
         self._check_networks()
         for optimizer in (generator_optimizer, discriminator_optimizer):
             refuse_wrapped(optimizer)
-        self.is_private = isinstance(discriminator_optimizer, private_optimizer.PrivateOptimizer)
+        self.is_private = isinstance(discriminator_optimizer, PrivateOptimizer)
         if self.is_private:
             given = expected_batch_size or discriminator_optimizer.expected_batch_size
             expected_batch_size = discriminator_optimizer.expected_batch_size
@@ -180,8 +180,9 @@ class EFSGDGan(LikeKeras, PrivateModel, GeneratorStep):
         made = int(self.private_steps.numpy())  # On several replicas the variable is no number.
         if made and discriminator_optimizer is not getattr(self, 'discriminator_optimizer', None):
             warnings.warn(
-                f'This GAN has made {made} private steps with another optimizer. The new one does '
-                'not count them: give tf_efsgd.epsilon the number of all steps together as steps=.',
+                f'This GAN has made {made} private steps with another optimizer. The next fit '
+                'counts them as steps of the new one, which is true only if both have the same '
+                'noise, clips and expected_batch_size.',
                 stacklevel=2,
             )
         self.generator_optimizer = generator_optimizer

@@ -10,7 +10,7 @@ from tf_efsgd import replicas
 
 
 class GeneratedImages:
-    """The part of `EFSGDGan` that makes a step's generated images; no record is near it."""
+    """The part of `EFSGDGan` that makes a step's generated images; it sees no record."""
 
     # Attributes of the whole model.
     generator: tf.keras.Model

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tf_efsgd.privacy.features.learned import LAYERS
 
 # The classifier learns from so many generated images, as many of each class; fewer large ones.
-_IMAGES, _EPOCHS, _BATCH = 20_000, 4, 128
+_IMAGES, _EPOCHS, BATCH = 20_000, 4, 128
 _MOST_NUMBERS, _LEAST_IMAGES = 2**26, 1000
 _CLASSIFIER_LEARNING_RATE = 1e-3
 # The scales are measured on so many of these images, and on at least so many of each class.
@@ -41,10 +41,8 @@ def learn(
     Returns:
       The distances for `LearnedFeatures`; they are not finite if learning has failed.
     """
-    numbers = math.prod(classifier.input.shape[1:])
-    count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // numbers))
-    measured = max(_MEASURED, _MEASURED_OF_CLASS * num_classes)
-    count = max(count, measured)
+    count = _count(classifier.input.shape[1:], num_classes)
+    measured = _count_of_measured(num_classes)
     labels = np.random.default_rng(seed).permutation(count).astype(np.int32) % num_classes
     images = generate(labels)
     pixels = tf.keras.Input(images.shape[1:])
@@ -55,11 +53,31 @@ def learn(
         tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     trained.fit(
-        images, labels, _BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
+        images, labels, BATCH, epochs=_EPOCHS, shuffle=False, verbose=0, callbacks=list(callbacks)
     )
     labels = labels[:measured]
     outputs = classifier(images[:measured] / np.float32(127.5) - 1.0, training=False)
     return tuple(_distance(outputs[name].numpy(), labels) for name in LAYERS)
+
+
+def steps(image_shape: tuple[int, int, int], num_classes: int) -> int:
+    """How many steps, each of `BATCH` images, `learn` makes.
+
+    Args:
+      image_shape: (H, W, C).
+      num_classes: number of labels.
+    """
+    return _EPOCHS * math.ceil(_count(image_shape, num_classes) / BATCH)
+
+
+def _count(image_shape, num_classes: int) -> int:
+    """From how many images the classifier learns."""
+    count = min(_IMAGES, max(_LEAST_IMAGES, _MOST_NUMBERS // math.prod(image_shape)))
+    return max(count, _count_of_measured(num_classes))
+
+
+def _count_of_measured(num_classes: int) -> int:
+    return max(_MEASURED, _MEASURED_OF_CLASS * num_classes)
 
 
 def _distance(outputs: np.ndarray, labels: np.ndarray) -> float:

@@ -142,22 +142,46 @@ def _describe_inputs(generator: Any) -> str:
     return f'{type(generator).__name__} of an input of shape {", ".join(map(str, shapes))}'
 
 
-def check_batches(batches: Any, record_shape: tuple[int, ...]) -> None:
-    """Checks the types of what `fit` is given, without looking at a record.
+def check_batches(
+    batches: Any,
+    record_shape: tuple[int, ...],
+    expected_batch_size: int | None = None,
+    num_classes: int | None = None,
+) -> None:
+    """Checks what `fit` is given, without looking at a record.
 
     Args:
       batches: what `fit` is given.
       record_shape: of what the discriminator sees.
+      expected_batch_size: of the optimizer; None is not compared.
+      num_classes: of the discriminator; None is not compared.
 
     Raises:
-      ValueError: if they are not batches of (uint8 images, integer labels).
+      ValueError: if they are not batches of (uint8 images, integer labels), or certainly no Poisson
+        samples, or samples of another expected size or with other labels.
     """
     spec = getattr(batches, 'element_spec', None)
-    if spec is None:
+    # A data set with an end goes through the records in turn.
+    has_end = isinstance(batches, tf.data.Dataset) and int(batches.cardinality()) >= 0
+    if spec is None or has_end:
+        end = ' of a known length' if has_end else ''
         raise ValueError(
             'fit takes Poisson samples, because only they have an epsilon: '
             'fit(tf_efsgd.poisson_batches(images, labels, expected_batch_size=...), '
-            f'steps_per_epoch=...). Received: {type(batches).__name__}.'
+            f'steps_per_epoch=...). Received: {type(batches).__name__}{end}.'
+        )
+    sampled = getattr(batches, 'expected_batch_size', None)
+    if None not in (sampled, expected_batch_size) and sampled != expected_batch_size:
+        raise ValueError(
+            'poisson_batches and the discriminator_optimizer must have the same '
+            f'expected_batch_size: epsilon is that of the optimizer. Received: {sampled} and '
+            f'{expected_batch_size}.'
+        )
+    labels = getattr(batches, 'range_of_labels', None)
+    if None not in (labels, num_classes) and labels[1] >= num_classes:
+        raise ValueError(
+            f'The discriminator has {num_classes} classes, so labels must be from 0 to '
+            f'{num_classes - 1}. Received: {labels[0]} to {labels[1]}.'
         )
     if not isinstance(spec, tuple) or len(spec) != 2:
         raise ValueError(f'A batch must be (images, labels). Received: {spec}.')
@@ -189,6 +213,10 @@ class LikeKeras:
     num_classes: int
     generate: Callable[..., tf.Tensor]
     _record_shape: Callable[[], tuple[int, ...]]
+    _expected_batch_size: int | None
+    discriminator_optimizer: Any
+    private_steps: tf.Variable
+    is_private: bool
 
     def fit(self, x: Any = None, *args, **kwargs):
         """Trains on Poisson samples; one step is one private step.
@@ -202,10 +230,21 @@ class LikeKeras:
           Keras' history; it holds only what is released or depends on generated images.
 
         Raises:
-          ValueError: if the batches are not (uint8 images, integer labels).
+          ValueError: if the batches are not (uint8 images, integer labels), or no Poisson samples
+            of the expected size.
         """
-        check_batches(x, self._record_shape())
+        size = getattr(self, '_expected_batch_size', None)
+        check_batches(x, self._record_shape(), size, self.num_classes)
+        self._count_restored_steps()
         return super().fit(x, *args, **kwargs)  # type: ignore[misc]
+
+    def _count_restored_steps(self) -> None:
+        """Lets the optimizer count steps whose weights were loaded without its own variables."""
+        made = int(self.private_steps.numpy())
+        if not made or not getattr(self, 'is_private', False):
+            return
+        if int(self.discriminator_optimizer.iterations.numpy()) < made:
+            self.discriminator_optimizer.iterations.assign(made)
 
     def predict(
         self,
@@ -221,14 +260,17 @@ class LikeKeras:
           x: labels, integers [n] in [0, number of classes).
           batch_size: how many images to make at a time; None: 500.
           verbose: whether to draw a progress bar.
-          seed: in [0, 2^31), makes the same images again; None draws new ones.
+          seed: in [0, 2^31), makes the same images again, with the same `batch_size`; None draws
+            new ones.
 
         Returns:
           uint8 [n, H, W, C].
 
         Raises:
-          ValueError: if `x` is not such labels.
+          ValueError: if `x` is not such labels, or `seed` is out of range.
         """
+        if seed is not None and not 0 <= seed < 2**31:
+            raise ValueError(f'seed must be in [0, 2147483648). Received: {seed}.')
         labels = np.asarray(x)
         if labels.ndim != 1 or not len(labels) or labels.dtype.kind not in 'iu':
             raise ValueError(

@@ -17,8 +17,16 @@ import tensorflow as tf
 
 from tf_efsgd import replicas
 from tf_efsgd.data.images import to_float
-from tf_efsgd.privacy import optimizer as private_optimizer
 from tf_efsgd.privacy.features import alone
+from tf_efsgd.privacy.optimizer import (
+    PrivateOptimizer,
+    activations,
+    all_layers_shown,
+    draw_for_records,
+    new_noise,
+    why_not_alone,
+    why_not_fast,
+)
 from tf_efsgd.training import padding
 
 # The private loss is tried on so many records: two times three, so that three confirm the others.
@@ -115,7 +123,7 @@ class PrivateModel(tf.keras.Model):
         self._measured.value = None
 
     def _check_private_loss(self) -> None:
-        reason = private_optimizer.why_not_alone(
+        reason = why_not_alone(
             self._losses_of_made_up,
             self.private_variables,
             self._make_up_records(),
@@ -135,7 +143,7 @@ class PrivateModel(tf.keras.Model):
             raise ValueError(f'clipping must be one of {CLIPPINGS}. Received: {clipping!r}.')
         if clipping == 'vectorized' or not self.is_private:
             return 'vectorized' if self.is_private else 'none'
-        reason = private_optimizer.why_not_fast(
+        reason = why_not_fast(
             self._private_models(),
             self._losses_of_made_up,
             self.private_variables,
@@ -203,7 +211,7 @@ class PrivateModel(tf.keras.Model):
         if self.train_function is not None and not force:
             return self.train_function
         self._make_slots()
-        noise = self._noise or private_optimizer.new_noise()
+        noise = self._noise or new_noise()
         shapes = [variable.shape for variable in self.private_variables]
 
         def step(iterator, step_noise):
@@ -332,7 +340,7 @@ class PrivateModel(tf.keras.Model):
         if self.clipping == 'fast':
             return contextlib.nullcontext()
         compute = tf.function(self._activations, autograph=False)
-        return private_optimizer.all_layers_shown(compute, tf.constant(images))
+        return all_layers_shown(compute, tf.constant(images))
 
     def _check_replicas_alike(self, made_up: np.ndarray, rows: int) -> None:
         """Raises NotAlone unless all replicas of this process compute a record alike.
@@ -363,9 +371,9 @@ class PrivateModel(tf.keras.Model):
             lambda x: tf.repeat(x[:1], count, axis=0), self._make_up_records()
         )
 
-        def activations(images, labels, draws):
+        def of_records(images, labels, draws):
             if self.clipping == 'fast':
-                return private_optimizer.activations(
+                return activations(
                     self._private_models(),
                     lambda: self._losses_of_records(images, labels, draws),
                     self.private_variables,
@@ -374,9 +382,9 @@ class PrivateModel(tf.keras.Model):
 
         def of_replica(*records):
             if not self.compiles_sums:
-                return activations(*records)
+                return of_records(*records)
             # It is made for each replica, because every one has its own variables.
-            return tf.function(activations, autograph=False, jit_compile=True)(*records)
+            return tf.function(of_records, autograph=False, jit_compile=True)(*records)
 
         # The variables of several replicas can only be read in a replica context.
         strategy = self.distribute_strategy
@@ -398,9 +406,7 @@ class PrivateModel(tf.keras.Model):
 
     def _draw_for_records(self, labels, step_noise, first=0) -> dict[str, tf.Tensor]:
         """Draws the random inputs of each record's loss: those of a generator that decodes it."""
-        return private_optimizer.draw_for_records(
-            self._drawn_shapes(), tf.shape(labels)[0], step_noise, first
-        )
+        return draw_for_records(self._drawn_shapes(), tf.shape(labels)[0], step_noise, first)
 
     def _records_to_float(self, images: tf.Tensor) -> tf.Tensor:
         """Converts what a batch holds to what the loss takes."""
@@ -481,9 +487,7 @@ def zeros_like(variables, dtype=tf.float32) -> list[tf.Tensor]:
 
 def refuse_wrapped(optimizer) -> None:
     """Raises ValueError for a wrapped optimizer: wrappers act before the clip, or hide it."""
-    inner = [
-        v for v in vars(optimizer).values() if isinstance(v, private_optimizer.PrivateOptimizer)
-    ]
+    inner = [v for v in vars(optimizer).values() if isinstance(v, PrivateOptimizer)]
     if inner or isinstance(optimizer, tf.keras.mixed_precision.LossScaleOptimizer):
         raise ValueError(
             'Optimizers must not be wrapped: LossScaleOptimizer multiplies the loss before it is '

@@ -170,7 +170,7 @@ class PublicHeadsGan(EFSGDGan):
         self.set_target(target, weight)
 
     def generator_step(self) -> None:
-        """The public step, in a replica context: no record is near it."""
+        """The public step, in a replica context; it sees no record."""
         if self._target.value is None:
             super().generator_step()
             return

@@ -53,19 +53,30 @@ class SampleGrid(callbacks.EveryStep):
 
     def on_due(self, logs):
         """Writes one grid."""
+        self.draw(self.step)
+
+    def draw(self, step: int, of_fit: bool = False):
+        """Writes a grid of the images after some steps.
+
+        Args:
+          step: how many steps were made.
+          of_fit: whether these were steps of the fit to a release: then the file is
+            fit_<step>.png, and TensorBoard shows it apart.
+        """
         labels = np.tile(np.arange(self._columns, dtype=np.int32), self._rows)
         grid = image_grid(self._generate(labels), self._columns)
-        path = self.path(self._folder, self.step)
+        path = self.path(self._folder, step, 'fit' if of_fit else 'step')
         tf.io.write_file(f'{path}.tmp', tf.io.encode_png(grid))
         os.replace(f'{path}.tmp', path)
-        with self._writer.as_default(step=self.step):
-            tf.summary.image(f'{callbacks.prefix(self._is_private)}/samples', grid[np.newaxis])
+        tag = f'{callbacks.prefix(self._is_private)}/{callbacks.PICTURES[of_fit]}'
+        with self._writer.as_default(step=step):
+            tf.summary.image(tag, grid[np.newaxis])
         self._writer.flush()
 
     @staticmethod
-    def path(folder: str, step: int) -> str:
+    def path(folder: str, step: int, kind: str = 'step') -> str:
         """The path of the grid of a step."""
-        return os.path.join(folder, f'step_{step:06d}.png')
+        return os.path.join(folder, f'{kind}_{step:06d}.png')
 
     @staticmethod
     def caption(class_names: Sequence[str]) -> str:

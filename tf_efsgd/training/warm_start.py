@@ -17,9 +17,9 @@ import tensorflow as tf
 from tf_efsgd import progress
 from tf_efsgd.models import generator as generators
 from tf_efsgd.privacy import class_sums, grid
-from tf_efsgd.privacy import optimizer as private_optimizer
 from tf_efsgd.privacy.features.grouped import GroupedFeatures
 from tf_efsgd.privacy.features.pixels import FeatureMap
+from tf_efsgd.privacy.optimizer import new_noise
 from tf_efsgd.training import fit as fitting
 from tf_efsgd.training.targets import Target
 
@@ -104,7 +104,7 @@ def warm_start(
         num_classes,
         features,
         noise_multiplier,
-        private_optimizer.new_noise(secure_noise),
+        new_noise(secure_noise),
     )
     size = len(images) if dataset_size is None else dataset_size
     means = class_sums.class_means(sums, noise_multiplier, size, features.groups)

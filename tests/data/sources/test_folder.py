@@ -48,7 +48,7 @@ def test_folder_with_train_and_test(tmp_path):
     assert loaded.test.labels.tolist() == [1, 2, 2]
     np.testing.assert_array_equal(loaded.test.images[1], gray_image(30))
     write_folder(tmp_path / 'test', {'dog': gray_files(1, 50)})
-    error_of(["'dog'", 'every class of the test images'], f'folder:{tmp_path}')
+    error_of(["'dog'", 'Every class of the test images'], f'folder:{tmp_path}')
 
 
 def test_folders_without_images_are_named(tmp_path):

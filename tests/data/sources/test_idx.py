@@ -62,7 +62,7 @@ def test_idx_faults_are_named(idx_folder):
     whole = train_images.read_bytes()
 
     train_images.write_bytes(whole[:-300])
-    error_of([str(train_images), 'cannot read'], f'idx:{folder}')
+    error_of([str(train_images), 'cannot be read'], f'idx:{folder}')
     train_images.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
     error_of([str(train_images), 'truncated', '2175 bytes, not 2176'], f'idx:{folder}')
     train_images.write_bytes(gzip.compress(gzip.decompress(whole) + b'x'))

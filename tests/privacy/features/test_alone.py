@@ -10,6 +10,8 @@ from tf_efsgd.models.public_network import build_public_network
 from tf_efsgd.privacy import class_sums
 from tf_efsgd.privacy.features import alone, learned, pixels, public
 
+pytestmark = pytest.mark.real_trials
+
 _SHAPE = (16, 16, 3)
 
 

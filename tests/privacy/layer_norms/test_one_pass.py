@@ -17,11 +17,12 @@ from helpers.layer_gradients import (
     one_by_one,
     weights_of,
 )
+from helpers.pairs import pairs
 
 from tf_efsgd.models.generator import ARCHITECTURES, build_generator, draw_inputs
 from tf_efsgd.models.layers import SmoothColours
 from tf_efsgd.privacy import clipping, layer_norms
-from tf_efsgd.privacy.layer_norms import rule
+from tf_efsgd.privacy.layer_norms import registry, rule
 
 
 def _shared():
@@ -65,6 +66,11 @@ def _chain():
             KERAS.Dense(3),
         ]
     )
+
+
+def test_the_chain_has_every_rule():
+    missing = set(registry._RULES) - {type(layer) for layer in _chain().layers}
+    assert not missing, 'Add a layer to _chain above.'
 
 
 @pytest.mark.parametrize('build', [_shared, _nested, _chain])
@@ -251,7 +257,7 @@ def test_models_may_share_a_layer():
         [one, other], lambda: tf.reduce_sum(other(one(rows)), axis=1), dense.trainable_variables
     )
     norms = clipping.BatchGradients(parts, dense.trainable_variables).norms
-    for row, norm in zip(rows, norms):
+    for row, norm in pairs(rows, norms):
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(other(one(row[tf.newaxis])))
         gradients = tape.gradient(loss, dense.trainable_variables)

@@ -112,8 +112,8 @@ _REFUSED = {
     'subclass': (_OddDense(2, name='odd'), "'odd' ._OddDense. has no rule"),
     'its_subclass': (_OddAgain(2, name='odd'), "'odd' ._OddAgain. has no rule"),
     'activation': (
-        KERAS.Dense(2, activation=KERAS.PReLU(name='odd')),
-        "'odd' .PReLU. has no rule",
+        KERAS.Dense(2, activation=_Scale(name='odd')),
+        "'odd' ._Scale. has no rule",
     ),
     'float16': (KERAS.Dense(2, name='odd', dtype='mixed_float16'), "'odd' .* in float16"),
     'channels_first': (

@@ -16,6 +16,7 @@ from helpers.layer_gradients import (
     one_by_one,
     weights_of,
 )
+from helpers.pairs import pairs
 
 from tf_efsgd.privacy import clipping, layer_norms
 from tf_efsgd.privacy.layer_norms import rule
@@ -94,7 +95,7 @@ def test_clip_and_sum_with_a_record_of_any_size(scale):
         0.7,
         0.3,
     )
-    for actual, clipped, residual in zip(gradients.weighted_sums(weights), *wanted):
+    for actual, (clipped, residual) in pairs(gradients.weighted_sums(weights), pairs(*wanted)):
         np.testing.assert_allclose(actual[0], clipped, rtol=0, atol=1e-5)
         np.testing.assert_allclose(actual[1], residual, rtol=0, atol=1e-5)
 
@@ -206,7 +207,7 @@ def test_public_sums_are_weighted_sums():
         )
         weights = tf.constant(draws.uniform(size=[2, 5]), tf.float32)
         wanted = gradients.weighted_sums(weights)
-        for actual, exact in zip(gradients.public_sums(weights), wanted):
+        for actual, exact in pairs(gradients.public_sums(weights), wanted):
             assert actual.dtype == tf.float32
             np.testing.assert_allclose(actual, exact, rtol=1e-4, atol=1e-5 * np.abs(exact).max())
 

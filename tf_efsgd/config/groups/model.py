@@ -38,15 +38,16 @@ class ModelConfig:
         'head',
         'How the private step reconstructs records. head: by a small head of the discriminator; '
         'generator: by the generator, from a latent vector that the discriminator predicts, as in '
-        'a variational autoencoder. The generator then learns from records too, but all of its '
-        'parameters get noise, with networks of the usual size several times as much noise in all. '
-        'none: no reconstruction; the default with --discriminator=public_heads.',
+        'a variational autoencoder. The generator then learns from records too, but noise is '
+        'then added to all of its parameters; with networks of the usual size that is several '
+        'times as much noise. none: no reconstruction.',
         choices=('head', 'generator', 'none'),
     )
     reconstruction_weight: float = number(
         0.01,
         "Weight of the squared reconstruction error in a record's loss; with "
-        "--reconstruction=generator also of the latent vector's divergence.",
+        "--reconstruction=generator also of the latent vector's divergence. With "
+        '--discriminator=public_heads the default is 0.001.',
         at_least=0,
     )
     generator_ema: float = number(

@@ -54,8 +54,8 @@ class PrivacyConfig:
     )
     expected_batch_size: int = integer(
         128,
-        'Mean number of records in a step. More records: less noise in each step, fewer epochs '
-        'for the same epsilon, slower steps.',
+        'Mean number of records in a step. More records mean less noise in each step, fewer epochs '
+        'for the same epsilon, and slower steps.',
         at_least=1,
         on_resume='mechanism',
     )
@@ -132,13 +132,13 @@ class PrivacyConfig:
     )
     warm_start_noise_multiplier: float | None = number(
         None,
-        'Noise of the warm start, divided by its sensitivity. It goes with --noise_multiplier and '
-        'replaces the share. Default: no warm start.',
+        'Noise of the feature release, divided by its sensitivity. It goes with --noise_multiplier '
+        'and replaces the share. Default: no feature release.',
         above=0.0,
     )
     learned_features_share: float = number(
         0.0,
-        'Share of the warm start that is spent on a second release. A small classifier learns '
+        'Share of the feature release that is spent on a second one. A small classifier learns '
         'from images of the generator that was fitted to the first release; the mean features of '
         'its layers are released like those of pixels, and the generator is fitted to both. 0: no '
         'second release.',
@@ -158,8 +158,8 @@ class PrivacyConfig:
     secure_noise: bool = boolean(
         False,
         "Take every bit of noise and sampling from the operating system's cryptographic generator "
-        'instead of Philox under a secret key. Slower; use it when the guarantee must not depend '
-        'on Philox.',
+        'instead of Philox under a secret key. This is slower; use it when the guarantee must not '
+        'depend on Philox.',
     )
     log_nonprivate_diagnostics: bool = boolean(
         False,
@@ -170,13 +170,13 @@ class PrivacyConfig:
 
     public_features: str = string(
         'auto',
-        'Features of a network that learned from public images, released beside those of pixels in '
-        'the warm start. efficientnet_lite0: the network that comes with the package (it learned '
-        'from ImageNet); the name of a model in tf.keras.applications, e.g. MobileNetV2: it is '
-        'downloaded; PATH: a saved Keras model from images, float32 [n, H, W, 3] in [-1, 1], to a '
-        'dict of feature maps; none: only pixels; auto: efficientnet_lite0 for colour images, and '
-        'if the program chooses the recipe, for gray images above 32 pixels; else none. The '
-        'statement, the report and every table say that public images were used.',
+        'Features of a network that learned from public images, which the feature release has '
+        'beside those of pixels. efficientnet_lite0: the network that comes with the package (it '
+        'learned from ImageNet); the name of a model in tf.keras.applications, e.g. MobileNetV2: '
+        'it is downloaded; PATH: a saved Keras model from images, float32 [n, H, W, 3] in [-1, '
+        '1], to a dict of feature maps; none: only pixels; auto: efficientnet_lite0 for colour '
+        'images, and if the program chooses the recipe, for gray images above 32 pixels; else '
+        'none. The statement, the report and every table say that public images were used.',
         earlier='none',
     )
 

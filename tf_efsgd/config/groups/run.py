@@ -39,7 +39,7 @@ class RunSettings:
         None,
         'The folder, outside the run folder and readable only by you, where the program keeps the '
         "fingerprint of a run's records, its ledger's last position, what it may spend on which "
-        'records, and classifiers of real images. python -m tf_efsgd.state lists and removes '
+        'records, and classifiers of real images. tf-efsgd state lists and removes '
         'them. Default: $XDG_STATE_HOME/tf_efsgd or ~/.local/state/tf_efsgd.',
         on_resume='one_start',
     )
@@ -59,12 +59,15 @@ class RunSettings:
         on_resume='may_change',
     )
     sample_steps: int = integer(
-        500, 'Number of steps between sample pictures.', at_least=1, on_resume='may_change'
+        500,
+        'Number of steps between sample pictures. A fit to a release draws at least four.',
+        at_least=1,
+        on_resume='may_change',
     )
     evaluate: bool = boolean(
         True,
         'At the end, measure the generator against real images and write the result to '
-        'RUN/nonprivate: a short form of python -m tf_efsgd.evaluate.',
+        'RUN/nonprivate: a short form of tf-efsgd evaluate.',
         on_resume='may_change',
     )
     evaluation_images: int = integer(

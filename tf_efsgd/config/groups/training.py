@@ -13,8 +13,8 @@ class TrainingConfig:
 
     warm_start_steps: int = integer(
         1500,
-        'Number of generator steps that fit the warm start. They cost time but no privacy; more '
-        'of them give better images.',
+        'Number of generator steps of the warm start, the fit to the feature release. They cost '
+        'time but no privacy; more of them give better images.',
         at_least=1,
     )
     learned_features_steps: int = integer(
@@ -25,7 +25,7 @@ class TrainingConfig:
     )
     warm_start_weight: float = number(
         0.0,
-        "Weight of the distance to the warm start's class means in the generator's loss while "
+        "Weight of the distance to the released class means in the generator's loss while "
         'private steps run, added to the loss from the discriminator. Raise it when private steps '
         'undo the warm start; 0 leaves the distance out.',
         at_least=0,

@@ -55,9 +55,9 @@ def read(dataset: str, folder: pathlib.Path, wanted: parts.Wanted) -> parts.Sour
         _check_labels(folder, 't10k', labels, wanted)
         if labels.max() >= len(names):
             raise DataError(
-                f'the test labels in {folder} go up to {labels.max()}, the training labels to '
-                f'{len(names) - 1}; every class of the test images must be one of the training '
-                'images, or be declared by --classes'
+                f'The test labels in {folder} go up to {labels.max()}, the training labels to '
+                f'{len(names) - 1}. Every class of the test images must be one of the training '
+                'images, or be declared by --classes.'
             )
         test = parts.part_of_arrays(images, labels, wanted.image_size)
     return parts.Source(train, test, names, read_off=() if wanted.classes else ('classes',))
@@ -76,9 +76,9 @@ def _check_labels(
     unknown = np.flatnonzero(labels >= len(wanted.classes))
     if len(unknown):
         raise DataError(
-            f'record {unknown[0]} of {_find(folder, f"{split}-labels-idx1")} has the label '
-            f'{labels[unknown[0]]}, and --classes declares {len(wanted.classes)} classes: labels '
-            f'are 0 to {len(wanted.classes) - 1}; declare the class or remove the record'
+            f'Record {unknown[0]} of {_find(folder, f"{split}-labels-idx1")} has the label '
+            f'{labels[unknown[0]]}, and --classes declares {len(wanted.classes)} classes with the '
+            f'labels 0 to {len(wanted.classes) - 1}. Declare the class or remove the record.'
         )
 
 
@@ -95,11 +95,11 @@ def _read_pair(folder: pathlib.Path, split: str) -> tuple[np.ndarray, np.ndarray
     labels = _read_file(folder, f'{split}-labels-idx1', _LABELS)
     if len(images) != len(labels):
         raise DataError(
-            f'{folder} has {len(images)} {split} images and {len(labels)} labels; '
-            'images and labels must be of the same set'
+            f'{folder} has {len(images)} {split} images and {len(labels)} labels. '
+            'Images and labels must be of the same set.'
         )
     if not images.size:
-        raise DataError(f'the {split} images in {folder} are empty; there must be at least one')
+        raise DataError(f'The {split} images in {folder} are empty. There must be at least one.')
     return images, labels
 
 
@@ -107,21 +107,22 @@ def _read_file(folder: pathlib.Path, stem: str, magic: int) -> np.ndarray:
     """Reads one file in the format of yann.lecun.com/exdb/mnist, as uint8."""
     path = _find(folder, stem)
     if path is None:
-        raise DataError(f'{folder} has neither {stem}-ubyte nor {stem}-ubyte.gz; put one there')
+        raise DataError(f'{folder} has neither {stem}-ubyte nor {stem}-ubyte.gz. Put one there.')
     try:
         data = path.read_bytes()
         data = gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f'cannot read {path}: {parts.cause_text(error)}; fetch it again') from error
+        cause = parts.cause_text(error).rstrip('.')
+        raise DataError(f'{path} cannot be read: {cause}. Fetch it again.') from error
     if len(data) < 4 or int.from_bytes(data[:4], 'big') != magic:
         raise DataError(
             f'{path} is not the IDX file its name says: it must start with the number {magic}. '
-            f'Received: {int.from_bytes(data[:4], "big")}'
+            f'Received: {int.from_bytes(data[:4], "big")}.'
         )
     header = 4 + 4 * (magic & 0xFF)  # The last byte of the magic number counts the dimensions.
     shape = [int.from_bytes(data[at : at + 4], 'big') for at in range(4, header, 4)]
     wanted = header + int(np.prod(shape, dtype=object))
     if len(data) != wanted:
         fault = 'truncated' if len(data) < wanted else 'too long'
-        raise DataError(f'{path} is {fault}: {len(data)} bytes, not {wanted}; fetch it again')
+        raise DataError(f'{path} is {fault}: {len(data)} bytes, not {wanted}. Fetch it again.')
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)

@@ -78,7 +78,9 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
         of_person, get_person = persons.find_feature(wanted.rule, features, name)
         partial = _both(partial, of_person)
     if 'train' not in splits:
-        raise DataError(f'{name} has no split train, only {", ".join(splits)}; use another one')
+        raise DataError(
+            f'{name} has no split train, only {", ".join(splits)}. Use another data set.'
+        )
     # The schema is public. What it leaves open is read off the records.
     height, width, depth = features['image'].shape
     channels = wanted.channels or {1: 1, 3: 3, 4: 3}.get(depth)
@@ -97,11 +99,13 @@ def _read_prepared(builder: Any, name: str, wanted: parts.Wanted) -> parts.Sourc
             for position, (image, label, person) in enumerate(stream.as_numpy_iterator()):
                 if get_person is not None and not person:
                     raise DataError(
-                        f'{describe(position)} has no person by --person={wanted.rule}; every '
-                        'image needs one: use another feature'
+                        f'By --person={wanted.rule}, {describe(position)} has no person. Every '
+                        'image needs one: use another feature.'
                     )
                 if not 0 <= label < len(names):
-                    raise DataError(f'{describe(position)} has no label; use another data set')
+                    raise DataError(
+                        f'There is no label in {describe(position)}. Use another data set.'
+                    )
                 person = person.decode('utf-8', 'surrogateescape')
                 yield parts.Item(functools.partial(bytes, image), label, person)
 
@@ -160,7 +164,7 @@ def _find_held_out(
       DataError: if the split to train on has no labels.
     """
     if not has_labels('train'):
-        raise DataError(f'the split train of {name} has no labels; use another data set')
+        raise DataError(f'The split train of {name} has no labels. Use another data set.')
     notes: tuple[str, ...] = ()
     for split in ('test', 'validation'):
         if split in splits:
@@ -189,29 +193,30 @@ def _builder(
 
     known = tfds.list_builders(with_community_datasets=False)
     unknown = (
-        f'unknown data set {name!r}; {_closest(name, [*other_names, *known])} '
-        'For images of your own use folder:PATH'
+        f'There is no data set {name!r}. {_closest(name, [*other_names, *known])} '
+        'For images of your own use folder:PATH.'
     )
     if not re.match(r'[A-Za-z_]', name):  # TFDS would explain the grammar of its names.
         raise DataError(unknown)
     scheme, has_scheme, _ = name.partition(':')
     if has_scheme and scheme.split('/')[0] not in known:
         schemes = ' and '.join(f'{own}:PATH' for own in schemes)
-        raise DataError(f'unknown scheme in the data set {name!r}; there are {schemes}')
+        raise DataError(f'A data set is a name without a colon, or {schemes}. Received: {name!r}.')
     data_dir = None if data_dir is None else os.path.expanduser(data_dir)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise DataError(unknown) from error
     except Exception as error:  # Builders run code of their own, which may raise anything.
-        raise DataError(f'cannot open the data set {name!r}: {parts.cause_text(error)}') from error
+        cause = parts.cause_text(error).rstrip('.')
+        raise DataError(f'The data set {name!r} cannot be opened: {cause}.') from error
 
 
 def _closest(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
     if close:
-        return f'did you mean {" or ".join(close)}?'
-    return f'there are {", ".join(known[:4])} and others.'
+        return f'Did you mean {" or ".join(close)}?'
+    return f'There are {", ".join(known[:4])} and others.'
 
 
 def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None:
@@ -225,7 +230,7 @@ def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None
     if manual_dir is not None:
         manual_dir = os.path.abspath(os.path.expanduser(manual_dir))
         if not os.path.isdir(manual_dir):
-            raise DataError(f'there is no folder {manual_dir!r} to use as --tfds_manual_dir')
+            raise DataError(f'--tfds_manual_dir must be a folder. Received: {manual_dir!r}.')
         config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
         builder.download_and_prepare(download_config=config)
@@ -235,12 +240,12 @@ def _prepare(builder: Any, name: str, manual_dir: parts.PathLike | None) -> None
             raise DataError(
                 f'{name} cannot be downloaded by TFDS ({parts.cause_text(error)}): its server '
                 f'refuses when many ask. Download {files} by hand from {where}, put them into one '
-                'folder as they are, and give --tfds_manual_dir=FOLDER'
+                'folder as they are, and give --tfds_manual_dir=FOLDER.'
             ) from error
         raise DataError(
             f'{name} is not in {builder.data_dir} and cannot be downloaded '
-            f'({type(error).__name__}: {parts.cause_text(error)}); point --data_dir at a folder '
-            'where TFDS has prepared it, or --tfds_manual_dir at its downloaded files'
+            f'({type(error).__name__}: {parts.cause_text(error)}). Point --data_dir at a folder '
+            'where TFDS has prepared it, or --tfds_manual_dir at its downloaded files.'
         ) from error
 
 
@@ -270,7 +275,7 @@ def _find_label(
             return _find_attribute(attributes, name, attribute)
     raise DataError(
         f'{name} cannot be used: it needs a feature "image" of 8 or 16 bits and a class "label". '
-        f'Received: {", ".join(features) or "other features"}'
+        f'Received: {", ".join(features) or "other features"}.'
     )
 
 
@@ -284,14 +289,14 @@ def _find_attribute(
         if attribute not in known:
             close = difflib.get_close_matches(attribute.title(), known, n=3, cutoff=0.4)
             raise DataError(
-                f'{name} has no attribute {attribute!r} among its {len(known)}; '
-                f'set --label to one, e.g. {", ".join(close or known[:5])}, or to several with '
-                'commas'
+                f'{name} has no attribute {attribute!r} among its {len(known)}. '
+                f'Set --label to one, e.g. {", ".join(close or known[:5])}, or to several with '
+                'commas.'
             )
     if len(set(chosen)) < len(chosen) or len(chosen) > _MOST_ATTRIBUTES:
         raise DataError(
             f'--label takes up to {_MOST_ATTRIBUTES} attributes, each once: every combination is a '
-            f'class. Received: {wanted}'
+            f'class. Received: {wanted}.'
         )
     partial = {'image': True, 'attributes': dict.fromkeys(chosen, True)}
     # The first attribute changes slowest, like the first digit of numbers that count up.

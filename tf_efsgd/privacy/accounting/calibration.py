@@ -120,8 +120,8 @@ def calibrate_noise_multiplier(
         if target_delta < SMALLEST_PLD_DELTA:
             return float(calibrate(RdpAccountant, 0.99 * by_rdp, by_rdp, 1e-5))
         sigma = calibrate(coarse_pld, 0.9 * by_rdp, 1.01 * by_rdp, 1e-4)
-        spent = PldAccountant().compose(event(sigma)).get_epsilon(target_delta)
-        if not _TIGHT * target_epsilon <= spent <= target_epsilon:
+        epsilon = PldAccountant().compose(event(sigma)).get_epsilon(target_delta)
+        if not _TIGHT * target_epsilon <= epsilon <= target_epsilon:
             sigma = calibrate(PldAccountant, 0.98 * sigma, sigma, 1e-4)
         if sigma > by_rdp:  # At an extreme delta PLD can be the looser bound, or have none.
             sigma = calibrate(RdpAccountant, 0.99 * by_rdp, by_rdp, 1e-5)

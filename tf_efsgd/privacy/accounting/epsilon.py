@@ -128,24 +128,24 @@ def rdp_epsilon(event: dp_accounting.DpEvent, delta: float) -> float:
     return rdp_epsilon_of([(event, 1)], delta)
 
 
-def rdp_epsilon_of(spent: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float) -> float:
+def rdp_epsilon_of(events: Sequence[tuple[dp_accounting.DpEvent, int]], delta: float) -> float:
     """The RDP bound on a sequence of events.
 
     Args:
-      spent: (event, number of repetitions), in order.
+      events: (event, number of repetitions), in order.
       delta: in (0, 1).
 
     Returns:
       An upper bound on epsilon, >= 0.
     """
     accountant = RdpAccountant()
-    for event, count in spent:
+    for event, count in events:
         accountant.compose(event, count)
     return float(accountant.get_epsilon(delta))
 
 
 def compute_spent(
-    spent: Sequence[tuple[dp_accounting.DpEvent, int]],
+    events: Sequence[tuple[dp_accounting.DpEvent, int]],
     delta: float,
     *,
     planned: tuple[dp_accounting.DpEvent, int],
@@ -156,7 +156,7 @@ def compute_spent(
     """Epsilon of what a ledger says was spent.
 
     Args:
-      spent: (event of one step, number of steps), in order.
+      events: (event of one step, number of steps), in order.
       delta: in (0, 1).
       planned: the event and the number of steps fixed before the first step.
       changed: whether the mechanism was changed after the first step, even if its event was not.
@@ -173,28 +173,28 @@ def compute_spent(
       ValueError: if nothing was changed, but another event or more steps were spent than planned.
     """
     event, steps = planned
-    total = sum(count for _, count in spent)
+    total = sum(count for _, count in events)
     before_steps = [(warm_start, 1)] if warm_start and warm_start_spent else []
     if not changed:
-        if any(one != event for one, _ in spent) or total > steps:
+        if any(one != event for one, _ in events) or total > steps:
             raise ValueError('What was spent was not planned: that is a change of the mechanism.')
         return compute_epsilon(event, total, delta, before_steps[0][0] if before_steps else None)
     renyi_filter = RenyiFilter.of_plan(event, steps, delta, warm_start)
-    spent = [*before_steps, *spent]
-    if not spent:
+    events = [*before_steps, *events]
+    if not events:
         return Epsilon(pld=0.0, rdp=0.0, rdp_filter=renyi_filter.epsilon)
-    *before, (last, count) = spent
+    *before, (last, count) = events
     within = renyi_filter.steps_left(before, last) >= count
-    unsampled = [is_unsampled(one) for one, _ in spent]
+    unsampled = [is_unsampled(one) for one, _ in events]
     by_pld = closed_form = math.inf
     if all(unsampled):
-        closed_form = _closed_form(spent, delta)
+        closed_form = _closed_form(events, delta)
     # The privacy loss distribution of many unsampled steps outgrows the memory.
     elif not any(unsampled[len(before_steps) :]):
-        by_pld = float(PldAccountant().compose(compose(spent)).get_epsilon(delta))
+        by_pld = float(PldAccountant().compose(compose(events)).get_epsilon(delta))
     return Epsilon(
         pld=by_pld,
-        rdp=rdp_epsilon_of(spent, delta),
+        rdp=rdp_epsilon_of(events, delta),
         closed_form=closed_form,
         rdp_filter=renyi_filter.epsilon if within else math.inf,
     )

@@ -21,6 +21,10 @@ class RenyiFilter:
     2021, Individual Privacy Accounting via a Renyi Filter). PLD has no such theorem here, and a
     minimum over orders chosen later has none either.
 
+    The budget is that of all planned steps, which may be above a target that was calibrated by PLD.
+    A budget at that target would not do: a run that is not changed spends its PLD-calibrated steps,
+    so a strategy that changes or not, as it sees fit, is covered by the larger budget alone.
+
     Attributes:
       order: alpha > 1.
       budget: the divergence that may be spent at this order, an exact fraction.
@@ -57,12 +61,12 @@ class RenyiFilter:
         return cls(float(order), budget, float(epsilon))
 
     def steps_left(
-        self, spent: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
+        self, events: Sequence[tuple[dp_accounting.DpEvent, int]], event: dp_accounting.DpEvent
     ) -> int:
         """How many steps of `event` the budget still allows after what was spent."""
         # Fractions are exact. Rounding must not cost an unchanged event the last planned step, and
         # an allowance for rounding must not give another event a step that passes the budget.
-        used = sum(count * _exact_divergence(one, self.order) for one, count in spent)
+        used = sum(count * _exact_divergence(one, self.order) for one, count in events)
         return max(0, math.floor((self.budget - used) / _exact_divergence(event, self.order)))
 
 

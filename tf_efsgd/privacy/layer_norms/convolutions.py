@@ -66,8 +66,7 @@ def conv2d_computation(
             return a, split_groups(gradients, groups)
 
         def to_kernel(sums):  # [K, n, m, p] -> [K, kh, kw, C / n, n p]
-            sums = in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
-            return tf.reshape(sums, [-1, *kernel.shape])
+            return _kernel_of_groups(sums, kernel, inputs, layer_instance)
 
         public_sum = kernel_gradient(layer_instance, kernel, inputs, gradients)
         call = Convolution(layer_instance, kernel, inputs, gradients, factors, public_sum)
@@ -159,11 +158,16 @@ def depthwise_conv2d_computation(
             return tf.transpose(a, [0, 3, 1, 2]), split_groups(gradients, channels)
 
         def to_kernel(sums):  # [K, C, kh kw, multiplier] -> [K, kh, kw, C, multiplier]
-            sums = in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer_instance)
-            return tf.reshape(sums, [-1, *kernel.shape])
+            return _kernel_of_groups(sums, kernel, inputs, layer_instance)
 
         public_sum = kernel_gradient(layer_instance, kernel, inputs, gradients)
         call = Convolution(layer_instance, kernel, inputs, gradients, factors, public_sum)
         return [part_of(call, to_kernel), *bias_parts(layer_instance, gradients)]
 
     return base_vars, outputs, SquaredNorms(bind, num_microbatches)
+
+
+def _kernel_of_groups(sums, kernel, inputs, layer):
+    """Lays out sums [K, groups, positions, outputs of a group] as kernels [K, *kernel.shape]."""
+    sums = in_kernel_order(tf.transpose(sums, [0, 2, 1, 3]), inputs, layer)
+    return tf.reshape(sums, [-1, *kernel.shape])

@@ -32,7 +32,7 @@ _RULES = {
 
 
 def rule_of(layer: tf.keras.layers.Layer) -> Callable | None:
-    """The rule of a layer's class, or of the class that it names in `computes_as`; None: none."""
+    """The rule of a layer's class, or of its `computes_as`. None if there is no rule."""
     kind = type(layer)
     return _RULES.get(vars(kind).get('computes_as', kind))
 

@@ -127,7 +127,7 @@ class OtherRuns:
         if not use.promise.is_proven:
             return (
                 f'{line}. If nothing of that run was or will be shown to anybody: '
-                f'python -m tf_efsgd.state --remove={use.run_id} (and the same --state_dir).'
+                f'tf-efsgd state --remove={use.run_id} (and the same --state_dir).'
             )
         if use.other_persons:
             line += (

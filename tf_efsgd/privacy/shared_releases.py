@@ -1,4 +1,4 @@
-"""The releases of a run with several workers: one sum of all shares, noised and charged once.
+"""The releases of a run with several workers: one sum of all shares, one noise, one charge.
 
 Formal guarantees:
   - Every worker sums its own share of the records, as integers. Only the chief adds the noise,
@@ -8,14 +8,33 @@ Formal guarantees:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from tf_efsgd.privacy import class_sums
 from tf_efsgd.privacy.features import grouped, learned
 from tf_efsgd.privacy.releases import Releases
-from tf_efsgd.run.alone import Alone
+
+
+class Workers(Protocol):
+    """The collectives that the releases need; `run.workers.Several` has them.
+
+    Every worker calls the same methods in the same order.
+    """
+
+    def of_chief(self, make: Callable[[], Any]) -> Any:
+        """Calls `make` on the chief and returns its result, of JSON types, on all workers."""
+
+    def broadcast(self, content: bytes | None) -> bytes | None:
+        """Returns the chief's `content` on all workers."""
+
+    def broadcast_array(self, array: np.ndarray | None) -> np.ndarray | None:
+        """Returns the chief's `array`, or None, on all workers."""
+
+    def all_reduce(self, array: np.ndarray) -> np.ndarray:
+        """Returns the sum of the workers' arrays of integers, which have one shape."""
 
 
 class ReleasesOfChief(Releases):
@@ -27,7 +46,7 @@ class ReleasesOfChief(Releases):
       **kwargs: of `Releases`.
     """
 
-    def __init__(self, workers: Alone, *args, **kwargs):
+    def __init__(self, workers: Workers, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._workers = workers
         self._all_reduce = workers.all_reduce
@@ -53,7 +72,7 @@ class ReleasesOfChief(Releases):
 class ReleasesOfOthers(Releases):
     """`Releases` of another worker: it adds its share up, and hears what was released."""
 
-    def __init__(self, workers: Alone, *args, **kwargs):
+    def __init__(self, workers: Workers, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._workers = workers
 
