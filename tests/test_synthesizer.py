@@ -118,6 +118,33 @@ def test_an_interrupted_fit_knows_its_folder_and_how_to_continue(tmp_path, monke
     assert said == f'Continue with: {how}'
 
 
+def test_a_fit_that_fails_leaves_nothing_of_an_earlier_one(fitted, tmp_path, monkeypatch):
+    """Otherwise images of the earlier run would go with the page of the later."""
+    base, _ = fitted
+    synthesizer = Synthesizer.load(base / 'run')
+    synthesizer._settings = {
+        **_TINY,
+        'target_epsilon': 1,
+        'run_dir': base / 'run',
+        'state_dir': base / 'state',
+    }
+    images, labels = _records()
+    with pytest.raises(ConfigError):
+        synthesizer.fit(images, labels)  # The folder is taken: nothing has changed.
+    assert synthesizer.run_dir == base / 'run' and len(synthesizer.sample(3)[0]) == 3
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(private_steps, 'restore', interrupt)
+    synthesizer._settings |= {'run_dir': tmp_path / 'run', 'state_dir': tmp_path / 'state'}
+    with pytest.raises(KeyboardInterrupt):
+        synthesizer.fit(images, labels)
+    assert synthesizer.run_dir == tmp_path / 'run'
+    with pytest.raises(ConfigError, match='call fit'):
+        synthesizer.sample(3)
+
+
 def _resume(base, images, labels, **changes):
     settings = {'run_dir': base / 'run', 'state_dir': base / 'state', 'resume': True}
     return Synthesizer(**{**settings, **changes}).fit(images, labels)

@@ -138,12 +138,18 @@ class Synthesizer:
         # It stays the same folder when the program changes to another one.
         run_dir = pathlib.Path(os.path.abspath(run_folder.choose(run_config)))
         run = dataclasses.replace(run_config.run, run_dir=str(run_dir))
+        ledger = run_dir / file_names.LEDGER
+        is_others = ledger.exists() and not run.resume
         try:
             with _callers_randomness():
                 runner.run(dataclasses.replace(run_config, run=run), sources, given=given)
-        finally:
-            if (run_dir / file_names.LEDGER).exists():  # Also if training was interrupted.
+        except BaseException:  # Also Ctrl-C.
+            if ledger.exists() and not is_others and run_dir != self._run_dir:
+                # Images of an earlier fit must not go with the page of this one.
+                self._generator = self._export = None
                 self._run_dir = run_dir
+            raise
+        self._run_dir = run_dir
         form.write(self._run_dir / _FORM_OF_RUN)
         self._use(versions.find(self._run_dir), form)
         return self

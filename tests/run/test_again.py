@@ -1,6 +1,7 @@
 """What a run leaves, made again from its folder: without its records."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -89,6 +90,18 @@ def test_a_page_that_says_less_than_the_ledger_is_found(folder, tmp_path, place)
     assert fault.endswith('report.html says 0.05')
     page.write_text('an empty page')
     assert verify.verify(copy)['faults'] == ['report.html does not say what was spent']
+
+
+@pytest.mark.parametrize(
+    ('said', 'claimed'), [('none', math.inf), ('9.28', 9.27911), ('1,000', 999.5)]
+)
+def test_a_page_may_say_what_the_ledger_says(tmp_path, said, claimed):
+    page = tmp_path / 'report.html'
+    page.write_text(f'<th>ε spent</th><td><b>{said}</b>', 'utf-8')
+    assert not verify._faults_of_report(page, claimed)
+    assert verify._faults_of_report(page, 1001) == [
+        f'by the ledger epsilon is 1,001, and report.html says {said}'
+    ]
 
 
 def test_a_ledger_that_was_cut_is_refused(folder, tmp_path):

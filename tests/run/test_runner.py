@@ -14,9 +14,9 @@ from helpers import event_files, processes, read_page, tiny_run
 
 from tf_efsgd import config, rounding
 from tf_efsgd.export import checksums, versions, warmup
-from tf_efsgd.privacy import accounting
+from tf_efsgd.privacy import accounting, layer_norms
 from tf_efsgd.privacy.features import alone
-from tf_efsgd.run import checkpoints
+from tf_efsgd.run import checkpoints, runner
 from tf_efsgd.training import callbacks as monitoring
 from tf_efsgd.training import samples
 
@@ -385,6 +385,20 @@ def test_features_that_are_not_of_the_record_alone_stop_before_anything_is_writt
         tiny_run.run(tmp_path / 'run', warm_start_share=0.5, state_dir=state)
     assert not (tmp_path / 'run').exists()
     assert not state.exists() or not list(state.iterdir())
+
+
+def test_everything_is_tried_in_the_arithmetic_of_the_run(tmp_path, monkeypatch):
+    """What is tried with a GPU's rounded products says nothing of whole ones."""
+    seen = []
+
+    def load(_):
+        seen.append('records')
+        raise config.ConfigError('Looked at enough.')
+
+    monkeypatch.setattr(layer_norms, 'switch_off_tensor_float_32', lambda: seen.append('off'))
+    with pytest.raises(config.ConfigError, match='enough'):
+        tiny_run.run(tmp_path / 'run', sources=runner.Sources(load=load))
+    assert seen == ['off', 'records']
 
 
 def test_the_report_names_the_classes_that_its_picture_shows(tmp_path, monkeypatch):

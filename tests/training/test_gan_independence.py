@@ -110,6 +110,13 @@ class _Inverts(_LAYERS.Layer):
         return inputs * tf.linalg.inv(size)[:, 0]
 
 
+class _EigenValues(_LAYERS.Layer):
+    """A record that is not finite ends the run."""
+
+    def call(self, inputs):
+        return inputs + tf.linalg.eigvalsh(inputs[:, :1, tf.newaxis])
+
+
 _COUNTER = tf.Variable(0.0, trainable=False)
 
 
@@ -231,6 +238,7 @@ def test_random_numbers_that_no_graph_shows_are_found_by_trying():
         (_Tells, 'it does something besides'),
         (_Stops, 'it may stop the run because of one record'),
         (_Inverts, r'because of one record \(MatrixInverse'),
+        (_EigenValues, r'because of one record \(SelfAdjointEig'),
     ],
 )
 def test_a_forward_pass_leaves_nothing_behind(layer, message):

@@ -214,8 +214,35 @@ def test_steps_are_counted_whose_weights_were_loaded_without_the_optimizer(train
     gan = tiny_gan.make(tiny_gan.private())
     gan.private_steps.assign(3)
     batches = tf_efsgd.poisson_batches(*_records(), expected_batch_size=BATCH)
-    gan.fit(batches, steps_per_epoch=1, verbose=0)
+    with pytest.warns(UserWarning, match='3 private steps with another optimizer'):
+        gan.fit(batches, steps_per_epoch=1, verbose=0)
     assert int(gan.discriminator_optimizer.iterations) == int(gan.private_steps) == 4
+
+
+@pytest.mark.parametrize('compiled', ['before', 'after'])
+def test_weights_in_hdf5_bring_their_steps_along(tmp_path, compiled):
+    trained = tiny_gan.build()
+    trained.private_steps.assign(3)
+    trained.save_weights(tmp_path / 'weights.h5')
+    gan = tiny_gan.build()
+
+    def load():
+        gan.load_weights(tmp_path / 'weights.h5')
+
+    if compiled == 'after':
+        load()
+    optimizer = tiny_gan.private()
+    with pytest.warns(UserWarning, match='3 private steps with another optimizer, or its weights'):
+        gan.compile(
+            generator_optimizer=tf.keras.optimizers.legacy.Adam(0.01),
+            discriminator_optimizer=optimizer,
+            losses=tf_efsgd.NonSaturatingLosses(),
+        )
+        if compiled == 'before':
+            load()
+    assert int(optimizer.iterations) == 3
+    given = {'dataset_size': 50 * BATCH, 'target_delta': 1e-5, 'variables': gan.private_variables}
+    assert tf_efsgd.epsilon(optimizer, **given) == tf_efsgd.epsilon(optimizer, steps=3, **given) > 0
 
 
 def test_features_are_no_images():

@@ -39,7 +39,7 @@ _NAMED = 10
 # A progress bar appears after so many seconds.
 _QUIET = 2.0
 # The version of how a file becomes pixels: another version makes caches stale.
-_READER = 2
+_READER = 3
 # Errors of a machine that is short of something, which may hit any file. No file is left out for
 # them: otherwise one more large image could decide whether another image is read.
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.ENOSPC)

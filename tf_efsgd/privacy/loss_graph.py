@@ -18,7 +18,8 @@ _RANDOM = re.compile(r'Random|Rng|Multinomial|Truncated|Sampler|Stateful(Uniform
 # but are part of every graph, for shapes and labels.
 _FAILS = re.compile(
     r'Assert|CheckNumerics(V2)?|(Batch)?(Cholesky|Matrix(Inverse|Solve|SolveLs|TriangularSolve))|'
-    r'(Log)?MatrixDeterminant|MatrixLogarithm|MatrixSquareRoot'
+    r'(Log)?MatrixDeterminant|MatrixLogarithm|MatrixSquareRoot|(Batch)?SelfAdjointEig(V2)?|Eig|Lu|'
+    r'BandedTriangularSolve|CropAndResize|ScaleAndTranslate|HistogramFixedWidth'
 )
 _WRITES = re.compile(r'Assign|ResourceApply|ResourceScatter|ResourceSparseApply|Insert|Import')
 

@@ -18,7 +18,7 @@ from tf_efsgd import budget, progress
 from tf_efsgd.config import ConfigError, RunConfig
 from tf_efsgd.data.records import Dataset
 from tf_efsgd.models.public_heads import HeadInputs
-from tf_efsgd.privacy import ledger_copy, run_state, seen_records
+from tf_efsgd.privacy import layer_norms, ledger_copy, run_state, seen_records
 from tf_efsgd.privacy.features import pixels, public
 from tf_efsgd.privacy.ledger import Ledger
 from tf_efsgd.privacy.plan import Plan
@@ -127,6 +127,8 @@ def settle(
       ConfigError: if a setting does not fit the data, the machine or the run folder.
     """
     _check_tensorflow()
+    # Features are tried, and measured, with the arithmetic that they are computed with later.
+    layer_norms.switch_off_tensor_float_32()
     config = run_folder.with_whole_paths(config)
     config = team.settings_of_chief(lambda: run_folder.check(run_dir, config, given), config)
     state_dir = team.together(lambda: run_folder.state_dir(config, run_dir))

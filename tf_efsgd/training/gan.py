@@ -11,7 +11,6 @@ networks.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -177,16 +176,9 @@ class EFSGDGan(LikeKeras, PrivateModel, GeneratorStep):
                 'Give expected_batch_size to the discriminator_optimizer (or here, when training '
                 'without privacy): the divisor of the sums must be a public constant.'
             )
-        made = int(self.private_steps.numpy())  # On several replicas the variable is no number.
-        if made and discriminator_optimizer is not getattr(self, 'discriminator_optimizer', None):
-            warnings.warn(
-                f'This GAN has made {made} private steps with another optimizer. The next fit '
-                'counts them as steps of the new one, which is true only if both have the same '
-                'noise, clips and expected_batch_size.',
-                stacklevel=2,
-            )
         self.generator_optimizer = generator_optimizer
         self.discriminator_optimizer = discriminator_optimizer
+        self._count_restored_steps()
         self._losses = losses
         self._expected_batch_size = expected_batch_size
         self._generated_per_step = generated_per_step or expected_batch_size

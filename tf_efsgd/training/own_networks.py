@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -238,13 +239,33 @@ class LikeKeras:
         self._count_restored_steps()
         return super().fit(x, *args, **kwargs)  # type: ignore[misc]
 
+    def load_weights(self, *args, **kwargs):
+        """Loads weights that `save_weights` wrote; the optimizer counts the steps behind them.
+
+        Args:
+          *args: of `tf.keras.Model.load_weights`.
+          **kwargs: of `tf.keras.Model.load_weights`.
+
+        Returns:
+          What Keras returns.
+        """
+        status = super().load_weights(*args, **kwargs)  # type: ignore[misc]
+        self._count_restored_steps()
+        return status
+
     def _count_restored_steps(self) -> None:
-        """Lets the optimizer count steps whose weights were loaded without its own variables."""
-        made = int(self.private_steps.numpy())
+        """Lets the optimizer count private steps that it does not know of."""
+        made = int(self.private_steps.numpy())  # On several replicas the variable is no number.
         if not made or not getattr(self, 'is_private', False):
             return
         if int(self.discriminator_optimizer.iterations.numpy()) < made:
             self.discriminator_optimizer.iterations.assign(made)
+            warnings.warn(
+                f'This GAN has made {made} private steps with another optimizer, or its weights '
+                'were loaded without it. They are counted as steps of the new one, which is true '
+                'only if both have the same noise, clips and expected_batch_size.',
+                stacklevel=3,
+            )
 
     def predict(
         self,

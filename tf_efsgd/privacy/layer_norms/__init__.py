@@ -31,6 +31,7 @@ from tf_efsgd.privacy.layer_norms.one_pass import (
     clipped_sum,
     gradients_by_layer,
     reason_of,
+    switch_off_tensor_float_32,
 )
 from tf_efsgd.privacy.layer_norms.patches import Patches
 from tf_efsgd.privacy.layer_norms.registry import make_layer_registry
@@ -48,4 +49,5 @@ __all__ = [
     'gradients_by_layer',
     'make_layer_registry',
     'reason_of',
+    'switch_off_tensor_float_32',
 ]

@@ -85,7 +85,7 @@ def gradients_by_layer(
         to be that of the examples.
     """
     check_layers(models, variables)
-    _switch_off_tensor_float_32()
+    switch_off_tensor_float_32()
     tape = tf.GradientTape(watch_accessed_variables=False)
     with tape, _Recorder(models, tape) as calls:
         tape.watch(variables)
@@ -218,7 +218,7 @@ def _ones_if_rows_are_examples(calls: Sequence[_Call], losses: tf.Tensor) -> tf.
     return tf.where(tf.reduce_all(tf.stack(are_examples)), ones, math.nan)
 
 
-def _switch_off_tensor_float_32() -> None:
+def switch_off_tensor_float_32() -> None:
     """With it a GPU rounds products to 10 bits: norms could be too small, and clips too weak."""
     if tf.config.list_physical_devices('GPU'):
         tf.config.experimental.enable_tensor_float_32_execution(False)
