@@ -519,7 +519,7 @@ def _command(*arguments):
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, paths))},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -40,7 +40,7 @@ def test_every_kind_of_step_is_timed_shown_and_written(run, tmp_path, capsys):
     results = run(*sizes, only, f'--plot={picture}', f'--json_file={figures}')
     assert [result.variant.name for result in results] == names
     for result in results:
-        assert len(result.seconds) == 1 and 0 < result.seconds[0] < 10
+        assert len(result.seconds) == 1 and 0 < result.seconds[0] < 1000
         assert 0.01 < result.ratio.low <= result.ratio.median <= result.ratio.high < 1000
         if result.variant.name == result.variant.against:
             assert result.ratio == timing.Spread(1, 1, 1)

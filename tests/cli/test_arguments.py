@@ -79,4 +79,4 @@ def test_who_has_read_enough_is_told_nothing():
         process.stdout.read(10)
         process.stdout.close()
         assert process.stderr.read() == b''
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0

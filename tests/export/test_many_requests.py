@@ -42,7 +42,7 @@ def test_requests_of_eight_threads_leave_nothing_in_memory(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     said = json.loads(process.stdout)
     assert said['answered'] == 2000, process.stderr

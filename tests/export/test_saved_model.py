@@ -154,7 +154,7 @@ def _serve(path, cwd):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '3'},
     )
     assert client.returncode == 0, client.stderr

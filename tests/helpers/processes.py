@@ -13,7 +13,7 @@ def run_module(name, *arguments, **how):
     return run_python('-m', f'tf_efsgd.{name}', *arguments, **how)
 
 
-def run_python(*arguments, cwd=None, timeout=300, **environ):
+def run_python(*arguments, cwd=None, timeout=900, **environ):
     """Runs Python to its end; it finds the package, whatever folder it starts in.
 
     Args:

@@ -21,7 +21,7 @@ class _Team:
     """The workers of a run, in one process; `seen` is all that ever left one of them."""
 
     def __init__(self):
-        self._barrier = threading.Barrier(_WORKERS, timeout=60)
+        self._barrier = threading.Barrier(_WORKERS, timeout=300)
         self._given, self.seen = [None] * _WORKERS, []
 
     def exchange(self, index, what):

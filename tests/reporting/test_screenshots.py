@@ -104,7 +104,7 @@ def _browse(page, width, height, folder, *more):
     browser = [_BROWSER, '--headless', '--no-sandbox', '--disable-gpu', '--hide-scrollbars']
     browser += [f'--user-data-dir={folder}/user', f'--window-size={width},{height}']
     command = [*browser, *more, '--dump-dom', f'file://{page}']
-    return subprocess.run(command, capture_output=True, timeout=120, check=True).stdout.decode()
+    return subprocess.run(command, capture_output=True, timeout=600, check=True).stdout.decode()
 
 
 @functools.cache

@@ -34,9 +34,9 @@ class _InThreads(Alone):
 
     def all_gather(self, content):
         self._given[self.index] = content
-        self._meeting.wait(10)
+        self._meeting.wait(60)
         found = list(self._given)
-        self._meeting.wait(10)
+        self._meeting.wait(60)
         return found
 
     def broadcast(self, content):

@@ -195,7 +195,7 @@ def test_of_runs_that_start_together_only_one_gets_what_is_left(folder, turn):
     ]
     for worker in workers:
         worker.start()
-    found = dict(results.get(timeout=60) for _ in workers)
+    found = dict(results.get(timeout=300) for _ in workers)
     for worker in workers:
         worker.join()
     assert sorted(found.values()) == [False, False, False, True]

@@ -44,7 +44,7 @@ def test_a_key_is_made_once_even_without_the_lock(folder):
     workers = [context.Process(target=_make_key, args=(folder, barrier, results)) for _ in range(4)]
     for worker in workers:
         worker.start()
-    keys = {results.get(timeout=60) for _ in workers}
+    keys = {results.get(timeout=300) for _ in workers}
     for worker in workers:
         worker.join()
     assert len(keys) == 1 and len(*keys) == 32
