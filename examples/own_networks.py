@@ -10,6 +10,7 @@ discriminator. The printed epsilon is that of both together.
 from __future__ import annotations
 
 import argparse
+import pathlib
 
 import numpy as np
 import sklearn.datasets
@@ -102,6 +103,8 @@ def main() -> None:
     parser.add_argument('--output', default='generator.keras', help='where to save the generator')
     parser.add_argument('--picture', help='where to draw ten images of each class, a .png')
     given = parser.parse_args()
+    if not pathlib.Path(given.output).absolute().parent.is_dir():
+        parser.error(f'--output must be in a folder that exists. Received: {given.output}')
     gan, epsilon = train(given.fit_steps, given.private_steps, given.target_delta)
     gan.save(given.output)
     if given.picture is not None:

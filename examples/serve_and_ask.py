@@ -13,6 +13,7 @@ import argparse
 import base64
 import json
 import pathlib
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -83,9 +84,17 @@ def main() -> None:
     parser.add_argument('--server', help='e.g. http://localhost:8501; without it: in this process')
     parser.add_argument('--output', type=pathlib.Path, default=pathlib.Path('asked'))
     given = parser.parse_args()
+    statement = given.export / 'assets.extra' / 'privacy_statement.json'
+    if not statement.is_file():
+        parser.error(
+            f'give one version of an export, such as RUN/export/1: there is no {statement}'
+        )
+    statement = json.loads(statement.read_text())
     ask = over_rest(given.server) if given.server else in_process(given.export)
-    statement = json.loads((given.export / 'assets.extra' / 'privacy_statement.json').read_text())
-    save_one_of_each(ask, given.output)
+    try:
+        save_one_of_each(ask, given.output)
+    except urllib.error.URLError as error:
+        parser.error(f'{given.server} does not answer ({error.reason}): launch/tf_serving.sh RUN')
     images = ask('serving_default', {'labels': [0, 0]})['images']
     print(f'images of {len(images[0])}x{len(images[0][0])} pixels, in [0, 1]')
     print(f'epsilon = {statement["epsilon"]} at delta = {statement["delta"]}')

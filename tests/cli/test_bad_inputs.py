@@ -62,7 +62,7 @@ _CASES = [
     ('a plan that is no picture', 'plan', [*_PLAN, '--plot=plan.txt'], 'ends in one of'),
     ('no ledger', 'plan', ['--ledger=no.jsonl'], 'missing'),
     ('a ledger that is none', 'plan', ['--ledger=file'], 'altered|no plan'),
-    ('a ledger that is a folder', 'plan', ['--ledger=photos'], 'folder|directory'),
+    ('a ledger that is a folder', 'plan', ['--ledger=photos'], 'ledger.jsonl is missing'),
     ('a ledger in latin-1', 'plan', ['--ledger=latin1.txt'], 'altered'),
     ('an evaluation of nothing', 'evaluate', [], '--run_dir'),
     ('an evaluation of no run', 'evaluate', ['--run_dir=photos'], 'not a run folder'),

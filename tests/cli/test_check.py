@@ -116,6 +116,41 @@ def test_a_rule_that_gives_an_image_no_person_is_found_before_training(animals, 
         _ask(check, f'--dataset=folder:{animals}', f'--person={rule}', '--images_per_person=2')
 
 
+def test_only_the_images_that_are_kept_of_a_person_count(animals):
+    folder = f'--dataset=folder:{animals}'
+    values = flags.FlagValues()
+    check.define_flags(values)
+    # Three persons, 0 to 2, with 30 images each; nine tenths of the kept ones are trained on.
+    values(['x', folder, '--person=name:^..(.)', '--images_per_person=7'])
+    assert check.find(values)[0]['trained_on'] == 19
+    how = ['--person=name:^..(.)', '--images_per_person=7', '--target_epsilon=10']
+    assert 'About 19 of them are trained on' in _ask(plan, folder, *how)
+
+
+def test_a_plan_of_a_folder_takes_its_declared_size_and_draws_only_private_steps(animals):
+    folder = f'--dataset=folder:{animals}'
+    said = _ask(plan, folder, '--target_epsilon=10', '--dataset_size=70')
+    assert 'About 70 of them are trained on' in said and 'Recipe' in said
+    with pytest.raises(config.ConfigError, match='--warm_start_share=1 runs none: leave --plot'):
+        _ask(plan, folder, '--target_epsilon=10', '--channels=1', '--plot=p.png')
+    gone = ['--dataset=folder:gone', '--target_epsilon=10', '--dataset_size=7000']
+    assert 'A run chooses them by its records' in _ask(plan, *gone)
+    with pytest.raises(config.ConfigError, match='There is no folder'):
+        _ask(plan, *gone[:-1])
+
+
+def test_what_training_would_refuse_is_refused(animals):
+    for alone in ('--person=name:^(.)', '--images_per_person=2'):
+        with pytest.raises(config.ConfigError, match='go together'):
+            _ask(check, f'--dataset=folder:{animals}', alone)
+
+
+def test_a_file_of_flags_may_say_more_than_is_looked_at(animals):
+    file = pathlib.Path(check.__file__).parents[2] / 'configs' / 'folder.flags'
+    said = _ask(check, f'--flagfile={file}', f'--dataset=folder:{animals}')
+    assert said.startswith('90 images')
+
+
 def test_a_folder_of_nasty_files_is_told_in_full(tmp_path):
     good, bad = nasty.write(tmp_path)
     said = _ask(check, f'--dataset=folder:{tmp_path}')

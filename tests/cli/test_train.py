@@ -1,6 +1,8 @@
 """--help; a user's mistakes on the command line: one line each, exit code 2, nothing written."""
 
 import os
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from absl import flags
 from helpers import processes
 
 from tf_efsgd import config
-from tf_efsgd.cli import audit, bench, evaluate, results, state
+from tf_efsgd.cli import arguments, audit, bench, evaluate, results, state, train
 from tf_efsgd.run import runner
 
 _BUDGET = ['--dataset=digits', '--noise_multiplier=1']
@@ -40,6 +42,40 @@ def _pictures(folder, count=3):
             pixels = rng.integers(0, 256, (8, 8, 1)).astype(np.uint8)
             tf.io.write_file(str(folder / name / f'{i}.png'), tf.io.encode_png(pixels))
     (folder / 'dog' / '9.png').write_bytes(b'no image at all')
+
+
+def test_a_run_is_resumed_by_its_folder_alone(tmp_path):
+    run = tmp_path / 'run'
+    run.mkdir()
+    given = ['tf-efsgd train', '--resume', f'--run_dir={run}', '--seed=3']
+    assert train.with_settings_of_run(given) == given  # It has no settings.
+    (run / 'config.flags').write_text('--seed=2\n')
+    assert train.with_settings_of_run(given) == [
+        given[0],
+        f'--flagfile={run / "config.flags"}',
+        *given[1:],
+    ]
+    apart = ['x', '--run_dir', str(run), '--resume']
+    assert train.with_settings_of_run(apart)[1] == f'--flagfile={run / "config.flags"}'
+    for own in ([*given, '--flagfile=x.flags'], [a for a in given if a != '--resume']):
+        assert train.with_settings_of_run(own) == own
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_first_step_is_an_interruption(number, capsys):
+    before = signal.getsignal(number)
+    tidied = []
+    with pytest.raises(SystemExit) as ended:
+        with arguments.one_line_errors(), arguments.signals_as_interrupts():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            except BaseException:
+                tidied.append(True)
+                raise
+    assert ended.value.code == 128 + number and tidied
+    assert capsys.readouterr().err == '\ntf_efsgd: interrupted.\n'
+    assert signal.getsignal(number) is before
 
 
 @pytest.mark.parametrize(

@@ -184,8 +184,9 @@ def test_a_bare_name_in_a_table_means_one_image(tmp_path):
 def test_a_table_without_csv_before_its_name_is_no_label(tmp_path):
     _write(tmp_path, 'a.png')
     _table(tmp_path, 'file,label\na.png,x\n')
-    with pytest.raises(DataError, match='Give --label=csv:labels.csv'):
-        listing.find(tmp_path, label='labels.csv')
+    for label in ('labels.csv', 'lables.csv', str(tmp_path / 'labels.csv'), 'Smiling'):
+        with pytest.raises(DataError, match=f'takes --label=csv:FILE.*Received: {label}'):
+            listing.find(tmp_path, label=label)
     assert len(listing.find(tmp_path, label='Male').train) == 1  # The default, for celeb_a.
 
 

@@ -119,10 +119,18 @@ def test_settings_that_were_changed_afterwards_are_refused(folder, tmp_path):
     copy = tmp_path / 'run'
     shutil.copytree(folder, copy)
     path = copy / 'config.flags'
-    path.write_text(path.read_text().replace('--nosecure_noise', '--secure_noise'))
-    for make in (again.export, again.report):
-        with pytest.raises(ConfigError, match='has another hash, so .*config.flags was changed'):
-            make(copy)
+    text = path.read_text()
+    for setting, other, why in (
+        ('--nosecure_noise', '--secure_noise', 'its ledger has another hash'),
+        ('--target_epsilon=1.0', '--target_epsilon=0.5', 'are not those of its ledger'),
+        ('--l2_norm_clip=1.0', '--l2_norm_clip=2.0', 'are not those of its ledger'),
+        ('--train_steps=8', '--train_steps=9', 'are not those of its ledger'),
+    ):
+        assert text.count(f'{setting}\n') == 1
+        path.write_text(text.replace(f'{setting}\n', f'{other}\n'))
+        for make in (again.export, again.report):
+            with pytest.raises(ConfigError, match=f'{why}, so .*config.flags was changed'):
+                make(copy)
 
 
 @pytest.mark.parametrize(

@@ -188,4 +188,5 @@ def test_the_first_line_says_what_it_trains_on_and_for_how_long(tmp_path, capsys
     shown = first_line({'given': {'target_epsilon'}}, '--minutes=7')
     assert re.fullmatch(f'{device}.*, for about 7 minutes .*', shown), shown
     shown = first_line({'given': {'minutes', 'train_steps'}}, '--minutes=3')
-    assert re.fullmatch(f'{device}.*, for about 3 minutes .*', shown), shown
+    wanted = f'{device}.*, for the given number of steps: by --minutes, about 3 minutes, .*'
+    assert re.fullmatch(wanted, shown), shown

@@ -162,6 +162,18 @@ def test_the_progress_bar_shows_epsilon_or_that_there_is_none(epsilon, wanted, c
     assert wanted in shown and '3/3' in shown
 
 
+def test_the_progress_bar_never_shows_less_than_its_steps_have_cost():
+    bar = monitoring.ProgressBar(1, 8, 3, lambda steps: float(steps))
+    bar.on_train_begin()
+    shown = [bar._bar.postfix]
+    for batch in range(7):
+        bar.on_train_batch_end(batch)
+        shown.append(bar._bar.postfix)
+    bar.on_train_end()
+    # Steps are paid for three at a time, before they run.
+    assert shown == [f'ε≤{paid} of 8' for paid in (3, 3, 6, 6, 6, 8, 8, 8)]
+
+
 @pytest.mark.parametrize('is_private', [True, False])
 def test_tensorboard_tells_the_story_at_a_glance(is_private, tmp_path):
     start = 'dp' if is_private else 'nonprivate'

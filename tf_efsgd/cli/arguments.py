@@ -16,6 +16,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -154,7 +155,8 @@ def one_line_errors(
 ) -> Iterator[None]:
     """Ends the program with one line if something goes wrong inside.
 
-    The exit code is 2 for a mistake of the user, 1 for another OSError, 130 for Ctrl-C. If the
+    The exit code is 2 for a mistake of the user, 1 for another OSError, 130 for Ctrl-C and 128 plus
+    the number of another signal, see `signals_as_interrupts`. If the
     error says how to continue (see `run.errors.with_how_to_continue`), the line ends with that.
 
     Args:
@@ -177,7 +179,39 @@ def one_line_errors(
         said = hint if when_interrupted is None else when_interrupted
         said = getattr(error, 'how_to_continue', None) or said
         print(f'\ntf_efsgd: interrupted. {said}'.rstrip(), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(error, 'signal_number', signal.SIGINT))
+
+
+class _Signalled(KeyboardInterrupt):
+    """Another signal than Ctrl-C's asks the program to end."""
+
+    def __init__(self, signal_number: int):
+        super().__init__()
+        self.signal_number = signal_number
+
+
+@contextlib.contextmanager
+def signals_as_interrupts() -> Iterator[None]:
+    """Lets SIGTERM, and SIGHUP unless it is ignored, end what is inside as Ctrl-C does.
+
+    By default they end Python at once, and nothing is tidied up.
+    """
+
+    def interrupt(number, frame):
+        del frame
+        raise _Signalled(number)
+
+    numbers = [getattr(signal, name, None) for name in ('SIGTERM', 'SIGHUP')]  # Windows lacks one.
+    before = {
+        number: signal.signal(number, interrupt)
+        for number in numbers
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def define_output_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:

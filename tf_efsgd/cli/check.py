@@ -44,14 +44,12 @@ _GROUPS = (config.DataConfig, config.PrivacyConfig, config.TrainingConfig)
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Defines the flags and returns their names."""
-    defaults = {
-        field.name: field.default for group in _GROUPS for field in dataclasses.fields(group)
-    }
-    chosen = {name: defaults[name] for name in _FLAGS + _OF_TRAINING}
-    names = config.define_flags(flag_values, **chosen | {'dataset': None, 'label': ''})
+    config.define_flags(flag_values)  # All of them: what is checked may have a file of flags.
+    for name, value in {'dataset': None, 'label': ''}.items():
+        flag_values.set_default(name, value)
     for name, text in _HELPS.items():
         flag_values[name].help = text
-    return [*names, *arguments.define_output_flags(flag_values)]
+    return [*_FLAGS, *_OF_TRAINING, *arguments.define_output_flags(flag_values)]
 
 
 def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
@@ -83,6 +81,7 @@ def look(flag_values: flags.FlagValues) -> surveys.Survey | None:
             flag_values['label'].value or '',
             flag_values['bits'].value,
             person=rule,
+            images_per_person=flag_values['images_per_person'].value,
         )
     except records.DataError as error:
         raise config.ConfigError(str(error)) from error
@@ -115,7 +114,8 @@ def find(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
       ConfigError: as in `look`.
     """
     _check_fields(flag_values, _OF_TRAINING)
-    config.DataConfig(image_size=flag_values['image_size'].value).check_together()
+    together = ('image_size', 'person', 'images_per_person', 'classes')
+    config.DataConfig(**{name: flag_values[name].value for name in together}).check_together()
     found = look(flag_values)
     if found is None:
         raise config.ConfigError(

@@ -1,7 +1,8 @@
 """Measures a run's generator against real images: tf-efsgd evaluate RUN.
 
 It writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's
-state folder, and nowhere else. Nothing of it goes back into training. Epsilon does NOT cover it.
+state folder; decoded images are kept in the cache, as in training. Nothing of it goes back into
+training. Epsilon does NOT cover it.
 """
 
 from __future__ import annotations

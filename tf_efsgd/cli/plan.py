@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
-from tf_efsgd import config
+from tf_efsgd import config, file_names, files
 from tf_efsgd.cli import arguments
 from tf_efsgd.config import expectations, recipes
 
 if TYPE_CHECKING:
     from tf_efsgd.budget.forecast import Forecast
 
+_NO_RECIPE = (
+    '\n\nThis is for the default of every setting that is not given. A run chooses them by its '
+    'records: tf-efsgd plan --dataset=folder:PATH shows that.'
+)
 # Assumed seconds of a step on two cores: the planner measures nothing.
 _ASSUMED_SPEED = recipes.Speed(fit=0.1, private=0.5, both=0.15, learning=30.0)
 
@@ -116,10 +120,13 @@ def find(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[dict[str, Any], s
     if flag_values.ledger is not None:
         if flag_values.plot is not None:
             raise config.ConfigError('--plot draws a plan, not a ledger: leave one of them out.')
-        ledger = Ledger.read(flag_values.ledger)
+        path = files.expanded(flag_values.ledger)
+        ledger = Ledger.read(path / file_names.LEDGER if path.is_dir() else path)
         lines = text.format_ledger(ledger, flag_values.ledger_entries)
         return as_json.of_ledger(ledger), lines
-    if flag_values.dataset_size is None and flag_values['dataset'].value.startswith('folder:'):
+    if flag_values.plot is not None:
+        arguments.check_picture_path('plot', flag_values.plot)
+    if _has_folder(flag_values):
         return _of_folder(flag_values)
     settings = settings_from_flags(flag_values)
     if flag_values.dataset_size is None or flag_values.dataset_size < 1:
@@ -127,12 +134,7 @@ def find(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[dict[str, Any], s
             '--dataset_size is missing: the number of training records, e.g. 60000 for mnist, or '
             'give --dataset=folder:PATH to have them counted.'
         )
-    if flag_values.plot is not None:
-        arguments.check_picture_path('plot', flag_values.plot)
-        if settings.warm_start_share == 1:
-            raise config.ConfigError(
-                '--plot draws private steps, and --warm_start_share=1 runs none: leave it out.'
-            )
+    _check_plot(flag_values, settings)
     for field in dataclasses.fields(config.DataConfig):
         if field.name in ('dataset_size', 'images_per_person', 'dataset_persons'):
             config.check_field(field, flag_values[field.name].value)
@@ -146,10 +148,27 @@ def find(flag_values: flags.FlagValues = flags.FLAGS) -> tuple[dict[str, Any], s
         settings, flag_values.dataset_size, flag_values.parameters, images_per_person, persons
     )
     lines = text.format_forecast(plan, flag_values.parameters)
+    if recipes.is_open(settings, config.given_flags(flag_values)):
+        lines += _NO_RECIPE
     if flag_values.plot is not None:
         picture.plot(plan, flag_values.plot)
         lines += f'\n\nPicture: {flag_values.plot}'
     return as_json.of_forecast(plan), lines
+
+
+def _has_folder(flag_values: flags.FlagValues) -> bool:
+    """Whether there is a folder to look at; with --dataset_size a plan needs none."""
+    scheme, _, path = flag_values['dataset'].value.partition(':')
+    if scheme != 'folder':
+        return False
+    return flag_values.dataset_size is None or (bool(path) and files.expanded(path).is_dir())
+
+
+def _check_plot(flag_values: flags.FlagValues, settings: config.PrivacyConfig) -> None:
+    if flag_values.plot is not None and settings.warm_start_share == 1:
+        raise config.ConfigError(
+            '--plot draws private steps, and --warm_start_share=1 runs none: leave --plot out.'
+        )
 
 
 def _of_folder(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
@@ -168,11 +187,13 @@ def _of_folder(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
     side = run_config.data.image_size or recipes.image_size(found.usual_side) or found.usual_side
     channels = run_config.data.channels or found.channels
     records = min(found.trained_on, run_config.data.limit_records or found.trained_on)
+    records = run_config.data.dataset_size or records
     given = config.given_flags(flag_values)
     facts = recipes.Facts(records, len(found.class_names), (side, side, channels))
     chosen = recipes.complete(run_config, given, facts, lambda _: _ASSUMED_SPEED)
+    _check_plot(flag_values, chosen.privacy)
     lines = [
-        *found.lines(),
+        *found.lines(skips_unreadable=run_config.data.skip_unreadable),
         f'About {records:,} of them are trained on, as {side}x{side}x{channels}.',
         *_recipe(run_config, chosen, given),
         *_expected(facts, run_config.privacy.target_epsilon),
@@ -192,7 +213,6 @@ def _of_folder(flag_values: flags.FlagValues) -> tuple[dict[str, Any], str]:
     )
     text_of_plan = text.format_forecast(plan, flag_values.parameters)
     if flag_values.plot is not None:
-        arguments.check_picture_path('plot', flag_values.plot)
         picture.plot(plan, flag_values.plot)
         text_of_plan += f'\n\nPicture: {flag_values.plot}'
     return {**result, **as_json.of_forecast(plan)}, '\n'.join(lines) + f'\n\n{text_of_plan}'

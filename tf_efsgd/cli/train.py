@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
 
-from tf_efsgd import config, file_names, terminal
+from tf_efsgd import config, file_names, files, terminal
 from tf_efsgd.cli import arguments
 from tf_efsgd.export import versions
 
@@ -44,7 +46,10 @@ def _runs_several_workers() -> bool:
 def _train() -> None:
     logging.set_verbosity(logging.WARNING)
     # Whoever stops reading what it says does not stop a run that has been paid for.
-    with terminal.whoever_reads(), arguments.one_line_errors():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(terminal.whoever_reads())
+        stack.enter_context(arguments.one_line_errors())
+        stack.enter_context(arguments.signals_as_interrupts())
         run_config = config.from_flags(flags.FLAGS)
         arguments.quieten_tensorflow(always=True)
         # TensorFlow takes seconds to load, so it is imported once the flags are known to be right.
@@ -86,6 +91,23 @@ def places_of(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
+    """Adds the file of flags of the run to resume, if no such file is given.
+
+    Args:
+      arguments: the command line, with the command.
+    """
+    names = [argument.lstrip('-').partition('=')[0] for argument in arguments]
+    if 'resume' not in names or 'flagfile' in names:
+        return list(arguments)
+    for argument, name, after in zip(arguments, names, [*arguments[1:], '']):
+        run_dir = argument.partition('=')[2] or after
+        path = files.expanded(run_dir) / file_names.FLAGFILE
+        if name == 'run_dir' and path.is_file():
+            return [arguments[0], f'--flagfile={path}', *arguments[1:]]
+    return list(arguments)
+
+
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """Defines the flags and returns their names."""
     return [*config.define_flags(flag_values), *arguments.define_output_flags(flag_values)]
@@ -93,4 +115,5 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> list[str]:
 
 def main() -> None:
     """Entry point of the command line."""
+    sys.argv[:] = with_settings_of_run(sys.argv)
     arguments.start(_main, define_flags, positional=arguments.PATH, first=_FIRST)

@@ -109,6 +109,10 @@ def complete(
         config = _with(config, {k: v for k, v in chosen.items() if k not in given})
         config = _within_minutes(config, given, measure(_without_auto(config, facts)))
     config = _without_auto(config, facts)
+    if config.privacy.warm_start_share == 1 and 'expected_batch_size' not in given:
+        # No step is run, but a batch must not be larger than a small data set.
+        batch = min(config.privacy.expected_batch_size, facts.records)
+        config = _with(config, {'expected_batch_size': batch})
     if config.model.discriminator == 'public_heads':
         usual = {
             'discriminator_steps': 1,
@@ -240,11 +244,8 @@ def _of_facts(privacy: PrivacyConfig, facts: Facts) -> dict:
     if features == 'none' or (features == 'auto' and small_gray):
         # For gray digits and the like: two releases of pixels if the budget is large, else one.
         two = privacy.target_epsilon >= 4
-        # No step is run, but a batch must not be larger than a small data set.
-        batch = min(privacy.expected_batch_size, facts.records)
         return {
             **chosen,
-            'expected_batch_size': batch,
             'public_features': 'none',
             'noise_injection': False,
             'generator_width': 64,

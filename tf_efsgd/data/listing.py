@@ -48,6 +48,8 @@ _OF_PART = re.compile(
 # The class of images that lie in no class folder.
 ONLY_CLASS = 'images'
 _CSV = 'csv:'
+# The default of --label, which is an attribute of celeb_a.
+_OF_OTHERS = 'Male'
 _INNER = 'lie in folders within'
 _SHOWN = 20
 
@@ -147,7 +149,8 @@ def find(
         images of one class; with a table of labels, images in any folders.
       classes: the declared classes, in order; None takes the names of the folders, also of empty
         ones, in natural order, or what the table says.
-      label: 'csv:FILE' for a table with the columns file and label; any other value means folders.
+      label: 'csv:FILE' for a table with the columns file and label; '', and the default of
+        --label, which is an attribute of celeb_a, mean folders.
       has_folders_of_persons: whether folders within class folders are known to be persons.
 
     Raises:
@@ -158,8 +161,11 @@ def find(
     ignored = _Ignored()
     notes: list[str] = []
     table = table_of(label)
-    if table is None and os.path.isfile(root / files.expanded(label)):
-        raise DataError(f'--label={label} is a file. Give --label=csv:{label}.')
+    if table is None and label not in ('', _OF_OTHERS):
+        raise DataError(
+            'A folder takes --label=csv:FILE, a table with the columns file and label, or no '
+            f'--label, if its class folders are the labels. Received: {shown(label)}.'
+        )
     train_root, test_root = _parts(root, ignored, notes, table is not None)
     roots = [r for r in (train_root, test_root) if r is not None]
     if table is not None:
@@ -453,7 +459,9 @@ def _by_table(
                     )
             label = table.get(name)
             if not label:
-                walk._others['images without a row in the table of labels'] += 1
+                what = 'with an empty label' if name in table else 'without a row'
+                walk._others[f'images {what} in the table of labels'] += 1
+                used.add(name)
                 continue
             if label not in labels:
                 raise DataError(

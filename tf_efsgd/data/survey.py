@@ -137,6 +137,7 @@ def survey(
     bits: int | None = None,
     *,
     person: persons.Rule | None = None,
+    images_per_person: int | None = None,
 ) -> Survey:
     """Looks at every image of a folder.
 
@@ -146,6 +147,7 @@ def survey(
       label: as in `listing.find`.
       bits: as in `pictures.decode`.
       person: says whose an image is; None if persons are not asked for.
+      images_per_person: how many images of a person are trained on; None: all.
 
     Raises:
       DataError: as in `listing.find`, or if an image has no person.
@@ -153,10 +155,11 @@ def survey(
     of_folders = person is not None and person.kind == 'folder'
     found = listing.find(root, classes, label, has_folders_of_persons=of_folders)
     files = (*found.train, *(found.test or ()))
+    whose: list[str] = []
     if person is not None:
         person_of, _ = persons.of_files(person, root)
-        for file in files:
-            person_of(file.path, file.below)
+        whose = [person_of(file.path, file.below) for file in files]
+    kept: collections.Counter[str] = collections.Counter()
     counts = np.zeros(len(found.class_names), int)
     kinds: collections.Counter[str] = collections.Counter()
     unreadable, sides, channels, trained_on = [], [], 1, 0
@@ -172,7 +175,12 @@ def survey(
             kinds[os.path.splitext(file.path)[1].lower()] += 1
             sides.append(look.side)
             channels = max(channels, look.channels)
-            trained_on += position < len(found.train)
+            if position < len(found.train):
+                trained_on += 1
+                if whose:
+                    kept[whose[position]] += 1
+    if whose and images_per_person is not None:
+        trained_on = sum(min(images, images_per_person) for images in kept.values())
     if found.test is None:
         trained_on = round(_TRAINED_ON * trained_on)
     return Survey(

@@ -52,8 +52,11 @@ knows neither. Write yours here and into `croissant.json`, then make the checksu
 - Name: `creator` in `croissant.json`, which names the program until then.
 
 ```
-find . -type f ! -name SHA256SUMS -printf '%P\\0' | sort -z | xargs -0 sha256sum > SHA256SUMS
+find . -type f ! -name SHA256SUMS | cut -c3- | sort | tr '\\n' '\\0' |
+  xargs -0 sha256sum > SHA256SUMS
 ```
+
+On macOS without `sha256sum`, write `shasum -a 256` in its place.
 
 """
 

@@ -84,6 +84,13 @@ def _read(run_dir: pathlib.Path) -> tuple[RunConfig, Ledger, tf.keras.Model, int
             f'The settings of {run_dir} are not those that it was started with: its ledger has '
             f'another hash, so {run_dir / file_names.FLAGFILE} was changed. Restore that file.'
         )
+    try:
+        budget.changed_plan(config.privacy, ledger, is_allowed=False)
+    except ConfigError as error:
+        raise ConfigError(
+            f'The privacy settings of {run_dir} are not those of its ledger, so '
+            f'{run_dir / file_names.FLAGFILE} was changed. Restore that file.'
+        ) from error
     if restored.step > ledger.reserved_steps:
         raise ConfigError(
             f'{path} has paid for {ledger.reserved_steps:,} steps, and the last checkpoint is of '

@@ -173,7 +173,9 @@ def restore_generator(folder: str | os.PathLike, generator: tf.keras.Model) -> R
             continue
         _read_into(tf.train.Checkpoint(gan=tf.train.Checkpoint(ema_generator=generator)), path)
         return Restored(step, manifest['ledger'])
-    raise CheckpointError(f'There is no whole checkpoint in {folder}: nothing was trained yet.')
+    raise CheckpointError(
+        f'There is no whole checkpoint in {folder}: let the run continue first, with --resume.'
+    )
 
 
 def _read_into(checkpoint: tf.train.Checkpoint, path: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
 """Measures a run's generator against real images.
 
 It writes to RUN/nonprivate and, for the classifiers that learn from real images, to the user's
-state folder, and nowhere else. Nothing of it goes back into training. Epsilon does NOT cover it.
+state folder; decoded images are kept in the cache, as in training. Nothing of it goes back into
+training. Epsilon does NOT cover it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def check_records(dataset: Dataset) -> None:
     if len(dataset.train) < protocol.LEAST_TRAIN:
         raise config.ConfigError(
             f'An evaluation needs at least {protocol.LEAST_TRAIN} training images, and there are '
-            'fewer: leave it out with --noevaluate.'
+            'fewer: leave it out with --noevaluate (in Python: evaluate=False).'
         )
 
 

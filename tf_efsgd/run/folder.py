@@ -59,8 +59,13 @@ def _folder_of_records(data: DataConfig) -> pathlib.Path | None:
     return files.expanded(path).resolve()
 
 
-def _is_folder_of_images(data: DataConfig) -> bool:
-    return data.dataset.startswith('folder:') and _folder_of_records(data) is not None
+def folder_of_images(data: DataConfig) -> pathlib.Path | None:
+    """The folder of a folder: data set; None for other data sets.
+
+    Args:
+      data: the settings of the data set.
+    """
+    return _folder_of_records(data) if data.dataset.startswith('folder:') else None
 
 
 def with_whole_paths(config: RunConfig) -> RunConfig:
@@ -159,13 +164,13 @@ def check(run_dir: pathlib.Path, config: RunConfig, given: Collection[str] = ())
 
 def _check_place(run_dir: pathlib.Path, config: RunConfig) -> None:
     """Raises ConfigError if a new run could not be made there, or not be used after it was paid."""
-    place, data = run_dir.resolve(), _folder_of_records(config.data)
+    place, data = run_dir.resolve(), folder_of_images(config.data)
     if files.has_wildcards(place):
         raise ConfigError(
             'TensorFlow mistakes *, ?, [, ] and \\ in a path for a pattern, and would not find the '
             f'SavedModel of the run again: give a --run_dir without them. Received: {place}.'
         )
-    if _is_folder_of_images(config.data) and place.is_relative_to(data):
+    if data is not None and place.is_relative_to(data):
         raise ConfigError(
             'The run folder must be outside the folder of the images: the next start would mistake '
             f'its pictures for images. Give another --run_dir. Received: {place}.'
@@ -320,7 +325,7 @@ def check_records(folder: pathlib.Path, run_id: str, train: records.Records) -> 
 def _check_no_runs(data: DataConfig) -> None:
     """Raises ConfigError if run folders lie among the images: their pictures are not records."""
     root = _folder_of_records(data)
-    if not _is_folder_of_images(data):
+    if folder_of_images(data) is None:
         return
     for pattern in (file_names.LEDGER, f'*/{file_names.LEDGER}', f'*/*/{file_names.LEDGER}'):
         found = next(root.glob(pattern), None)

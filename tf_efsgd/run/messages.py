@@ -25,11 +25,12 @@ def begin(
       warning: from `devices.warning`, the second line; None prints none.
     """
     is_given = given != recipes.EVERYTHING and 'minutes' in given
-    is_known = recipes.is_open(config.privacy, given) or is_given
-    if is_known and not config.run.resume:
-        minutes = config.training.minutes
-        time = f'for about {minutes} minutes (--minutes)'
-        time += ', and some more for the evaluation' if config.run.evaluate else ''
+    minutes = config.training.minutes
+    more = ', and some more for the evaluation' if config.run.evaluate else ''
+    if recipes.is_open(config.privacy, given) and not config.run.resume:
+        time = f'for about {minutes} minutes (--minutes){more}'
+    elif is_given and not config.run.resume:
+        time = f'for the given number of steps: by --minutes, about {minutes} minutes{more}'
     else:
         time = 'for the given number of steps: the bars below say how long that takes'
     print(f'Training on {device}, {time}.', flush=True)

@@ -16,6 +16,7 @@ from tf_efsgd.config import ConfigError
 from tf_efsgd.export import checksums, generated, synthetic_data, versions
 from tf_efsgd.export.formats import FORMATS
 from tf_efsgd.reporting import data_card, report
+from tf_efsgd.run import folder as run_folder
 from tf_efsgd.training import samples
 
 # The examples of the page, while it is written.
@@ -54,6 +55,7 @@ def generate(
     try:
         generator = generated.ExportedGenerator(versions.find(source))
         _check_output(output, pathlib.Path(os.path.abspath(generator.path)))
+        _check_apart(output, pathlib.Path(generator.path))
         about = synthetic_data.write(generator, output, wanted, _pages_of(generator), quiet=quiet)
     except versions.ExportError as error:
         raise ConfigError(str(error)) from error
@@ -74,6 +76,22 @@ def _check_output(output: pathlib.Path, export: pathlib.Path) -> None:
         why = f'it would change the exports in {export.parent}'
     if why is not None:
         raise ConfigError(f'--output must be another folder: {why}. Received: {output}.')
+
+
+def _check_apart(output: pathlib.Path, export: pathlib.Path) -> None:
+    """Raises ConfigError if a data set would stand among the images that its run trained on."""
+    of_run = export.resolve().parents[1]  # RUN/export/1
+    if not (of_run / file_names.FLAGFILE).is_file():
+        return
+    try:
+        records = run_folder.folder_of_images(run_folder.read_settings(of_run).data)
+    except ConfigError:
+        return  # The export says all that is needed.
+    if records is not None and output.resolve().is_relative_to(records):
+        raise ConfigError(
+            '--output must be outside the folder of the images: the next training would take '
+            f'generated images for real ones. Received: {output}.'
+        )
 
 
 def check(wanted: synthetic_data.Wanted) -> None:

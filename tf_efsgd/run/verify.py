@@ -193,7 +193,10 @@ def _verify_data_set(folder: pathlib.Path) -> tuple[list[str], dict[str, Any]]:
         faults.append(f'{STATEMENT} is not the statement of the generator of these images')
     if statement.get('generator_sha256') != about.get('generator_sha256'):
         faults.append(f'{GENERATION} names another generator than {STATEMENT}')
-    faults += _faults_of_labels(folder, about)
+    try:
+        faults += _faults_of_labels(folder, about)
+    except _NOT_OURS:
+        faults.append(f'{LABELS} does not hold what this program writes')
     if statement['private'] and isinstance(statement.get('epsilon'), (int, float)):
         shown = rounding.up(float(statement['epsilon']))
         for name, text in ((PAGE, f'ε = {shown},'), (README, f'epsilon = {shown},')):

@@ -69,7 +69,7 @@ class EveryStep(tf.keras.callbacks.Callback):
 
 
 class ProgressBar(EveryStep):
-    """Shows steps per second, the time left and epsilon so far.
+    """Shows steps per second, the time left and the epsilon of the steps that are paid for.
 
     Args:
       first_step: how many steps were done before, >= 0.
@@ -109,7 +109,9 @@ class ProgressBar(EveryStep):
         text = 'NOT PRIVATE'
         if self._epsilon is not None:
             planned = rounding.up(self._epsilon(self._last_step))
-            text = f'ε≤{rounding.up(self._epsilon(self.step))} of {planned}'
+            # It stands there until the next time, and steps are paid for before they run.
+            until = min(self._last_step, (self.step // self._every + 1) * self._every)
+            text = f'ε≤{rounding.up(self._epsilon(until))} of {planned}'
         self._bar.set_postfix_str(text, refresh=False)
 
     def on_train_end(self, logs=None):

@@ -39,14 +39,15 @@ class TrainingConfig:
     discriminator_steps: int = integer(
         5,
         'Number of private steps for each generator step; with --adaptive_discriminator_steps the '
-        'number at the start of training. Raise it when the noise is large.',
+        'number at the start of training. Raise it when the noise is large. With '
+        '--discriminator=public_heads the default is 1.',
         at_least=1,
         at_most=64,
     )
     adaptive_discriminator_steps: bool = boolean(
         True,
         'Raise the number of --discriminator_steps, up to 64, while the discriminator falls '
-        'behind on generated images.',
+        'behind on generated images. With --discriminator=public_heads the default is off.',
     )
     generator_learning_rate: float = number(
         1e-3, "Learning rate of Adam in the generator's own steps.", above=0.0
