@@ -20,6 +20,8 @@ _REPO = pathlib.Path(__file__).resolve().parents[1]
 _PAGES = [_REPO / 'README.md', *sorted((_REPO / 'docs').glob('*.md'))]
 _NEEDS_A_SERVER = 'import grpc'
 _TINY = {
+    # Strategies of one process share collective keys, and tests have one of their own.
+    'strategy': 'one_device',
     'image_size': 8,
     'expected_batch_size': 16,
     'train_steps': 1,
