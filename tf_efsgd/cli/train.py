@@ -101,10 +101,14 @@ def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
     if 'resume' not in names or 'flagfile' in names:
         return list(arguments)
     for argument, name, after in zip(arguments, names, [*arguments[1:], '']):
-        run_dir = argument.partition('=')[2] or after
-        path = files.expanded(run_dir) / file_names.FLAGFILE
-        if name == 'run_dir' and path.is_file():
-            return [arguments[0], f'--flagfile={path}', *arguments[1:]]
+        if name != 'run_dir':
+            continue
+        try:
+            path = files.expanded(argument.partition('=')[2] or after) / file_names.FLAGFILE
+            if path.is_file():
+                return [arguments[0], f'--flagfile={path}', *arguments[1:]]
+        except (OSError, ValueError):
+            break  # What is wrong with the path is said later, in one line.
     return list(arguments)
 
 

@@ -80,7 +80,7 @@ def _check_output(output: pathlib.Path, export: pathlib.Path) -> None:
 
 def _check_apart(output: pathlib.Path, export: pathlib.Path) -> None:
     """Raises ConfigError if a data set would stand among the images that its run trained on."""
-    of_run = export.resolve().parents[1]  # RUN/export/1
+    of_run = export.resolve().parent.parent  # RUN/export/1
     if not (of_run / file_names.FLAGFILE).is_file():
         return
     try:

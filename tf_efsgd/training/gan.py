@@ -177,8 +177,9 @@ class EFSGDGan(LikeKeras, PrivateModel, GeneratorStep):
                 'without privacy): the divisor of the sums must be a public constant.'
             )
         self.generator_optimizer = generator_optimizer
+        before = getattr(self, 'discriminator_optimizer', None)
         self.discriminator_optimizer = discriminator_optimizer
-        self._count_restored_steps()
+        self._count_restored_steps(is_new=discriminator_optimizer is not before)
         self._losses = losses
         self._expected_batch_size = expected_batch_size
         self._generated_per_step = generated_per_step or expected_batch_size

@@ -253,13 +253,15 @@ class LikeKeras:
         self._count_restored_steps()
         return status
 
-    def _count_restored_steps(self) -> None:
+    def _count_restored_steps(self, is_new: bool = False) -> None:
         """Lets the optimizer count private steps that it does not know of."""
         made = int(self.private_steps.numpy())  # On several replicas the variable is no number.
         if not made or not getattr(self, 'is_private', False):
             return
-        if int(self.discriminator_optimizer.iterations.numpy()) < made:
+        is_short = int(self.discriminator_optimizer.iterations.numpy()) < made
+        if is_short:
             self.discriminator_optimizer.iterations.assign(made)
+        if is_short or is_new:  # A new one may have counted steps of another model alone.
             warnings.warn(
                 f'This GAN has made {made} private steps with another optimizer, or its weights '
                 'were loaded without it. They are counted as steps of the new one, which is true '
